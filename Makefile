@@ -1,0 +1,81 @@
+# AmberBlob: everyday commands. Needs Python 3.11 or newer, pip and make; nothing else.
+# Pass arguments on with ARGS, for example: make test ARGS="-k manifest -x"
+
+PYTHON ?= python3
+ARGS   ?=
+
+VENV      := .venv
+BIN       := $(VENV)/bin
+STAMP_RUN := $(VENV)/.stamp-runtime
+STAMP_DEV := $(VENV)/.stamp-dev
+LOCK_VENV := .venv-lock
+PIP       := $(BIN)/python -m pip --disable-pip-version-check
+CODE      := $(wildcard amberblob node registry chunkstore antientropy tests bench bench.py demo demo.py)
+
+PIP_TOOLS   := pip-tools==7.6.2
+PIP_COMPILE := CUSTOM_COMPILE_COMMAND="make lock" $(LOCK_VENV)/bin/pip-compile --quiet --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --strip-extras --allow-unsafe --build-deps-for editable
+
+define check-python
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	echo "AmberBlob needs Python 3.11 or newer, but '$(PYTHON)' is: $$($(PYTHON) --version 2>&1 | head -n 1)" >&2; \
+	echo "Name another one: make PYTHON=/path/to/python3.11 ..." >&2; \
+	exit 1; }
+endef
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup dev test check fmt bench demo lock clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+# The recipes below end in `exec`, so that Ctrl-C and SIGTERM reach the program itself and not a shell around it.
+
+dev: $(STAMP_RUN) ## start a local development cluster (ARGS go to `amberblob dev`)
+	@exec $(BIN)/amberblob dev $(ARGS)
+
+test: $(STAMP_DEV) ## run the tests (ARGS go to pytest)
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP_DEV) ## lint, formatting, types and import layers
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(STAMP_DEV) ## format the code and apply safe lint fixes
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+bench: $(STAMP_DEV) ## run the benchmarks (ARGS go to `python -m bench`)
+	@exec $(BIN)/python -m bench $(ARGS)
+
+demo: $(STAMP_DEV) ## run the demonstration (ARGS go to `python -m demo`)
+	@exec $(BIN)/python -m demo $(ARGS)
+
+setup: $(STAMP_DEV) ## only create the virtual environment, with the development tools
+
+lock: ## recompute the lock files (ARGS go to pip-compile, for example --upgrade)
+	$(check-python)
+	test -x $(LOCK_VENV)/bin/python || $(PYTHON) -m venv $(LOCK_VENV)
+	$(LOCK_VENV)/bin/python -m pip --disable-pip-version-check install --quiet '$(PIP_TOOLS)'
+	$(PIP_COMPILE) $(ARGS) --output-file requirements.lock pyproject.toml
+	$(PIP_COMPILE) $(ARGS) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
+
+clean: ## remove the virtual environments, caches and build output
+	rm -rf $(VENV) $(LOCK_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(check-python)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Could not create $(VENV); is the venv module installed?" >&2; exit 1; }
+
+$(STAMP_RUN): requirements.lock pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet --require-hashes -r requirements.lock
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(STAMP_DEV): requirements-dev.lock $(STAMP_RUN)
+	$(PIP) install --quiet --require-hashes -r requirements-dev.lock
+	@touch $@

@@ -1,0 +1,302 @@
+"""The error tree of AmberBlob.
+
+Every error says whose fault it is, whether trying again can help, what was seen, and what to do now::
+
+    AmberError
+    ├── RequestError                 the caller's: the same request fails again
+    │   ├── BadRequest          400  bad-path, path-too-long, bad-parameter, bad-range, bad-header, incomplete-body, ...
+    │   ├── Unauthorized        401  unauthorized
+    │   ├── Forbidden           403  reserved-path
+    │   ├── NotFound            404  no-such-object, no-such-version, nothing-to-restore
+    │   ├── MethodNotAllowed    405  method-not-allowed
+    │   ├── VersionConflict     409  version-conflict
+    │   ├── PreconditionFailed  412  precondition-failed
+    │   ├── RangeNotSatisfiable 416  range-not-satisfiable
+    │   └── DigestMismatch      422  digest-mismatch
+    ├── ClusterError                 the cluster's: the same request may succeed later
+    │   ├── QuorumUnavailable   503  quorum-unavailable (nothing was applied)
+    │   ├── NotReady            503  not-ready, shutting-down
+    │   ├── RegistryUnavailable 503  registry-unavailable (membership cannot change; data goes on)
+    │   ├── OutcomeUnknown      504  outcome-unknown (may yet be applied: retry with the same write id)
+    │   └── InsufficientStorage 507  insufficient-storage
+    ├── StorageError                 one disk's: the other replicas go on
+    │   ├── DiskFailed               an I/O error or failed fsync: the disk takes no more writes
+    │   ├── DiskFull                 below the reserve: refuses bytes, still takes tombstones and commits
+    │   ├── DiskInUse                another process holds the disk
+    │   ├── DiskMismatch             a disk of another cluster, or of an unknown format
+    │   ├── JournalCorrupt           a journal entry that was durable fails its checksum
+    │   ├── ChunkMissing             the bytes are not on this disk
+    │   └── ChunkCorrupt             the bytes fail their hash; they went to quarantine
+    ├── PeerError                    one peer's or the network's
+    │   ├── PeerUnreachable          not connected, or the connection broke
+    │   ├── PeerTimeout              no answer within the deadline
+    │   ├── PeerRefused              wrong secret, wrong cluster, clock too far ahead, unknown wire version
+    │   └── WireError                a frame that cannot be decoded
+    └── ConfigError                  the operator's configuration
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class AmberError(Exception):
+    """The root. ``str(error)`` is the detail: what was seen and what to do now.
+
+    Attributes:
+        code: a stable short name, the ``type`` of a problem+json answer.
+        status: the HTTP status that carries it.
+        title: one line for people.
+        retryable: whether the same request can succeed later without a change.
+        detail: what was seen and what to do next.
+        extra: further members of the problem document (plain JSON values).
+    """
+
+    code: str = "internal-error"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str = "", *, code: str | None = None, extra: Mapping[str, Any] | None = None) -> None:
+        super().__init__(detail or self.title)
+        self.detail = detail or self.title
+        if code is not None:
+            self.code = code
+        self.extra: dict[str, Any] = dict(extra or {})
+
+
+class RequestError(AmberError):
+    """The caller's: the same request fails again."""
+
+    code = "bad-request"
+    status = 400
+    title = "Bad request"
+
+
+class BadRequest(RequestError):
+    """The request cannot be understood."""
+
+
+class Unauthorized(RequestError):
+    """The cluster asks for a token, and this is none of its."""
+
+    code = "unauthorized"
+    status = 401
+    title = "Unauthorized"
+
+
+class Forbidden(RequestError):
+    """Understood and refused."""
+
+    code = "forbidden"
+    status = 403
+    title = "Forbidden"
+
+
+class NotFound(RequestError):
+    """No such object or version."""
+
+    code = "no-such-object"
+    status = 404
+    title = "No such object"
+
+
+class MethodNotAllowed(RequestError):
+    """The resource does not have this method."""
+
+    code = "method-not-allowed"
+    status = 405
+    title = "Method not allowed"
+
+
+class VersionConflict(RequestError):
+    """A client-given version that is not greater than every version the path has had."""
+
+    code = "version-conflict"
+    status = 409
+    title = "Version conflict"
+
+
+class PreconditionFailed(RequestError):
+    """A condition of the request does not hold; ``extra`` tells the current head."""
+
+    code = "precondition-failed"
+    status = 412
+    title = "Precondition failed"
+
+
+class RangeNotSatisfiable(RequestError):
+    """The range lies outside of the object."""
+
+    code = "range-not-satisfiable"
+    status = 416
+    title = "Range not satisfiable"
+
+
+class DigestMismatch(RequestError):
+    """The body does not have the digest that the client gave; nothing was stored."""
+
+    code = "digest-mismatch"
+    status = 422
+    title = "Digest mismatch"
+
+
+class ClusterError(AmberError):
+    """The cluster's: the same request may succeed later."""
+
+    code = "cluster-error"
+    status = 503
+    title = "Cluster error"
+    retryable = True
+
+
+class QuorumUnavailable(ClusterError):
+    """Too few replicas answered; nothing was applied. ``extra`` has wanted, got and each failure."""
+
+    code = "quorum-unavailable"
+    title = "Quorum unavailable"
+
+    @classmethod
+    def of(cls, wanted: int, got: int, failures: Mapping[str, str]) -> QuorumUnavailable:
+        """Build it from the evidence: replicas wanted, replicas that answered well, and why the others did not."""
+        seen = "; ".join(f"{node}: {why}" for node, why in sorted(failures.items())) or "no answer in time"
+        return cls(
+            f"{got} of the {wanted} replicas that are needed answered ({seen}). "
+            "Nothing was applied: try again, and look at /cluster for nodes that are down.",
+            extra={"wanted": wanted, "got": got, "failures": dict(failures)},
+        )
+
+
+class NotReady(ClusterError):
+    """The node is starting or stopping, or has no routes yet."""
+
+    code = "not-ready"
+    title = "Node not ready"
+
+
+class RegistryUnavailable(ClusterError):
+    """The registry does not answer, or holds what cannot be read. A change that was asked for may have been made."""
+
+    code = "registry-unavailable"
+    title = "Registry unavailable"
+
+
+class OutcomeUnknown(ClusterError):
+    """The write may or may not be applied: retry with the same write id to learn which."""
+
+    code = "outcome-unknown"
+    status = 504
+    title = "Outcome unknown"
+
+
+class InsufficientStorage(ClusterError):
+    """Too few disks have room for the object."""
+
+    code = "insufficient-storage"
+    status = 507
+    title = "Insufficient storage"
+    retryable = False
+
+
+class StorageError(AmberError):
+    """One disk's: the other replicas go on."""
+
+    code = "storage-error"
+    title = "Storage error"
+
+
+class DiskFailed(StorageError):
+    """An I/O error or a failed fsync. The disk takes no more writes until its process starts anew."""
+
+    code = "disk-failed"
+    title = "Disk failed"
+
+
+class DiskFull(StorageError):
+    """Free space is below the reserve. Bytes are refused; tombstones and commits still go through."""
+
+    code = "disk-full"
+    status = 507
+    title = "Disk full"
+
+
+class DiskInUse(StorageError):
+    """Another process holds the disk."""
+
+    code = "disk-in-use"
+    title = "Disk in use"
+
+
+class DiskMismatch(StorageError):
+    """A disk of another cluster or node, or of a format that this version does not know."""
+
+    code = "disk-mismatch"
+    title = "Wrong disk"
+
+
+class JournalCorrupt(StorageError):
+    """A journal entry that was durable fails its checksum: acknowledged state may be lost on this disk."""
+
+    code = "journal-corrupt"
+    title = "Journal corrupt"
+
+
+class ChunkMissing(StorageError):
+    """The bytes are not on this disk."""
+
+    code = "chunk-missing"
+    title = "Chunk missing"
+
+
+class ChunkCorrupt(StorageError):
+    """The bytes on this disk fail their hash; they were moved to quarantine."""
+
+    code = "chunk-corrupt"
+    title = "Chunk corrupt"
+
+
+class PeerError(AmberError):
+    """One peer's, or the network's between."""
+
+    code = "peer-error"
+    status = 503
+    title = "Peer error"
+    retryable = True
+
+
+class PeerUnreachable(PeerError):
+    """Not connected, or the connection broke before the answer."""
+
+    code = "peer-unreachable"
+    title = "Peer unreachable"
+
+
+class PeerTimeout(PeerError):
+    """No answer within the deadline."""
+
+    code = "peer-timeout"
+    title = "Peer timeout"
+
+
+class PeerRefused(PeerError):
+    """The peer speaks, but not with us: wrong secret, other cluster, clock too far ahead, unknown wire version."""
+
+    code = "peer-refused"
+    title = "Peer refused"
+    retryable = False
+
+
+class WireError(PeerError):
+    """A frame that cannot be decoded."""
+
+    code = "wire-error"
+    title = "Wire error"
+    retryable = False
+
+
+class ConfigError(AmberError):
+    """The operator's configuration cannot be used; the detail names the key and what it wants."""
+
+    code = "bad-config"
+    title = "Bad configuration"

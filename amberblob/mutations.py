@@ -1,0 +1,78 @@
+"""What a replica makes durable: the entries of a disk's commit journal.
+
+The replica's state machine (``node.protocol.replica``) decides on them, a disk (``chunkstore``) applies
+them. Applying is idempotent and happens in journal order per slot.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from amberblob.ballot import Ballot
+from amberblob.manifest import Record
+
+
+class Accepted(msgspec.Struct, frozen=True, array_like=True, tag="a"):
+    """The register of ``path`` now holds ``record``, accepted at ``ballot``, not known to be chosen.
+
+    ``record.previous`` is known to be chosen (a record is only ever built on a chosen one): its row goes to
+    ``blobs``, and every write id in ``record.writes`` but the last goes to ``write_ids``, in the same transaction.
+    ``body`` holds the bytes of ``record.head`` when they are inline and travel with the record.
+    When the record adds a version, its blob becomes REFERENCED.
+    """
+
+    slot: int
+    path: str
+    ballot: Ballot
+    record: Record
+    body: bytes | None = None
+
+
+class Chosen(msgspec.Struct, frozen=True, array_like=True, tag="c"):
+    """The record accepted at ``ballot`` is chosen.
+
+    Without ``record``: the register already holds that ballot, mark it (anything else in it: nothing to do).
+    With ``record``: a replica that missed the accept installs it as accepted and chosen, whether or not the
+    bytes are here. Then, in one transaction: the rows of ``record.added`` and ``record.previous``, the
+    tombstones of the path's rows as ``record.live`` says, the write ids, one line of ``commit_log``.
+    """
+
+    slot: int
+    path: str
+    ballot: Ballot
+    record: Record | None = None
+
+
+class Reserved(msgspec.Struct, frozen=True, array_like=True, tag="r"):
+    """Promises of the slot may use counters up to ``ceiling``; after a restart the slot's floor is this."""
+
+    slot: int
+    ceiling: int
+
+
+class EpochSeen(msgspec.Struct, frozen=True, array_like=True, tag="e"):
+    """The slot has seen ``epoch``; messages of a lower one are refused from now on."""
+
+    slot: int
+    epoch: int
+
+
+class Staged(msgspec.Struct, frozen=True, array_like=True, tag="s"):
+    """The blob's bytes are about to be renamed into place; nothing refers to them yet."""
+
+    slot: int
+    blob_id: str
+    at_ms: int
+
+
+class Aborted(msgspec.Struct, frozen=True, array_like=True, tag="x"):
+    """The blob will never be referred to: a later COMMIT of it is refused, its files may go.
+
+    Has no effect on a blob that is REFERENCED.
+    """
+
+    slot: int
+    blob_id: str
+
+
+Mutation = Accepted | Chosen | Reserved | EpochSeen | Staged | Aborted

@@ -1,0 +1,352 @@
+"""The messages between nodes and their one codec (MessagePack by msgspec).
+
+Requests and answers are frozen structs, told apart by a tag. Every request about a path bears the slot and
+the route's epoch; every answer bears the incarnation of the copy that gave it, so that a coordinator counts
+only copies that the route table names as voters.
+
+Bodies do not travel in messages (but for inline ones): they follow a request as data frames on its stream.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from amberblob.ballot import Ballot
+from amberblob.manifest import ChunkRef, Record, Version, WriteMark
+
+WIRE_VERSION = 1
+
+RefusalReason = Literal["ballot", "epoch", "aborted", "bytes-missing", "not-a-member", "disk-full", "disk-failed"]
+"""Why a replica refused a PREPARE, COMMIT or staging.
+
+ballot: it promised, or has a floor, at or above. epoch: the sender's route is older. aborted: the blob was
+given up. bytes-missing: the record's bytes are not durable there. not-a-member: the node holds no copy of
+that slot. disk-full, disk-failed: what they say.
+"""
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """The base of everything that travels between nodes."""
+
+
+# ---- requests about one path
+
+
+class Prepare(Message, frozen=True, array_like=True, kw_only=True, tag="P"):
+    """Phase one: promise ``ballot`` for ``path`` and tell what was accepted."""
+
+    slot: int
+    path: str
+    epoch: int
+    ballot: Ballot
+    write_id: str
+    """The replica tells what this write did, if the record's own short list does not reach back. Empty: do not look."""
+
+
+class Commit(Message, frozen=True, array_like=True, kw_only=True, tag="C"):
+    """Phase two: accept ``record`` at ``ballot``.
+
+    ``body`` are the bytes of an inline head. ``holders`` name nodes from which missing bytes can be pulled
+    before accepting (set when somebody else's undecided record is finished); empty means refuse when missing.
+    """
+
+    slot: int
+    path: str
+    epoch: int
+    ballot: Ballot
+    record: Record
+    body: bytes | None = None
+    holders: tuple[str, ...] = ()
+
+
+class Learnt(msgspec.Struct, frozen=True, array_like=True):
+    """One record that became chosen. ``record`` is given to replicas that may have missed the accept."""
+
+    slot: int
+    path: str
+    epoch: int
+    ballot: Ballot
+    record: Record | None = None
+    holders: tuple[str, ...] = ()
+
+
+class Learn(Message, frozen=True, array_like=True, kw_only=True, tag="L"):
+    """Several chosen records at once; answered by :class:`Done`."""
+
+    items: tuple[Learnt, ...]
+
+
+class Query(Message, frozen=True, array_like=True, kw_only=True, tag="Q"):
+    """What does the register of ``path`` hold?"""
+
+    slot: int
+    path: str
+    epoch: int
+
+
+class QueryHistory(Message, frozen=True, array_like=True, kw_only=True, tag="H"):
+    """Rows of ``path`` that are known to be chosen, newest first: below a version, or just one version."""
+
+    slot: int
+    path: str
+    epoch: int
+    version: int | None = None
+    below: int | None = None
+    limit: int = 1000
+
+
+class QueryScan(Message, frozen=True, array_like=True, kw_only=True, tag="S"):
+    """One page of the node's listing index: registers whose path begins with ``prefix`` and is ``>= start``.
+
+    With a ``delimiter``, of each group of paths that share the text up to the first delimiter after the
+    prefix only the first live one is told (as a witness). ``limit`` counts entries.
+    """
+
+    prefix: str
+    start: str
+    delimiter: str
+    limit: int
+
+
+class Inspect(Message, frozen=True, array_like=True, kw_only=True, tag="I"):
+    """Everything that this replica knows of one path, for ``explain``."""
+
+    slot: int
+    path: str
+
+
+# ---- requests about bytes
+
+
+class StageOpen(Message, frozen=True, array_like=True, kw_only=True, tag="O"):
+    """Data frames with the blob's bytes follow on this stream, then :class:`StageClose`."""
+
+    slot: int
+    epoch: int
+    blob_id: str
+    chunk_bytes: int
+    size: int | None = None
+
+
+class StageClose(Message, frozen=True, array_like=True, kw_only=True, tag="E"):
+    """The bytes are complete: these are their chunks. Answered by :class:`StagedReply` once they are durable."""
+
+    chunks: tuple[ChunkRef, ...]
+    manifest_id: str | None
+    """Set when there are too many chunks for a message: they follow as data frames holding the manifest file."""
+
+
+class Discard(Message, frozen=True, array_like=True, kw_only=True, tag="D"):
+    """Give up a staged blob that nothing refers to."""
+
+    slot: int
+    blob_id: str
+
+
+class ReadChunk(Message, frozen=True, array_like=True, kw_only=True, tag="B"):
+    """The bytes of a chunk follow the :class:`Done` answer as data frames, verified."""
+
+    slot: int
+    blob_id: str
+    chunk: ChunkRef
+
+
+class ReadManifest(Message, frozen=True, array_like=True, kw_only=True, tag="M"):
+    """The bytes of a manifest file follow the :class:`Done` answer as data frames, verified."""
+
+    slot: int
+    blob_id: str
+    manifest_id: str
+
+
+class Ping(Message, frozen=True, array_like=True, kw_only=True, tag="G"):
+    """Are you there? Carries and returns the hybrid time."""
+
+    now_ms: int
+
+
+Request = (
+    Prepare
+    | Commit
+    | Learn
+    | Query
+    | QueryHistory
+    | QueryScan
+    | Inspect
+    | StageOpen
+    | StageClose
+    | Discard
+    | ReadChunk
+    | ReadManifest
+    | Ping
+)
+
+
+# ---- answers
+
+
+class Promised(Message, frozen=True, array_like=True, kw_only=True, tag="p"):
+    """The ballot is promised. What was accepted, and what must stay above."""
+
+    incarnation: str
+    accepted: Ballot | None
+    record: Record | None
+    chosen: bool
+    version_floor: int
+    prior: WriteMark | None = None
+
+
+class AcceptedReply(Message, frozen=True, array_like=True, kw_only=True, tag="a"):
+    """Accepted and durable here. (Not yet chosen: that takes a majority.)"""
+
+    incarnation: str
+
+
+class Refused(Message, frozen=True, array_like=True, kw_only=True, tag="r"):
+    """Not promised, not accepted, not staged. ``ballot`` is what must be exceeded; ``epoch`` the replica's.
+
+    A refused PREPARE (reason ballot) tells the register too: the coordinator can then rule out that an earlier
+    try of its write lingers here.
+    """
+
+    incarnation: str
+    reason: RefusalReason
+    ballot: Ballot
+    epoch: int
+    detail: str = ""
+    accepted: Ballot | None = None
+    record: Record | None = None
+
+
+class RegisterReply(Message, frozen=True, array_like=True, kw_only=True, tag="g"):
+    """The register, durable as told."""
+
+    incarnation: str
+    accepted: Ballot | None
+    record: Record | None
+    chosen: bool
+
+
+class HistoryRow(msgspec.Struct, frozen=True, array_like=True):
+    """One chosen version; ``tombstoned_at_ms`` as far as this replica knows (the newest record decides)."""
+
+    version: Version
+    tombstoned_at_ms: int | None
+
+
+class HistoryReply(Message, frozen=True, array_like=True, kw_only=True, tag="h"):
+    """Rows newest first, and the register at the same moment. ``more``: the page was full."""
+
+    incarnation: str
+    accepted: Ballot | None
+    record: Record | None
+    chosen: bool
+    rows: tuple[HistoryRow, ...]
+    more: bool
+
+
+class ScanEntry(msgspec.Struct, frozen=True, array_like=True):
+    """One register in the listing index. ``version`` 0: no version lives (``blob_id`` and ``etag`` are empty)."""
+
+    path: str
+    slot: int
+    ballot: Ballot
+    chosen: bool
+    version: int
+    blob_id: str
+    size: int
+    etag: str
+    created_at_ms: int
+    changed_at_ms: int
+    content_type: str
+    version_max: int
+
+
+class ScanReply(Message, frozen=True, array_like=True, kw_only=True, tag="s"):
+    """Entries in byte order of the path.
+
+    ``next_start`` is where the following page begins, None at the end of the prefix. ``incarnations`` tells
+    the copies whose state is in the page: slot to incarnation, for every slot that this node holds.
+    ``incarnation`` is the disk's; slots that are not in ``incarnations`` bear it.
+    """
+
+    incarnation: str
+    entries: tuple[ScanEntry, ...]
+    next_start: str | None
+    incarnations: dict[int, str]
+
+
+class InspectReply(Message, frozen=True, array_like=True, kw_only=True, tag="i"):
+    """A replica's view of one path. ``bytes_present`` pairs each row's version with "all", "some" or "none"."""
+
+    incarnation: str
+    accepted: Ballot | None
+    record: Record | None
+    chosen: bool
+    rows: tuple[HistoryRow, ...]
+    bytes_present: dict[int, str]
+    disk: str
+    detail: str = ""
+
+
+class StagedReply(Message, frozen=True, array_like=True, kw_only=True, tag="t"):
+    """The blob's bytes are durable here and match the chunks."""
+
+    incarnation: str
+
+
+class Done(Message, frozen=True, array_like=True, kw_only=True, tag="d"):
+    """It is done; the bytes asked for, if any, follow. ``now_ms`` is the answering node's hybrid time."""
+
+    now_ms: int = 0
+    size: int = 0
+
+
+class Failed(Message, frozen=True, array_like=True, kw_only=True, tag="f"):
+    """The request failed at the peer: an error of :mod:`amberblob.errors` by its code."""
+
+    code: str
+    detail: str
+
+
+Reply = (
+    Promised
+    | AcceptedReply
+    | Refused
+    | RegisterReply
+    | HistoryReply
+    | ScanReply
+    | InspectReply
+    | StagedReply
+    | Done
+    | Failed
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_reply_decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+
+
+def encode(message: Message) -> bytes:
+    """One message as MessagePack."""
+    return _encoder.encode(message)
+
+
+def decode_request(data: bytes | memoryview) -> Request:
+    """A request from a peer.
+
+    Raises:
+        msgspec.MsgspecError: it is none.
+    """
+    return _request_decoder.decode(data)
+
+
+def decode_reply(data: bytes | memoryview) -> Reply:
+    """An answer from a peer.
+
+    Raises:
+        msgspec.MsgspecError: it is none.
+    """
+    return _reply_decoder.decode(data)

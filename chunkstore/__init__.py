@@ -1,0 +1,22 @@
+"""One disk: where are my bytes, and why are they safe?
+
+Reading order: :mod:`interface` (what a node asks of a disk), :mod:`store` (the composition), :mod:`core` (the
+way of an entry), then by interest:
+
+* journal: :mod:`codec` (pure: frames, torn or corrupt), :mod:`segments` (files), :mod:`journal` (group commit)
+* databases: :mod:`schema`, :mod:`sqlite`, :mod:`slotdb`, :mod:`applying`, :mod:`pool` (lost slots), :mod:`index`
+  (listing), :mod:`applier` (batches, checkpoints), :mod:`dbthread`
+* memory: :mod:`rules` (pure: what a mutation does), :mod:`overlay`
+* bytes: :mod:`staging` (the way in), :mod:`files`, :mod:`blobs`
+* the disk itself: :mod:`identity`, :mod:`space`, :mod:`fileops`, :mod:`recovery`, :mod:`doctor`
+* :mod:`memory`: the twin for tests and simulations
+
+It must not know of peers, ballots' meaning, HTTP or the registry: it keeps what it is told to keep. The format
+and the reasons are in rfc/0003-on-disk-format.md.
+"""
+
+from chunkstore.interface import BlobState, ReplicaStore, ScanPage, Staging
+from chunkstore.memory import MemoryStore
+from chunkstore.store import DiskStore
+
+__all__ = ["BlobState", "DiskStore", "MemoryStore", "ReplicaStore", "ScanPage", "Staging"]

@@ -1,0 +1,335 @@
+"""The bytes of a disk, as the event loop sees them: staging, reading, mending and giving up blobs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import TypeVar
+
+from amberblob.errors import ChunkCorrupt, ChunkMissing, DigestMismatch, DiskFailed, StorageError
+from amberblob.ids import content_hash
+from amberblob.limits import INLINE_BYTES_MAX
+from amberblob.manifest import ChunkRef, Version, decode_manifest
+from amberblob.mutations import Aborted, Staged
+from chunkstore.codec import BodyKept
+from chunkstore.core import DiskCore
+from chunkstore.fileops import FileOps
+from chunkstore.files import INCOMPLETE_NAME, BlobFiles, checked_hash, checked_ulid
+from chunkstore.interface import BlobState
+from chunkstore.overlay import Intent
+from chunkstore.slotdb import BlobFacts
+from chunkstore.space import SpaceGuard
+from chunkstore.staging import ChunkWriter, DiskStaging, as_storage_error
+
+T = TypeVar("T")
+Blob = tuple[int, str]
+
+
+class Blobs:
+    """Chunk files and inline bodies."""
+
+    def __init__(
+        self, core: DiskCore, files: BlobFiles, ops: FileOps, space: SpaceGuard, pool: Executor,
+        wall_ms: Callable[[], int], mint: Callable[[], str],
+    ) -> None:  # fmt: skip
+        self._core = core
+        self._files = files
+        self._ops = ops
+        self._space = space
+        self._pool = pool
+        self._wall_ms = wall_ms
+        self._mint = mint
+        self._publishing: set[Blob] = set()
+        self._active: dict[Path, DiskStaging] = {}
+        self._mending: dict[Blob, set[str]] = {}
+
+    async def _run(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function)
+
+    async def _run_writing(self, function: Callable[[], T]) -> T:
+        self._guard(0)
+        try:
+            return await self._run(function)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    async def _run_reading(self, function: Callable[[], T]) -> T:
+        try:
+            return await self._run(function)
+        except OSError as error:
+            raise DiskFailed(f"the disk cannot be read: {error}. Look at the kernel's log and at the disk.") from error
+
+    def _guard(self, size_bytes: int) -> None:
+        self._core.journal.raise_if_failed()
+        self._space.require(size_bytes)
+
+    def _failed(self, error: OSError) -> Exception:
+        return as_storage_error(error, self._core.fail, self._full)
+
+    def _full(self) -> Exception:
+        try:
+            self._space.require(1 << 62)
+        except StorageError as error:
+            return error
+        raise AssertionError("no disk is that large")
+
+    # -- in
+
+    async def stage(self, slot: int, blob_id: str, chunk_bytes: int, size: int | None) -> DiskStaging:
+        """See the interface."""
+        checked_ulid(blob_id)
+        assert chunk_bytes > 0
+        self._guard(size or 0)
+        folder = self._files.staging_folder(slot) / blob_id
+        if folder in self._active:
+            # A second try while the first one is still being cleared away.
+            folder = folder.with_name(f"{blob_id}.{self._mint()}")
+        place = folder
+
+        def ended() -> None:
+            self._active.pop(place, None)
+
+        writer = ChunkWriter(folder, self._ops, chunk_bytes, size)
+
+        def create() -> None:
+            self._files.prepare_slot(slot)
+            writer.create()
+
+        staging = DiskStaging(
+            writer,
+            self._pool,
+            publish=lambda source: self._publish(slot, blob_id, source),
+            guard=self._guard,
+            failed=self._failed,
+            ended=ended,
+        )
+        self._active[folder] = staging
+        try:
+            await self._run(create)
+        except OSError as error:
+            self._active.pop(folder, None)
+            raise self._failed(error) from error
+        except BaseException:
+            await staging.abort()
+            raise
+        return staging
+
+    async def _publish(self, slot: int, blob_id: str, source: Path) -> None:
+        """``Staged`` durable, then the rename, then both parents."""
+        blob = (slot, blob_id)
+        overlay = self._core.overlay
+        if await self.blob_state(slot, blob_id) is BlobState.ABORTED:
+            raise StorageError(f"blob {blob_id} was given up here before; a new attempt needs a new blob id")
+        self._publishing.add(blob)
+        try:
+            await self._core.durable(self._core.apply(Staged(slot, blob_id, self._wall_ms())))
+            if overlay.intent(slot, blob_id) is Intent.ABORTED:
+                raise StorageError(f"blob {blob_id} was given up while it came in; a new attempt needs a new blob id")
+        except BaseException:
+            self._publishing.discard(blob)
+            raise
+        move = asyncio.get_running_loop().run_in_executor(self._pool, self._put_in_place, slot, blob_id, source)
+        # Also when the caller goes away: until the folders are synced the blob must not be called durable.
+        move.add_done_callback(lambda _: self._publishing.discard(blob))
+        await asyncio.shield(move)
+        overlay.mark_complete(slot, blob_id, complete=True)
+
+    def _put_in_place(self, slot: int, blob_id: str, source: Path) -> None:
+        target = self._files.blob_folder(slot, blob_id)
+        if target.is_dir():
+            if (target / INCOMPLETE_NAME).exists():
+                self._files.remove_blob(slot, blob_id)
+            else:
+                self._ops.remove_tree(source)
+                self._ops.fsync_dir(target.parent)
+                return
+        self._ops.rename(source, target)
+        self._ops.fsync_dir(target.parent)
+        self._ops.fsync_dir(source.parent)
+
+    # -- state
+
+    async def _facts(self, slot: int, blob_id: str) -> BlobFacts:
+        if slot not in self._core.overlay.known():
+            return BlobFacts(intent=None, has_body=False, has_row=False)
+        barrier = self._core.overlay.blob_position(slot, blob_id)
+        return await self._core.ask(slot, lambda database: database.blob_facts(blob_id), barrier=barrier)
+
+    async def blob_state(self, slot: int, blob_id: str) -> BlobState:
+        """See the interface. Asks the database only about blobs that memory cannot tell."""
+        checked_ulid(blob_id)
+        overlay = self._core.overlay
+        intent = overlay.intent(slot, blob_id)
+        if intent is Intent.ABORTED:
+            return BlobState.ABORTED
+        if (slot, blob_id) in self._publishing:
+            return BlobState.ABSENT
+        if overlay.body(slot, blob_id) is not None or overlay.is_complete(slot, blob_id):
+            return BlobState.DURABLE
+        if overlay.is_unheard_of(slot, blob_id):
+            return BlobState.ABSENT
+        if intent is not Intent.STAGED:
+            facts = await self._facts(slot, blob_id)
+            if facts.has_body:
+                return BlobState.DURABLE
+            if facts.intent == Intent.ABORTED.value:
+                return BlobState.ABORTED
+        complete = await self._run(lambda: self._files.is_complete(slot, blob_id))
+        return BlobState.DURABLE if complete and (slot, blob_id) not in self._publishing else BlobState.ABSENT
+
+    # -- out
+
+    async def _body(self, slot: int, blob_id: str) -> bytes | None:
+        """An inline body, not verified."""
+        overlay = self._core.overlay
+        body = overlay.body(slot, blob_id)
+        if body is None and slot in overlay.known() and not overlay.is_unheard_of(slot, blob_id):
+            body = await self._core.ask(slot, lambda database: database.body(blob_id))
+        return body
+
+    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef) -> bytes:
+        """See the interface. A small chunk may be an inline body; those are looked for first."""
+        checked_ulid(blob_id)
+        checked_hash(chunk.id)
+        if chunk.len <= INLINE_BYTES_MAX:
+            body = await self._body(slot, blob_id)
+            if body is not None:
+                if len(body) == chunk.len and content_hash(body) == chunk.id:
+                    return body
+                raise await self._give_up_body(slot, blob_id, chunk, body)
+        return await self._read_file(slot, blob_id, lambda: self._files.read_chunk(slot, blob_id, chunk))
+
+    async def _give_up_body(self, slot: int, blob_id: str, chunk: ChunkRef, body: bytes) -> Exception:
+        error = await self._run_reading(lambda: self._files.quarantine_body(slot, blob_id, chunk.id, body))
+        barrier = self._core.overlay.blob_position(slot, blob_id)
+        await self._core.ask(slot, lambda database: database.remove_body(blob_id), barrier=barrier)
+        return error
+
+    async def _read_file(self, slot: int, blob_id: str, read: Callable[[], bytes]) -> bytes:
+        try:
+            return await self._run_reading(read)
+        except (ChunkCorrupt, ChunkMissing):
+            self._core.overlay.mark_complete(slot, blob_id, complete=False)
+            raise
+
+    async def read_manifest(self, slot: int, blob_id: str, manifest_id: str) -> bytes:
+        """See the interface."""
+        checked_ulid(blob_id)
+        checked_hash(manifest_id)
+        return await self._read_file(slot, blob_id, lambda: self._files.read_manifest(slot, blob_id, manifest_id))
+
+    # -- mending
+
+    async def missing_chunks(self, slot: int, version: Version, chunks: tuple[ChunkRef, ...]) -> list[ChunkRef]:
+        """See the interface."""
+        checked_ulid(version.blob_id)
+        if version.inline:
+            body = await self._body(slot, version.blob_id)
+            return [chunk for chunk in chunks if body is None or len(body) != chunk.len]
+        return await self._run_reading(lambda: self._files.missing(slot, version.blob_id, chunks))
+
+    async def install_chunk(self, slot: int, version: Version, chunk: ChunkRef, data: bytes) -> None:
+        """See the interface."""
+        blob_id = checked_ulid(version.blob_id)
+        if version.inline:
+            if len(data) != chunk.len or content_hash(data) != chunk.id:
+                raise DigestMismatch(f"the bytes are not chunk {chunk.id} ({chunk.len} bytes); nothing was stored")
+            self._guard(len(data))
+            await self._core.durable(self._core.apply(BodyKept(slot, blob_id, data)))
+            return
+        self._guard(len(data))
+        await self._run_writing(lambda: self._files.install_chunk(slot, blob_id, chunk, data))
+        await self._mended(slot, version, chunk.id)
+
+    async def install_manifest(self, slot: int, version: Version, manifest: bytes) -> None:
+        """See the interface."""
+        blob_id = checked_ulid(version.blob_id)
+        if version.manifest_id is None:
+            raise DigestMismatch(f"version {version.version} of blob {blob_id} has no manifest file")
+        manifest_id = checked_hash(version.manifest_id)
+        self._guard(len(manifest))
+        await self._run_writing(lambda: self._files.install_manifest(slot, blob_id, manifest_id, manifest))
+        self._mending.pop((slot, blob_id), None)
+        await self._mended(slot, version, None)
+
+    async def _mended(self, slot: int, version: Version, chunk_id: str | None) -> None:
+        """Count what is still missing, and take the mark off the folder when nothing is."""
+        blob = (slot, version.blob_id)
+        left = self._mending.get(blob)
+        if left is None:
+
+            def look() -> set[str] | None:
+                chunks = self._chunks(slot, version)
+                if chunks is None:
+                    return None
+                return {chunk.id for chunk in self._files.missing(slot, version.blob_id, chunks)}
+
+            left = await self._run_reading(look)
+            if left is None:
+                return
+            self._mending[blob] = left
+        if chunk_id is not None:
+            left.discard(chunk_id)
+        if left:
+            return
+        self._mending.pop(blob, None)
+
+        def end() -> bool:
+            chunks = self._chunks(slot, version)
+            return chunks is not None and self._files.end_mending(slot, version.blob_id, chunks, version.manifest_id)
+
+        await self._run_writing(end)
+
+    def _chunks(self, slot: int, version: Version) -> tuple[ChunkRef, ...] | None:
+        """Every chunk of the version; None when the manifest is not here. Blocks."""
+        if version.manifest_id is None:
+            return version.chunks
+        try:
+            return decode_manifest(self._files.read_manifest(slot, version.blob_id, version.manifest_id))
+        except (ChunkMissing, ChunkCorrupt):
+            return None
+
+    # -- giving up
+
+    async def discard(self, slot: int, blob_id: str) -> bool:
+        """See the interface; whether the blob was given up."""
+        checked_ulid(blob_id)
+        overlay = self._core.overlay
+        if overlay.intent(slot, blob_id) is Intent.REFERENCED:
+            return False
+        facts = await self._facts(slot, blob_id)
+        if facts.intent == Intent.REFERENCED.value or facts.has_body or facts.has_row:
+            return False
+        if overlay.intent(slot, blob_id) is Intent.REFERENCED:
+            return False
+        await self._core.durable(self._core.apply(Aborted(slot, blob_id)))
+        # The database decides: a reference may have come in while this coroutine waited.
+        facts = await self._facts(slot, blob_id)
+        if facts.intent != Intent.ABORTED.value:
+            return False
+        overlay.mark_complete(slot, blob_id, complete=False)
+        await self._run_reading(lambda: self._files.remove_blob(slot, blob_id))
+        return True
+
+    async def sweep_staged(self, older_than_ms: int, limit: int) -> int:
+        """See the interface."""
+        staged = self._core.overlay.staged
+        old = [blob for blob, at_ms in staged.items() if at_ms < older_than_ms and blob not in self._publishing]
+        count = 0
+        for slot, blob_id in old[:limit]:
+            count += await self.discard(slot, blob_id)
+        return count
+
+    async def close(self) -> None:
+        """Abort what is on its way in."""
+        for staging in list(self._active.values()):
+            await staging.abort()
+
+    def remove_aborted(self, slot: int, blob_id: str) -> None:
+        """At start: remove the files of a blob that was given up just before the process died. Blocks."""
+        if os.path.isdir(self._files.blob_folder(slot, blob_id)):
+            self._files.remove_blob(slot, blob_id)
+

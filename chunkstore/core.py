@@ -1,0 +1,181 @@
+"""Memory, journal and databases of one disk, tied together. Belongs to the event loop.
+
+The way of an entry: into memory (:mod:`overlay`), into the queue of the journal thread, onto the disk, to the
+database thread, into SQLite, out of the pinned part of memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Callable
+from typing import TypeVar
+
+import structlog
+
+from amberblob.ballot import EMPTY_REGISTER, Register, SlotState
+from amberblob.limits import MIB
+from chunkstore.applier import Applier
+from chunkstore.codec import Batch, Entry
+from chunkstore.dbthread import DatabaseThread
+from chunkstore.index import ListingIndex
+from chunkstore.journal import Journal
+from chunkstore.overlay import Overlay, entry_bytes
+from chunkstore.pool import LostSlot, SlotPool
+from chunkstore.segments import SegmentWriter
+from chunkstore.slotdb import SlotDatabase
+from chunkstore.sqlite import is_corrupt
+
+_log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+UNAPPLIED_BYTES_MAX = 64 * MIB
+"""When more than this waits to be applied, durable() waits too."""
+
+
+class DiskCore:
+    """Applies entries, makes them durable, and asks the databases."""
+
+    def __init__(
+        self, overlay: Overlay, database: DatabaseThread, applier: Applier, pool: SlotPool, *, unapplied_bytes_max: int,
+    ) -> None:  # fmt: skip
+        self.overlay = overlay
+        self._database = database
+        self._applier = applier
+        self._pool = pool
+        self._unapplied_bytes_max = unapplied_bytes_max
+        self._journal: Journal | None = None
+        self._drained: list[asyncio.Future[None]] = []
+        self._loop = asyncio.get_running_loop()
+        self.failed: str | None = None
+        applier.on_slot_lost = self._slot_lost_on_thread
+        database.on_applied = self.applied
+        database.on_failed = self.fail
+
+    def start(self, writer: SegmentWriter, next_position: int) -> None:
+        """Begin to take entries."""
+        self._journal = Journal(writer, next_position, self._durable_batch, self._journal_failed)
+
+    @property
+    def journal(self) -> Journal:
+        """The journal, once started."""
+        assert self._journal is not None
+        return self._journal
+
+    # -- entries
+
+    def apply(self, entry: Entry) -> int:
+        """To memory now, to the journal soon; returns the position. Raises DiskFailed."""
+        self.journal.raise_if_failed()
+        size_bytes = entry_bytes(entry)
+        position = self.journal.append(entry, size_bytes)
+        self.overlay.apply(entry, position, size_bytes)
+        return position
+
+    async def durable(self, position: int) -> None:
+        """Wait for the sync, and for the databases when they are far behind. Raises DiskFailed."""
+        await self.journal.durable(position)
+        while self.overlay.unapplied_bytes > self._unapplied_bytes_max:
+            self.journal.raise_if_failed()
+            future = self._loop.create_future()
+            self._drained.append(future)
+            await future
+
+    def position(self, slot: int, path: str) -> int:
+        """Position of what may not be durable of a register and its slot; else 0."""
+        position = self.overlay.position(slot, path)
+        return position if position > self.journal.durable_position else 0
+
+    def _durable_batch(self, segment: int, batch: Batch) -> None:
+        self._database.feed(segment, batch)
+
+    def applied(self, position: int) -> None:
+        """The databases hold everything up to ``position``."""
+        self.overlay.applied(position)
+        if self._drained and self.overlay.unapplied_bytes <= self._unapplied_bytes_max:
+            self._wake_drained(None)
+
+    def _wake_drained(self, error: Exception | None) -> None:
+        drained, self._drained = self._drained, []
+        for future in drained:
+            if not future.done():
+                if error is None:
+                    future.set_result(None)
+                else:
+                    future.set_exception(error)
+
+    def fail(self, why: str) -> None:
+        """The disk takes no more writes."""
+        self.journal.fail(why)
+
+    def _journal_failed(self, why: str) -> None:
+        self.failed = why
+        _log.critical("disk-failed", why=why)
+        self._database.fail_barriers(why)
+        # Whoever waits for room looks at the journal again and finds it failed.
+        self._wake_drained(None)
+
+    def _slot_lost_on_thread(self, lost: LostSlot, state: SlotState) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self.overlay.replace_slot, state)
+
+    # -- questions
+
+    async def ask(
+        self, slot: int, question: Callable[[SlotDatabase], T], *, barrier: int = 0,
+        on_result: Callable[[T], None] | None = None,
+    ) -> T:  # fmt: skip
+        """Ask a slot's database once it holds everything up to ``barrier``. A damaged one is replaced. Raises DiskFailed."""
+
+        def run() -> T:
+            try:
+                return question(self._pool.get(slot))
+            except sqlite3.Error as error:
+                if not is_corrupt(error):
+                    raise
+                return question(self._pool.retire(slot, str(error)))
+
+        if barrier > self.journal.durable_position:
+            self.journal.flush()
+        return await self._database.call(run, slot=slot, barrier=barrier, on_result=on_result)
+
+    async def ask_index(self, question: Callable[[ListingIndex], T]) -> T:
+        """Ask the listing index, including everything applied before the call. Raises DiskFailed."""
+        applier = self._applier
+
+        def run() -> T:
+            try:
+                return question(applier.ready_index())
+            except sqlite3.Error as error:
+                if not is_corrupt(error):
+                    raise
+                return question(applier.remake_index(str(error), applier.applied))
+
+        barrier = self.journal.next_position - 1
+        if barrier > self.journal.durable_position:
+            self.journal.flush()
+        return await self._database.call(run, barrier=barrier)
+
+    async def load(self, slot: int, path: str) -> Register:
+        """The register as of now; in memory on return."""
+        overlay = self.overlay
+        while True:
+            register = overlay.peek(slot, path)
+            if register is not None:
+                return register
+            barrier = overlay.path_position(slot, path)
+            if not barrier and not overlay.slot_position(slot) and slot not in overlay.known():
+                overlay.loaded(slot, path, EMPTY_REGISTER, 0)
+                continue
+
+            def keep(found: Register, barrier: int = barrier) -> None:
+                overlay.loaded(slot, path, found, barrier)
+
+            await self.ask(slot, lambda database: database.register(path), barrier=barrier, on_result=keep)
+
+    async def close(self) -> None:
+        """Make everything durable, apply it, checkpoint, end the threads."""
+        if self._journal is not None:
+            await self._journal.close()
+        await self._database.close()

@@ -1,0 +1,222 @@
+"""Where a blob's files lie, and reading, mending and removing them. All of it blocks: it belongs to worker threads.
+
+A folder in ``blobs/`` was renamed there when it was complete. Two things can take from it: a file that failed
+its hash goes to quarantine, and a repair builds a folder chunk by chunk. Both leave a file ``incomplete`` in it
+until every chunk is there, so that a folder without one can be counted on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import structlog
+
+from amberblob.errors import ChunkCorrupt, ChunkMissing, DigestMismatch
+from amberblob.ids import content_hash, valid_hash, valid_ulid
+from amberblob.manifest import ChunkRef
+from chunkstore.fileops import FileOps
+
+_log = structlog.get_logger(__name__)
+
+MANIFEST_NAME = "manifest.json"
+INCOMPLETE_NAME = "incomplete"
+
+
+def checked_ulid(text: str) -> str:
+    """``text``, if it may name a file. Raises ValueError."""
+    if not valid_ulid(text):
+        raise ValueError(f"{text!r} is no ULID and cannot name a folder")
+    return text
+
+
+def checked_hash(text: str) -> str:
+    """``text``, if it may name a file. Raises ValueError."""
+    if not valid_hash(text):
+        raise ValueError(f"{text!r} is no chunk id and cannot name a file")
+    return text
+
+
+class BlobFiles:
+    """The blob folders of a disk."""
+
+    def __init__(self, disk: Path, ops: FileOps, mint: Callable[[], str]) -> None:
+        self._disk = disk
+        self._ops = ops
+        self._mint = mint
+        self._prepared: set[int] = set()
+
+    # -- places
+
+    def slot_folder(self, slot: int) -> Path:
+        """``slots/<slot>``."""
+        assert slot >= 0
+        return self._disk / "slots" / str(slot)
+
+    def blob_folder(self, slot: int, blob_id: str) -> Path:
+        """``slots/<slot>/blobs/<blob_id>``."""
+        return self.slot_folder(slot) / "blobs" / checked_ulid(blob_id)
+
+    def staging_folder(self, slot: int) -> Path:
+        """``slots/<slot>/staging``."""
+        return self.slot_folder(slot) / "staging"
+
+    def prepare_slot(self, slot: int) -> None:
+        """Create ``blobs`` and ``staging`` of the slot, durably."""
+        if slot not in self._prepared:
+            self._ops.make_dirs(self.slot_folder(slot) / "blobs")
+            self._ops.make_dirs(self.staging_folder(slot))
+            self._prepared.add(slot)
+
+    def is_complete(self, slot: int, blob_id: str) -> bool:
+        """Whether the blob's folder is in place with all that belongs in it."""
+        folder = self.blob_folder(slot, blob_id)
+        return folder.is_dir() and not (folder / INCOMPLETE_NAME).exists()
+
+    # -- reading
+
+    def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef) -> bytes:
+        """A chunk's bytes, verified. Raises ChunkMissing, ChunkCorrupt, OSError."""
+        path = self.blob_folder(slot, blob_id) / "chunks" / checked_hash(chunk.id)
+        return self._read(slot, blob_id, path, chunk.id, chunk.len)
+
+    def read_manifest(self, slot: int, blob_id: str, manifest_id: str) -> bytes:
+        """A manifest's bytes, verified. Raises as :meth:`read_chunk`."""
+        path = self.blob_folder(slot, blob_id) / MANIFEST_NAME
+        return self._read(slot, blob_id, path, checked_hash(manifest_id), None)
+
+    def _read(self, slot: int, blob_id: str, path: Path, wanted_id: str, wanted_len: int | None) -> bytes:
+        try:
+            data = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise ChunkMissing(
+                f"{path.name} of blob {blob_id} (slot {slot}) is not on this disk. Another replica has it; "
+                "`amberblob explain` tells which."
+            ) from None
+        if (wanted_len is None or len(data) == wanted_len) and content_hash(data) == wanted_id:
+            return data
+        raise self.quarantine_file(slot, blob_id, path, wanted_id)
+
+    def quarantine_file(self, slot: int, blob_id: str, path: Path, wanted_id: str) -> ChunkCorrupt:
+        """Move a file that failed its hash away; returns the error to raise."""
+        target = self._disk / "quarantine" / f"{slot}-{blob_id}-{wanted_id}-{self._mint()}"
+        self._ops.make_dirs(target.parent)
+        with contextlib.suppress(FileNotFoundError):
+            self._mark_incomplete(self.blob_folder(slot, blob_id))
+            self._ops.rename(path, target)
+            self._ops.fsync_dir(path.parent)
+            self._ops.fsync_dir(target.parent)
+        return self._corrupt(slot, blob_id, wanted_id, target)
+
+    def quarantine_body(self, slot: int, blob_id: str, wanted_id: str, body: bytes) -> ChunkCorrupt:
+        """Keep a copy of an inline body that failed its hash; returns the error to raise."""
+        target = self._disk / "quarantine" / f"{slot}-{blob_id}-{wanted_id}-{self._mint()}"
+        self._ops.make_dirs(target.parent)
+        self._ops.write_file(target, body)
+        return self._corrupt(slot, blob_id, wanted_id, target)
+
+    def _corrupt(self, slot: int, blob_id: str, wanted_id: str, target: Path) -> ChunkCorrupt:
+        _log.error("chunk-corrupt", slot=slot, blob_id=blob_id, chunk_id=wanted_id, quarantine=str(target))
+        return ChunkCorrupt(
+            f"chunk {wanted_id} of blob {blob_id} (slot {slot}) fails its hash; what was there is now {target}. "
+            "It is fetched again from a replica that has it.",
+            extra={"slot": slot, "blob_id": blob_id, "chunk_id": wanted_id},
+        )
+
+    def missing(self, slot: int, blob_id: str, chunks: Iterable[ChunkRef]) -> list[ChunkRef]:
+        """Which of the chunks are not there with their length."""
+        folder = self.blob_folder(slot, blob_id) / "chunks"
+        absent = []
+        for chunk in chunks:
+            try:
+                here = os.stat(folder / checked_hash(chunk.id)).st_size == chunk.len
+            except (FileNotFoundError, NotADirectoryError):
+                here = False
+            if not here:
+                absent.append(chunk)
+        return absent
+
+    # -- mending
+
+    def _mark_incomplete(self, folder: Path) -> None:
+        marker = folder / INCOMPLETE_NAME
+        if not marker.exists():
+            self._ops.write_file(marker, b"A repair or a quarantine: not every chunk is here.\n")
+
+    def _begin_mending(self, slot: int, blob_id: str) -> Path:
+        self.prepare_slot(slot)
+        folder = self.blob_folder(slot, blob_id)
+        if not folder.is_dir():
+            # The marker is in the folder before the folder is in place.
+            fresh = self.staging_folder(slot) / f"{blob_id}.{self._mint()}"
+            self._ops.make_dirs(fresh / "chunks")
+            self._mark_incomplete(fresh)
+            try:
+                self._ops.rename(fresh, folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+                self._ops.remove_tree(fresh)
+            self._ops.fsync_dir(folder.parent)
+        return folder
+
+    def install_chunk(self, slot: int, blob_id: str, chunk: ChunkRef, data: bytes) -> None:
+        """Put a chunk in place, durably. Raises DigestMismatch, OSError."""
+        if len(data) != chunk.len or content_hash(data) != chunk.id:
+            raise DigestMismatch(f"the bytes are not chunk {chunk.id} ({chunk.len} bytes); nothing was stored")
+        folder = self._begin_mending(slot, blob_id)
+        self._ops.make_dirs(folder / "chunks")
+        self._ops.write_file(folder / "chunks" / checked_hash(chunk.id), data)
+
+    def install_manifest(self, slot: int, blob_id: str, manifest_id: str, manifest: bytes) -> None:
+        """Put a manifest in place, durably. Raises DigestMismatch, OSError."""
+        if content_hash(manifest) != manifest_id:
+            raise DigestMismatch(f"the bytes are not manifest {manifest_id}; nothing was stored")
+        folder = self._begin_mending(slot, blob_id)
+        self._ops.write_file(folder / MANIFEST_NAME, manifest)
+
+    def end_mending(self, slot: int, blob_id: str, chunks: tuple[ChunkRef, ...], manifest_id: str | None) -> bool:
+        """Take the mark away if everything is there; whether it is."""
+        folder = self.blob_folder(slot, blob_id)
+        if self.missing(slot, blob_id, chunks):
+            return False
+        if manifest_id is not None and not (folder / MANIFEST_NAME).exists():
+            return False
+        marker = folder / INCOMPLETE_NAME
+        if marker.exists():
+            self._ops.unlink(marker)
+            self._ops.fsync_dir(folder)
+        return True
+
+    # -- removing
+
+    def remove_blob(self, slot: int, blob_id: str) -> bool:
+        """Remove a blob's folder: out of sight by one rename, then file by file. Whether there was one."""
+        folder = self.blob_folder(slot, blob_id)
+        if not folder.is_dir():
+            return False
+        self.prepare_slot(slot)
+        gone = self.staging_folder(slot) / f"{blob_id}.{self._mint()}"
+        self._ops.rename(folder, gone)
+        self._ops.remove_tree(gone)
+        return True
+
+    def clear_staging(self) -> int:
+        """At start: remove everything that was on its way in, and how many folders that were."""
+        count = 0
+        slots = self._disk / "slots"
+        for name in os.listdir(slots) if slots.is_dir() else []:
+            folder = slots / name / "staging"
+            if folder.is_dir():
+                for blob in os.listdir(folder):
+                    self._ops.remove_tree(folder / blob)
+                    count += 1
+        return count
+
+    def sync_slot(self, slot: int) -> None:
+        """Make the folder entries of ``blobs`` and ``staging`` durable (a crash may have come before that)."""
+        for folder in (self.slot_folder(slot) / "blobs", self.staging_folder(slot)):
+            if folder.is_dir():
+                self._ops.fsync_dir(folder)

@@ -1,0 +1,183 @@
+"""Group commit: one thread that writes and syncs whatever waits, as one batch.
+
+The event loop puts entries into a queue and goes on; while one batch is being synced the next one gathers.
+After the first error nothing is written again: the kernel may have dropped the pages that it failed to write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from queue import SimpleQueue
+
+import structlog
+
+from amberblob.errors import DiskFailed
+from amberblob.limits import MIB
+from chunkstore.codec import Batch, Entry
+from chunkstore.segments import SegmentWriter
+
+_log = structlog.get_logger(__name__)
+
+LAZY_S = 0.02
+"""How long an entry that nobody waits for may stay unwritten."""
+
+_BATCH_BYTES_MAX = 8 * MIB
+
+
+class Journal:
+    """The loop's side of the journal, and its thread.
+
+    Args:
+        next_position: of the first entry.
+        on_durable: called on the loop with (segment number, batch) once it is synced, in order.
+        on_failed: called on the loop once, with the reason.
+    """
+
+    def __init__(
+        self, writer: SegmentWriter, next_position: int, on_durable: Callable[[int, Batch], None],
+        on_failed: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self._writer = writer
+        self._on_durable = on_durable
+        self._on_failed = on_failed
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[tuple[int, Entry, int]] = deque()
+        self._wake: SimpleQueue[bool] = SimpleQueue()
+        self._woken = False
+        self._lazy: asyncio.TimerHandle | None = None
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self.next_position = next_position
+        self.durable_position = next_position - 1
+        self.failed: str | None = None
+        self._thread = threading.Thread(target=self._run, name="amber-journal", daemon=True)
+        self._thread.start()
+
+    # -- the loop's side
+
+    def append(self, entry: Entry, size_bytes: int) -> int:
+        """Queue an entry; returns its position. It is written soon, or at once when somebody waits for it."""
+        position = self.next_position
+        self.next_position = position + 1
+        self._queue.append((position, entry, size_bytes))
+        if self._lazy is None and not self._woken:
+            self._lazy = self._loop.call_later(LAZY_S, self.flush)
+        return position
+
+    def flush(self) -> None:
+        """Write what is queued as soon as the disk is free."""
+        if self._lazy is not None:
+            self._lazy.cancel()
+            self._lazy = None
+        if self._queue and not self._woken:
+            self._woken = True
+            self._wake.put(True)
+
+    async def durable(self, position: int) -> None:
+        """Wait until everything up to ``position`` is synced. Raises DiskFailed."""
+        if position <= self.durable_position:
+            return
+        self.raise_if_failed()
+        assert position < self.next_position, "nobody can wait for what was not applied"
+        future = self._loop.create_future()
+        self._waiters.append((position, future))
+        self.flush()
+        await future
+
+    def raise_if_failed(self) -> None:
+        """Raise DiskFailed if the disk takes no more writes."""
+        if self.failed is not None:
+            raise DiskFailed(self.failed)
+
+    def fail(self, why: str) -> None:
+        """Take no more entries, and tell everybody who waits. On the loop."""
+        if self.failed is not None:
+            return
+        self.failed = why
+        self._on_failed(why)
+        waiters, self._waiters = self._waiters, []
+        for _, future in waiters:
+            if not future.done():
+                future.set_exception(DiskFailed(why))
+
+    def _written(self, segment: int, batch: Batch, more: bool) -> None:
+        self._woken = more
+        if self.failed is not None:
+            return
+        self.durable_position = batch[-1][0]
+        self._on_durable(segment, batch)
+        waiting = []
+        for position, future in self._waiters:
+            if position > self.durable_position:
+                waiting.append((position, future))
+            elif not future.done():
+                future.set_result(None)
+        self._waiters = waiting
+        if self._queue and not self._woken:
+            # Came in after the thread had looked: at once if somebody waits, else in its own time.
+            if waiting:
+                self.flush()
+            elif self._lazy is None:
+                self._lazy = self._loop.call_later(LAZY_S, self.flush)
+
+    async def close(self) -> None:
+        """Write what is queued and end the thread."""
+        if self._lazy is not None:
+            self._lazy.cancel()
+            self._lazy = None
+        self._wake.put(False)
+        await asyncio.to_thread(self._thread.join)
+        # The thread's last callbacks are queued before this coroutine goes on.
+        await asyncio.sleep(0)
+        self._writer.close()
+
+    # -- the thread's side
+
+    def _take(self) -> Batch:
+        batch: Batch = []
+        size = 0
+        while size < _BATCH_BYTES_MAX:
+            try:
+                position, entry, size_bytes = self._queue.popleft()
+            except IndexError:
+                break
+            batch.append((position, entry))
+            size += size_bytes
+        return batch
+
+    def _post(self, callback: Callable[..., None], *values: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, *values)
+        except RuntimeError:
+            _log.warning("journal-loop-gone", action="the event loop was closed before the disk")
+
+    def _run(self) -> None:
+        going = True
+        while going:
+            going = self._wake.get()
+            wrote = False
+            while batch := self._take():
+                try:
+                    self._writer.append(batch)
+                except Exception as error:
+                    if not isinstance(error, OSError):
+                        _log.exception("journal-thread-died")
+                    self._post(self.fail, f"the journal cannot be written: {error!r}. {FAILED_REMEDY}")
+                    return
+                wrote = True
+                self._post(self._written, self._writer.number, batch, bool(self._queue))
+            if not wrote:
+                self._post(self._idle)
+
+    def _idle(self) -> None:
+        """The thread was woken and found that it had written everything before."""
+        self._woken = False
+        self.flush()
+
+
+FAILED_REMEDY = (
+    "The disk takes no more writes until the process starts anew; look at the kernel's log and at the disk, "
+    "then restart the node: it rejoins with what is durable."
+)

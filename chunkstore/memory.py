@@ -1,0 +1,405 @@
+"""The memory twin of a disk: same answers, no files. For tests and simulations.
+
+Durability is modelled by one promise only: nothing is lost while the object lives. :meth:`MemoryStore.fail`,
+:attr:`MemoryStore.full`, :meth:`MemoryStore.corrupt_chunk` and :meth:`MemoryStore.lose_slot` play a bad disk.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from amberblob.ballot import EMPTY_REGISTER, Register, SlotState
+from amberblob.errors import ChunkCorrupt, ChunkMissing, DigestMismatch, DiskFailed, DiskFull, StorageError
+from amberblob.ids import content_hash
+from amberblob.manifest import ChunkRef, Record, Version, WriteMark, covers
+from amberblob.mutations import Aborted, Accepted, Chosen, EpochSeen, Mutation, Reserved, Staged
+from amberblob.wire import HistoryRow, ScanEntry
+from chunkstore import rules
+from chunkstore.files import checked_hash, checked_ulid
+from chunkstore.index import Page
+from chunkstore.interface import BlobState, Buffer
+from chunkstore.overlay import Intent
+
+
+@dataclass(slots=True)
+class _Path:
+    """What is kept of one path beside its register."""
+
+    rows: dict[int, tuple[Version, int | None]] = field(default_factory=dict)
+    writes: dict[str, WriteMark] = field(default_factory=dict)
+    newest_chosen: Record | None = None
+
+
+@dataclass(slots=True)
+class _Slot:
+    state: SlotState
+    registers: dict[str, Register] = field(default_factory=dict)
+    paths: dict[str, _Path] = field(default_factory=dict)
+    intents: dict[str, tuple[Intent, int]] = field(default_factory=dict)
+    bodies: dict[str, bytes] = field(default_factory=dict)
+    files: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    incomplete: set[str] = field(default_factory=set)
+
+
+class MemoryStaging:
+    """One blob on its way in."""
+
+    def __init__(self, store: MemoryStore, slot: int, blob_id: str, chunk_bytes: int) -> None:
+        self._store = store
+        self._slot = slot
+        self._blob_id = blob_id
+        self._chunk_bytes = chunk_bytes
+        self._data = bytearray()
+        self._over = False
+
+    async def write(self, data: Buffer) -> None:
+        """Append bytes."""
+        assert not self._over, "write after the end"
+        self._store.guard()
+        self._data += data
+
+    async def finish(self, chunks: tuple[ChunkRef, ...], manifest: bytes | None) -> None:
+        """Check and keep."""
+        assert not self._over, "finish after the end"
+        self._over = True
+        self._store.guard()
+        data, step = bytes(self._data), self._chunk_bytes
+        parts = [data[at : at + step] for at in range(0, len(data), step)]
+        if tuple(ChunkRef(id=content_hash(part), len=len(part)) for part in parts) != tuple(chunks):
+            raise DigestMismatch("the bytes are not the chunks that were announced; nothing was stored")
+        self._store.publish(self._slot, self._blob_id, parts, manifest)
+
+    async def abort(self) -> None:
+        """Forget it."""
+        self._over = True
+        self._data.clear()
+
+
+class MemoryStore:
+    """A :class:`chunkstore.interface.ReplicaStore` in memory.
+
+    Args:
+        wall_ms: milliseconds since the Unix epoch, for the time of staging.
+    """
+
+    def __init__(self, disk_id: str, *, wall_ms: Callable[[], int] = lambda: 0) -> None:
+        self.disk_id = disk_id
+        self.failed: str | None = None
+        self.full = False
+        self._wall_ms = wall_ms
+        self._slots: dict[int, _Slot] = {}
+        self._position = 0
+        self._index: dict[str, ScanEntry] = {}
+        self._paths: list[str] = []
+
+    # -- playing a bad disk
+
+    def fail(self, why: str) -> None:
+        """From now on the disk takes no more writes."""
+        self.failed = why
+
+    def lose_slot(self, slot: int, incarnation: str) -> None:
+        """The slot's database is gone; a fresh one begins. Files stay."""
+        old = self._slots.get(slot)
+        fresh = _Slot(SlotState(slot=slot, incarnation=incarnation))
+        if old is not None:
+            fresh.files, fresh.incomplete = old.files, old.incomplete
+            for path in old.registers:
+                self._index.pop(path, None)
+            self._paths = sorted(self._index)
+        self._slots[slot] = fresh
+
+    def corrupt_chunk(self, slot: int, blob_id: str, chunk_id: str) -> None:
+        """Flip a bit of a chunk."""
+        at = self._slots[slot]
+        place = at.files.get(blob_id)
+        data = bytearray(at.bodies[blob_id] if place is None else place[chunk_id])
+        data[0] ^= 1
+        if place is None:
+            at.bodies[blob_id] = bytes(data)
+        else:
+            place[chunk_id] = bytes(data)
+
+    def guard(self) -> None:
+        """Raise what a disk in this state raises when bytes come in."""
+        self._raise_if_failed()
+        if self.full:
+            raise DiskFull("the memory store was told to be full")
+
+    def _raise_if_failed(self) -> None:
+        if self.failed is not None:
+            raise DiskFailed(self.failed)
+
+    # -- registers
+
+    def _slot(self, slot: int) -> _Slot:
+        if slot not in self._slots:
+            self._slots[slot] = _Slot(SlotState(slot=slot, incarnation=self.disk_id))
+        return self._slots[slot]
+
+    def slot_state(self, slot: int) -> SlotState:
+        """See the interface; so for all that follows."""
+        known = self._slots.get(slot)
+        return known.state if known else SlotState(slot=slot, incarnation=self.disk_id)
+
+    def incarnations(self) -> dict[int, str]:
+        return {
+            slot: known.state.incarnation
+            for slot, known in self._slots.items()
+            if known.state.incarnation != self.disk_id
+        }
+
+    def peek(self, slot: int, path: str) -> Register | None:
+        known = self._slots.get(slot)
+        return known.registers.get(path, EMPTY_REGISTER) if known else EMPTY_REGISTER
+
+    async def load(self, slot: int, path: str) -> Register:
+        return self.peek(slot, path) or EMPTY_REGISTER
+
+    def position(self, slot: int, path: str) -> int:
+        return 0
+
+    async def durable(self, position: int) -> None:
+        assert position <= self._position, "nobody can wait for what was not applied"
+        self._raise_if_failed()
+
+    def apply(self, mutation: Mutation) -> int:
+        self._raise_if_failed()
+        at = self._slot(mutation.slot)
+        match mutation:
+            case Accepted():
+                self._accepted(at, mutation)
+            case Chosen():
+                self._chosen(at, mutation)
+            case Reserved() | EpochSeen():
+                at.state = rules.change_slot(at.state, mutation)
+            case Staged():
+                at.intents.setdefault(mutation.blob_id, (Intent.STAGED, mutation.at_ms))
+            case Aborted():
+                known = at.intents.get(mutation.blob_id)
+                if known is None or known[0] is not Intent.REFERENCED:
+                    at.intents[mutation.blob_id] = (Intent.ABORTED, 0)
+        self._position += 1
+        return self._position
+
+    def _accepted(self, at: _Slot, mutation: Accepted) -> None:
+        before = at.registers.get(mutation.path, EMPTY_REGISTER)
+        after, record = rules.accept(before, mutation), mutation.record
+        path = at.paths.setdefault(mutation.path, _Path())
+        self._add_row(path, record.previous)
+        self._add_writes(path, record.writes[:-1])
+        if after is before:
+            return
+        self._set_register(at, mutation.slot, mutation.path, after)
+        if record.added is not None:
+            at.intents[record.added.blob_id] = (Intent.REFERENCED, record.added.created_at_ms)
+            if mutation.body is not None:
+                at.bodies[record.added.blob_id] = mutation.body
+
+    def _chosen(self, at: _Slot, mutation: Chosen) -> None:
+        before = at.registers.get(mutation.path, EMPTY_REGISTER)
+        record, after = rules.chosen_record(before, mutation), rules.choose(before, mutation)
+        if after is not before:
+            self._set_register(at, mutation.slot, mutation.path, after)
+        if record is None:
+            return
+        if mutation.record is not None and record.added is not None:
+            at.intents[record.added.blob_id] = (Intent.REFERENCED, record.added.created_at_ms)
+        path = at.paths.setdefault(mutation.path, _Path())
+        if path.newest_chosen is None or record.revision >= path.newest_chosen.revision:
+            path.newest_chosen = record
+        self._add_row(path, record.previous)
+        self._add_row(path, record.added)
+        self._add_writes(path, record.writes)
+        self._bury(path)
+
+    def _add_row(self, path: _Path, version: Version | None) -> None:
+        if version is not None and version.version not in path.rows:
+            path.rows[version.version] = (version, None)
+            self._bury(path)
+
+    def _bury(self, path: _Path) -> None:
+        newest = path.newest_chosen
+        if newest is None:
+            return
+        for number, (version, dead_at) in path.rows.items():
+            if covers(newest.live, number):
+                path.rows[number] = (version, None)
+            elif dead_at is None and number <= newest.version_max:
+                path.rows[number] = (version, newest.deleted_at_ms or newest.changed_at_ms)
+
+    def _add_writes(self, path: _Path, marks: tuple[WriteMark, ...]) -> None:
+        for mark in marks:
+            path.writes.setdefault(mark.write_id, mark)
+
+    def _set_register(self, at: _Slot, slot: int, path: str, register: Register) -> None:
+        at.registers[path] = register
+        if path not in self._index:
+            bisect.insort(self._paths, path)
+        self._index[path] = rules.scan_entry(slot, path, register)
+
+    # -- history and listing
+
+    def _path(self, slot: int, path: str) -> _Path:
+        known = self._slots.get(slot)
+        return known.paths.get(path, _Path()) if known else _Path()
+
+    async def rows(
+        self, slot: int, path: str, *, version: int | None = None, below: int | None = None, limit: int = 1000
+    ) -> list[HistoryRow]:
+        rows = self._path(slot, path).rows
+        numbers = sorted(
+            (n for n in rows if (version is None or n == version) and (below is None or n < below)), reverse=True
+        )
+        return [HistoryRow(*rows[number]) for number in numbers[:limit]]
+
+    async def find_write(self, slot: int, path: str, write_id: str) -> WriteMark | None:
+        return self._path(slot, path).writes.get(write_id)
+
+    async def undecided(self, slot: int) -> list[str]:
+        known = self._slots.get(slot)
+        return sorted(path for path, register in known.registers.items() if not register.chosen) if known else []
+
+    def slots(self) -> list[int]:
+        return sorted(self._slots)
+
+    async def scan(self, prefix: str, start: str, delimiter: str, limit: int) -> Page:
+        entries: list[ScanEntry] = []
+        done: str | None = None
+        for path in self._paths[bisect.bisect_left(self._paths, max(prefix, start)) :]:
+            if not path.startswith(prefix):
+                break
+            group, entry = rules.group_of(path, prefix, delimiter), self._index[path]
+            if group is not None:
+                if group == done or not rules.is_visible(entry):
+                    continue
+                done = group
+            if len(entries) == limit:
+                return Page(tuple(entries), path)
+            entries.append(entry)
+        return Page(tuple(entries), None)
+
+    # -- bytes
+
+    async def blob_state(self, slot: int, blob_id: str) -> BlobState:
+        checked_ulid(blob_id)
+        at = self._slots.get(slot)
+        if at is None:
+            return BlobState.ABSENT
+        intent = at.intents.get(blob_id)
+        if intent is not None and intent[0] is Intent.ABORTED:
+            return BlobState.ABORTED
+        here = blob_id in at.bodies or (blob_id in at.files and blob_id not in at.incomplete)
+        return BlobState.DURABLE if here else BlobState.ABSENT
+
+    async def stage(self, slot: int, blob_id: str, *, chunk_bytes: int, size: int | None) -> MemoryStaging:
+        checked_ulid(blob_id)
+        self.guard()
+        return MemoryStaging(self, slot, blob_id, chunk_bytes)
+
+    def publish(self, slot: int, blob_id: str, parts: list[bytes], manifest: bytes | None) -> None:
+        """Keep a blob that was checked. For :class:`MemoryStaging`."""
+        at = self._slot(slot)
+        intent = at.intents.get(blob_id)
+        if intent is not None and intent[0] is Intent.ABORTED:
+            raise StorageError(f"blob {blob_id} was given up here before; a new attempt needs a new blob id")
+        self.apply(Staged(slot, blob_id, self._wall_ms()))
+        at.files[blob_id] = {content_hash(part): part for part in parts}
+        if manifest is not None:
+            at.files[blob_id][content_hash(manifest)] = manifest
+        at.incomplete.discard(blob_id)
+
+    async def discard(self, slot: int, blob_id: str) -> None:
+        checked_ulid(blob_id)
+        at = self._slot(slot)
+        intent = at.intents.get(blob_id)
+        if intent is not None and intent[0] is Intent.REFERENCED:
+            return
+        self.apply(Aborted(slot, blob_id))
+        at.files.pop(blob_id, None)
+
+    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef) -> bytes:
+        checked_ulid(blob_id)
+        at = self._slots.get(slot)
+        body = at.bodies.get(blob_id) if at else None
+        data = body if body is not None else self._file(slot, blob_id, checked_hash(chunk.id))
+        if len(data) == chunk.len and content_hash(data) == chunk.id:
+            return data
+        raise self._give_up(slot, blob_id, chunk.id)
+
+    async def read_manifest(self, slot: int, blob_id: str, manifest_id: str) -> bytes:
+        checked_ulid(blob_id)
+        data = self._file(slot, blob_id, checked_hash(manifest_id))
+        if content_hash(data) == manifest_id:
+            return data
+        raise self._give_up(slot, blob_id, manifest_id)
+
+    def _file(self, slot: int, blob_id: str, name: str) -> bytes:
+        at = self._slots.get(slot)
+        data = at.files.get(blob_id, {}).get(name) if at else None
+        if data is None:
+            raise ChunkMissing(f"{name} of blob {blob_id} (slot {slot}) is not in this store")
+        return data
+
+    def _give_up(self, slot: int, blob_id: str, name: str) -> ChunkCorrupt:
+        at = self._slots[slot]
+        if blob_id in at.bodies:
+            del at.bodies[blob_id]
+        else:
+            del at.files[blob_id][name]
+            at.incomplete.add(blob_id)
+        return ChunkCorrupt(f"chunk {name} of blob {blob_id} (slot {slot}) fails its hash")
+
+    async def missing_chunks(self, slot: int, version: Version, chunks: tuple[ChunkRef, ...]) -> list[ChunkRef]:
+        at = self._slot(slot)
+        if version.inline:
+            body = at.bodies.get(version.blob_id)
+            return [chunk for chunk in chunks if body is None or len(body) != chunk.len]
+        here = at.files.get(version.blob_id, {})
+        return [chunk for chunk in chunks if len(here.get(chunk.id, b"")) != chunk.len]
+
+    async def install_chunk(self, slot: int, version: Version, chunk: ChunkRef, data: bytes) -> None:
+        self._install(slot, version, chunk.id, data, body=version.inline)
+
+    async def install_manifest(self, slot: int, version: Version, manifest: bytes) -> None:
+        if version.manifest_id is None:
+            raise DigestMismatch("the version has no manifest file")
+        self._install(slot, version, version.manifest_id, manifest, body=False)
+
+    def _install(self, slot: int, version: Version, name: str, data: bytes, *, body: bool) -> None:
+        self.guard()
+        if content_hash(data) != name:
+            raise DigestMismatch(f"the bytes are not {name}; nothing was stored")
+        at = self._slot(slot)
+        if body:
+            at.bodies[version.blob_id] = data
+            return
+        if version.blob_id not in at.files:
+            at.incomplete.add(version.blob_id)
+        files = at.files.setdefault(version.blob_id, {})
+        files[name] = data
+        chunks = version.chunks
+        if version.manifest_id is not None:
+            from amberblob.manifest import decode_manifest
+
+            if version.manifest_id not in files:
+                return
+            chunks = decode_manifest(files[version.manifest_id])
+        if all(chunk.id in files for chunk in chunks):
+            at.incomplete.discard(version.blob_id)
+
+    async def sweep_staged(self, older_than_ms: int, limit: int) -> int:
+        old = [
+            (slot, blob_id)
+            for slot, at in self._slots.items()
+            for blob_id, (intent, at_ms) in at.intents.items()
+            if intent is Intent.STAGED and at_ms < older_than_ms
+        ][:limit]
+        for slot, blob_id in old:
+            await self.discard(slot, blob_id)
+        return len(old)
+
+    async def close(self) -> None:
+        """Nothing to let go of."""

@@ -1,0 +1,276 @@
+"""What the disk's state is *now*: everything applied but not yet in the databases, and a cache of the rest.
+
+Belongs to the event loop. An entry is **dirty** from apply until its position is in the databases; dirty
+registers, bodies and intents are pinned. Clean registers are kept while there is room.
+
+A mutation of a register that is not in memory leaves it **blind**: nothing can be said of it before the
+databases have the mutation. Callers load a register before they change it, so this is rare.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import OrderedDict, deque
+
+from amberblob.ballot import EMPTY_REGISTER, Register, SlotState
+from amberblob.manifest import Version
+from amberblob.mutations import Aborted, Accepted, Chosen, EpochSeen, Reserved, Staged
+from chunkstore import rules
+from chunkstore.codec import BodyKept, Entry
+
+REGISTERS_CLEAN_MAX = 20_000
+_COMPLETE_MAX = 20_000
+_ENTRY_BYTES = 400
+_VERSION_BYTES = 300
+_CHUNK_BYTES = 110
+
+Key = tuple[int, str]
+
+
+class Intent(enum.Enum):
+    """The state of a blob, as the table ``intents`` has it."""
+
+    STAGED = "STAGED"
+    REFERENCED = "REFERENCED"
+    ABORTED = "ABORTED"
+
+
+def _version_bytes(version: Version | None) -> int:
+    return 0 if version is None else _VERSION_BYTES + _CHUNK_BYTES * len(version.chunks)
+
+
+def entry_bytes(entry: Entry) -> int:
+    """About how much memory and journal an entry takes."""
+    size = _ENTRY_BYTES
+    if isinstance(entry, Accepted | Chosen) and entry.record is not None:
+        size += _version_bytes(entry.record.head) + _version_bytes(entry.record.previous)
+    body = entry.body if isinstance(entry, Accepted | BodyKept) else None
+    return size if body is None else size + len(body)
+
+
+class Overlay:
+    """Memory of one disk."""
+
+    def __init__(self, disk_id: str, *, clean_max: int = REGISTERS_CLEAN_MAX) -> None:
+        self._disk_id = disk_id
+        self._clean_max = clean_max
+        self._dirty: dict[Key, tuple[Register, int]] = {}
+        self._clean: OrderedDict[Key, Register] = OrderedDict()
+        self._blind: dict[Key, int] = {}
+        self._states: dict[int, SlotState] = {}
+        self._state_position: dict[int, int] = {}
+        self._slot_position: dict[int, int] = {}
+        self._intents: dict[tuple[int, str], tuple[Intent, int]] = {}
+        self._bodies: dict[tuple[int, str], tuple[bytes, int]] = {}
+        self._newest: dict[int, str] = {}
+        self._log: deque[tuple[int, Entry, int]] = deque()
+        self.staged: dict[tuple[int, str], int] = {}
+        """Blobs that nothing refers to: (slot, blob id) to the time of staging in epoch ms. Exact."""
+        self._complete: OrderedDict[tuple[int, str], None] = OrderedDict()
+        self.unapplied_bytes = 0
+
+    # -- slots
+
+    def set_slot(self, state: SlotState, newest_blob_id: str, staged: dict[str, int]) -> None:
+        """What a slot's database says, at start."""
+        self._states[state.slot] = state
+        self._newest[state.slot] = newest_blob_id
+        for blob_id, at_ms in staged.items():
+            self.staged[state.slot, blob_id] = at_ms
+
+    def replace_slot(self, state: SlotState) -> None:
+        """The slot's database was lost: forget what was read from it. What is dirty will reach the fresh one."""
+        known = self.slot_state(state.slot)
+        self._states[state.slot] = SlotState(
+            slot=state.slot, incarnation=state.incarnation, epoch=max(known.epoch, state.epoch),
+            ballot_floor=max(known.ballot_floor, state.ballot_floor),
+            version_floor=max(known.version_floor, state.version_floor),
+            promise_ceiling=max(known.promise_ceiling, state.promise_ceiling),
+        )  # fmt: skip
+        for key in [key for key in self._clean if key[0] == state.slot]:
+            del self._clean[key]
+        self._complete.clear()
+
+    def slot_state(self, slot: int) -> SlotState:
+        """The slot's state; the defaults for one that was never written."""
+        return self._states.get(slot) or SlotState(slot=slot, incarnation=self._disk_id)
+
+    def incarnations(self) -> dict[int, str]:
+        """Slots that bear another incarnation than the disk's."""
+        return {slot: state.incarnation for slot, state in self._states.items() if state.incarnation != self._disk_id}
+
+    def known(self) -> dict[int, SlotState]:
+        """The slots that have any state. Not to be changed."""
+        return self._states
+
+    def slots(self) -> list[int]:
+        """Slots that have any state, ascending."""
+        return sorted(self._states)
+
+    # -- registers
+
+    def peek(self, slot: int, path: str) -> Register | None:
+        """The register as of now, if it is in memory."""
+        key = (slot, path)
+        dirty = self._dirty.get(key)
+        if dirty is not None:
+            return dirty[0]
+        register = self._clean.get(key)
+        if register is not None:
+            self._clean.move_to_end(key)
+        return register
+
+    def loaded(self, slot: int, path: str, register: Register, barrier: int) -> None:
+        """A register was read from the database when it held everything up to ``barrier``."""
+        key = (slot, path)
+        blind = self._blind.get(key, 0)
+        if key in self._dirty or key in self._clean or blind > barrier:
+            return
+        self._blind.pop(key, None)
+        self._keep(key, register)
+
+    def _keep(self, key: Key, register: Register) -> None:
+        self._clean[key] = register
+        self._clean.move_to_end(key)
+        if len(self._clean) > self._clean_max:
+            self._clean.popitem(last=False)
+
+    def path_position(self, slot: int, path: str) -> int:
+        """Position of the register's last change that is not in the database; else 0."""
+        key = (slot, path)
+        dirty = self._dirty.get(key)
+        return dirty[1] if dirty is not None else self._blind.get(key, 0)
+
+    def slot_position(self, slot: int) -> int:
+        """Position of the last change of anything in the slot; it may be applied already."""
+        return self._slot_position.get(slot, 0)
+
+    def position(self, slot: int, path: str) -> int:
+        """Position of the last change of the register or of the slot's own state; it may be applied already."""
+        return max(self.path_position(slot, path), self._state_position.get(slot, 0))
+
+    # -- blobs
+
+    def intent(self, slot: int, blob_id: str) -> Intent | None:
+        """What is known of a blob without the database; None says nothing."""
+        known = self._intents.get((slot, blob_id))
+        if known is not None:
+            return known[0]
+        return Intent.STAGED if (slot, blob_id) in self.staged else None
+
+    def is_unheard_of(self, slot: int, blob_id: str) -> bool:
+        """Whether the blob id is greater than every one that the slot has seen. False says nothing."""
+        return blob_id > self._newest.get(slot, "")
+
+    def body(self, slot: int, blob_id: str) -> bytes | None:
+        """An inline body that is not yet in the database."""
+        known = self._bodies.get((slot, blob_id))
+        return None if known is None else known[0]
+
+    def blob_position(self, slot: int, blob_id: str) -> int:
+        """Position that the database must have reached to know the blob as well as memory does; else 0."""
+        known, body = self._intents.get((slot, blob_id)), self._bodies.get((slot, blob_id))
+        return max(known[1] if known else 0, body[1] if body else 0)
+
+    def mark_complete(self, slot: int, blob_id: str, *, complete: bool) -> None:
+        """Remember that all files of a blob were seen in place, or forget it."""
+        if not complete:
+            self._complete.pop((slot, blob_id), None)
+            return
+        self._complete[slot, blob_id] = None
+        if len(self._complete) > _COMPLETE_MAX:
+            self._complete.popitem(last=False)
+
+    def is_complete(self, slot: int, blob_id: str) -> bool:
+        """Whether the blob's files were seen in place. False says nothing."""
+        return (slot, blob_id) in self._complete
+
+    # -- changes
+
+    def apply(self, entry: Entry, position: int, size_bytes: int) -> None:
+        """Take in an entry that got ``position`` in the journal."""
+        slot = entry.slot
+        if slot not in self._states:
+            self._states[slot] = SlotState(slot=slot, incarnation=self._disk_id)
+        self._slot_position[slot] = position
+        self._log.append((position, entry, size_bytes))
+        self.unapplied_bytes += size_bytes
+        match entry:
+            case Accepted() | Chosen():
+                self._change_register(entry, position)
+            case Reserved() | EpochSeen():
+                self._states[slot] = rules.change_slot(self._states[slot], entry)
+                self._state_position[slot] = position
+            case Staged():
+                self._saw(slot, entry.blob_id)
+                if self.intent(slot, entry.blob_id) is None:
+                    self._intents[slot, entry.blob_id] = (Intent.STAGED, position)
+                    self.staged[slot, entry.blob_id] = entry.at_ms
+            case Aborted():
+                self._saw(slot, entry.blob_id)
+                if self.intent(slot, entry.blob_id) is not Intent.REFERENCED:
+                    self._intents[slot, entry.blob_id] = (Intent.ABORTED, position)
+                    self.staged.pop((slot, entry.blob_id), None)
+            case BodyKept():
+                self._saw(slot, entry.blob_id)
+                self._bodies[slot, entry.blob_id] = (entry.body, position)
+
+    def _change_register(self, entry: Accepted | Chosen, position: int) -> None:
+        key = (entry.slot, entry.path)
+        dirty = self._dirty.get(key)
+        before = dirty[0] if dirty is not None else self._clean.pop(key, None)
+        added = entry.record.added if entry.record is not None else None
+        if before is None or key in self._blind:
+            self._blind[key] = position
+        else:
+            after = rules.accept(before, entry) if isinstance(entry, Accepted) else rules.choose(before, entry)
+            self._dirty[key] = (after, position)
+            if isinstance(entry, Accepted) and after is before:
+                added = None
+        if added is None:
+            return
+        self._saw(entry.slot, added.blob_id)
+        blob = (entry.slot, added.blob_id)
+        if isinstance(entry, Accepted) and entry.body is not None:
+            self._bodies[blob] = (entry.body, position)
+        self._intents[blob] = (Intent.REFERENCED, position)
+        self.staged.pop(blob, None)
+
+    def _saw(self, slot: int, blob_id: str) -> None:
+        if blob_id > self._newest.get(slot, ""):
+            self._newest[slot] = blob_id
+
+    def applied(self, position: int) -> None:
+        """Everything up to ``position`` is in the databases: unpin it."""
+        log = self._log
+        while log and log[0][0] <= position:
+            at, entry, size_bytes = log.popleft()
+            self.unapplied_bytes -= size_bytes
+            match entry:
+                case Accepted() | Chosen():
+                    key = (entry.slot, entry.path)
+                    dirty = self._dirty.get(key)
+                    if dirty is not None and dirty[1] == at:
+                        del self._dirty[key]
+                        self._keep(key, dirty[0])
+                    if self._blind.get(key) == at:
+                        del self._blind[key]
+                    added = entry.record.added if entry.record is not None else None
+                    if added is not None:
+                        self._settle(entry.slot, added.blob_id, at)
+                case Staged() | Aborted() | BodyKept():
+                    self._settle(entry.slot, entry.blob_id, at)
+                case _:
+                    pass
+
+    def _settle(self, slot: int, blob_id: str, at: int) -> None:
+        blob = (slot, blob_id)
+        known = self._intents.get(blob)
+        if known is not None and known[1] == at:
+            del self._intents[blob]
+        body = self._bodies.get(blob)
+        if body is not None and body[1] == at:
+            del self._bodies[blob]
+
+
+__all__ = ["EMPTY_REGISTER", "Intent", "Overlay", "entry_bytes"]

@@ -1,0 +1,200 @@
+"""The slot databases of a disk: opened when needed, a bounded number at a time, and given up when damaged.
+
+Belongs to the database thread. A slot is **lost** when ``disk.toml`` says that its database was once made
+durable and it is not there, or when SQLite calls it corrupt. What is left of it goes to quarantine and a fresh
+database begins with a new incarnation, so that nobody takes its empty memory for a vote.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from amberblob.ballot import SlotState
+from chunkstore.fileops import FileOps
+from chunkstore.identity import DiskIdentity, write_identity
+from chunkstore.slotdb import SlotDatabase
+from chunkstore.sqlite import is_corrupt
+
+_log = structlog.get_logger(__name__)
+
+DATABASE_NAME = "meta.sqlite3"
+_PARTS = ("", "-wal", "-shm")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostSlot:
+    """A slot whose database was given up.
+
+    Attributes:
+        incarnation: of the fresh database.
+        quarantine: folder with what was left, relative to the disk; None when nothing was.
+    """
+
+    slot: int
+    incarnation: str
+    why: str
+    quarantine: str | None
+
+
+class SlotPool:
+    """Opens, keeps and closes slot databases."""
+
+    def __init__(
+        self, disk: Path, identity: DiskIdentity, ops: FileOps, mint: Callable[[], str], *, open_max: int = 256
+    ) -> None:
+        self._disk = disk
+        self._identity = identity
+        self._ops = ops
+        self._mint = mint
+        self._open_max = open_max
+        self._open: OrderedDict[int, SlotDatabase] = OrderedDict()
+        self.lost: list[LostSlot] = []
+        self.on_lost: Callable[[LostSlot, SlotState], None] = lambda lost, state: None
+        """Called on the database thread for each slot that is lost."""
+
+    def folder(self, slot: int) -> Path:
+        """``slots/<slot>``."""
+        return self._disk / "slots" / str(slot)
+
+    def known_slots(self) -> list[int]:
+        """Every slot that has a database file, or should have one."""
+        slots = set(self._identity.slots_created)
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self._disk / "slots"):
+                if name.isdecimal() and str(int(name)) == name and (self.folder(int(name)) / DATABASE_NAME).exists():
+                    slots.add(int(name))
+        return sorted(slots)
+
+    def get(self, slot: int) -> SlotDatabase:
+        """The slot's database, opened or created. A lost one is replaced.
+
+        Raises:
+            sqlite3.Error, OSError: it cannot be opened for another reason than damage.
+        """
+        database = self._open.get(slot)
+        if database is not None:
+            self._open.move_to_end(slot)
+            return database
+        while len(self._open) >= self._open_max:
+            _, oldest = self._open.popitem(last=False)
+            oldest.close()
+        path = self.folder(slot) / DATABASE_NAME
+        try:
+            if not path.exists():
+                if slot in self._identity.slots_created:
+                    return self.retire(slot, "the database file is missing")
+                self._ops.make_dirs(path.parent)
+                database = SlotDatabase(slot, path, self._identity.disk_id, create=True)
+            else:
+                database = SlotDatabase(slot, path, self._identity.disk_id, create=False)
+        except sqlite3.Error as error:
+            if not is_corrupt(error):
+                raise
+            return self.retire(slot, str(error))
+        self._open[slot] = database
+        return database
+
+    def remake_unfinished(self, slot: int) -> None:
+        """At start, before the journal is replayed: delete a database that was never made durable if it is damaged.
+
+        Every entry of such a slot is still in the journal, so nothing is lost and the incarnation stays.
+        """
+        if slot in self._identity.slots_created:
+            return
+        path = self.folder(slot) / DATABASE_NAME
+        try:
+            database = SlotDatabase(slot, path, self._identity.disk_id, create=False)
+        except sqlite3.Error as error:
+            if not is_corrupt(error):
+                raise
+            _log.warning("slot-database-unfinished", slot=slot, error=str(error), action="made anew from the journal")
+            for part in _PARTS:
+                self._ops.unlink(path.with_name(path.name + part))
+        else:
+            self._open[slot] = database
+
+    def retire(self, slot: int, why: str) -> SlotDatabase:
+        """Give the slot's database up: move it to quarantine, begin a fresh one with a new incarnation."""
+        old = self._open.pop(slot, None)
+        known = old.state if old is not None else None
+        if old is not None:
+            with contextlib.suppress(sqlite3.Error):
+                old.close()
+        incarnation = self._mint()
+        path = self.folder(slot) / DATABASE_NAME
+        # From here on the slot counts as lost, even if this process dies before the fresh database is there.
+        if slot not in self._identity.slots_created:
+            self._identity.slots_created.add(slot)
+            write_identity(self._disk, self._identity, self._ops)
+        quarantine = self._move_away(slot, path, incarnation)
+        self._ops.make_dirs(path.parent)
+        database = SlotDatabase(slot, path, incarnation, create=True)
+        if known is not None:
+            state = SlotState(
+                slot=slot, incarnation=incarnation, epoch=known.epoch, ballot_floor=known.ballot_floor,
+                version_floor=known.version_floor, promise_ceiling=known.promise_ceiling,
+            )  # fmt: skip
+            with database.transaction():
+                database.write_meta(state, 0)
+        database.checkpoint()
+        self._ops.fsync_dir(path.parent)
+        self._open[slot] = database
+        lost = LostSlot(slot=slot, incarnation=incarnation, why=why, quarantine=quarantine)
+        self.lost.append(lost)
+        _log.error(
+            "slot-lost", slot=slot, why=why, incarnation=incarnation, quarantine=quarantine,
+            action="the slot is a learner here until it was rebuilt from its peers; keep the quarantine folder until then",
+        )  # fmt: skip
+        self.on_lost(lost, database.state)
+        return database
+
+    def _move_away(self, slot: int, path: Path, incarnation: str) -> str | None:
+        left = [part for part in _PARTS if path.with_name(path.name + part).exists()]
+        if not left:
+            return None
+        target = self._disk / "quarantine" / f"{slot}-{incarnation}"
+        self._ops.make_dirs(target)
+        # The main file last: while it is there and damaged, a crash in between begins here again.
+        for part in sorted(left, reverse=True):
+            self._ops.rename(path.with_name(path.name + part), target / (path.name + part))
+        self._ops.fsync_dir(target)
+        self._ops.fsync_dir(path.parent)
+        return str(target.relative_to(self._disk))
+
+    def make_created(self, slots: set[int]) -> None:
+        """Record in ``disk.toml`` that these slots' databases are durable (they were checkpointed just now)."""
+        new = slots - self._identity.slots_created
+        if not new:
+            return
+        for slot in sorted(new):
+            self._ops.fsync_dir(self.folder(slot))
+        self._ops.fsync_dir(self._disk / "slots")
+        self._identity.slots_created |= new
+        write_identity(self._disk, self._identity, self._ops)
+
+    def close_idle(self, keep: int) -> bool:
+        """Close the database that was used longest ago if more than ``keep`` are open; whether one was closed."""
+        if len(self._open) <= keep:
+            return False
+        _, database = self._open.popitem(last=False)
+        database.close()
+        return True
+
+    def open_slots(self) -> list[int]:
+        """Slots whose database is open."""
+        return list(self._open)
+
+    def close(self) -> None:
+        """Close all."""
+        while self._open:
+            _, database = self._open.popitem()
+            with contextlib.suppress(sqlite3.Error):
+                database.close()

@@ -1,0 +1,129 @@
+"""From a folder to a state: what happens between opening a disk and its first answer. Blocks.
+
+Belongs to the database thread. In order: the journal is judged (and its torn tail cut), leftovers in staging
+are removed, every slot database is opened once (a lost one is replaced), what the databases lack is replayed
+from the journal, the index is filled if it has to be, and a new journal segment is begun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from amberblob.ballot import SlotState
+from amberblob.errors import JournalCorrupt
+from amberblob.mutations import Aborted
+from chunkstore.applier import Applier
+from chunkstore.codec import Batch
+from chunkstore.dbthread import UNIT_ENTRIES
+from chunkstore.fileops import FileOps
+from chunkstore.files import BlobFiles
+from chunkstore.overlay import Intent
+from chunkstore.pool import SlotPool
+from chunkstore.segments import Recovered, SegmentWriter, recover
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotFacts:
+    """What memory needs of a slot from the start."""
+
+    state: SlotState
+    newest_blob_id: str
+    staged: dict[str, int]
+
+
+def recover_journal(disk: Path, disk_id: str, ops: FileOps, *, is_new: bool) -> Recovered:
+    """Judge and mend the journal. Raises JournalCorrupt."""
+    # A disk that died between its formatting and its first segment holds nothing yet.
+    untouched = is_new or not (disk / "slots").exists()
+    return recover(disk / "journal", disk_id, ops, is_new=untouched)
+
+
+def recover_databases(
+    disk: Path, recovered: Recovered, pool: SlotPool, files: BlobFiles, applier: Applier, writer: SegmentWriter,
+) -> list[SlotFacts]:  # fmt: skip
+    """Bring the databases up to the journal's end and begin a new segment.
+
+    Raises:
+        JournalCorrupt: the databases are ahead of the journal, so a part of it is missing.
+    """
+    removed = files.clear_staging()
+    if removed:
+        _log.info("staging-cleared", folders=removed)
+    applied: dict[int, int] = {}
+    for slot in pool.known_slots():
+        pool.remake_unfinished(slot)
+        applied[slot] = pool.get(slot).applied
+    applier.open_index(recovered.scans[0].header.first_position if recovered.scans and recovered.scans[0].header else 1)
+    index = applier.index
+    assert index is not None
+    for lost in pool.lost:
+        index.forget_slot(lost.slot)
+    ahead = max([index.applied, *applied.values()])
+    if ahead >= recovered.next_position:
+        raise JournalCorrupt(
+            f"the databases of {disk} reach to position {ahead}, and the journal ends at {recovered.next_position - 1}: "
+            "segments are missing, or files of different times were mixed. Keep a copy of the folder, move it away and "
+            "start again: the node rebuilds an empty disk from its peers."
+        )
+    aborted: set[tuple[int, str]] = set()
+    count = _replay(recovered, applied, applier, aborted)
+    if count:
+        _log.info("journal-replayed", entries=count)
+    applier.applied = recovered.next_position - 1
+    applier.ready_index()
+    facts = []
+    for slot in pool.known_slots():
+        database = pool.get(slot)
+        staged = database.staged()
+        if staged:
+            files.sync_slot(slot)
+        facts.append(SlotFacts(state=database.state, newest_blob_id=database.newest_blob_id(), staged=staged))
+    for slot, blob_id in aborted:
+        if pool.get(slot).blob_facts(blob_id).intent == Intent.ABORTED.value:
+            files.remove_blob(slot, blob_id)
+    writer.begin(recovered.next_position)
+    applier.add_segment(writer.number)
+    return facts
+
+
+def _replay(
+    recovered: Recovered, applied: dict[int, int], applier: Applier, aborted: set[tuple[int, str]]
+) -> int:  # fmt: skip
+    """Apply what the databases lack; returns how many entries that were."""
+    index = applier.index
+    assert index is not None
+    count = 0
+    unit: list[tuple[int, Batch]] = []
+    size = 0
+    for number, batch in _batches(recovered, applier):
+        lacking: Batch = []
+        for item in batch:
+            position, entry = item
+            if isinstance(entry, Aborted):
+                aborted.add((entry.slot, entry.blob_id))
+            if position > applied.get(entry.slot, 0) or (index.complete and position > index.applied):
+                lacking.append(item)
+        applier.touch(number, {entry.slot for _, entry in batch})
+        if lacking:
+            unit.append((number, lacking))
+            size += len(lacking)
+        if size >= UNIT_ENTRIES:
+            applier.apply(unit)
+            count += size
+            unit, size = [], 0
+    if unit:
+        applier.apply(unit)
+        count += size
+    return count
+
+
+def _batches(recovered: Recovered, applier: Applier) -> Iterator[tuple[int, Batch]]:
+    for scan in recovered.scans:
+        applier.add_segment(scan.number)
+    yield from recovered.batches()

@@ -1,0 +1,113 @@
+"""What a mutation does to a register, and what the listing shows of one. Pure; every implementation uses it.
+
+Memory and database must come to the same register, whichever applies a mutation first; so there is one rule.
+"""
+
+from __future__ import annotations
+
+from amberblob.ballot import BALLOT_ZERO, Ballot, Register, SlotState
+from amberblob.manifest import Record
+from amberblob.mutations import Accepted, Chosen, EpochSeen, Reserved
+from amberblob.wire import ScanEntry
+
+
+def accept(register: Register, mutation: Accepted) -> Register:
+    """The register after ``mutation``: replaced unless it holds something of a higher ballot."""
+    if register.accepted is None or mutation.ballot > register.accepted:
+        return Register(mutation.ballot, mutation.record, False)
+    if mutation.ballot == register.accepted and not register.chosen:
+        return Register(mutation.ballot, mutation.record, False)
+    return register
+
+
+def choose(register: Register, mutation: Chosen) -> Register:
+    """The register after ``mutation``: marked when it holds that ballot, installed when the record is newer."""
+    if register.accepted == mutation.ballot:
+        return register if register.chosen else Register(register.accepted, register.record, True)
+    if mutation.record is None:
+        return register
+    if register.accepted is None or mutation.ballot > register.accepted:
+        return Register(mutation.ballot, mutation.record, True)
+    return register
+
+
+def chosen_record(register: Register, mutation: Chosen) -> Record | None:
+    """The record that ``mutation`` says is chosen, given the register before it; None: nothing is known of it."""
+    if register.accepted == mutation.ballot:
+        return register.record
+    return mutation.record
+
+
+def change_slot(state: SlotState, mutation: Reserved | EpochSeen) -> SlotState:
+    """The slot's own state after ``mutation``. Nothing in it ever goes down."""
+    ceiling, epoch = state.promise_ceiling, state.epoch
+    if isinstance(mutation, Reserved):
+        ceiling = max(ceiling, mutation.ceiling)
+    else:
+        epoch = max(epoch, mutation.epoch)
+    return SlotState(
+        slot=state.slot,
+        incarnation=state.incarnation,
+        epoch=epoch,
+        ballot_floor=state.ballot_floor,
+        version_floor=state.version_floor,
+        promise_ceiling=ceiling,
+    )
+
+
+def scan_entry(slot: int, path: str, register: Register) -> ScanEntry:
+    """What the listing index keeps of a register that holds a record."""
+    record = register.record
+    assert record is not None
+    head = record.head
+    ballot: Ballot = register.accepted or BALLOT_ZERO
+    if head is None:
+        return ScanEntry(
+            path, slot, ballot, register.chosen, 0, "", 0, "", 0, record.changed_at_ms, "", record.version_max
+        )
+    return ScanEntry(
+        path,
+        slot,
+        ballot,
+        register.chosen,
+        head.version,
+        head.blob_id,
+        head.size,
+        head.etag,
+        head.created_at_ms,
+        record.changed_at_ms,
+        head.content_type,
+        record.version_max,
+    )
+
+
+def is_visible(entry: ScanEntry) -> bool:
+    """Whether the entry can stand for its group in a listing: it has a live version, or may get one."""
+    return entry.version > 0 or not entry.chosen
+
+
+_LAST = 0x10FFFF
+_SURROGATES = range(0xD800, 0xE000)
+
+
+def after_prefix(prefix: str) -> str | None:
+    """The least text that is greater than every text beginning with ``prefix``; None when there is none.
+
+    By code points, which is the byte order of UTF-8. Surrogates are no text and are jumped over.
+    """
+    while prefix:
+        last = ord(prefix[-1]) + 1
+        if last in _SURROGATES:
+            last = _SURROGATES.stop
+        if last <= _LAST:
+            return prefix[:-1] + chr(last)
+        prefix = prefix[:-1]
+    return None
+
+
+def group_of(path: str, prefix: str, delimiter: str) -> str | None:
+    """The text up to and with the first delimiter after the prefix; None when there is none, or no delimiter."""
+    if not delimiter:
+        return None
+    at = path.find(delimiter, len(prefix))
+    return None if at < 0 else path[: at + len(delimiter)]

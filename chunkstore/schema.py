@@ -1,0 +1,65 @@
+"""The tables. Names and columns of ``blobs`` and ``blob_chunk_archives`` are known to users and stay.
+
+A change is a new entry at the end of a list, never an edit of an old one; each has a test on the old file.
+"""
+
+from __future__ import annotations
+
+SLOT_MIGRATIONS: tuple[str, ...] = (
+    """
+CREATE TABLE blobs (
+  pk INTEGER PRIMARY KEY AUTOINCREMENT,
+  path TEXT NOT NULL, version INTEGER NOT NULL, blob_id TEXT NOT NULL,
+  size INTEGER NOT NULL, chunks TEXT NOT NULL,        -- JSON [{"id": "...", "len": ...}]
+  created_at DATETIME NOT NULL, tombstoned_at DATETIME,
+  etag TEXT NOT NULL, content_type TEXT NOT NULL, meta TEXT NOT NULL,
+  manifest_id TEXT, chunk_count INTEGER NOT NULL, inline INTEGER NOT NULL, revision INTEGER NOT NULL,
+  UNIQUE (path, version));
+CREATE UNIQUE INDEX idx_blobs_blob_id ON blobs(blob_id);
+CREATE TABLE blob_chunk_archives (
+  pk INTEGER PRIMARY KEY AUTOINCREMENT,
+  blob_id TEXT NOT NULL, chunk_id TEXT NOT NULL, length INTEGER NOT NULL,
+  archived_at DATETIME NOT NULL, target_path TEXT NOT NULL, target_version INT,
+  target_range_start INTEGER, target_range_end INTEGER,
+  UNIQUE (blob_id, chunk_id), FOREIGN KEY (blob_id) REFERENCES blobs(blob_id));
+CREATE TABLE registers (
+  path TEXT PRIMARY KEY,
+  accepted_ballot TEXT, record TEXT,                  -- JSON
+  chosen INTEGER NOT NULL,
+  materialised INTEGER NOT NULL,                      -- revision of the newest record whose rows are in blobs
+  stale INTEGER NOT NULL                              -- 1: older rows came in after it, tombstones are to be set anew
+) WITHOUT ROWID;
+CREATE INDEX idx_registers_undecided ON registers(path) WHERE chosen = 0;
+CREATE TABLE inline_bodies (blob_id TEXT PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE intents (blob_id TEXT PRIMARY KEY, state TEXT NOT NULL, at_ms INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX idx_intents_staged ON intents(at_ms) WHERE state = 'STAGED';
+CREATE TABLE write_ids (
+  path TEXT NOT NULL, write_id TEXT NOT NULL, op TEXT NOT NULL, version INTEGER NOT NULL, at_ms INTEGER NOT NULL,
+  PRIMARY KEY (path, write_id)) WITHOUT ROWID;
+CREATE TABLE commit_log (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT,
+  path TEXT NOT NULL, version INTEGER NOT NULL, blob_id TEXT NOT NULL,
+  revision INTEGER NOT NULL, op TEXT NOT NULL, at_ms INTEGER NOT NULL);
+CREATE TABLE slot_meta (
+  id INTEGER PRIMARY KEY CHECK (id = 1),
+  incarnation TEXT NOT NULL, epoch INTEGER NOT NULL DEFAULT 0,
+  ballot_floor TEXT NOT NULL DEFAULT '[0,0,"",""]',   -- JSON
+  version_floor INTEGER NOT NULL DEFAULT 0, promise_ceiling INTEGER NOT NULL DEFAULT 0,
+  applied_position INTEGER NOT NULL DEFAULT 0);
+""",
+)
+
+INDEX_MIGRATIONS: tuple[str, ...] = (
+    """
+CREATE TABLE objects (
+  path TEXT PRIMARY KEY,                              -- BINARY collation is the byte order of UTF-8
+  slot INTEGER NOT NULL, ballot TEXT NOT NULL, chosen INTEGER NOT NULL,
+  version INTEGER NOT NULL,                           -- 0: none lives
+  blob_id TEXT NOT NULL, size INTEGER NOT NULL, etag TEXT NOT NULL,
+  created_at_ms INTEGER NOT NULL, changed_at_ms INTEGER NOT NULL,
+  content_type TEXT NOT NULL, version_max INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE index_meta (
+  id INTEGER PRIMARY KEY CHECK (id = 1), applied_position INTEGER NOT NULL, complete INTEGER NOT NULL);
+INSERT INTO index_meta VALUES (1, 0, 0);
+""",
+)

@@ -1,0 +1,310 @@
+"""One disk as a node sees it: :class:`DiskStore` composes the parts of this package."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import structlog
+
+from amberblob.ballot import Register, SlotState
+from amberblob.clock import Clock, HybridClock, Randomness
+from amberblob.errors import DiskFailed
+from amberblob.ids import UlidMint
+from amberblob.manifest import ChunkRef, Version, WriteMark
+from amberblob.mutations import Mutation
+from amberblob.wire import HistoryRow
+from chunkstore.applier import Applier
+from chunkstore.blobs import Blobs
+from chunkstore.core import UNAPPLIED_BYTES_MAX, DiskCore
+from chunkstore.dbthread import LINGER_S, DatabaseThread
+from chunkstore.fileops import FileOps
+from chunkstore.files import BlobFiles
+from chunkstore.identity import DiskIdentity, DiskLock, open_identity
+from chunkstore.index import Page
+from chunkstore.interface import BlobState, Staging
+from chunkstore.overlay import REGISTERS_CLEAN_MAX, Overlay
+from chunkstore.pool import LostSlot, SlotPool
+from chunkstore.recovery import SlotFacts, recover_databases, recover_journal
+from chunkstore.segments import SEGMENT_BYTES_DEFAULT, Recovered, SegmentWriter
+from chunkstore.space import RESERVE_BYTES_DEFAULT, SpaceGuard
+
+_log = structlog.get_logger(__name__)
+
+_IO_THREADS = 4
+_OPEN_DATABASES_MAX = 256
+_FILES_PER_DATABASE = 4
+_FILES_FOR_OTHERS = 256
+_BALLAST_EVERY_S = 30.0
+
+
+def _open_max() -> int:
+    """How many databases may be open, given how many files this process may have open."""
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return _OPEN_DATABASES_MAX
+    return max(16, min(_OPEN_DATABASES_MAX, (soft - _FILES_FOR_OTHERS) // _FILES_PER_DATABASE))
+
+
+def _make_disk_folder(path: Path) -> Path:
+    path = path.absolute()
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _safe_mint(clock: Clock, randomness: Randomness) -> Callable[[], str]:
+    """A mint for this disk's own names that any of its threads may use."""
+    mint, lock = UlidMint(HybridClock(clock.wall_ms), randomness), threading.Lock()
+
+    def minted() -> str:
+        with lock:
+            return mint.mint()
+
+    return minted
+
+
+class DiskStore:
+    """A :class:`chunkstore.interface.ReplicaStore` on a folder. Open it with :meth:`open`, on the loop that uses it."""
+
+    def __init__(
+        self, *, disk: Path, identity: DiskIdentity, lock: DiskLock, core: DiskCore, blobs: Blobs, pool: SlotPool,
+        space: SpaceGuard, threads: ThreadPoolExecutor,
+    ) -> None:  # fmt: skip
+        """For :meth:`open` only."""
+        self.path = disk
+        self._identity = identity
+        self._lock = lock
+        self._core = core
+        self._blobs = blobs
+        self._pool = pool
+        self._space = space
+        self._threads = threads
+        self._closed = False
+        self._loop = asyncio.get_running_loop()
+        self._ballast_timer = self._loop.call_later(0, self._tend_ballast)
+
+    @classmethod
+    async def open(
+        cls,
+        path: Path,
+        *,
+        cluster_id: str,
+        node_id: str,
+        clock: Clock,
+        randomness: Randomness,
+        reserve_bytes: int = RESERVE_BYTES_DEFAULT,
+        segment_bytes: int = SEGMENT_BYTES_DEFAULT,
+        registers_clean_max: int = REGISTERS_CLEAN_MAX,
+        unapplied_bytes_max: int = UNAPPLIED_BYTES_MAX,
+        open_databases_max: int | None = None,
+        linger_s: float = LINGER_S,
+        ops: FileOps | None = None,
+    ) -> DiskStore:
+        """Open a disk, or format an empty folder (created if absent); replay what is not applied.
+
+        Args:
+            reserve_bytes: free room below which new bytes are refused.
+            segment_bytes: size of a journal segment.
+            registers_clean_max: registers kept in memory beyond those that must be.
+            unapplied_bytes_max: backlog of the databases beyond which durable() waits.
+            open_databases_max: slot databases open at a time; by default 256, fewer when files are scarce.
+            linger_s: how long entries wait in memory for company on their way into the databases.
+            ops: the system calls; tests make them fail.
+
+        Raises:
+            DiskInUse: another process has it.
+            DiskMismatch: it is not this node's disk, or of an unknown format.
+            JournalCorrupt: something that was acknowledged may be lost.
+            OSError: it cannot be read or written.
+        """
+        ops = ops or FileOps()
+        mint = _safe_mint(clock, randomness)
+        path = await asyncio.to_thread(_make_disk_folder, path)
+        new = DiskIdentity(disk_id=mint(), cluster_id=cluster_id, node_id=node_id)
+        lock = DiskLock(path)
+        overlay: Overlay
+        database: DatabaseThread | None = None
+        threads = ThreadPoolExecutor(_IO_THREADS, thread_name_prefix="amber-io")
+        try:
+            identity, is_new = open_identity(path, new, ops)
+            space = SpaceGuard(path, ops, reserve_bytes, clock.monotonic_s)
+            files = BlobFiles(path, ops, mint)
+            pool = SlotPool(path, identity, ops, mint, open_max=open_databases_max or _open_max())
+            applier = Applier(path, pool, ops, space.release_ballast)
+            overlay = Overlay(identity.disk_id, clean_max=registers_clean_max)
+            database = DatabaseThread(pool.close_idle, linger_s=linger_s)
+            core = DiskCore(overlay, database, applier, pool, unapplied_bytes_max=unapplied_bytes_max)
+
+            def recover() -> tuple[Recovered, SegmentWriter, list[SlotFacts]]:
+                recovered = recover_journal(path, identity.disk_id, ops, is_new=is_new)
+                writer = SegmentWriter(
+                    recovered, identity.disk_id, ops, randomness.token, space.release_ballast, segment_bytes=segment_bytes
+                )
+                return recovered, writer, recover_databases(path, recovered, pool, files, applier, writer)
+
+            recovered, writer, facts = await database.call(recover)
+            for fact in facts:
+                overlay.set_slot(fact.state, fact.newest_blob_id, fact.staged)
+            core.start(writer, recovered.next_position)
+            database.applier = applier
+            blobs = Blobs(core, files, ops, space, threads, clock.wall_ms, mint)
+        except BaseException:
+            if database is not None:
+                await database.close()
+            threads.shutdown()
+            lock.close()
+            raise
+        _log.info(
+            "disk-opened", disk=str(path), disk_id=identity.disk_id, slots=len(facts), lost_slots=len(pool.lost),
+            sqlite=sqlite3.sqlite_version, new=is_new,
+        )  # fmt: skip
+        return cls(
+            disk=path, identity=identity, lock=lock, core=core, blobs=blobs, pool=pool, space=space, threads=threads
+        )
+
+    def _tend_ballast(self) -> None:
+        if self._closed:
+            return
+        self._threads.submit(self._space.ensure_ballast)
+        self._ballast_timer = self._loop.call_later(_BALLAST_EVERY_S, self._tend_ballast)
+
+    # -- about the disk
+
+    @property
+    def disk_id(self) -> str:
+        """See the interface; so for all that follows."""
+        return self._identity.disk_id
+
+    @property
+    def failed(self) -> str | None:
+        return self._core.failed
+
+    @property
+    def full(self) -> bool:
+        return self._space.full
+
+    @property
+    def free_bytes(self) -> int:
+        """Free room on the file system, at most half a second old."""
+        return self._space.free_bytes()
+
+    @property
+    def lost_slots(self) -> list[LostSlot]:
+        """Slots whose database was given up since this process opened the disk."""
+        return list(self._pool.lost)
+
+    # -- registers
+
+    def slot_state(self, slot: int) -> SlotState:
+        return self._core.overlay.slot_state(slot)
+
+    def incarnations(self) -> dict[int, str]:
+        return self._core.overlay.incarnations()
+
+    def peek(self, slot: int, path: str) -> Register | None:
+        return self._core.overlay.peek(slot, path)
+
+    async def load(self, slot: int, path: str) -> Register:
+        return await self._core.load(slot, path)
+
+    def apply(self, mutation: Mutation) -> int:
+        return self._core.apply(mutation)
+
+    def position(self, slot: int, path: str) -> int:
+        return self._core.position(slot, path)
+
+    async def durable(self, position: int) -> None:
+        await self._core.durable(position)
+
+    # -- history
+
+    async def rows(
+        self, slot: int, path: str, *, version: int | None = None, below: int | None = None, limit: int = 1000
+    ) -> list[HistoryRow]:
+        if slot not in self._core.overlay.known():
+            return []
+        barrier = self._core.overlay.path_position(slot, path)
+        return await self._core.ask(slot, lambda database: database.rows(path, version, below, limit), barrier=barrier)
+
+    async def find_write(self, slot: int, path: str, write_id: str) -> WriteMark | None:
+        if slot not in self._core.overlay.known():
+            return None
+        barrier = self._core.overlay.path_position(slot, path)
+        return await self._core.ask(slot, lambda database: database.find_write(path, write_id), barrier=barrier)
+
+    async def undecided(self, slot: int) -> list[str]:
+        if slot not in self._core.overlay.known():
+            return []
+        barrier = self._core.overlay.slot_position(slot)
+        return await self._core.ask(slot, lambda database: database.undecided(), barrier=barrier)
+
+    def slots(self) -> list[int]:
+        return self._core.overlay.slots()
+
+    # -- listing
+
+    async def scan(self, prefix: str, start: str, delimiter: str, limit: int) -> Page:
+        return await self._core.ask_index(lambda index: index.scan(prefix, start, delimiter, limit))
+
+    # -- bytes
+
+    async def blob_state(self, slot: int, blob_id: str) -> BlobState:
+        return await self._blobs.blob_state(slot, blob_id)
+
+    async def stage(self, slot: int, blob_id: str, *, chunk_bytes: int, size: int | None) -> Staging:
+        return await self._blobs.stage(slot, blob_id, chunk_bytes, size)
+
+    async def discard(self, slot: int, blob_id: str) -> None:
+        await self._blobs.discard(slot, blob_id)
+
+    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef) -> bytes:
+        return await self._blobs.read_chunk(slot, blob_id, chunk)
+
+    async def read_manifest(self, slot: int, blob_id: str, manifest_id: str) -> bytes:
+        return await self._blobs.read_manifest(slot, blob_id, manifest_id)
+
+    async def missing_chunks(self, slot: int, version: Version, chunks: tuple[ChunkRef, ...]) -> list[ChunkRef]:
+        return await self._blobs.missing_chunks(slot, version, chunks)
+
+    async def install_chunk(self, slot: int, version: Version, chunk: ChunkRef, data: bytes) -> None:
+        await self._blobs.install_chunk(slot, version, chunk, data)
+
+    async def install_manifest(self, slot: int, version: Version, manifest: bytes) -> None:
+        await self._blobs.install_manifest(slot, version, manifest)
+
+    async def sweep_staged(self, older_than_ms: int, limit: int) -> int:
+        return await self._blobs.sweep_staged(older_than_ms, limit)
+
+    # -- the end
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._ballast_timer.cancel()
+        with contextlib.suppress(DiskFailed):
+            await self._blobs.close()
+        await self._core.close()
+        await asyncio.to_thread(self._threads.shutdown)
+        self._lock.close()
+
+
+def raise_open_files_limit() -> int:
+    """Raise this process's soft limit of open files to the hard one; returns it. For the node's main."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65_536 if hard == resource.RLIM_INFINITY else hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
+
+
+assert os.name == "posix", "durable renames and folder syncs are relied on"

@@ -1,0 +1,235 @@
+"""The driver under the coordinator's state machines: sends, waits, backs off, keeps deadlines, spreads LEARNs.
+
+Decisions are in ``node.protocol``; what is here only carries them out. Requests that are still under way when
+a round ends are left to run into their own timeouts: a third replica's accept is worth having.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, assert_never
+
+import structlog
+
+from amberblob.clock import HybridClock, Randomness
+from amberblob.errors import NotReady, PeerError
+from amberblob.ids import UlidMint
+from amberblob.wire import Query, QueryHistory, Reply, Request
+from node.learns import Learns
+from node.protocol.operations import Finish, Operation
+from node.protocol.quorum import Electorate
+from node.protocol.read import NoQuorum, Read, ReadRound
+from node.protocol.write import Action, Applied, Finished, Outcome, Rejected, Send, Spread, Wait, WriteRound
+from node.transport.interface import Peers
+
+log = structlog.get_logger(__name__)
+
+BACKOFF_FIRST_S = 0.01
+BACKOFF_MAX_S = 0.6
+FINISH_TRIES_MAX = 4
+
+
+class Counters(Protocol):
+    """The highest ballot counter met per slot, shared with this node's own replica."""
+
+    def counter(self, slot: int) -> int: ...
+    def met_counter(self, slot: int, counter: int) -> None: ...
+
+
+class Coordinator:
+    """Runs rounds for this node. Any node coordinates any write; nothing here is durable.
+
+    Args:
+        node: this node's id.
+        peer_timeout_s: how long one request to one replica may take.
+        write_timeout_s: how long a write may take before its outcome is said to be unavailable or unknown.
+        read_timeout_s: the same for a read.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        peers: Peers,
+        counters: Counters,
+        mint: UlidMint,
+        clock: HybridClock,
+        randomness: Randomness,
+        peer_timeout_s: float,
+        write_timeout_s: float,
+        read_timeout_s: float,
+    ) -> None:
+        self.node = node
+        self.peers = peers
+        self.mint = mint
+        self.clock = clock
+        self._counters = counters
+        self._randomness = randomness
+        self._peer_timeout_s = peer_timeout_s
+        self._write_timeout_s = write_timeout_s
+        self._read_timeout_s = read_timeout_s
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._learns = Learns(peers, self.spawn, timeout_s=peer_timeout_s)
+
+    async def write(
+        self,
+        electorate: Electorate,
+        path: str,
+        operation: Operation,
+        *,
+        write_id: str | None = None,
+        body: bytes | None = None,
+        holders: frozenset[str] | None = None,
+    ) -> Applied:
+        """Run one write to its end.
+
+        Raises: whatever it was rejected with (PreconditionFailed, VersionConflict, NotFound, QuorumUnavailable,
+        OutcomeUnknown, InsufficientStorage).
+        """
+        if self._closed:
+            raise NotReady("The node is shutting down: ask another one.", code="shutting-down")
+        operation_id = self.mint.mint()
+        round_ = WriteRound(
+            electorate=electorate,
+            node=self.node,
+            path=path,
+            operation=operation,
+            operation_id=operation_id,
+            write_id=write_id or operation_id,
+            now_ms=self.clock.now_ms(),
+            counter=self._counters.counter(electorate.slot),
+            body=body,
+            holders=holders,
+            may_be_retry=write_id is not None,
+        )
+        run = _Run(self, round_)
+        outcome = await run.outcome(self._write_timeout_s)
+        self._counters.met_counter(electorate.slot, round_.counter)
+        if isinstance(outcome, Rejected):
+            raise outcome.error
+        return outcome
+
+    async def read(self, electorate: Electorate, request: Query | QueryHistory) -> Read:
+        """A quorum read whose finding is decided: an undecided record is finished first.
+
+        Raises: QuorumUnavailable; OutcomeUnknown never (nothing of the caller's is written).
+        """
+        result = await self._read_once(electorate, request)
+        for _ in range(FINISH_TRIES_MAX):
+            if result.finding.decided:
+                return result
+            applied = await self.write(electorate, request.path, Finish())
+            if isinstance(request, Query):
+                finding = type(result.finding)(
+                    ballot=applied.ballot, record=applied.record, decided=True, holders=applied.holders
+                )
+                return Read(finding, result.replies)
+            result = await self._read_once(electorate, request)
+        if not result.finding.decided:
+            raise NotReady(
+                "The object is being written so fast that no settled state of its history was seen: try again.",
+                code="contended",
+            )
+        return result
+
+    async def _read_once(self, electorate: Electorate, request: Query | QueryHistory) -> Read:
+        round_ = ReadRound(electorate)
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Read | NoQuorum] = loop.create_future()
+
+        def end(result: Read | NoQuorum | None) -> None:
+            if result is not None and not done.done():
+                done.set_result(result)
+
+        async def ask(node: str) -> None:
+            try:
+                reply = await self.peers.call(node, request, timeout_s=min(self._peer_timeout_s, self._read_timeout_s))
+            except PeerError as error:
+                end(round_.failed(node, error.detail))
+            else:
+                if not done.done():
+                    end(round_.answer(node, reply))
+
+        for node in electorate.voters:
+            self.spawn(ask(node))
+        result = await done
+        if isinstance(result, NoQuorum):
+            raise result.error
+        return result
+
+    async def call(self, node: str, request: Request) -> Reply:
+        """One request within the peer timeout. Raises PeerError."""
+        return await self.peers.call(node, request, timeout_s=self._peer_timeout_s)
+
+    def spread(self, action: Spread) -> None:
+        """Hand a LEARN to the batcher."""
+        self._learns.add(action.node, action.item)
+
+    def backoff_s(self, attempt: int) -> float:
+        """A jittered pause: uniform below a bound that doubles with each attempt."""
+        bound = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * float(1 << min(attempt, 10)))
+        return bound * (0.25 + 0.75 * self._randomness.fraction())
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run a request in the background; it is waited for at :meth:`close`."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self, grace_s: float) -> None:
+        """Refuse new rounds and wait for the requests under way, at most ``grace_s``."""
+        self._closed = True
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=grace_s)
+        for task in list(self._tasks):
+            task.cancel()
+
+
+class _Run:
+    """One round on its way."""
+
+    def __init__(self, coordinator: Coordinator, round_: WriteRound) -> None:
+        self._coordinator = coordinator
+        self._round = round_
+        self._loop = asyncio.get_running_loop()
+        self._done: asyncio.Future[Outcome] = self._loop.create_future()
+
+    async def outcome(self, timeout_s: float) -> Outcome:
+        timer = self._loop.call_later(timeout_s, lambda: self._carry_out(self._round.deadline()))
+        try:
+            self._carry_out(self._round.start())
+            return await self._done
+        finally:
+            timer.cancel()
+
+    def _carry_out(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send():
+                    self._coordinator.spawn(self._send(action))
+                case Wait():
+                    self._loop.call_later(
+                        self._coordinator.backoff_s(action.attempt), self._feed, self._round.wake, action.token
+                    )
+                case Spread():
+                    self._coordinator.spread(action)
+                case Finished():
+                    if not self._done.done():
+                        self._done.set_result(action.outcome)
+                case _:
+                    assert_never(action)
+
+    def _feed(self, event: Callable[..., list[Action]], *args: Any) -> None:
+        # A round whose caller went away stops here; what it sent is finished by others if need be.
+        if not self._done.done():
+            self._carry_out(event(*args))
+
+    async def _send(self, action: Send) -> None:
+        try:
+            reply = await self._coordinator.call(action.node, action.request)
+        except PeerError as error:
+            self._feed(self._round.failed, action.node, action.token, error.detail)
+        else:
+            self._feed(self._round.answer, action.node, action.token, reply)

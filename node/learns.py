@@ -1,0 +1,69 @@
+"""LEARN messages, gathered per node for a moment and sent together. Losing one costs nothing but a later round."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from amberblob.errors import PeerError
+from amberblob.wire import Learn, Learnt
+from node.transport.interface import Peers
+
+GATHER_S = 0.003
+BATCH_MAX = 128
+BATCH_BYTES_MAX = 512 * 1024
+QUEUE_MAX = 20_000
+"""Per node; beyond it the oldest are dropped, and the node finds out by a later round or by anti-entropy."""
+
+
+class Learns:
+    """Batches LEARNs. ``spawn`` runs a coroutine in the background."""
+
+    def __init__(self, peers: Peers, spawn: Callable[[Coroutine[Any, Any, None]], None], *, timeout_s: float) -> None:
+        self._peers = peers
+        self._spawn = spawn
+        self._timeout_s = timeout_s
+        self._waiting: dict[str, list[Learnt]] = {}
+        self._sending: set[str] = set()
+
+    def add(self, node: str, item: Learnt) -> None:
+        """Tell ``node``, some time soon."""
+        queue = self._waiting.setdefault(node, [])
+        queue.append(item)
+        if len(queue) > QUEUE_MAX:
+            del queue[: QUEUE_MAX // 10]
+        if node not in self._sending:
+            self._sending.add(node)
+            self._spawn(self._drain(node))
+
+    async def _drain(self, node: str) -> None:
+        try:
+            await asyncio.sleep(GATHER_S)
+            while queue := self._waiting.get(node):
+                batch = _take(queue)
+                try:
+                    await self._peers.call(node, Learn(items=tuple(batch)), timeout_s=self._timeout_s)
+                except PeerError:
+                    # The node is away. What it misses it gets by the next round on the path, or by anti-entropy.
+                    queue.clear()
+        finally:
+            self._sending.discard(node)
+
+
+def _take(queue: list[Learnt]) -> list[Learnt]:
+    """The next batch, taken off the queue; bounded in number and (roughly) in bytes."""
+    size, count = 0, 0
+    for item in queue[:BATCH_MAX]:
+        # A record's size is dominated by its chunk list, its ranges and its metadata.
+        record = item.record
+        size += 512
+        if record is not None:
+            heads = [version for version in (record.head, record.previous) if version is not None]
+            size += sum(len(h.chunks) * 80 + sum(len(k) + len(v) for k, v in h.meta.items()) for h in heads)
+            size += len(record.live) * 20 + len(record.taken) * 20
+        if count and size > BATCH_BYTES_MAX:
+            break
+        count += 1
+    batch, queue[:count] = queue[:count], []
+    return batch

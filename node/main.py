@@ -1,0 +1,356 @@
+"""One node, from configuration to shutdown: the only place that knows the concrete classes.
+
+Start: registry and cluster identity, then the disk (recovery runs here), then the peer port, registration,
+routes, and at last readiness. The public port opens before the routes are known, so that ``/healthz`` and
+``/readyz`` tell what is being waited for. Stop: the public port first (requests under way finish), then
+background work, peers, the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import structlog
+import uvloop
+
+from amberblob.clock import HybridClock, SystemClock, SystemRandomness
+from amberblob.config import NodeConfig
+from amberblob.errors import AmberError, ConfigError, NotReady, RegistryUnavailable
+from amberblob.ids import UlidMint
+from amberblob.limits import INLINE_BYTES_MAX
+from amberblob.metrics import Metrics
+from chunkstore.identity import read_identity
+from chunkstore.store import DiskStore
+from node.coordinator import Coordinator
+from node.http.app import build_app
+from node.http.server import HttpServer
+from node.logs import configure_logs
+from node.objects.bytes import Reading
+from node.objects.lookup import Lookup
+from node.objects.service import Objects
+from node.replica import Replica
+from node.routing import Routing
+from node.status import Status
+from node.transport.clients import PeerClients
+from node.transport.handshake import Identity
+from node.transport.server import PeerServer
+from node.workers.puller import Puller
+from node.workers.resolver import Resolver
+from node.workers.runner import Runner
+from node.workers.sweeper import Sweeper
+from registry.bootstrap import ClusterSettings, ensure_cluster, ensure_routes, register_node
+from registry.cache import load_cache
+from registry.factory import open_registry
+from registry.interface import Registry
+from registry.routes import ClusterInfo, NodeInfo, RouteTable
+from registry.view import RouteWatcher
+
+log = structlog.get_logger(__name__)
+
+THREADS = 4
+"""For hashing and other work off the loop; the disk has threads of its own."""
+
+STAGED_TTL_S = 900.0
+ROUTES_PATIENCE_S = 10.0
+ROUTE_CACHE = "routes.json"
+OPEN_FILES_WANTED = 65_536
+
+
+def software_version() -> str:
+    """The installed version, or ``0`` when running from a plain folder."""
+    try:
+        return version("amberblob")
+    except PackageNotFoundError:
+        return "0"
+
+
+def run(config: NodeConfig) -> int:
+    """Run one node in this process until SIGTERM or SIGINT; returns the exit status.
+
+    Raises: AmberError when the node cannot start (bad configuration, wrong or busy disk, corrupt journal).
+    """
+    configure_logs(level=config.log.level, format=config.log.format, node=config.node.id)
+    _raise_open_files()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_main(config))
+
+
+def _raise_open_files() -> None:
+    """Databases and connections need many descriptors; take what the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(OPEN_FILES_WANTED, hard) if hard != resource.RLIM_INFINITY else OPEN_FILES_WANTED
+    if soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+async def _main(config: NodeConfig) -> int:
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="work"))
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    node = Node(config)
+    starting = loop.create_task(node.start())
+    stopping = loop.create_task(stop.wait())
+    failed = False
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+        elif not starting.cancelled() and starting.exception() is not None:
+            failed = True
+        else:
+            await stopping
+    finally:
+        log.info("stopping")
+        await node.stop()
+    if failed:
+        await starting  # raises
+    log.info("stopped")
+    return 0
+
+
+def _host_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+class Node:
+    """One node's parts and their life."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.config = config
+        self._clock = SystemClock()
+        self._randomness = SystemRandomness()
+        self._hybrid = HybridClock(self._clock.wall_ms)
+        self._mint = UlidMint(self._hybrid, self._randomness)
+        self._metrics = Metrics()
+        self._closers = contextlib.AsyncExitStack()
+        self._watcher: RouteWatcher | None = None
+        self._first_table: RouteTable | None = None
+
+    def _table(self) -> RouteTable | None:
+        if self._watcher is not None and self._watcher.table is not None:
+            return self._watcher.table
+        return self._first_table
+
+    async def start(self) -> None:
+        """Start everything; returns once the routes are known."""
+        config = self.config
+        disk = config.node.disk
+        known_cluster = _known_cluster(disk)
+        registry = open_registry(config.cluster.registry, clock=self._clock, create=known_cluster is None)
+        self._closers.push_async_callback(registry.close)
+        cached = load_cache(disk / ROUTE_CACHE)
+        settings = ClusterSettings(
+            name=config.cluster.name,
+            slot_count=config.cluster.slot_count,
+            replicas=config.cluster.replicas,
+            chunk_bytes=int(config.storage.chunk_size),
+            bootstrap_nodes=tuple(config.cluster.bootstrap_nodes),
+        )
+        cluster = await self._cluster(registry, settings, known_cluster, cached)
+        if cached is not None and cached.cluster.cluster_id == cluster.cluster_id:
+            self._first_table = cached
+        store = await DiskStore.open(
+            disk,
+            cluster_id=cluster.cluster_id,
+            node_id=config.node.id,
+            clock=self._clock,
+            randomness=self._randomness,
+            reserve_bytes=int(config.storage.reserve),
+            open_databases_max=config.storage.max_open_slots,
+        )
+        self._closers.push_async_callback(store.close)
+        log.info("disk open", disk=str(disk), disk_id=store.disk_id)
+        routing = Routing(
+            node=config.node.id,
+            disk_id=store.disk_id,
+            table=self._table,
+            write_quorum=config.cluster.write_quorum,
+            read_quorum=config.cluster.read_quorum,
+        )
+        await self._serve(registry, settings, cluster, store, routing)
+
+    async def _cluster(
+        self, registry: Registry, settings: ClusterSettings, known: str | None, cached: RouteTable | None
+    ) -> ClusterInfo:
+        try:
+            return await ensure_cluster(
+                registry, settings, mint=self._mint.mint, now_ms=self._clock.wall_ms(), known_cluster_id=known
+            )
+        except RegistryUnavailable as error:
+            if cached is None or known is None or cached.cluster.cluster_id != known:
+                raise
+            log.warning("registry not reachable: starting with the routes last seen", error=str(error))
+            return cached.cluster
+
+    async def _serve(
+        self, registry: Registry, settings: ClusterSettings, cluster: ClusterInfo, store: DiskStore, routing: Routing
+    ) -> None:
+        config = self.config
+        node = config.node.id
+        puller = Puller(store, routing)
+        runner = Runner()
+        identity = Identity(
+            cluster_id=cluster.cluster_id,
+            node_id=node,
+            secret=config.cluster.secret.reveal().encode(),
+            clock=self._hybrid,
+        )
+        replica = Replica(
+            store,
+            is_member=routing.is_member,
+            pulls=puller,
+            clock=self._hybrid,
+        )
+        peers = PeerClients(identity, routing.address, replica)
+        self._closers.push_async_callback(peers.close)
+        coordinator = Coordinator(
+            node=node,
+            peers=peers,
+            counters=replica,
+            mint=self._mint,
+            clock=self._hybrid,
+            randomness=self._randomness,
+            peer_timeout_s=config.limits.peer_timeout_s,
+            write_timeout_s=config.limits.request_timeout_s,
+            read_timeout_s=config.limits.request_timeout_s,
+        )
+        self._closers.push_async_callback(coordinator.close, config.limits.shutdown_timeout_s)
+        resolver = Resolver(coordinator, routing, store, self._clock, self._randomness)
+        replica.on_undecided, replica.on_decided = resolver.accepted, resolver.decided
+        lookup = Lookup(coordinator, routing, store)
+        reading = Reading(coordinator, routing, store, puller)
+        puller.source = reading
+        objects = Objects(coordinator, routing, lookup, reading, inline_bytes_max=INLINE_BYTES_MAX)
+        status = Status(
+            node=node,
+            routing=routing,
+            watcher=lambda: self._watcher,
+            peers=peers,
+            store=store,
+            resolver=resolver,
+            puller=puller,
+            runner=runner,
+            version=software_version(),
+        )
+        status.add_gauges(self._metrics)
+
+        peer_host, peer_port = _host_port(config.peer.listen)
+        peer_server = PeerServer(peer_host, peer_port, replica, identity)
+        actual_port = await peer_server.start()
+        self._closers.push_async_callback(peer_server.close)
+
+        self._closers.push_async_callback(runner.close)
+        host, port = _host_port(config.http.listen)
+        http = HttpServer(
+            build_app(
+                objects,
+                status,
+                token=config.http.token.reveal() or None,
+                metrics=self._metrics,
+                clock=self._clock,
+                randomness=self._randomness,
+                requests_max=config.limits.requests_max,
+            ),
+            host=host,
+            port=port,
+        )
+        try:
+            await http.start()
+        except OSError as error:
+            raise ConfigError(
+                f"[http] listen = {config.http.listen!r}: cannot listen there: {error}. Is another process using it?"
+            ) from None
+        self._closers.push_async_callback(http.close, config.limits.shutdown_timeout_s)
+
+        me = NodeInfo(
+            node_id=node,
+            disk_id=store.disk_id,
+            zone=config.node.zone,
+            host=config.node.host,
+            http_address=config.http.advertised,
+            peer_address=_advertised_peer(config, actual_port),
+            capacity_bytes=_capacity_bytes(config.node.disk),
+            version=software_version(),
+            started_at_ms=self._clock.wall_ms(),
+        )
+        table = await self._enter(registry, settings, cluster, me, status)
+        self._watcher = RouteWatcher(
+            registry,
+            cluster.name,
+            clock=self._clock,
+            randomness=self._randomness,
+            table=table,
+            cache_path=config.node.disk / ROUTE_CACHE,
+            me=me,
+        )
+        self._watcher.start()
+        self._closers.push_async_callback(self._watcher.stop)
+        for other in table.nodes:
+            peers.reachable(other)  # begins to connect
+        for worker in (resolver, puller, Sweeper(store, self._clock, ttl_s=STAGED_TTL_S)):
+            runner.start(worker)
+        status.phase = None
+        log.info(
+            "serving", http=f"http://{config.http.advertised}", peer=me.peer_address, slots=len(table.slots_of(node))
+        )
+
+    async def _enter(
+        self, registry: Registry, settings: ClusterSettings, cluster: ClusterInfo, me: NodeInfo, status: Status
+    ) -> RouteTable:
+        """Register and get the routes, waiting as long as it takes; with routes from the cache, do not wait."""
+        while True:
+            try:
+                registration = await register_node(registry, cluster, me)
+                log.info("registered", what=str(registration))
+                return await ensure_routes(registry, cluster, settings, timeout_s=ROUTES_PATIENCE_S)
+            except (RegistryUnavailable, NotReady) as error:
+                if self._first_table is not None:
+                    log.warning("going on with the routes last seen", error=str(error))
+                    return self._first_table
+                status.phase = error.detail
+                log.warning("waiting for the cluster", error=error.detail)
+                await asyncio.sleep(1.0 if isinstance(error, RegistryUnavailable) else 0)
+
+    async def stop(self) -> None:
+        """Stop everything in the reverse order of its start."""
+        try:
+            await self._closers.aclose()
+        except AmberError as error:
+            log.error("stopping met an error", error=str(error))
+
+
+def _known_cluster(disk: Path) -> str | None:
+    """The cluster that the disk belongs to; None for a new disk."""
+    try:
+        return read_identity(disk).cluster_id
+    except FileNotFoundError:
+        return None
+
+
+def _advertised_peer(config: NodeConfig, actual_port: int) -> str:
+    if config.peer.advertise:
+        return config.peer.advertise
+    host, _ = _host_port(config.peer.listen)
+    shown = f"[{host}]" if ":" in host else host
+    return f"{shown}:{actual_port}"
+
+
+def _capacity_bytes(disk: Path) -> int:
+    stat = os.statvfs(disk)
+    return stat.f_blocks * stat.f_frsize
+
+
+if __name__ == "__main__":
+    sys.exit("This is a library module; run: amberblob serve --config FILE")

@@ -1,0 +1,181 @@
+"""The bytes of a version, chunk by chunk, verified, from the nearest replica that has them.
+
+Every chunk is checked against its hash where it is read and, if it came from a peer, again here. One chunk is
+fetched ahead of the one that is being sent. How many chunks all readers together hold in memory is bounded;
+looking ahead takes a place only if one is free, so readers never wait for each other in a circle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import structlog
+
+from amberblob.errors import (
+    AmberError,
+    ChunkCorrupt,
+    ChunkMissing,
+    ClusterError,
+    DigestMismatch,
+    PeerError,
+    StorageError,
+)
+from amberblob.ids import content_hash
+from amberblob.limits import MIB
+from amberblob.manifest import ChunkRef, Version, decode_manifest
+from amberblob.wire import ReadChunk, ReadManifest
+from chunkstore.interface import ReplicaStore
+from node.coordinator import Coordinator
+from node.pulls import PullRequests
+from node.routing import Routing
+from node.service import ObjectView
+
+log = structlog.get_logger(__name__)
+
+CHUNKS_IN_MEMORY_MAX = 16
+FRAME_TIMEOUT_S = 5.0
+HASH_IN_THREAD_BYTES = 256 * 1024
+SEND_PIECE_BYTES = MIB
+
+
+class Reading:
+    """Reads versions for clients, and chunks for whoever mends this node's copy."""
+
+    def __init__(self, coordinator: Coordinator, routing: Routing, store: ReplicaStore, pulls: PullRequests) -> None:
+        self._coordinator = coordinator
+        self._routing = routing
+        self._store = store
+        self._pulls = pulls
+        self._places = asyncio.Semaphore(CHUNKS_IN_MEMORY_MAX)
+
+    async def read(self, view: ObjectView, offset: int, length: int) -> AsyncIterator[bytes | memoryview]:
+        """See :meth:`node.service.ObjectService.read`."""
+        if length <= 0:
+            return
+        version, slot = view.version, self._routing.slot_of(view.path)
+        if version.inline:
+            data = await self.chunk(slot, version, version.chunks[0])
+            yield memoryview(data)[offset : offset + length]
+            return
+        end = offset + length
+        parts: list[tuple[ChunkRef, int, int]] = []
+        start = 0
+        for chunk in await self.chunks(slot, version):
+            low, high = max(offset - start, 0), min(end - start, chunk.len)
+            if low < high:
+                parts.append((chunk, low, high))
+            start += chunk.len
+        ahead: asyncio.Task[bytes] | None = None
+        held = 0
+        try:
+            for index, (chunk, low, high) in enumerate(parts):
+                if ahead is None:
+                    await self._places.acquire()
+                    held += 1
+                    data = await self.chunk(slot, version, chunk)
+                else:
+                    data, ahead = await ahead, None
+                if index + 1 < len(parts) and not self._places.locked():
+                    await self._places.acquire()
+                    held += 1
+                    ahead = asyncio.get_running_loop().create_task(self.chunk(slot, version, parts[index + 1][0]))
+                piece = memoryview(data)[low:high]
+                for at in range(0, len(piece), SEND_PIECE_BYTES):
+                    yield piece[at : at + SEND_PIECE_BYTES]
+                del data, piece
+                self._places.release()
+                held -= 1
+        finally:
+            if ahead is not None:
+                ahead.cancel()
+            for _ in range(held):
+                self._places.release()
+
+    async def chunks(self, slot: int, version: Version) -> tuple[ChunkRef, ...]:
+        """Every chunk of a version in order. Raises: ClusterError when no replica has the manifest."""
+        if version.manifest_id is None:
+            return version.chunks
+        manifest_id = version.manifest_id
+        failures: dict[str, str] = {}
+        for node in self._candidates(slot):
+            try:
+                if node == self._coordinator.node:
+                    data = await self._store.read_manifest(slot, version.blob_id, manifest_id)
+                else:
+                    data = await self.fetch_manifest(node, slot, version)
+                return decode_manifest(data)
+            except (PeerError, StorageError, DigestMismatch, ValueError) as error:
+                failures[node] = str(error)
+        raise bytes_unavailable("the manifest", failures)
+
+    async def chunk(self, slot: int, version: Version, chunk: ChunkRef) -> bytes:
+        """One chunk, verified. Raises: ClusterError when no replica that answers has it."""
+        failures: dict[str, str] = {}
+        for node in self._candidates(slot):
+            try:
+                if node == self._coordinator.node:
+                    data = await self._store.read_chunk(slot, version.blob_id, chunk)
+                else:
+                    data = await self._fetch(node, ReadChunk(slot=slot, blob_id=version.blob_id, chunk=chunk))
+                    await verify(data, chunk)
+            except (PeerError, StorageError, DigestMismatch) as error:
+                failures[node] = str(error)
+                if isinstance(error, ChunkMissing | ChunkCorrupt):
+                    log.warning(
+                        "chunk not readable here", node=node, slot=slot, blob_id=version.blob_id, error=str(error)
+                    )
+                continue
+            if self._coordinator.node in failures:
+                self._pulls.later(slot, version, (node,))
+            return data
+        raise bytes_unavailable("a chunk", failures)
+
+    async def fetch_chunk(self, node: str, slot: int, version: Version, chunk: ChunkRef) -> bytes:
+        """One chunk from one peer, verified. Raises: PeerError, StorageError, DigestMismatch."""
+        data = await self._fetch(node, ReadChunk(slot=slot, blob_id=version.blob_id, chunk=chunk))
+        await verify(data, chunk)
+        return data
+
+    async def fetch_manifest(self, node: str, slot: int, version: Version) -> bytes:
+        """The manifest file from one peer, verified. Raises: PeerError, StorageError, DigestMismatch."""
+        assert version.manifest_id is not None
+        request = ReadManifest(slot=slot, blob_id=version.blob_id, manifest_id=version.manifest_id)
+        data = await self._fetch(node, request)
+        if content_hash(data) != version.manifest_id:
+            raise DigestMismatch(f"{len(data)} bytes came that are not manifest {version.manifest_id}")
+        return data
+
+    def _candidates(self, slot: int) -> list[str]:
+        """Who may have the bytes, nearest first: this node, reachable voters, then the rest."""
+        me = self._coordinator.node
+        peers = self._coordinator.peers
+        nodes = [member.node for member in self._routing.table().route(slot).voters if member.node != me]
+        nodes += [member.node for member in self._routing.table().route(slot).learners if member.node != me]
+        nodes.sort(key=lambda node: not peers.reachable(node))
+        return [me, *nodes]
+
+    async def _fetch(self, node: str, request: ReadChunk | ReadManifest) -> bytes:
+        parts = [part async for part in self._coordinator.peers.fetch(node, request, timeout_s=FRAME_TIMEOUT_S)]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def verify(data: bytes, chunk: ChunkRef) -> None:
+    """Raises: DigestMismatch when ``data`` is not the chunk."""
+    if len(data) >= HASH_IN_THREAD_BYTES:
+        found = await asyncio.get_running_loop().run_in_executor(None, content_hash, data)
+    else:
+        found = content_hash(data)
+    if len(data) != chunk.len or found != chunk.id:
+        raise DigestMismatch(f"{len(data)} bytes came that are not chunk {chunk.id}")
+
+
+def bytes_unavailable(what: str, failures: dict[str, str]) -> AmberError:
+    """The error when no replica gave the bytes."""
+    seen = "; ".join(f"{node}: {why}" for node, why in sorted(failures.items()))
+    return ClusterError(
+        f"No replica gave {what} of this version ({seen}). Try again when the missing nodes are back; "
+        "`amberblob explain PATH` shows where each copy is.",
+        code="bytes-unavailable",
+        extra={"failures": failures},
+    )

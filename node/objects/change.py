@@ -1,0 +1,38 @@
+"""DELETE and restore: one round each."""
+
+from __future__ import annotations
+
+from amberblob.errors import NotFound
+from node.coordinator import Coordinator
+from node.objects.lookup import no_such_object
+from node.protocol.operations import Conditions, Delete, DeleteVersion, Restore
+from node.routing import Routing
+from node.service import ObjectView
+
+
+class Changing:
+    """Tombstones and their lifting."""
+
+    def __init__(self, coordinator: Coordinator, routing: Routing) -> None:
+        self._coordinator = coordinator
+        self._routing = routing
+
+    async def delete(self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None) -> None:
+        """See :meth:`node.service.ObjectService.delete`."""
+        operation = (
+            Delete(conditions=conditions) if version is None else DeleteVersion(version=version, conditions=conditions)
+        )
+        await self._coordinator.write(self._routing.of(path), path, operation, write_id=write_id)
+
+    async def restore(
+        self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None
+    ) -> ObjectView:
+        """See :meth:`node.service.ObjectService.restore`."""
+        operation = Restore(version=version, conditions=conditions)
+        applied = await self._coordinator.write(self._routing.of(path), path, operation, write_id=write_id)
+        record = applied.record
+        if record is None or record.head is None:
+            # What was restored was deleted again before this answer, or does not exist any more.
+            error = no_such_object(path, record)
+            raise NotFound(error.detail, extra=error.extra)
+        return ObjectView(path=path, version=record.head)

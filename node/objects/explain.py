@@ -1,0 +1,140 @@
+"""Where every copy of an object is, in what state, and what mends it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from amberblob.errors import PeerError
+from amberblob.manifest import Record, Version, covers
+from amberblob.wire import Inspect, InspectReply
+from node.coordinator import Coordinator
+from node.objects.lookup import no_such_object
+from node.protocol.quorum import Electorate
+from node.routing import Routing
+
+INSPECT_TIMEOUT_S = 3.0
+
+
+class Explaining:
+    """Asks every voter what it has of one path."""
+
+    def __init__(self, coordinator: Coordinator, routing: Routing) -> None:
+        self._coordinator = coordinator
+        self._routing = routing
+
+    async def explain(self, path: str) -> dict[str, Any]:
+        """See :meth:`node.service.ObjectService.explain`. Raises: NotFound."""
+        electorate = self._routing.of(path)
+        nodes = sorted(electorate.voters)
+        answers = dict(zip(nodes, await asyncio.gather(*(self._ask(n, electorate, path) for n in nodes)), strict=True))
+        replies = {node: answer for node, answer in answers.items() if isinstance(answer, InspectReply)}
+        best = max(
+            (reply for reply in replies.values() if reply.accepted is not None),
+            key=lambda reply: reply.accepted,  # type: ignore[arg-type,return-value]  # None was filtered out
+            default=None,
+        )
+        record = best.record if best is not None else None
+        if record is None and len(replies) >= electorate.majority:
+            raise no_such_object(path, None)
+        versions = _versions(record, replies)
+        copies = {number: {node: _copy(answers[node], number) for node in nodes} for number in versions}
+        replicas = [_replica(node, answers[node], electorate, best) for node in nodes]
+        advice = _advice(replicas, copies, answers)
+        return {
+            "path": path,
+            "slot": electorate.slot,
+            "epoch": electorate.epoch,
+            "write_quorum": electorate.write_quorum,
+            "head": record.head.version if record is not None and record.head is not None else None,
+            "revision": record.revision if record is not None else 0,
+            "replicas": replicas,
+            "versions": [
+                _version(versions[number], record, copies[number]) for number in sorted(versions, reverse=True)
+            ],
+            "healthy": advice == "",
+            "advice": advice or "Every copy is in place; nothing to do.",
+        }
+
+    async def _ask(self, node: str, electorate: Electorate, path: str) -> InspectReply | str:
+        try:
+            reply = await self._coordinator.peers.call(
+                node, Inspect(slot=electorate.slot, path=path), timeout_s=INSPECT_TIMEOUT_S
+            )
+        except PeerError as error:
+            return error.detail
+        return reply if isinstance(reply, InspectReply) else f"answered {type(reply).__name__}"
+
+
+def _versions(record: Record | None, replies: dict[str, InspectReply]) -> dict[int, Version]:
+    versions = {row.version.version: row.version for reply in replies.values() for row in reply.rows}
+    for version in (record.previous, record.head) if record is not None else ():
+        if version is not None:
+            versions[version.version] = version
+    return versions
+
+
+def _copy(answer: InspectReply | str, number: int) -> str:
+    return "unreachable" if isinstance(answer, str) else answer.bytes_present.get(number, "none")
+
+
+def _replica(
+    node: str, answer: InspectReply | str, electorate: Electorate, best: InspectReply | None
+) -> dict[str, Any]:
+    if isinstance(answer, str):
+        return {"node": node, "state": "unreachable", "detail": answer}
+    if not electorate.counts(node, answer.incarnation):
+        state, detail = "no-vote", "its copy lost its memory and has no vote until it is synced"
+    elif best is None or answer.accepted == best.accepted:
+        state = "chosen" if answer.chosen else "accepted"
+        detail = "" if answer.chosen else "not yet told that the newest record is chosen"
+    else:
+        state, detail = "behind", "holds an older record"
+    if answer.detail:
+        state, detail = "disk-failed", answer.detail
+    revision = answer.record.revision if answer.record is not None else 0
+    return {
+        "node": node,
+        "state": state,
+        "revision": revision,
+        "ballot": str(answer.accepted) if answer.accepted is not None else None,
+        "disk": answer.disk,
+        "detail": detail,
+    }
+
+
+def _version(version: Version, record: Record | None, copies: dict[str, str]) -> dict[str, Any]:
+    return {
+        "version": version.version,
+        "blob_id": version.blob_id,
+        "size": version.size,
+        "etag": version.etag,
+        "tombstoned": record is not None and not covers(record.live, version.version),
+        "inline": version.inline,
+        "chunk_count": version.chunk_count,
+        "chunks": [{"id": chunk.id, "len": chunk.len} for chunk in version.chunks],
+        "manifest_id": version.manifest_id,
+        "copies": copies,
+    }
+
+
+def _advice(
+    replicas: list[dict[str, Any]], copies: dict[int, dict[str, str]], answers: dict[str, InspectReply | str]
+) -> str:
+    advice = []
+    down = sorted(node for node, answer in answers.items() if isinstance(answer, str))
+    if down:
+        advice.append(f"Start {', '.join(down)} again: amberblob serve --config <its node.toml>.")
+    for state, text in (
+        ("disk-failed", "Replace the disk of {nodes}; look at it with: amberblob doctor --disk <its disk>."),
+        ("no-vote", "{nodes} lost its state of this slot and has to be synced from the others."),
+        ("behind", "{nodes} missed the newest write; the next write or read of this object brings it up to date."),
+    ):
+        nodes = sorted(replica["node"] for replica in replicas if replica["state"] == state)
+        if nodes:
+            advice.append(text.format(nodes=", ".join(nodes)))
+    for number, by_node in sorted(copies.items()):
+        lacking = sorted(node for node, copy in by_node.items() if copy in ("some", "none"))
+        if lacking:
+            advice.append(f"Version {number} lacks bytes on {', '.join(lacking)}; reading it there mends that copy.")
+    return " ".join(advice)

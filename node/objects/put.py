@@ -1,0 +1,189 @@
+"""PUT: a small body travels with its COMMIT; a large one is staged on the replicas while it arrives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from amberblob.errors import AmberError, BadRequest, DigestMismatch, OutcomeUnknown
+from amberblob.ids import EMPTY_HASH
+from amberblob.limits import INLINE_BYTES_MAX, MIB
+from amberblob.manifest import ChunkRef, Version
+from node.coordinator import Coordinator
+from node.objects.lookup import Lookup
+from node.objects.upload import Digests, Upload
+from node.protocol.operations import Put
+from node.protocol.quorum import Electorate
+from node.protocol.write import Applied
+from node.routing import Routing
+from node.service import ObjectView, PutOptions
+
+PIECE_BYTES = MIB
+BODY_IDLE_S = 60.0
+"""A client that sends nothing for this long is given up."""
+
+
+class Putting:
+    """Stores bodies. ``chunk_bytes`` is the cluster's chunk size."""
+
+    def __init__(self, coordinator: Coordinator, routing: Routing, lookup: Lookup, *, inline_bytes_max: int) -> None:
+        assert inline_bytes_max <= INLINE_BYTES_MAX
+        self._coordinator = coordinator
+        self._routing = routing
+        self._lookup = lookup
+        self._inline_bytes_max = inline_bytes_max
+
+    async def put(self, path: str, body: AsyncIterator[bytes], options: PutOptions) -> ObjectView:
+        """See :meth:`node.service.ObjectService.put`."""
+        electorate = self._routing.of(path)
+        blob_id = self._coordinator.mint.mint()
+        pieces = _pieces(body)
+        first = await anext(pieces, b"")
+        if len(first) <= self._inline_bytes_max:
+            applied = await self._put_inline(electorate, path, blob_id, first, options)
+        else:
+            applied = await self._put_staged(electorate, path, blob_id, first, pieces, options)
+        return await self._view(electorate, path, applied)
+
+    async def _put_inline(
+        self, electorate: Electorate, path: str, blob_id: str, body: bytes, options: PutOptions
+    ) -> Applied:
+        digests = Digests(name for name, _ in options.digests)
+        digests.update(body)
+        _check_body(options, len(body), digests)
+        etag = digests.etag if body else EMPTY_HASH
+        chunks = (ChunkRef(etag, len(body)),) if body else ()
+        draft = _draft(
+            blob_id, self._coordinator.clock.now_ms(), len(body), etag, options, chunks, None, len(chunks), inline=True
+        )
+        operation = Put(draft=draft, requested=options.version, conditions=options.conditions)
+        return await self._coordinator.write(electorate, path, operation, write_id=options.write_id, body=body)
+
+    async def _put_staged(
+        self,
+        electorate: Electorate,
+        path: str,
+        blob_id: str,
+        first: bytes,
+        pieces: AsyncIterator[bytes],
+        options: PutOptions,
+    ) -> Applied:
+        upload = Upload(
+            self._coordinator, electorate, blob_id=blob_id, chunk_bytes=self._routing.table().cluster.chunk_bytes
+        )
+        digests = Digests(name for name, _ in options.digests)
+        keep = False
+        try:
+            await upload.open(options.size)
+            size = len(first)
+            await upload.write(first, digests)
+            del first
+            async for piece in pieces:
+                size += len(piece)
+                await upload.write(piece, digests)
+            _check_body(options, size, digests)
+            chunks, manifest_id, chunk_count, holders = await upload.finish()
+            draft = _draft(
+                blob_id,
+                self._coordinator.clock.now_ms(),  # the id is as old as the upload; the version is from now
+                size,
+                digests.etag,
+                options,
+                chunks,
+                manifest_id,
+                chunk_count,
+                inline=False,
+            )
+            operation = Put(draft=draft, requested=options.version, conditions=options.conditions)
+            # From here on the bytes may be referred to by a COMMIT that we lose sight of, also when we are cancelled.
+            keep = True
+            try:
+                applied = await self._coordinator.write(
+                    electorate, path, operation, write_id=options.write_id, holders=holders
+                )
+            except OutcomeUnknown:
+                raise
+            except AmberError:
+                keep = False  # definite: nothing refers to them, and nothing will
+                raise
+            if not applied.fresh:
+                keep = False  # an earlier try with the same write id was applied, with bytes of its own
+            return applied
+        finally:
+            if not keep:
+                await upload.abort()
+
+    async def _view(self, electorate: Electorate, path: str, applied: Applied) -> ObjectView:
+        record, mark = applied.record, applied.mark
+        assert record is not None and mark is not None
+        if record.head is not None and record.head.version == mark.version:
+            return ObjectView(path=path, version=record.head)
+        # A retry whose version is no longer the head: the first answer is found in the history.
+        return await self._lookup.version(electorate, path, mark.version)
+
+
+async def _pieces(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The body in pieces of about a mebibyte; the first is short only if the whole body is."""
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        try:
+            async with asyncio.timeout(BODY_IDLE_S):
+                data = await anext(body, None)
+        except TimeoutError:
+            raise BadRequest(
+                f"The body stood still for {BODY_IDLE_S:.0f} s. Nothing was stored: send it again.", code="body-timeout"
+            ) from None
+        if data is None:
+            break
+        if data:
+            parts.append(data)
+            size += len(data)
+        if size >= PIECE_BYTES:
+            yield b"".join(parts)
+            parts, size = [], 0
+    if size:
+        yield b"".join(parts)
+
+
+def _draft(
+    blob_id: str,
+    now_ms: int,
+    size: int,
+    etag: str,
+    options: PutOptions,
+    chunks: tuple[ChunkRef, ...],
+    manifest_id: str | None,
+    chunk_count: int,
+    *,
+    inline: bool,
+) -> Version:
+    return Version(
+        version=0,
+        blob_id=blob_id,
+        size=size,
+        etag=etag,
+        created_at_ms=now_ms,
+        content_type=options.content_type,
+        meta=dict(options.meta),
+        chunks=chunks,
+        manifest_id=manifest_id,
+        chunk_count=chunk_count,
+        inline=inline,
+    )
+
+
+def _check_body(options: PutOptions, size: int, digests: Digests) -> None:
+    if options.size is not None and size != options.size:
+        raise BadRequest(
+            f"The body was announced with {options.size} bytes and ended after {size}. Nothing was stored: send it again.",
+            code="incomplete-body",
+        )
+    for algorithm, expected in options.digests:
+        found = digests.value(algorithm)
+        if found != expected:
+            raise DigestMismatch(
+                f"The body's {algorithm} digest is {found.hex()}, the request says {expected.hex()}. Nothing was stored: "
+                "the body was changed on its way or the digest is of something else.",
+                extra={"algorithm": algorithm, "expected": expected.hex(), "found": found.hex()},
+            )

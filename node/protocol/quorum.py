@@ -1,0 +1,117 @@
+"""Who counts: the voters of a slot as the route table names them, and when they are enough."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from amberblob.ballot import Ballot
+from amberblob.manifest import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Electorate:
+    """The voters of one slot at one epoch.
+
+    Quorums come from this configured set, never from who happens to answer. A copy whose incarnation is not
+    the one named here has lost its memory and does not count, whatever it says.
+
+    Attributes:
+        slot: the slot.
+        epoch: the route's epoch; goes out with every message.
+        voters: node id to the incarnation of its copy.
+        write_quorum: how many durable accepts a write needs before it is acknowledged; at least a majority.
+        read_quorum: how many registers a read or a promise phase asks for; 0 stands for a majority, its least.
+    """
+
+    slot: int
+    epoch: int
+    voters: Mapping[str, str]
+    write_quorum: int
+    read_quorum: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.majority <= self.write_quorum <= len(self.voters), "no quorum below a majority"
+        assert self.majority <= (self.read_quorum or self.majority) <= len(self.voters), "no quorum below a majority"
+
+    @property
+    def majority(self) -> int:
+        """⌊N/2⌋+1 of the configured voters."""
+        return len(self.voters) // 2 + 1
+
+    def counts(self, node: str, incarnation: str) -> bool:
+        """Whether an answer of this copy is a vote."""
+        return self.voters.get(node) == incarnation
+
+    def is_majority(self, nodes: Collection[str]) -> bool:
+        """Whether these voters are enough for a record to be chosen."""
+        return len(nodes) >= self.majority
+
+    def is_read_quorum(self, nodes: Collection[str]) -> bool:
+        """Whether these voters are enough to promise or to read."""
+        return len(nodes) >= (self.read_quorum or self.majority)
+
+    def is_write_quorum(self, nodes: Collection[str]) -> bool:
+        """Whether these voters are enough to acknowledge a write."""
+        return len(nodes) >= self.write_quorum
+
+    def majority_possible(self, out: Collection[str]) -> bool:
+        """Whether a majority can still be had without the nodes in ``out``."""
+        return len(self.voters) - len(out) >= self.majority
+
+    def read_quorum_possible(self, out: Collection[str]) -> bool:
+        """Whether a read quorum can still be had without the nodes in ``out``."""
+        return len(self.voters) - len(out) >= (self.read_quorum or self.majority)
+
+    def write_quorum_possible(self, out: Collection[str]) -> bool:
+        """Whether a write quorum can still be had without the nodes in ``out``."""
+        return len(self.voters) - len(out) >= self.write_quorum
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """What one voter reported of the register."""
+
+    node: str
+    accepted: Ballot | None
+    record: Record | None
+    chosen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a majority's votes say about the register.
+
+    Attributes:
+        ballot: the highest accepted ballot among the votes; None when nothing was accepted.
+        record: the record at that ballot.
+        decided: the record is known to be chosen, or it is known that none is. When False the record may or
+            may not be chosen, and whoever wants to rely on it has to finish it with a round first.
+        holders: the voters that reported this ballot, so they have its bytes unless they only learnt of it.
+    """
+
+    ballot: Ballot | None
+    record: Record | None
+    decided: bool
+    holders: tuple[str, ...]
+
+
+def weigh(electorate: Electorate, votes: Iterable[Vote]) -> Finding:
+    """What the votes of a majority say.
+
+    The record with the highest accepted ballot is the only one that can be chosen now. It is known to be if a
+    voter says so or if a majority reports it; an empty register at a whole majority means that none is.
+    """
+    votes = list(votes)
+    assert electorate.is_majority([vote.node for vote in votes]), "weigh needs a majority"
+    best: Vote | None = None
+    for vote in votes:
+        if vote.accepted is not None and (best is None or best.accepted is None or vote.accepted > best.accepted):
+            best = vote
+    if best is None or best.accepted is None:
+        return Finding(ballot=None, record=None, decided=True, holders=())
+    same = [vote for vote in votes if vote.accepted == best.accepted]
+    decided = any(vote.chosen for vote in same) or electorate.is_majority([vote.node for vote in same])
+    return Finding(
+        ballot=best.accepted, record=best.record, decided=decided, holders=tuple(sorted(vote.node for vote in same))
+    )

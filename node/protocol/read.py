@@ -1,0 +1,66 @@
+"""The quorum read: ask everyone, take a majority's word. Pure.
+
+If a majority's answers show that the newest record is chosen, that is the value: one round trip, no fsync.
+If not, the reader has to finish it (a :class:`~node.protocol.write.WriteRound` with ``Finish``) before relying
+on it: a value that was shown must not vanish.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from amberblob.errors import QuorumUnavailable
+from amberblob.wire import Failed, HistoryReply, Refused, RegisterReply, Reply
+from node.protocol.quorum import Electorate, Finding, Vote, weigh
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A majority answered. ``finding.decided`` False: finish before use.
+
+    ``replies`` are the answers that the finding rests on, by node.
+    """
+
+    finding: Finding
+    replies: dict[str, RegisterReply | HistoryReply]
+
+
+@dataclass(frozen=True, slots=True)
+class NoQuorum:
+    """A majority cannot be had."""
+
+    error: QuorumUnavailable
+
+
+@dataclass(slots=True)
+class ReadRound:
+    """Collects the answers to one Query or QueryHistory that was sent to every voter."""
+
+    electorate: Electorate
+    replies: dict[str, RegisterReply | HistoryReply] = field(default_factory=dict)
+    out: dict[str, str] = field(default_factory=dict)
+
+    def answer(self, node: str, reply: Reply) -> Read | NoQuorum | None:
+        """A voter answered; the result once there is one."""
+        if isinstance(reply, Failed):
+            return self.failed(node, f"{reply.code}: {reply.detail}")
+        if isinstance(reply, Refused):
+            return self.failed(node, f"refused: {reply.reason}")
+        if not isinstance(reply, RegisterReply | HistoryReply):
+            return self.failed(node, f"answered {type(reply).__name__}")
+        if not self.electorate.counts(node, reply.incarnation):
+            return self.failed(node, "its copy of the slot lost its memory and is no voter until it is synced")
+        self.replies[node] = reply
+        if not self.electorate.is_read_quorum(self.replies):
+            return None
+        votes = [Vote(name, r.accepted, r.record, r.chosen) for name, r in self.replies.items()]
+        return Read(weigh(self.electorate, votes), dict(self.replies))
+
+    def failed(self, node: str, why: str) -> NoQuorum | None:
+        """A voter did not answer."""
+        self.out[node] = why
+        if self.electorate.read_quorum_possible(self.out):
+            return None
+        return NoQuorum(
+            QuorumUnavailable.of(self.electorate.read_quorum or self.electorate.majority, len(self.replies), self.out)
+        )

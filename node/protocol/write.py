@@ -1,0 +1,566 @@
+"""The coordinator's round: PREPARE, COMMIT, LEARN for one write (or for finishing what somebody else began). Pure.
+
+States and what moves between them::
+
+    IDLE ──start──▶ PREPARING ──majority promised, current decided──▶ (decide)
+                        │                                              ├─ Answer, Refuse ──▶ FINISHED
+                        │                                              ├─ NeedHistory ──▶ READING ──majority──▶ (decide)
+                        │                                              └─ Propose ──▶ COMMITTING ──write quorum──▶ FINISHED
+                        ├─ current undecided, or a refusal to be nailed down ──▶ FINISHING ──majority──▶ WAITING ──▶ PREPARING with a higher ballot
+                        └─ majority impossible ──▶ WAITING ──▶ PREPARING
+    COMMITTING or FINISHING, quorum impossible ──▶ WAITING ──▶ PREPARING
+    any ──deadline──▶ FINISHED (unavailable if no COMMIT of our own record was ever sent, else unknown)
+
+A new record is only ever built on one that is *known* to be chosen: an undecided one is first proposed again
+as it is. That costs a round in a rare case, and buys that an accepted record vouches for its predecessor.
+
+A definite refusal (412, 409, 404) must not be followed by an earlier try of the same write coming to life: a
+record of ours may linger, accepted by one replica at a ballot above the chosen one, and the next coordinator
+would finish it. So when an earlier COMMIT of this write may be about (one was sent here, or the client gave the
+write id, so another coordinator may have sent one), the refusal waits until every voter has shown that it holds
+nothing of this write, or, if not all of them answer, until the current record has been chosen again at our ballot.
+
+Every attempt has a ballot of its own: (epoch, counter, this node, ULID of the operation), the counter growing.
+Answers to an earlier phase bear its token and are dropped.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from amberblob.ballot import Ballot
+from amberblob.errors import AmberError, InsufficientStorage, OutcomeUnknown, QuorumUnavailable
+from amberblob.manifest import Record, Version, WriteMark
+from amberblob.wire import (
+    AcceptedReply,
+    Commit,
+    Failed,
+    HistoryReply,
+    Learnt,
+    Prepare,
+    Promised,
+    QueryHistory,
+    Refused,
+    Reply,
+    Request,
+)
+from node.protocol.operations import (
+    NO_HISTORY,
+    Answer,
+    Finish,
+    History,
+    NeedHistory,
+    Operation,
+    Propose,
+    Refuse,
+    Situation,
+    decide,
+)
+from node.protocol.quorum import Electorate, Finding, Vote, weigh
+
+UNREACHABLE_TRIES_MAX = 3
+"""Attempts that may fail because too few replicas answer, before a write that sent no COMMIT gives up (503)."""
+
+HISTORY_PAGE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send the request to the node; give its answer or failure back with the same token."""
+
+    node: str
+    request: Request
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Call ``wake(token)`` after a jittered pause that grows with ``attempt`` (1, 2, …)."""
+
+    attempt: int
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Tell the node that a record is chosen, some time soon."""
+
+    node: str
+    item: Learnt
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of the round. Comes once, and nothing but Spread comes with it."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The chosen record, as of this write's end.
+
+    Attributes:
+        record: the current record; None when the path never had one.
+        ballot: where it is accepted.
+        mark: what this write did; set when it was applied, now or at an earlier try with the same write id.
+        fresh: it was applied by this round.
+        holders: nodes that accepted the record.
+    """
+
+    record: Record | None
+    ballot: Ballot | None
+    mark: WriteMark | None
+    fresh: bool
+    holders: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The write was not applied, or (OutcomeUnknown) nobody knows."""
+
+    error: AmberError
+
+
+Outcome = Applied | Rejected
+Action = Send | Wait | Spread | Finished
+
+
+class Phase(enum.Enum):
+    IDLE = "idle"
+    PREPARING = "preparing"
+    READING = "reading"
+    FINISHING = "finishing"
+    COMMITTING = "committing"
+    WAITING = "waiting"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True)
+class _Tally:
+    """The answers of one phase."""
+
+    promised: dict[str, Promised] = field(default_factory=dict)
+    accepted: set[str] = field(default_factory=set)
+    history: dict[str, HistoryReply] = field(default_factory=dict)
+    ruled_out: set[str] = field(default_factory=set)
+    """Voters that promised somebody above us and hold nothing of this write."""
+    out: dict[str, str] = field(default_factory=dict)
+    """Voters that will not answer well in this phase, and why."""
+
+
+class WriteRound:
+    """One operation on one path, from start to outcome. Feed events, carry out the returned actions.
+
+    Args:
+        electorate: the slot's voters.
+        node: this node's id; part of the ballot.
+        path: the object's name.
+        operation: what to do.
+        operation_id: a fresh ULID; makes the ballots unique.
+        write_id: the client's or, without one, ``operation_id``.
+        now_ms: the coordinator's hybrid time.
+        counter: the highest ballot counter met in this slot so far.
+        body: the bytes of an inline put.
+        holders: for a put with staged bytes: the voters that have them. COMMIT goes to these alone.
+        may_be_retry: the write id came from outside, so an earlier try may have sent a COMMIT elsewhere.
+    """
+
+    def __init__(
+        self,
+        *,
+        electorate: Electorate,
+        node: str,
+        path: str,
+        operation: Operation,
+        operation_id: str,
+        write_id: str,
+        now_ms: int,
+        counter: int,
+        body: bytes | None = None,
+        holders: frozenset[str] | None = None,
+        may_be_retry: bool = False,
+    ) -> None:
+        self._electorate = electorate
+        self._node = node
+        self._path = path
+        self._operation = operation
+        self._operation_id = operation_id
+        self._write_id = write_id
+        self._now_ms = now_ms
+        self._body = body
+        self._staged_at = holders
+        self.counter = counter
+        """The highest ballot counter met; worth remembering for the slot's next round."""
+        self.sent_commit = False
+        """Whether a COMMIT of a record of our own went out and may live: a failure is then an unknown outcome."""
+        self._may_linger = may_be_retry
+        self._pending_refusal: Outcome | None = None
+        self._nailing: Outcome | None = None
+        self.phase = Phase.IDLE
+        self._token = 0
+        self._attempt = 0
+        self._unreachable_tries = 0
+        self._ballot = Ballot(electorate.epoch, 0, node, operation_id)
+        self._tally = _Tally()
+        self._finding = Finding(None, None, decided=True, holders=())
+        self._version_floor = 0
+        self._prior: WriteMark | None = None
+        self._proposal: Record | None = None
+        self._history = NO_HISTORY
+        self._wanted = NeedHistory()
+        self._last_failures: dict[str, str] = {}
+        self._full: set[str] = set()
+
+    # ---- events
+
+    def start(self) -> list[Action]:
+        """Begin."""
+        assert self.phase is Phase.IDLE
+        return self._prepare()
+
+    def wake(self, token: int) -> list[Action]:
+        """The pause that :class:`Wait` asked for is over."""
+        if self.phase is not Phase.WAITING or token != self._token:
+            return []
+        return self._prepare()
+
+    def answer(self, node: str, token: int, reply: Reply) -> list[Action]:
+        """A node answered the request that bore this token."""
+        if token != self._token or self.phase in (Phase.FINISHED, Phase.WAITING):
+            return []
+        if isinstance(reply, Failed):
+            return self._lost(node, f"{reply.code}: {reply.detail}")
+        if isinstance(reply, Refused):
+            return self._refused(node, reply)
+        incarnation = getattr(reply, "incarnation", None)
+        if not isinstance(incarnation, str) or not self._electorate.counts(node, incarnation):
+            return self._lost(node, "its copy of the slot lost its memory and is no voter until it is synced")
+        match self.phase, reply:
+            case Phase.PREPARING, Promised():
+                return self._on_promised(node, reply)
+            case Phase.READING, HistoryReply():
+                return self._on_history(node, reply)
+            case ((Phase.COMMITTING | Phase.FINISHING), AcceptedReply()):
+                return self._on_accepted(node)
+            case _:
+                return self._lost(node, f"answered {type(reply).__name__} to {self.phase.value}")
+
+    def failed(self, node: str, token: int, why: str) -> list[Action]:
+        """The request that bore this token had no answer."""
+        if token != self._token or self.phase in (Phase.FINISHED, Phase.WAITING):
+            return []
+        return self._lost(node, why)
+
+    def deadline(self) -> list[Action]:
+        """Time is up."""
+        if self.phase is Phase.FINISHED:
+            return []
+        return self._give_up()
+
+    # ---- phase one
+
+    def _prepare(self) -> list[Action]:
+        self._attempt += 1
+        self.counter += 1
+        self._ballot = Ballot(self._electorate.epoch, self.counter, self._node, self._operation_id)
+        self._history = NO_HISTORY
+        self._proposal = None
+        self._nailing = None
+        return self._enter(
+            Phase.PREPARING,
+            self._electorate.voters,
+            Prepare(
+                slot=self._electorate.slot,
+                path=self._path,
+                epoch=self._electorate.epoch,
+                ballot=self._ballot,
+                # Looking far back costs a query on each replica; a first try of a fresh id has nothing to find.
+                write_id=self._write_id if self._may_linger or self.sent_commit else "",
+            ),
+        )
+
+    def _enter(self, phase: Phase, nodes: Iterable[str], request: Request) -> list[Action]:
+        self.phase = phase
+        self._token += 1
+        self._tally = _Tally()
+        self._pending_refusal = None
+        return [Send(node, request, self._token) for node in nodes]
+
+    def _on_promised(self, node: str, reply: Promised) -> list[Action]:
+        tally = self._tally
+        tally.promised[node] = reply
+        if self._pending_refusal is not None:
+            if self._lingers_at(reply.accepted, reply.record):
+                return self._retry()
+            return self._rule_out()
+        if not self._electorate.is_read_quorum(tally.promised):
+            return []
+        promises = tally.promised.items()
+        self._finding = weigh(self._electorate, [Vote(name, p.accepted, p.record, p.chosen) for name, p in promises])
+        self._version_floor = max(p.version_floor for _, p in promises)
+        self._prior = next((p.prior for _, p in promises if p.prior is not None), None)
+        if not self._finding.decided:
+            return self._finish()
+        return self._decide()
+
+    def _lingers_at(self, accepted: Ballot | None, record: Record | None) -> bool:
+        """Whether a late answer shows something newer than what the refusal rests on, with our write in it."""
+        if accepted is None or record is None or record.write(self._write_id) is None:
+            return False
+        return self._finding.ballot is None or accepted > self._finding.ballot
+
+    # ---- an undecided record first becomes chosen, as it is
+
+    def _finish(self) -> list[Action]:
+        record = self._finding.record
+        assert record is not None
+        self._proposal = record
+        return self._enter(
+            Phase.FINISHING,
+            self._electorate.voters,
+            Commit(
+                slot=self._electorate.slot,
+                path=self._path,
+                epoch=self._electorate.epoch,
+                ballot=self._ballot,
+                record=record,
+                holders=self._finding.holders,
+            ),
+        )
+
+    # ---- deciding
+
+    def _decide(self) -> list[Action]:
+        situation = Situation(
+            current=self._finding.record,
+            version_floor=self._version_floor,
+            prior=self._prior,
+            write_id=self._write_id,
+            now_ms=self._now_ms,
+            history=self._history,
+        )
+        decision = decide(self._operation, situation)
+        match decision:
+            case Propose():
+                return self._commit(decision.record)
+            case NeedHistory():
+                return self._read_history(decision)
+            case Refuse():
+                return self._end_unapplied(Rejected(decision.error))
+            case Answer():
+                finding = self._finding
+                applied = Applied(finding.record, finding.ballot, decision.mark, fresh=False, holders=finding.holders)
+                if decision.mark is None and not isinstance(self._operation, Finish):
+                    return self._end_unapplied(applied)
+                return self._end(applied)
+
+    # ---- an outcome that says "this write did not happen" is only given when it cannot happen later
+
+    def _end_unapplied(self, outcome: Outcome) -> list[Action]:
+        # A refusal that rests on an empty register needs no care: whatever is refused there (a delete, If-Match)
+        # would have been refused at an earlier try too, because a chosen record does not vanish while one lingers.
+        if self._finding.record is None or not (self.sent_commit or self._may_linger):
+            return self._end(outcome)
+        if self.phase is Phase.READING:
+            return self._nail_down(outcome)  # The promises' tally is gone; do not wait for the rest of it.
+        self._pending_refusal = outcome
+        return self._rule_out()
+
+    def _rule_out(self) -> list[Action]:
+        """End if no voter can bring an earlier try to life; wait for the rest; or choose the current record again."""
+        tally = self._tally
+        assert self._pending_refusal is not None
+        clean = set(tally.promised) | tally.ruled_out
+        if len(clean) == len(self._electorate.voters):
+            return self._end(self._pending_refusal)
+        if len(clean) + len(set(tally.out) - clean) < len(self._electorate.voters):
+            return []
+        return self._nail_down(self._pending_refusal)
+
+    def _nail_down(self, outcome: Outcome) -> list[Action]:
+        actions = self._finish()
+        self._nailing = outcome
+        return actions
+
+    def _read_history(self, wanted: NeedHistory) -> list[Action]:
+        self._wanted = wanted
+        return self._enter(
+            Phase.READING,
+            self._electorate.voters,
+            QueryHistory(
+                slot=self._electorate.slot,
+                path=self._path,
+                epoch=self._electorate.epoch,
+                version=wanted.version,
+                below=wanted.below,
+                limit=HISTORY_PAGE,
+            ),
+        )
+
+    def _on_history(self, node: str, reply: HistoryReply) -> list[Action]:
+        tally = self._tally
+        tally.history[node] = reply
+        if not self._electorate.is_read_quorum(tally.history):
+            return []
+        if any(r.accepted is not None and r.accepted > self._ballot for r in tally.history.values()):
+            return self._retry()  # Somebody went past us: what we hold is old, our COMMIT would be refused.
+        self._history = extend_history(self._history, self._wanted, tally.history.values())
+        return self._decide()
+
+    # ---- phase two
+
+    def _commit(self, record: Record) -> list[Action]:
+        self._proposal = record
+        self.sent_commit = True
+        nodes: Iterable[str] = self._electorate.voters
+        if self._staged_at is not None and record.op == "put":
+            nodes = [node for node in nodes if node in self._staged_at]
+        actions = self._enter(
+            Phase.COMMITTING,
+            nodes,
+            Commit(
+                slot=self._electorate.slot,
+                path=self._path,
+                epoch=self._electorate.epoch,
+                ballot=self._ballot,
+                record=record,
+                body=self._body if record.op == "put" else None,
+            ),
+        )
+        asked = {action.node for action in actions if isinstance(action, Send)}
+        self._tally.out = {node: "does not have the bytes" for node in self._electorate.voters if node not in asked}
+        return actions
+
+    def _on_accepted(self, node: str) -> list[Action]:
+        tally = self._tally
+        tally.accepted.add(node)
+        if self.phase is Phase.FINISHING:
+            if not self._electorate.is_majority(tally.accepted):
+                return []
+            spread = self._spread()
+            if isinstance(self._operation, Finish):
+                return [*spread, *self._end(self._applied(None, fresh=False))]
+            assert self._proposal is not None
+            if self._proposal.write(self._write_id) is None:
+                # Chosen above every ballot of our earlier tries, and without them: those are dead.
+                self.sent_commit = False
+                self._may_linger = False
+                if self._nailing is not None:
+                    return [*spread, *self._end(self._nailing)]
+            # Chosen now. A ballot carries one value only, so our own record needs the next one.
+            return [*spread, *self._prepare()]
+        if not self._electorate.is_write_quorum(tally.accepted):
+            return []
+        assert self._proposal is not None
+        return [*self._spread(), *self._end(self._applied(self._proposal.writes[-1], fresh=True))]
+
+    def _applied(self, mark: WriteMark | None, *, fresh: bool) -> Applied:
+        return Applied(self._proposal, self._ballot, mark, fresh=fresh, holders=tuple(sorted(self._tally.accepted)))
+
+    def _spread(self) -> list[Action]:
+        """LEARN for everyone: those that accepted need the ballot only, the others the record too."""
+        assert self._proposal is not None
+        holders = tuple(sorted(self._tally.accepted))
+        bare = Learnt(self._electorate.slot, self._path, self._electorate.epoch, self._ballot)
+        whole = Learnt(self._electorate.slot, self._path, self._electorate.epoch, self._ballot, self._proposal, holders)
+        # An accept that is still under way may arrive before or after its LEARN: such a copy gets the whole record.
+        return [Spread(node, bare if node in self._tally.accepted else whole) for node in self._electorate.voters]
+
+    # ---- what goes wrong
+
+    def _refused(self, node: str, reply: Refused) -> list[Action]:
+        self.counter = max(self.counter, reply.ballot.counter)
+        if reply.reason == "disk-full":
+            self._full.add(node)
+        if (
+            self.phase is Phase.PREPARING
+            and reply.reason == "ballot"
+            and self._electorate.counts(node, reply.incarnation)
+        ):
+            if self._pending_refusal is not None and self._lingers_at(reply.accepted, reply.record):
+                return self._retry()
+            if reply.record is None or reply.record.write(self._write_id) is None:
+                self._tally.ruled_out.add(node)
+        detail = f" ({reply.detail})" if reply.detail else ""
+        return self._lost(node, f"refused: {reply.reason}{detail}")
+
+    def _lost(self, node: str, why: str) -> list[Action]:
+        tally = self._tally
+        tally.out[node] = why
+        if self._pending_refusal is not None:
+            return self._rule_out()
+        if self.phase is Phase.COMMITTING:
+            possible = self._electorate.write_quorum_possible(tally.out)
+        elif self.phase is Phase.FINISHING:
+            possible = self._electorate.majority_possible(tally.out)
+        else:
+            possible = self._electorate.read_quorum_possible(tally.out)
+        return [] if possible else self._retry()
+
+    def _retry(self) -> list[Action]:
+        out = self._tally.out
+        self._last_failures = dict(out)
+        contested = any("refused: ballot" in why for why in out.values()) or not out
+        if not contested:
+            self._unreachable_tries += 1
+            if self._unreachable_tries >= UNREACHABLE_TRIES_MAX and not self.sent_commit:
+                return self._give_up()
+        self.phase = Phase.WAITING
+        self._token += 1
+        return [Wait(self._attempt, self._token)]
+
+    def _give_up(self) -> list[Action]:
+        failures = self._tally.out or self._last_failures
+        if self.sent_commit:
+            return self._end(
+                Rejected(
+                    OutcomeUnknown(
+                        "The write was sent to the replicas, but no majority is known to have accepted it "
+                        f"({'; '.join(f'{n}: {w}' for n, w in sorted(failures.items())) or 'time ran out'}). "
+                        "It may yet be applied: send it again with the same X-Amber-Write-Id to learn which.",
+                        extra={"write_id": self._write_id, "failures": failures},
+                    )
+                )
+            )
+        if self._full and not self._electorate.write_quorum_possible(self._full):
+            return self._end(
+                Rejected(
+                    InsufficientStorage(
+                        f"The disks of {', '.join(sorted(self._full))} are full, so too few replicas can take the object. "
+                        "Nothing was stored: delete something or add disks.",
+                        extra={"full": sorted(self._full)},
+                    )
+                )
+            )
+        got = len(self._electorate.voters) - len(failures)
+        return self._end(Rejected(QuorumUnavailable.of(self._electorate.majority, max(got, 0), failures)))
+
+    def _end(self, outcome: Outcome) -> list[Action]:
+        self.phase = Phase.FINISHED
+        self._token += 1
+        return [Finished(outcome)]
+
+
+def extend_history(history: History, wanted: NeedHistory, replies: Iterable[HistoryReply]) -> History:
+    """Add what a majority answered to one history query.
+
+    A chosen and superseded row is on a majority (everyone who accepted its successor wrote it), so the union
+    over a majority has every row. A full page is trusted only down to the highest lower end among the full
+    pages: below that, some replica did not look.
+    """
+    replies = list(replies)
+    rows: dict[int, Version] = dict(history.rows)
+    for reply in replies:
+        for row in reply.rows:
+            rows[row.version.version] = row.version
+        if reply.record is not None:
+            for version in (reply.record.previous, reply.record.added if reply.chosen else None):
+                if version is not None:
+                    rows[version.version] = version
+    if wanted.version is not None:
+        return History(rows=rows, asked=history.asked | {wanted.version}, complete_down_to=history.complete_down_to)
+    down_to = max((reply.rows[-1].version.version for reply in replies if reply.more and reply.rows), default=0)
+    return History(rows=rows, asked=history.asked, complete_down_to=down_to)

@@ -1,0 +1,366 @@
+"""One node's copies of slots: the driver under ``node.protocol.replica``, and the answerer of its peers.
+
+The rule that everything here keeps: an answer goes out only when all that the register and its slot say is
+durable (``store.position`` then ``store.durable``), because what an answer shows, somebody may count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import assert_never
+
+import msgspec
+import structlog
+
+from amberblob.ballot import Register
+from amberblob.clock import HybridClock
+from amberblob.errors import BadRequest, DigestMismatch, DiskFailed, DiskFull, PeerError, StorageError
+from amberblob.ids import content_hash, valid_hash, valid_ulid
+from amberblob.limits import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, HISTORY_PAGE_MAX, INLINE_BYTES_MAX
+from amberblob.manifest import Version, WriteMark, decode_manifest
+from amberblob.wire import (
+    Commit,
+    Discard,
+    Done,
+    HistoryReply,
+    Inspect,
+    InspectReply,
+    Learn,
+    Learnt,
+    Ping,
+    Prepare,
+    Query,
+    QueryHistory,
+    QueryScan,
+    ReadChunk,
+    ReadManifest,
+    RefusalReason,
+    Refused,
+    RegisterReply,
+    Reply,
+    Request,
+    ScanReply,
+    StageClose,
+    StagedReply,
+    StageOpen,
+)
+from chunkstore.interface import BlobState, ReplicaStore
+from node.protocol.replica import Action, BytesHere, Persist, ReplicaSlot, Respond
+from node.pulls import PullRequests
+from node.transport.interface import IncomingStage
+
+log = structlog.get_logger(__name__)
+
+NOTHING_NEEDED = BytesHere(durable=True)
+
+
+def _ignore(slot: int, path: str) -> None:
+    """Nobody wants to know."""
+
+
+class Replica:
+    """Answers peers (and this node's own coordinator) about the copies on one disk.
+
+    Args:
+        store: the disk.
+        is_member: whether the route table gives this node a copy of a slot.
+        pulls: where to ask for bytes that are missing here.
+        clock: the node's hybrid clock.
+
+    Attributes:
+        on_undecided: called with (slot, path) whenever a record was accepted here and is not known to be chosen.
+        on_decided: called when it is.
+    """
+
+    def __init__(
+        self,
+        store: ReplicaStore,
+        *,
+        is_member: Callable[[int], bool],
+        pulls: PullRequests,
+        clock: HybridClock,
+    ) -> None:
+        self.on_undecided: Callable[[int, str], None] = _ignore
+        self.on_decided: Callable[[int, str], None] = _ignore
+        self._store = store
+        self._is_member = is_member
+        self._pulls = pulls
+        self._clock = clock
+        self._slots: dict[int, ReplicaSlot] = {}
+
+    def slot(self, slot: int) -> ReplicaSlot:
+        """The voting state of a slot, made on first use."""
+        found = self._slots.get(slot)
+        if found is None:
+            found = self._slots[slot] = ReplicaSlot(self._store.slot_state(slot))
+        return found
+
+    def counter(self, slot: int) -> int:
+        """The highest ballot counter that was met in the slot; where a coordinator here begins."""
+        return self.slot(slot).counter_seen
+
+    def met_counter(self, slot: int, counter: int) -> None:
+        """A coordinator here met this counter."""
+        voting = self.slot(slot)
+        voting.counter_seen = max(voting.counter_seen, counter)
+
+    # ---- requests
+
+    async def handle(self, peer: str, request: Request) -> Reply:
+        """Answer anything but StageOpen, ReadChunk and ReadManifest."""
+        match request:
+            case Prepare():
+                return await self._prepare(request)
+            case Commit():
+                return await self._commit(request)
+            case Learn():
+                for item in request.items:
+                    await self._learn(item)
+                return Done()
+            case Query():
+                return await self._query(request)
+            case QueryHistory():
+                return await self._history(request)
+            case QueryScan():
+                return await self._scan(request)
+            case Inspect():
+                return await self._inspect(request)
+            case Discard():
+                if not valid_ulid(request.blob_id):
+                    raise BadRequest(f"{request.blob_id!r} is no blob id")
+                await self._store.discard(request.slot, request.blob_id)
+                return Done()
+            case Ping():
+                return Done(now_ms=self._clock.now_ms())
+            case StageOpen() | StageClose() | ReadChunk() | ReadManifest():
+                raise BadRequest(f"{type(request).__name__} does not come as a plain request")
+            case _:
+                assert_never(request)
+
+    def _refused(self, slot: int, reason: RefusalReason, detail: str = "") -> Refused:
+        state = self._store.slot_state(slot)
+        return Refused(
+            incarnation=state.incarnation, reason=reason, ballot=state.ballot_floor, epoch=state.epoch, detail=detail
+        )
+
+    async def _carry_out(self, slot: int, path: str, actions: list[Action]) -> Reply:
+        reply: Reply = Done()
+        try:
+            for action in actions:
+                match action:
+                    case Persist():
+                        self._store.apply(action.mutation)
+                    case Respond():
+                        reply = action.reply
+                    case _:
+                        assert_never(action)
+            await self._store.durable(self._store.position(slot, path))
+        except DiskFailed as error:
+            return self._refused(slot, "disk-failed", error.detail)
+        return reply
+
+    async def _prepare(self, message: Prepare) -> Reply:
+        if not self._is_member(message.slot):
+            return self._refused(message.slot, "not-a-member")
+        register, prior = await self._register_and_prior(message)
+        actions = self.slot(message.slot).prepare(self._store.slot_state(message.slot), message, register, prior)
+        return await self._carry_out(message.slot, message.path, actions)
+
+    async def _register_and_prior(self, message: Prepare) -> tuple[Register, WriteMark | None]:
+        """The register as of now and what the write id did, both of the same moment."""
+        register = await self._store.load(message.slot, message.path)
+        while True:
+            record = register.record
+            if not message.write_id or record is None or record.revision <= len(record.writes):
+                return register, None
+            prior = await self._store.find_write(message.slot, message.path, message.write_id)
+            now = await self._store.load(message.slot, message.path)
+            if prior is not None or now.record is None or now.record.revision == record.revision:
+                return now, prior
+            register = now
+
+    async def _commit(self, message: Commit) -> Reply:
+        slot, path, added = message.slot, message.path, message.record.added
+        if not self._is_member(slot):
+            return self._refused(slot, "not-a-member")
+        if added is not None and added.size > 0 and message.body is not None:
+            if len(message.body) > INLINE_BYTES_MAX or content_hash(message.body) != added.etag:
+                raise DigestMismatch("the body of a COMMIT does not match its record")
+            if self._store.full:
+                return self._refused(slot, "disk-full")
+        register = await self._store.load(slot, path)
+        here = NOTHING_NEEDED
+        if added is not None and added.size > 0:
+            if message.body is None:
+                message = await self._with_bytes(message, added)
+            # Nothing is awaited between this and the decision: the blob must not be given up in between.
+            here = await self._bytes_here(message, added)
+            while (now := self._store.peek(slot, path)) is None:
+                await self._store.load(slot, path)
+                here = await self._bytes_here(message, added)
+            register = now
+        actions = self.slot(slot).commit(self._store.slot_state(slot), message, register, here)
+        if any(isinstance(action, Persist) for action in actions):
+            self.on_undecided(slot, path)
+        return await self._carry_out(slot, path, actions)
+
+    async def _with_bytes(self, message: Commit, added: Version) -> Commit:
+        """Try to get an undecided record's bytes from those that accepted it; an inline body joins the message."""
+        slot = message.slot
+        if not message.holders or await self._store.blob_state(slot, added.blob_id) is not BlobState.ABSENT:
+            return message
+        try:
+            body = await self._pulls.now(slot, added, message.holders)
+        except (PeerError, StorageError, DigestMismatch) as error:
+            log.info("pull before accept failed", slot=slot, blob_id=added.blob_id, error=str(error))
+            return message
+        return message if body is None else msgspec.structs.replace(message, body=body)
+
+    async def _bytes_here(self, message: Commit, added: Version) -> BytesHere:
+        if message.body is not None:
+            return BytesHere(durable=False)
+        state = await self._store.blob_state(message.slot, added.blob_id)
+        return BytesHere(durable=state is BlobState.DURABLE, aborted=state is BlobState.ABORTED)
+
+    async def _learn(self, item: Learnt) -> None:
+        if not self._is_member(item.slot):
+            return
+        register = await self._store.load(item.slot, item.path)
+        actions = self.slot(item.slot).learn(self._store.slot_state(item.slot), item, register)
+        try:
+            for action in actions:
+                if isinstance(action, Persist):
+                    self._store.apply(action.mutation)
+        except DiskFailed:
+            return
+        now = self._store.peek(item.slot, item.path)
+        if now is not None and now.chosen:
+            self.on_decided(item.slot, item.path)
+        added = item.record.added if item.record is not None else None
+        if actions and added is not None and added.size > 0:
+            self._pulls.later(item.slot, added, item.holders)
+
+    async def _query(self, message: Query) -> Reply:
+        slot = message.slot
+        if not self._is_member(slot):
+            return self._refused(slot, "not-a-member")
+        register = await self._store.load(slot, message.path)
+        await self._store.durable(self._store.position(slot, message.path))
+        return RegisterReply(
+            incarnation=self._store.slot_state(slot).incarnation,
+            accepted=register.accepted,
+            record=register.record,
+            chosen=register.chosen,
+        )
+
+    async def _history(self, message: QueryHistory) -> Reply:
+        slot, path = message.slot, message.path
+        if not self._is_member(slot):
+            return self._refused(slot, "not-a-member")
+        limit = max(1, min(message.limit, HISTORY_PAGE_MAX))
+        # The register first: rows that appear after it was read are only ever newer than what it says.
+        register = await self._store.load(slot, path)
+        position = self._store.position(slot, path)
+        rows = await self._store.rows(slot, path, version=message.version, below=message.below, limit=limit)
+        await self._store.durable(position)
+        return HistoryReply(
+            incarnation=self._store.slot_state(slot).incarnation,
+            accepted=register.accepted,
+            record=register.record,
+            chosen=register.chosen,
+            rows=tuple(rows),
+            more=message.version is None and len(rows) >= limit,
+        )
+
+    async def _scan(self, message: QueryScan) -> Reply:
+        page = await self._store.scan(message.prefix, message.start, message.delimiter, max(1, message.limit))
+        return ScanReply(
+            incarnation=self._store.disk_id,
+            entries=tuple(page.entries),
+            next_start=page.next_start,
+            incarnations=self._store.incarnations(),
+        )
+
+    async def _inspect(self, message: Inspect) -> Reply:
+        slot, path = message.slot, message.path
+        register = await self._store.load(slot, path)
+        rows = await self._store.rows(slot, path, limit=HISTORY_PAGE_MAX)
+        versions = {row.version.version: row.version for row in rows}
+        if register.record is not None and register.record.added is not None:
+            versions.setdefault(register.record.added.version, register.record.added)
+        present = {number: await self._presence(slot, version) for number, version in versions.items()}
+        return InspectReply(
+            incarnation=self._store.slot_state(slot).incarnation,
+            accepted=register.accepted,
+            record=register.record,
+            chosen=register.chosen,
+            rows=tuple(rows),
+            bytes_present=present,
+            disk=self._store.disk_id,
+            detail=self._store.failed or "",
+        )
+
+    async def _presence(self, slot: int, version: Version) -> str:
+        if version.size == 0:
+            return "all"
+        chunks = version.chunks
+        if version.manifest_id is not None:
+            try:
+                chunks = decode_manifest(await self._store.read_manifest(slot, version.blob_id, version.manifest_id))
+            except Exception as error:
+                log.info("manifest not readable", slot=slot, blob_id=version.blob_id, error=str(error))
+                return "none"
+        missing = await self._store.missing_chunks(slot, version, chunks)
+        if not missing:
+            return "all"
+        return "none" if len(missing) == len(chunks) else "some"
+
+    # ---- bytes
+
+    async def handle_stage(self, peer: str, message: StageOpen, stream: IncomingStage) -> Reply:
+        """Take in a blob; the answer is StagedReply or Refused."""
+        slot = message.slot
+        if not valid_ulid(message.blob_id) or not CHUNK_BYTES_MIN <= message.chunk_bytes <= CHUNK_BYTES_MAX:
+            raise BadRequest("a blob id or chunk size that cannot be")
+        if not self._is_member(slot):
+            return self._refused(slot, "not-a-member")
+        try:
+            staging = await self._store.stage(slot, message.blob_id, chunk_bytes=message.chunk_bytes, size=message.size)
+        except DiskFull as error:
+            return self._refused(slot, "disk-full", error.detail)
+        except DiskFailed as error:
+            return self._refused(slot, "disk-failed", error.detail)
+        done = False
+        try:
+            async for frame in stream.frames():
+                await staging.write(frame)
+            closing, manifest = stream.closing()
+            chunks = closing.chunks
+            if closing.manifest_id is not None:
+                if manifest is None or content_hash(manifest) != closing.manifest_id:
+                    raise DigestMismatch("the manifest does not have the hash that it was announced with")
+                chunks = decode_manifest(manifest)
+            await staging.finish(chunks, manifest)
+            done = True
+        except DiskFull as error:
+            return self._refused(slot, "disk-full", error.detail)
+        except DiskFailed as error:
+            return self._refused(slot, "disk-failed", error.detail)
+        finally:
+            if not done:
+                await staging.abort()
+        return StagedReply(incarnation=self._store.slot_state(slot).incarnation)
+
+    async def handle_read(self, peer: str, request: Request) -> bytes:
+        """The verified bytes of a chunk or a manifest file."""
+        match request:
+            case ReadChunk():
+                if not valid_ulid(request.blob_id) or not valid_hash(request.chunk.id):
+                    raise BadRequest("not a blob or chunk id")
+                return await self._store.read_chunk(request.slot, request.blob_id, request.chunk)
+            case ReadManifest():
+                if not valid_ulid(request.blob_id) or not valid_hash(request.manifest_id):
+                    raise BadRequest("not a blob or manifest id")
+                return await self._store.read_manifest(request.slot, request.blob_id, request.manifest_id)
+            case _:
+                raise BadRequest(f"{type(request).__name__} does not ask for bytes")

@@ -1,0 +1,105 @@
+"""From the registry's route table to the electorates that the protocol works with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from amberblob.errors import NotReady
+from node.protocol.quorum import Electorate
+from registry.routes import RouteTable
+
+
+class Routing:
+    """What this node knows of who owns what; always the newest table that was seen.
+
+    Args:
+        node: this node's id.
+        disk_id: this node's disk: its incarnation as a member.
+        table: gives the current table, or None before the first.
+        write_quorum, read_quorum: the configured ones; 0 means a majority.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        disk_id: str,
+        table: Callable[[], RouteTable | None],
+        write_quorum: int = 0,
+        read_quorum: int = 0,
+    ) -> None:
+        self.node = node
+        self.disk_id = disk_id
+        self._table = table
+        self._write_quorum = write_quorum
+        self._read_quorum = read_quorum
+        self._cached_for: RouteTable | None = None
+        self._electorates: dict[int, Electorate] = {}
+        self._distinct: tuple[Electorate, ...] = ()
+        self._mine: frozenset[int] = frozenset()
+
+    def table(self) -> RouteTable:
+        """The current table. Raises: NotReady while there is none."""
+        table = self._table()
+        if table is None:
+            raise NotReady("The node has no routes yet: it waits for the registry and for the other nodes.")
+        if table is not self._cached_for:
+            self._cached_for = table
+            self._electorates = {}
+            self._distinct = ()
+            self._mine = frozenset(table.slots_of(self.node))
+        return table
+
+    def slot_of(self, path: str) -> int:
+        """The slot of a path."""
+        return self.table().slot_of(path)
+
+    def electorate(self, slot: int) -> Electorate:
+        """The voters of a slot."""
+        table = self.table()
+        found = self._electorates.get(slot)
+        if found is None:
+            route = table.route(slot)
+            voters = {member.node: member.incarnation for member in route.voters}
+            majority = len(voters) // 2 + 1
+            found = self._electorates[slot] = Electorate(
+                slot=slot,
+                epoch=route.epoch,
+                voters=voters,
+                write_quorum=min(max(self._write_quorum, majority), len(voters)),
+                read_quorum=min(max(self._read_quorum, majority), len(voters)),
+            )
+        return found
+
+    def of(self, path: str) -> Electorate:
+        """The voters of a path's slot."""
+        return self.electorate(self.slot_of(path))
+
+    def is_member(self, slot: int) -> bool:
+        """Whether the route table gives this node a copy of the slot, in any role."""
+        try:
+            self.table()
+        except NotReady:
+            return False
+        return slot in self._mine
+
+    def electorates(self) -> Iterable[Electorate]:
+        """The voters of every slot."""
+        return (self.electorate(slot) for slot in range(self.table().slot_count))
+
+    def distinct_electorates(self) -> tuple[Electorate, ...]:
+        """One electorate of each different set of voters."""
+        table = self.table()
+        if not self._distinct:
+            by_voters = {route.voters: route.slot for route in table.routes}
+            self._distinct = tuple(self.electorate(slot) for slot in by_voters.values())
+        return self._distinct
+
+    def address(self, node: str) -> tuple[str, int] | None:
+        """Where a peer listens, or None when it is not registered."""
+        table = self._table()
+        info = table.nodes.get(node) if table is not None else None
+        if info is None or not info.peer_address:
+            return None
+        host, _, port = info.peer_address.rpartition(":")
+        return host.strip("[]"), int(port)

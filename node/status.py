@@ -1,0 +1,156 @@
+"""What the node says of itself and of the cluster: readiness, ``GET /cluster``, gauges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from amberblob.errors import NotReady
+from amberblob.metrics import Metrics
+from chunkstore.interface import ReplicaStore
+from node.routing import Routing
+from node.transport.interface import Peers
+from node.workers.puller import Puller
+from node.workers.resolver import Resolver
+from node.workers.runner import Runner
+from registry.routes import RouteTable
+from registry.view import RouteWatcher
+
+
+class Status:
+    """Implements :class:`node.service.NodeStatus`. ``phase`` says what start-up waits for; None once it is over."""
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        routing: Routing,
+        watcher: Callable[[], RouteWatcher | None],
+        peers: Peers,
+        store: ReplicaStore,
+        resolver: Resolver,
+        puller: Puller,
+        runner: Runner,
+        version: str,
+    ) -> None:
+        self.phase: str | None = "the node is starting"
+        self._node = node
+        self._routing = routing
+        self._watcher = watcher
+        self._peers = peers
+        self._store = store
+        self._resolver = resolver
+        self._puller = puller
+        self._runner = runner
+        self._version = version
+
+    def not_ready(self) -> str | None:
+        """Why the node does not serve reads and writes; None when it does."""
+        if self.phase is not None:
+            return self.phase
+        try:
+            electorates = self._routing.distinct_electorates()
+        except NotReady as error:
+            return error.detail
+        for electorate in electorates:
+            there = [node for node in electorate.voters if self._peers.reachable(node)]
+            if not electorate.is_majority(there):
+                away = ", ".join(sorted(set(electorate.voters) - set(there)))
+                return (
+                    f"{len(there)} of the {electorate.majority} replicas that are needed are reachable; "
+                    f"waiting for {away}"
+                )
+        return None
+
+    def cluster(self) -> dict[str, Any]:
+        """The answer of ``GET /cluster``: this node's view."""
+        watcher = self._watcher()
+        registry = {
+            "ok": watcher.registry_ok if watcher else False,
+            "error": watcher.registry_error if watcher else "not asked yet",
+            "since_ms": watcher.registry_since_ms if watcher else 0,
+        }
+        me = {
+            "node": self._node,
+            "version": self._version,
+            "ready": self.not_ready() is None,
+            "reason": self.not_ready(),
+            "disk": {
+                "id": self._store.disk_id,
+                "failed": self._store.failed,
+                "full": self._store.full,
+                "lost_slots": sorted(self._store.incarnations()),
+            },
+            "undecided": self._resolver.waiting,
+            "workers": self._runner.status(),
+        }
+        heal = {"versions_waiting": self._puller.waiting, "bytes_waiting": self._puller.waiting_bytes}
+        try:
+            table = self._routing.table()
+        except NotReady as error:
+            return {"self": me, "registry": registry, "nodes": [], "slots": {}, "heal": heal, "detail": error.detail}
+        return {
+            "cluster_id": table.cluster.cluster_id,
+            "name": table.cluster.name,
+            "slot_count": table.slot_count,
+            "replicas": table.cluster.replicas,
+            "chunk_bytes": table.cluster.chunk_bytes,
+            "epoch": max(table.epochs()),
+            "self": me,
+            "registry": registry,
+            "nodes": [self._node_view(table, node, watcher) for node in sorted(table.nodes)],
+            "zones": sorted({info.zone for info in table.nodes.values()}),
+            "slots": self._slots(table),
+            "heal": heal,
+        }
+
+    def _node_view(self, table: RouteTable, node: str, watcher: RouteWatcher | None) -> dict[str, Any]:
+        info = table.nodes[node]
+        mine = table.slots_of(node)
+        return {
+            "node": node,
+            "zone": info.zone,
+            "host": info.host,
+            "http": info.http_address,
+            "peer": info.peer_address,
+            "version": info.version,
+            "started_at_ms": info.started_at_ms,
+            "reachable": self._peers.reachable(node),
+            "alive": watcher is not None and node in watcher.alive,
+            "disk": {"id": info.disk_id, "capacity_bytes": info.capacity_bytes},
+            "slots": len(mine),
+            "votes": sum(table.votes(slot, node) for slot in mine),
+        }
+
+    def _slots(self, table: RouteTable) -> dict[str, Any]:
+        """Slots by state: full (every voter reachable), degraded (a majority is), unavailable."""
+        counts = {"full": 0, "degraded": 0, "unavailable": 0, "joint": 0}
+        for route in table.routes:
+            there = sum(self._peers.reachable(member.node) for member in route.voters)
+            if there == len(route.voters):
+                counts["full"] += 1
+            elif there >= route.majority:
+                counts["degraded"] += 1
+            else:
+                counts["unavailable"] += 1
+            counts["joint"] += route.state == "joint"
+        return {"total": table.slot_count, **counts}
+
+    def add_gauges(self, metrics: Metrics) -> None:
+        """Show the node's own numbers on ``/metrics``."""
+        for name, text, read in (
+            ("amberblob_ready", "1 while the node serves reads and writes.", lambda: self.not_ready() is None),
+            ("amberblob_disk_failed", "1 once the disk takes no more writes.", lambda: self._store.failed is not None),
+            ("amberblob_disk_full", "1 while the disk refuses new bytes.", lambda: self._store.full),
+            (
+                "amberblob_undecided",
+                "Records accepted here and not known to be chosen.",
+                lambda: self._resolver.waiting,
+            ),
+            (
+                "amberblob_heal_bytes",
+                "Bytes that wait to be pulled onto this disk.",
+                lambda: self._puller.waiting_bytes,
+            ),
+        ):
+            metrics.gauge(name, text).set_function(lambda read=read: float(read()))  # type: ignore[misc]

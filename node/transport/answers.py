@@ -1,0 +1,44 @@
+"""From a handler's result or exception to an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import TypeVar
+
+import structlog
+
+from amberblob.errors import AmberError, ChunkCorrupt, ChunkMissing, PeerError
+from amberblob.wire import Failed
+
+_log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+OVERLOADED = Failed(code="overloaded", detail="too many requests are under way between these two nodes; try again")
+SHUTTING_DOWN = Failed(code="shutting-down", detail="the node is stopping; ask another one")
+
+
+async def answer(work: Awaitable[T], request: object) -> T | Failed:
+    """What ``work`` returns, or the :class:`~amberblob.wire.Failed` that its exception stands for."""
+    try:
+        return await work
+    except AmberError as error:
+        return Failed(code=error.code, detail=error.detail)
+    except Exception:
+        kind = type(request).__name__
+        _log.exception("peer request failed", request=kind)
+        return Failed(code="internal-error", detail=f"{kind} failed at the peer; its log has the reason")
+
+
+def raised(failed: Failed, peer: str) -> AmberError:
+    """The error that a caller who wants bytes gets for a ``Failed``."""
+    detail = f"{peer}: {failed.detail}"
+    for kind in (ChunkMissing, ChunkCorrupt):
+        if failed.code == kind.code:
+            return kind(detail)
+    return PeerError(detail, code=failed.code)
+
+
+def again(error: PeerError, **extra: object) -> PeerError:
+    """The same error for one more caller: an exception that several tasks raise collects all their tracebacks."""
+    return type(error)(error.detail, code=error.code, extra={**error.extra, **extra})

@@ -1,0 +1,322 @@
+"""The dialling end of a connection: calls, blobs on their way out, and reads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import msgspec
+
+from amberblob import wire
+from amberblob.errors import AmberError, PeerError, PeerTimeout, PeerUnreachable, WireError
+from amberblob.limits import PEER_REQUESTS_MAX
+from amberblob.wire import Done, Failed, Refused, Reply, Request, StageClose, StageOpen
+from node.transport import frames
+from node.transport.answers import OVERLOADED, again, raised
+from node.transport.connection import PING_INTERVAL_S, Connection
+from node.transport.frames import Kind
+from node.transport.handshake import Action, DiallerHandshake, Identity, Lane, Refuse
+from node.transport.interface import Buffer
+from node.transport.refusals import RefusalLog
+from node.transport.streams import StreamReceiver, StreamSender
+
+
+class CallerConnection(Connection):
+    """One connection to ``expects``. Await :attr:`ready` before use.
+
+    Attributes:
+        ready: done with None once established, with the error when that failed.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        refusals: RefusalLog,
+        *,
+        expects: str,
+        lane: Lane,
+        nonce: bytes,
+        ping_interval_s: float = PING_INTERVAL_S,
+    ) -> None:
+        super().__init__(identity, refusals, ping_interval_s=ping_interval_s)
+        self.peer = expects
+        self.ready: asyncio.Future[PeerError | None] = self._loop.create_future()
+        self._handshake = DiallerHandshake(identity, expects=expects, lane=lane, nonce=nonce)
+        self._calls: dict[int, asyncio.Future[Reply]] = {}
+        self._streams: dict[int, RemoteStage | _Fetch] = {}
+        self._last_stream = 0
+
+    async def call(self, request: Request, *, request_id: str, timeout_s: float) -> Reply:
+        """One request, one answer. Raises PeerUnreachable, PeerTimeout, WireError."""
+        if len(self._calls) + len(self._streams) >= PEER_REQUESTS_MAX:
+            return OVERLOADED
+        payload = frames.pack_request(request_id, wire.encode(request))
+        if self.is_congested():
+            timeout_s = await self._room(request, timeout_s)
+        if self._error is not None:
+            raise again(self._error, sent=False)
+        stream = self._next_stream()
+        self.send(Kind.REQUEST, stream, payload)
+        answered: asyncio.Future[Reply] = self._loop.create_future()
+        self._calls[stream] = answered
+        timer = self._loop.call_later(timeout_s, self._expire, stream, request, timeout_s)
+        try:
+            return await answered
+        except asyncio.CancelledError:
+            if self._calls.pop(stream, None) is not None:
+                self.send(Kind.CANCEL, stream)
+            raise
+        finally:
+            timer.cancel()
+
+    def stage(self, message: StageOpen, *, request_id: str, stall_s: float) -> RemoteStage:
+        """Open a stream for a blob. Raises PeerError."""
+        stage = RemoteStage(self, self._open(), stall_s)
+        self._streams[stage.stream] = stage
+        self.send(Kind.REQUEST, stage.stream, frames.pack_request(request_id, wire.encode(message)))
+        return stage
+
+    async def fetch(self, request: Request, *, request_id: str, timeout_s: float) -> AsyncGenerator[bytes, None]:
+        """The bytes that follow the ``Done`` answer. Raises PeerError, ChunkMissing, ChunkCorrupt."""
+        stream = self._open()
+        fetch = _Fetch(self, stream)
+        self._streams[stream] = fetch
+        try:
+            self.send(Kind.REQUEST, stream, frames.pack_request(request_id, wire.encode(request)))
+            while (data := await fetch.receiver.take(timeout_s=timeout_s)) is not None:
+                yield data
+        except TimeoutError:
+            raise PeerTimeout(_overdue(self.peer, request, timeout_s)) from None
+        finally:
+            self.forget(stream)
+
+    def forget(self, stream: int) -> None:
+        """The caller wants nothing more of this stream: tell the peer, unless it is through."""
+        if self._streams.pop(stream, None) is not None:
+            self.send(Kind.CANCEL, stream)
+
+    def finished(self, stream: int) -> None:
+        """The peer is through with this stream."""
+        self._streams.pop(stream, None)
+
+    # ---- Connection
+
+    def _handshake_begin(self) -> list[Action]:
+        return self._handshake.begin()
+
+    def _handshake_frame(self, kind: int, payload: bytes) -> list[Action]:
+        return self._handshake.receive(kind, payload)
+
+    def _handshake_closed(self) -> Refuse | None:
+        return self._handshake.closed()
+
+    def _established(self, peer: str) -> None:
+        self.ready.set_result(None)
+
+    def _gone(self, error: PeerError) -> None:
+        if not self.ready.done():
+            self.ready.set_result(error)
+        calls, self._calls = self._calls, {}
+        for answered in calls.values():
+            if not answered.done():
+                answered.set_exception(again(error))
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.fail(again(error))
+
+    def _frame(self, kind: int, stream: int, payload: memoryview) -> None:
+        if kind == Kind.REPLY:
+            answered = self._calls.pop(stream, None)
+            if answered is not None:
+                if not answered.done():
+                    self._settle(answered, payload)
+                return
+        # What belongs to no stream comes late: the caller gave up.
+        user = self._streams.get(stream)
+        match kind:
+            case Kind.REPLY:
+                if user is not None:
+                    user.replied(_decoded(payload))
+            case Kind.DATA:
+                if isinstance(user, _Fetch):
+                    user.data(payload)
+            case Kind.END:
+                if isinstance(user, _Fetch):
+                    user.end()
+            case Kind.CREDIT:
+                if isinstance(user, RemoteStage):
+                    user.sender.grant(frames.unpack_credit(payload))
+            case _:
+                raise WireError(f"a frame of kind {kind}, which a listening node does not send")
+
+    # ---- helpers
+
+    def _settle(self, answered: asyncio.Future[Reply], payload: memoryview) -> None:
+        try:
+            answered.set_result(_decoded(payload))
+        except WireError as error:
+            answered.set_exception(error)
+
+    def _expire(self, stream: int, request: Request, timeout_s: float) -> None:
+        answered = self._calls.pop(stream, None)
+        if answered is not None and not answered.done():
+            self.send(Kind.CANCEL, stream)
+            answered.set_exception(PeerTimeout(_overdue(self.peer, request, timeout_s)))
+
+    async def _room(self, request: Request, timeout_s: float) -> float:
+        """Wait until there is room to send; what is left of the timeout."""
+        deadline_s = self._loop.time() + timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.drained()
+        except TimeoutError:
+            raise PeerTimeout(_overdue(self.peer, request, timeout_s), extra={"sent": False}) from None
+        return max(0.0, deadline_s - self._loop.time())
+
+    def _open(self) -> int:
+        if self._error is not None:
+            raise again(self._error, sent=False)
+        if len(self._calls) + len(self._streams) >= PEER_REQUESTS_MAX:
+            raise PeerError(OVERLOADED.detail, code=OVERLOADED.code)
+        return self._next_stream()
+
+    def _next_stream(self) -> int:
+        while True:
+            self._last_stream = self._last_stream % frames.STREAM_MAX + 1
+            if self._last_stream not in self._calls and self._last_stream not in self._streams:
+                return self._last_stream
+
+
+class RemoteStage:
+    """A blob on its way to a peer (:class:`~node.transport.interface.OutgoingStage`).
+
+    Attributes:
+        stream: its number on the connection.
+        sender: the bytes on their way.
+    """
+
+    def __init__(self, connection: CallerConnection, stream: int, stall_s: float) -> None:
+        self.stream = stream
+        self.sender = StreamSender(self._put, connection.congested)
+        self._connection = connection
+        self._stall_s = stall_s
+        self._answered: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+    async def write(self, data: Buffer) -> None:
+        """Send bytes; waits while the peer's window is full, each time for the stage's timeout at most."""
+        try:
+            await self.sender.send(data, stall_s=self._stall_s)
+        except TimeoutError:
+            error = PeerTimeout(f"{self._connection.peer} took no bytes of the blob for {self._stall_s:g} s")
+            self.sender.fail(error)
+            raise error from None
+
+    async def close(self, message: StageClose, manifest: bytes | None, *, timeout_s: float) -> Reply:
+        """Tell the chunks, send the manifest file if there is one, and wait for the answer."""
+        assert (message.manifest_id is None) == (manifest is None), "a manifest file goes with its id"
+        try:
+            async with asyncio.timeout(timeout_s):
+                if not self._answered.done():
+                    await self._complete(message, manifest)
+                return await asyncio.shield(self._answered)
+        except TimeoutError:
+            raise PeerTimeout(_overdue(self._connection.peer, message, timeout_s)) from None
+        finally:
+            self._connection.forget(self.stream)
+
+    async def abort(self) -> None:
+        """Give the blob up."""
+        self.sender.fail(PeerError("the blob was given up"))
+        self._connection.forget(self.stream)
+
+    def replied(self, reply: Reply) -> None:
+        """The peer answered; if it did before the end it takes no more bytes."""
+        self._connection.finished(self.stream)
+        if not self._answered.done():
+            self._answered.set_result(reply)
+        self.sender.fail(_early(reply, self._connection.peer))
+
+    def fail(self, error: PeerError) -> None:
+        """The connection is lost."""
+        self.sender.fail(error)
+        if not self._answered.done():
+            self._answered.set_exception(error)
+            self._answered.exception()  # nobody need ask: write() tells it too
+
+    async def _complete(self, message: StageClose, manifest: bytes | None) -> None:
+        try:
+            await self._connection.drained()
+            self._connection.send(Kind.CLOSE, self.stream, wire.encode(message))
+            if manifest is not None:
+                await self.sender.send(manifest, stall_s=None)
+            self._connection.send(Kind.END, self.stream)
+        except AmberError:
+            if not self._answered.done():
+                raise
+
+    def _put(self, data: bytes | memoryview) -> None:
+        self._connection.send(Kind.DATA, self.stream, data)
+
+
+class _Fetch:
+    """A read under way: Done with the size, that many bytes, END."""
+
+    def __init__(self, connection: CallerConnection, stream: int) -> None:
+        self.receiver = StreamReceiver(self._give_credit)
+        self._connection = connection
+        self._stream = stream
+        self._left_bytes: int | None = None
+
+    def replied(self, reply: Reply) -> None:
+        """The answer, before any bytes."""
+        if isinstance(reply, Done) and self._left_bytes is None:
+            self._left_bytes = reply.size
+            return
+        self._connection.finished(self._stream)
+        if isinstance(reply, Failed):
+            self.receiver.fail(raised(reply, self._connection.peer))
+        else:
+            self.receiver.fail(WireError(f"{self._connection.peer} answers a read with {type(reply).__name__}"))
+
+    def data(self, payload: memoryview) -> None:
+        """Some bytes. Raises WireError when they are too many."""
+        if self._left_bytes is None or len(payload) > self._left_bytes:
+            raise WireError("more bytes than a read was said to have")
+        self._left_bytes -= len(payload)
+        self.receiver.feed(bytes(payload))
+
+    def end(self) -> None:
+        """That was all. Raises WireError when it was not."""
+        if self._left_bytes != 0:
+            raise WireError("fewer bytes than a read was said to have")
+        self._connection.finished(self._stream)
+        self.receiver.end()
+
+    def fail(self, error: PeerError) -> None:
+        """The connection is lost."""
+        self.receiver.fail(error)
+
+    def _give_credit(self, size_bytes: int) -> None:
+        self._connection.send(Kind.CREDIT, self._stream, frames.pack_credit(size_bytes))
+
+
+def _decoded(payload: memoryview) -> Reply:
+    try:
+        return wire.decode_reply(payload)
+    except msgspec.MsgspecError as error:
+        raise WireError(f"an answer that cannot be decoded: {error}") from None
+
+
+def _early(reply: Reply, peer: str) -> PeerError:
+    """What a writer sees when the peer answered before the blob was complete."""
+    match reply:
+        case Failed():
+            return PeerError(f"{peer}: {reply.detail}", code=reply.code)
+        case Refused():
+            return PeerError(f"{peer} refused the blob: {reply.reason} {reply.detail}".rstrip(), code=reply.reason)
+        case _:
+            return PeerUnreachable(f"{peer} takes no more bytes of the blob: it answered already")
+
+
+def _overdue(peer: str, request: Request | StageClose, timeout_s: float) -> str:
+    return f"{peer} did not answer {type(request).__name__} within {timeout_s:.3g} s"

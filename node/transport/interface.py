@@ -1,0 +1,94 @@
+"""How nodes talk: the caller's side (:class:`Peers`) and the answerer's (:class:`PeerHandler`).
+
+Both sides know messages (``amberblob.wire``) and byte streams, never sockets. A simulation implements the
+same two roles without any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from amberblob.wire import Reply, Request, StageClose, StageOpen
+
+Buffer = bytes | bytearray | memoryview
+
+
+class OutgoingStage(Protocol):
+    """A blob on its way to one peer."""
+
+    async def write(self, data: Buffer) -> None:
+        """Send bytes; waits while the peer's window is full. ``data`` must not change afterwards.
+
+        Raises:
+            PeerError: the stream is broken, or the peer refused it.
+        """
+        ...
+
+    async def close(self, message: StageClose, manifest: bytes | None, *, timeout_s: float) -> Reply:
+        """Tell the chunks and wait for StagedReply or Refused. Raises PeerError."""
+        ...
+
+    async def abort(self) -> None:
+        """Give the blob up; the peer removes what it has. Never raises, may be called twice."""
+        ...
+
+
+class Peers(Protocol):
+    """The other nodes, by node id. The own id works too and goes through no socket."""
+
+    async def call(self, node: str, request: Request, *, timeout_s: float) -> Reply:
+        """One request, one answer. The current request id (log context) travels along.
+
+        Raises:
+            PeerUnreachable, PeerTimeout, PeerRefused, WireError: and the answer ``Failed`` is returned as it is.
+        """
+        ...
+
+    async def stage(self, node: str, message: StageOpen, *, timeout_s: float) -> OutgoingStage:
+        """Open a stream for a blob. Raises PeerError."""
+        ...
+
+    def fetch(self, node: str, request: Request, *, timeout_s: float) -> AsyncIterator[bytes]:
+        """The data frames that follow the ``Done`` answer to a ReadChunk or ReadManifest.
+
+        ``timeout_s`` bounds the wait for each frame. Raises PeerError; a ``Failed`` answer becomes
+        ChunkMissing, ChunkCorrupt or PeerError by its code.
+        """
+        ...
+
+    def reachable(self, node: str) -> bool:
+        """Whether the last contact with the node went well. A hint for ordering, never for quorums."""
+        ...
+
+
+class IncomingStage(Protocol):
+    """A blob on its way in, as the answerer sees it."""
+
+    def frames(self) -> AsyncIterator[bytes]:
+        """The blob's bytes; ends at StageClose. Credit goes back to the sender as frames are taken.
+
+        Raises:
+            PeerUnreachable: the sender went away or gave up; nothing more will come.
+        """
+        ...
+
+    def closing(self) -> tuple[StageClose, bytes | None]:
+        """The chunks, and the manifest file if there is one; valid once :meth:`frames` has ended."""
+        ...
+
+
+class PeerHandler(Protocol):
+    """What a node does for its peers. Exceptions of the error tree become ``Failed`` answers."""
+
+    async def handle(self, peer: str, request: Request) -> Reply:
+        """Answer anything but StageOpen, ReadChunk and ReadManifest."""
+        ...
+
+    async def handle_stage(self, peer: str, message: StageOpen, stream: IncomingStage) -> Reply:
+        """Take in a blob; the answer is StagedReply or Refused."""
+        ...
+
+    async def handle_read(self, peer: str, request: Request) -> bytes:
+        """The verified bytes of a chunk or a manifest file; the transport sends them as data frames."""
+        ...

@@ -1,0 +1,121 @@
+"""The own node as a peer: straight to the handler, through no socket and no codec."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from amberblob.clock import HybridClock
+from amberblob.errors import PeerError, PeerTimeout, PeerUnreachable
+from amberblob.wire import Failed, Reply, Request, StageClose, StageOpen
+from node.transport.answers import answer, raised
+from node.transport.interface import Buffer, PeerHandler
+from node.transport.streams import StageInbox, StreamSender, gave_up
+
+
+class LocalPeer:
+    """Calls to the handler of this node, with the same errors as calls to any other."""
+
+    def __init__(self, node_id: str, handler: PeerHandler, clock: HybridClock) -> None:
+        self._node_id = node_id
+        self._handler = handler
+        self._clock = clock
+        self._stages: set[LocalStage] = set()
+
+    async def call(self, request: Request, *, timeout_s: float) -> Reply:
+        """One request, one answer. Raises PeerTimeout."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await answer(self._handler.handle(self._node_id, request), request)
+        except TimeoutError:
+            raise PeerTimeout(f"this node did not answer {type(request).__name__} within {timeout_s:.3g} s") from None
+
+    def stage(self, message: StageOpen, *, stall_s: float) -> LocalStage:
+        """Open a stream for a blob."""
+        stage = LocalStage(self._node_id, self._handler, message, stall_s)
+        self._stages.add(stage)
+        stage.task.add_done_callback(lambda _: self._stages.discard(stage))
+        return stage
+
+    async def fetch(self, request: Request, *, timeout_s: float) -> AsyncGenerator[bytes, None]:
+        """The bytes, in one piece. Raises PeerTimeout, PeerError, ChunkMissing, ChunkCorrupt."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                data = await answer(self._handler.handle_read(self._node_id, request), request)
+        except TimeoutError:
+            raise PeerTimeout(f"this node did not read within {timeout_s:.3g} s") from None
+        if isinstance(data, Failed):
+            raise raised(data, self._node_id)
+        if data:
+            yield data
+
+    async def close(self, *, grace_s: float) -> None:
+        """Let blobs under way finish, then break them off."""
+        tasks = [stage.task for stage in self._stages]
+        if not tasks:
+            return
+        await asyncio.wait(tasks, timeout=grace_s)
+        for stage in list(self._stages):
+            stage.fail(PeerUnreachable("the node is stopping"))
+        await asyncio.wait(tasks, timeout=grace_s)
+
+
+class LocalStage:
+    """A blob on its way to the own handler, through a bounded queue in memory."""
+
+    def __init__(self, node_id: str, handler: PeerHandler, message: StageOpen, stall_s: float) -> None:
+        self._node_id = node_id
+        self._stall_s = stall_s
+        self._inbox = StageInbox(self._give_credit)
+        self._sender = StreamSender(self._put)
+        work = answer(handler.handle_stage(node_id, message, self._inbox), message)
+        self.task: asyncio.Task[Reply] = asyncio.get_running_loop().create_task(work)
+        self.task.add_done_callback(self._answered)
+
+    async def write(self, data: Buffer) -> None:
+        """Hand bytes on; waits while the window is full."""
+        try:
+            await self._sender.send(data, stall_s=self._stall_s)
+        except TimeoutError:
+            error = PeerTimeout(f"this node took no bytes of the blob for {self._stall_s:g} s")
+            self._sender.fail(error)
+            raise error from None
+
+    async def close(self, message: StageClose, manifest: bytes | None, *, timeout_s: float) -> Reply:
+        """Tell the chunks and the manifest file, and wait for the answer."""
+        assert (message.manifest_id is None) == (manifest is None), "a manifest file goes with its id"
+        try:
+            if not self.task.done():
+                self._inbox.close(message)
+                if manifest:
+                    self._inbox.keep_manifest(manifest)
+                self._inbox.end()
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(self.task)
+        except TimeoutError:
+            raise PeerTimeout(f"this node did not finish the blob within {timeout_s:.3g} s") from None
+
+    async def abort(self) -> None:
+        """Give the blob up."""
+        self.fail(gave_up(self._node_id))
+
+    def fail(self, error: PeerError) -> None:
+        """Break the stream on both ends."""
+        self._sender.fail(error)
+        self._inbox.fail(error)
+
+    def _put(self, data: bytes | memoryview) -> None:
+        self._inbox.feed(data if isinstance(data, bytes) else bytes(data))
+
+    def _give_credit(self, size_bytes: int) -> None:
+        self._sender.grant(size_bytes)
+
+    def _answered(self, task: asyncio.Task[Reply]) -> None:
+        if task.cancelled():
+            self._sender.fail(PeerUnreachable("the node is stopping"))
+            return
+        reply = task.result()
+        if isinstance(reply, Failed):
+            self._sender.fail(PeerError(f"{self._node_id}: {reply.detail}", code=reply.code))
+        else:
+            self._sender.fail(PeerError(f"{self._node_id} takes no more bytes of the blob: it answered already"))

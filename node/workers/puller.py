@@ -1,0 +1,92 @@
+"""Fetches bytes that this disk lacks: before accepting an undecided record, or later in the background."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+
+import structlog
+
+from amberblob.errors import AmberError
+from amberblob.manifest import Version
+from antientropy.pull import Source, complete, inline_body, stage_from
+from chunkstore.interface import ReplicaStore
+from node.routing import Routing
+from node.workers.runner import Did
+
+log = structlog.get_logger(__name__)
+
+QUEUE_MAX = 10_000
+TRIES_MAX = 3
+
+
+class Puller:
+    """A worker, and the :class:`node.pulls.PullRequests` of this node. ``source`` is set once before use."""
+
+    name = "puller"
+    pause_s = 1.0
+
+    def __init__(self, store: ReplicaStore, routing: Routing) -> None:
+        self.wake = asyncio.Event()
+        self.source: Source | None = None
+        self._store = store
+        self._routing = routing
+        self._queue: OrderedDict[str, tuple[int, Version, tuple[str, ...], int]] = OrderedDict()
+        self._staging: dict[str, asyncio.Lock] = {}
+
+    @property
+    def waiting(self) -> int:
+        """How many versions are to be completed."""
+        return len(self._queue)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes those versions have; an upper bound of what has to be fetched."""
+        return sum(version.size for _, version, _, _ in self._queue.values())
+
+    async def now(self, slot: int, version: Version, holders: tuple[str, ...]) -> bytes | None:
+        """See :meth:`node.pulls.PullRequests.now`."""
+        assert self.source is not None
+        others = self._others(slot, holders)
+        if version.inline:
+            return await inline_body(self.source, slot, version, others)
+        # Two rounds may ask for the same blob at once; the second finds it staged.
+        lock = self._staging.setdefault(version.blob_id, asyncio.Lock())
+        try:
+            async with lock:
+                if (await self._store.blob_state(slot, version.blob_id)).value == "absent":
+                    await stage_from(self._store, self.source, slot, version, others)
+        finally:
+            if not lock.locked():
+                self._staging.pop(version.blob_id, None)
+        return None
+
+    def later(self, slot: int, version: Version, holders: tuple[str, ...]) -> None:
+        """See :meth:`node.pulls.PullRequests.later`."""
+        if version.size == 0 or version.blob_id in self._queue or len(self._queue) >= QUEUE_MAX:
+            return
+        self._queue[version.blob_id] = (slot, version, holders, 0)
+        self.wake.set()
+
+    async def step(self) -> Did:
+        """Complete one version."""
+        assert self.source is not None
+        if not self._queue:
+            return Did.NOTHING
+        blob_id, (slot, version, holders, tries) = self._queue.popitem(last=False)
+        try:
+            fetched = await complete(self._store, self.source, slot, version, self._others(slot, holders))
+        except AmberError as error:
+            if tries + 1 < TRIES_MAX:
+                self._queue[blob_id] = (slot, version, holders, tries + 1)
+                return Did.NOTHING
+            log.warning("copy not completed", slot=slot, blob_id=blob_id, error=str(error))
+        else:
+            if fetched:
+                log.info("copy completed", slot=slot, blob_id=blob_id, bytes=fetched)
+        return Did.WORK
+
+    def _others(self, slot: int, holders: tuple[str, ...]) -> list[str]:
+        """The holders, then every other voter, without this node."""
+        voters = self._routing.electorate(slot).voters
+        return [node for node in dict.fromkeys((*holders, *voters)) if node != self._routing.node]

@@ -1,0 +1,52 @@
+"""A registry by its URL. Each backend is imported only when it is asked for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from amberblob.clock import Clock, SystemClock
+from amberblob.errors import ConfigError
+from registry.interface import Registry
+
+Opener = Callable[[str, Clock, bool], Registry]
+
+
+def _embedded(url: str, clock: Clock, create: bool) -> Registry:
+    from registry.embedded import EmbeddedRegistry, path_of_url
+
+    return EmbeddedRegistry(path_of_url(url), clock=clock, create=create)
+
+
+def _memory(url: str, clock: Clock, create: bool) -> Registry:
+    from registry.memory import MemoryRegistry, shared_store
+
+    return MemoryRegistry(shared_store(urlsplit(url).netloc), clock=clock)
+
+
+_BACKENDS: dict[str, Opener] = {"embedded": _embedded, "memory": _memory}
+"""By URL scheme. A new backend adds its opener and a line here, and a line in the contract suite."""
+
+
+def open_registry(url: str, *, clock: Clock | None = None, create: bool = True) -> Registry:
+    """The registry that ``url`` names. Does no input or output yet: a registry that is down is met by its methods.
+
+    Args:
+        url: ``embedded:///absolute/path/registry.sqlite3`` (processes of one machine share the file), or
+            ``memory://name`` (this process only).
+        clock: for lease expiry; the system's when None.
+        create: whether a registry that does not exist may be made. Pass False once the node belongs to a
+            cluster, so that a lost registry is noticed and not replaced by an empty one.
+
+    Raises:
+        ConfigError: an unknown scheme or a malformed URL.
+    """
+    scheme, separator, _ = url.partition("://")
+    opener = _BACKENDS.get(scheme) if separator else None
+    if opener is None:
+        near = difflib.get_close_matches(scheme, _BACKENDS, n=1)
+        hint = f" Did you mean {near[0]}://?" if near else ""
+        known = ", ".join(f"{name}://" for name in sorted(_BACKENDS))
+        raise ConfigError(f"[cluster] registry = {url!r}: no such kind of registry; there are {known}.{hint}")
+    return opener(url, clock or SystemClock(), create)

@@ -1,0 +1,253 @@
+"""The values kept in the registry, and the route table that a node works by. Pure.
+
+A **route** names the members that hold a slot. It changes only by compare-and-set in the registry, and every
+change raises its epoch. A **member** is a node together with its disk (the incarnation): a node that comes back
+with another disk is not the member that the route names, and has no vote until the route is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Literal, TypeVar
+
+import msgspec
+
+from amberblob.errors import NotReady, RegistryUnavailable
+from amberblob.ids import slot_of
+
+FORMAT_VERSION = 1
+"""Of what this version writes into a registry."""
+
+
+class ClusterInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The cluster's identity, and what was fixed when it was made.
+
+    Attributes:
+        cluster_id: a ULID; disks bear it and are refused elsewhere.
+        slot_count: a power of two.
+        replicas: voters per slot.
+        chunk_bytes: the size of a chunk of a new object.
+        format_version: of the registry's contents.
+        created_at_ms: since the Unix epoch.
+    """
+
+    cluster_id: str
+    name: str
+    slot_count: int
+    replicas: int
+    chunk_bytes: int
+    format_version: int
+    created_at_ms: int
+
+
+class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node tells about itself. Durable: it stays while the node is down.
+
+    Attributes:
+        disk_id: ULID of its disk, its incarnation as a member.
+        zone: what may fail together (a rack, a site).
+        host: the machine; empty: one of its own.
+        http_address: ``host:port`` where clients reach it.
+        peer_address: ``host:port`` where nodes reach it.
+        capacity_bytes: the weight of its disk in placement.
+        version: of the software.
+        started_at_ms: since the Unix epoch.
+    """
+
+    node_id: str
+    disk_id: str
+    zone: str
+    host: str
+    http_address: str
+    peer_address: str
+    capacity_bytes: int
+    version: str
+    started_at_ms: int
+
+
+class Liveness(msgspec.Struct, frozen=True, kw_only=True):
+    """The value of a liveness key: which process of the node holds it."""
+
+    disk_id: str
+    started_at_ms: int
+
+
+class Member(msgspec.Struct, frozen=True, order=True):
+    """A node with one certain disk. ``incarnation`` is the disk's id."""
+
+    node: str
+    incarnation: str
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """Who holds a slot.
+
+    Attributes:
+        epoch: 1 when made; every change raises it.
+        voters: whose majorities decide.
+        learners: hold or fetch the slot's data and have no vote.
+        state: ``joint`` while the slot moves from ``voters`` to ``next_voters``: majorities of both are needed.
+        next_voters: empty when stable.
+    """
+
+    slot: int
+    epoch: int
+    voters: tuple[Member, ...]
+    learners: tuple[Member, ...] = ()
+    state: Literal["stable", "joint"] = "stable"
+    next_voters: tuple[Member, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.slot < 0 or self.epoch < 1:
+            raise ValueError("slot is 0 or more, epoch 1 or more")
+        if not self.voters:
+            raise ValueError("a route has voters")
+        if (self.state == "joint") != bool(self.next_voters):
+            raise ValueError("next_voters are there in a joint route, and only there")
+        for members in (self.voters, self.next_voters, self.learners):
+            if len({member.node for member in members}) != len(members):
+                raise ValueError("a node is named twice")
+
+    @property
+    def majority(self) -> int:
+        """How many of ``voters`` decide."""
+        return majority_of(len(self.voters))
+
+    @property
+    def next_majority(self) -> int:
+        """How many of ``next_voters`` must agree too; 0 when stable."""
+        return majority_of(len(self.next_voters)) if self.next_voters else 0
+
+    @property
+    def voter_nodes(self) -> tuple[str, ...]:
+        """The nodes of ``voters``, in the route's order."""
+        return tuple(member.node for member in self.voters)
+
+    @property
+    def all_nodes(self) -> tuple[str, ...]:
+        """Every node that the route names, each once: voters, then next voters, then learners."""
+        return tuple(dict.fromkeys(member.node for member in (*self.voters, *self.next_voters, *self.learners)))
+
+    def is_voter(self, node: str, incarnation: str) -> bool:
+        """Whether this node with this disk has a vote (in a joint route: on either side)."""
+        member = Member(node, incarnation)
+        return member in self.voters or member in self.next_voters
+
+    def is_quorum(self, nodes: Collection[str]) -> bool:
+        """Whether these nodes, each answering for the member that the route names, are enough to decide."""
+        return _count(self.voters, nodes) >= self.majority and _count(self.next_voters, nodes) >= self.next_majority
+
+
+def majority_of(voters: int) -> int:
+    """The smallest number of which any two choices overlap."""
+    return voters // 2 + 1
+
+
+def _count(members: Iterable[Member], nodes: Collection[str]) -> int:
+    return sum(member.node in nodes for member in members)
+
+
+class RouteTable(msgspec.Struct, frozen=True, kw_only=True):
+    """An immutable snapshot of the cluster: complete (every slot has its route), or it is not built at all.
+
+    Do not change ``nodes`` in place.
+    """
+
+    cluster: ClusterInfo
+    routes: tuple[Route, ...]
+    nodes: dict[str, NodeInfo]
+
+    def __post_init__(self) -> None:
+        if [route.slot for route in self.routes] != list(range(self.cluster.slot_count)):
+            raise ValueError(f"not the routes of slots 0 to {self.cluster.slot_count - 1} in order")
+
+    @property
+    def slot_count(self) -> int:
+        return self.cluster.slot_count
+
+    def slot_of(self, path: str) -> int:
+        """The slot of a path in this cluster."""
+        return slot_of(path, self.cluster.slot_count)
+
+    def route(self, slot: int) -> Route:
+        """The route of a slot, 0 to ``slot_count - 1``."""
+        return self.routes[slot]
+
+    def route_of(self, path: str) -> Route:
+        """The route of a path's slot."""
+        return self.routes[self.slot_of(path)]
+
+    def node(self, node_id: str) -> NodeInfo:
+        """What is known of a node.
+
+        Raises:
+            NotReady: a route names it, but it is not registered.
+        """
+        info = self.nodes.get(node_id)
+        if info is None:
+            raise NotReady(f"Node {node_id} is not registered; its address is unknown. See /cluster.")
+        return info
+
+    def slots_of(self, node_id: str) -> tuple[int, ...]:
+        """The slots whose route names the node in any role, ascending."""
+        return tuple(route.slot for route in self.routes if node_id in route.all_nodes)
+
+    def votes(self, slot: int, node_id: str) -> bool:
+        """Whether the node votes with the disk that it is registered with."""
+        info = self.nodes.get(node_id)
+        return info is not None and self.routes[slot].is_voter(node_id, info.disk_id)
+
+    def epochs(self) -> tuple[int, ...]:
+        """The epoch of each slot."""
+        return tuple(route.epoch for route in self.routes)
+
+
+def advance(seen: RouteTable | None, read: RouteTable) -> RouteTable:
+    """What to work by after ``seen`` when the registry shows ``read``: never an older epoch than was seen.
+
+    Slot by slot the higher epoch is taken; at equal epochs what was seen stays (they are the same unless someone
+    broke the registry's rules). Nodes are as read, and those that are still named by a kept route stay known.
+
+    Raises:
+        RegistryUnavailable: ``read`` is of another cluster.
+    """
+    if seen is None:
+        return read
+    if seen.cluster.cluster_id != read.cluster.cluster_id:
+        raise RegistryUnavailable(
+            f"The registry now holds cluster {read.cluster.cluster_id}, this node belongs to "
+            f"{seen.cluster.cluster_id}. It goes on with the routes that it has; correct [cluster] registry."
+        )
+    routes = tuple(new if new.epoch > old.epoch else old for old, new in zip(seen.routes, read.routes, strict=True))
+    named = {node for route in routes for node in route.all_nodes}
+    kept = {node: info for node, info in seen.nodes.items() if node in named}
+    return RouteTable(cluster=read.cluster, routes=routes, nodes={**kept, **read.nodes})
+
+
+def build_table(cluster: ClusterInfo, routes: Mapping[int, Route], nodes: Mapping[str, NodeInfo]) -> RouteTable | None:
+    """The table of these parts, or None while a slot has no route yet."""
+    if len(routes) < cluster.slot_count or any(slot not in routes for slot in range(cluster.slot_count)):
+        return None
+    return RouteTable(
+        cluster=cluster, routes=tuple(routes[slot] for slot in range(cluster.slot_count)), nodes=dict(nodes)
+    )
+
+
+_Value = TypeVar("_Value", ClusterInfo, NodeInfo, Liveness, Route, RouteTable)
+
+
+def encode(value: msgspec.Struct) -> bytes:
+    """JSON, the same bytes for equal values (struct fields in their order, mapping keys sorted)."""
+    return msgspec.json.encode(value, order="deterministic")
+
+
+def decode(data: bytes, kind: type[_Value], where: str) -> _Value:
+    """The value behind :func:`encode`; unknown fields are left to newer versions.
+
+    Raises:
+        RegistryUnavailable: ``data`` is no such value; ``where`` tells the reader whence it came.
+    """
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise RegistryUnavailable(f"{where} does not hold a valid {kind.__name__}: {error}") from error

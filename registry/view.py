@@ -1,0 +1,227 @@
+"""How a running node follows the registry, and outlives it.
+
+:class:`RouteWatcher` keeps the newest :class:`~registry.routes.RouteTable` at hand. While the registry is down it
+keeps the last one, tries again, and says since when. It never takes a route of an older epoch than it has seen,
+also across restarts (the cache file).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import assert_never
+
+import structlog
+
+from amberblob.clock import Clock, Randomness
+from amberblob.errors import NotReady, RegistryUnavailable
+from registry.backoff import Backoff
+from registry.bootstrap import register_node
+from registry.cache import save_cache
+from registry.interface import Change, Compacted, Registry
+from registry.keys import Keys
+from registry.liveness import TTL_S, Heartbeat
+from registry.routes import Liveness, NodeInfo, RouteTable, advance, encode
+from registry.snapshot import Picture, picture_of, touches_table
+
+_log = structlog.get_logger(__name__)
+
+Listener = Callable[[RouteTable], None]
+
+
+class RouteWatcher:
+    """The registry as one node sees it.
+
+    Args:
+        registry: not closed here.
+        cluster_name: whose keys to follow.
+        clock, randomness: for "since when", and for jitter.
+        table: what to begin with: from the cache, or from ``ensure_routes``. None: not known yet.
+        cache_path: where every new table is kept; None: nowhere.
+        me: this node, to give its sign of life; None: only watch.
+        alive_ttl_s: after how many seconds without a sign of life this node counts as gone.
+
+    Everything belongs to one event loop.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        cluster_name: str,
+        *,
+        clock: Clock,
+        randomness: Randomness,
+        table: RouteTable | None = None,
+        cache_path: Path | None = None,
+        me: NodeInfo | None = None,
+        alive_ttl_s: float = TTL_S,
+    ) -> None:
+        self._registry = registry
+        self._keys = Keys(cluster_name)
+        self._clock = clock
+        self._randomness = randomness
+        self._table = table
+        self._cached: RouteTable | None = None
+        self._cache_path = cache_path
+        self._me = me
+        self._alive_ttl_s = alive_ttl_s
+        self._alive: frozenset[str] = frozenset()
+        self._listeners: list[Listener] = []
+        self._have_table = asyncio.Event()
+        if table is not None:
+            self._have_table.set()
+        self._registry_error: str | None = "not asked yet"
+        self._since_ms = clock.wall_ms()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # -- what is known
+
+    @property
+    def table(self) -> RouteTable | None:
+        """The newest table seen; None while there was none."""
+        return self._table
+
+    def require_table(self) -> RouteTable:
+        """The newest table seen. Raises NotReady while there was none."""
+        if self._table is None:
+            raise NotReady("This node has not seen the cluster's routes yet; is the registry up?")
+        return self._table
+
+    async def wait_table(self, *, timeout_s: float) -> RouteTable:
+        """The newest table, waiting for the first one. Raises NotReady after ``timeout_s``."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._have_table.wait()
+        return self.require_table()
+
+    @property
+    def alive(self) -> frozenset[str]:
+        """Nodes that give a sign of life, as last seen. A hint: see :attr:`registry_ok`."""
+        return self._alive
+
+    @property
+    def registry_ok(self) -> bool:
+        """Whether the table follows the registry at this time."""
+        return self._registry_error is None
+
+    @property
+    def registry_error(self) -> str | None:
+        """Why it does not; None when it does."""
+        return self._registry_error
+
+    @property
+    def registry_since_ms(self) -> int:
+        """Since when :attr:`registry_ok` is as it is, milliseconds since the Unix epoch."""
+        return self._since_ms
+
+    def add_listener(self, listener: Listener) -> Callable[[], None]:
+        """Call ``listener`` with every new table from now on; returns what removes it. It must not block or raise."""
+        self._listeners.append(listener)
+
+        def remove() -> None:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+        return remove
+
+    # -- its life
+
+    def start(self) -> None:
+        """Begin to follow, and to give a sign of life. Needs a running event loop; once."""
+        assert not self._tasks, "started twice"
+        self._tasks.append(asyncio.create_task(self._follow(), name="registry-follow"))
+        if self._me is not None:
+            heartbeat = Heartbeat(
+                self._registry,
+                self._keys.alive_node(self._me.node_id),
+                encode(Liveness(disk_id=self._me.disk_id, started_at_ms=self._me.started_at_ms)),
+                randomness=self._randomness,
+                ttl_s=self._alive_ttl_s,
+                enroll=self._enroll,
+            )
+            self._tasks.append(asyncio.create_task(heartbeat.run(), name="registry-heartbeat"))
+
+    async def stop(self) -> None:
+        """End; this node's sign of life is taken back if the registry answers. May be called twice."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- following
+
+    async def _follow(self) -> None:
+        backoff = Backoff(self._randomness)
+        while True:
+            try:
+                await self._follow_once(backoff)
+            except RegistryUnavailable as error:
+                self._note(str(error))
+                await asyncio.sleep(backoff.next_s())
+            except Exception as error:
+                # A fault of this program: do not stop following for it.
+                _log.exception("following the registry failed")
+                self._note(repr(error))
+                await asyncio.sleep(backoff.next_s())
+
+    async def _follow_once(self, backoff: Backoff) -> None:
+        """From a snapshot on until the watch ends. Returns when a new snapshot is to be read at once."""
+        snapshot = await self._registry.range(self._keys.root)
+        picture = picture_of(snapshot, self._keys)
+        await self._take(picture)
+        self._alive = frozenset(picture.alive)
+        self._note(None)
+        backoff.reset()
+        async with aclosing(self._registry.watch(self._keys.root, snapshot.revision + 1)) as items:
+            async for item in items:
+                match item:
+                    case Change():
+                        picture.apply(item)
+                        self._alive = frozenset(picture.alive)
+                        if touches_table(item, self._keys):
+                            await self._take(picture)
+                    case Compacted():
+                        return
+                    case _:
+                        assert_never(item)
+        raise RegistryUnavailable("The registry client is closed.")
+
+    async def _enroll(self) -> None:
+        """Register this node, should the registry not know it as it is (it was down at start, or lost something)."""
+        if self._me is not None and self._table is not None:
+            await register_node(self._registry, self._table.cluster, self._me)
+
+    async def _take(self, picture: Picture) -> None:
+        """Work by what the picture shows, if it is complete and new; tell the listeners; keep it in the cache."""
+        read = picture.table()
+        if read is not None:
+            table = advance(self._table, read)
+            if table != self._table:
+                self._table = table
+                self._have_table.set()
+                for listener in list(self._listeners):
+                    listener(table)
+        await self._keep()
+
+    async def _keep(self) -> None:
+        if self._cache_path is None or self._table is None or self._table == self._cached:
+            return
+        table = self._table
+        try:
+            await asyncio.to_thread(save_cache, self._cache_path, table)
+            self._cached = table
+        except OSError as error:
+            _log.warning("route cache not written", path=str(self._cache_path), error=str(error))
+
+    def _note(self, error: str | None) -> None:
+        """Remember how the registry is, and say so when that changes."""
+        if (error is None) != (self._registry_error is None):
+            self._since_ms = self._clock.wall_ms()
+            if error is None:
+                _log.info("registry reached")
+            else:
+                _log.warning("registry lost, going on with the last routes", error=error)
+        self._registry_error = error

@@ -1,0 +1,390 @@
+"""What every registry does. A new backend adds a class to BACKENDS: several clients of one registry, and its clock."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from amberblob.errors import RegistryUnavailable
+from registry.embedded import EmbeddedRegistry
+from registry.interface import (
+    TRANSACTION_OPS_MAX,
+    Change,
+    Compacted,
+    CompareAndDelete,
+    CompareAndSet,
+    Delete,
+    Entry,
+    Put,
+    Registry,
+    put,
+)
+from registry.memory import MemoryRegistry, MemoryStore
+
+HISTORY_MAX = 20
+
+
+class ManualClock:
+    """Time moves only when told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_000_000.0
+
+    def wall_ms(self) -> int:
+        return int(self.now_s * 1000)
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+
+class Memory:
+    def __init__(self, folder: Path) -> None:
+        self.clock = ManualClock()
+        self.store = MemoryStore(history_max=HISTORY_MAX)
+
+    def client(self) -> Registry:
+        return MemoryRegistry(self.store, clock=self.clock)
+
+    @contextlib.contextmanager
+    def outage(self):
+        self.store.set_down(True)
+        yield
+        self.store.set_down(False)
+
+
+class Embedded:
+    """Each client has a connection of its own, as a process of its own would."""
+
+    def __init__(self, folder: Path) -> None:
+        self.clock = ManualClock()
+        self.path = folder / "registry.sqlite3"
+
+    def client(self) -> Registry:
+        return EmbeddedRegistry(str(self.path), clock=self.clock, poll_s=0.01, history_max=HISTORY_MAX)
+
+    @contextlib.contextmanager
+    def outage(self):
+        away = self.path.with_suffix(".away")
+        os.rename(self.path, away)
+        yield
+        os.rename(away, self.path)
+
+
+BACKENDS = [Memory, Embedded]
+
+
+@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.__name__.lower())
+def backend(request, tmp_path):
+    return request.param(tmp_path)
+
+
+@pytest.fixture
+async def clients(backend) -> AsyncIterator[tuple[Registry, Registry]]:
+    first, second = backend.client(), backend.client()
+    yield first, second
+    await first.close()
+    await second.close()
+
+
+async def collect(registry: Registry, prefix: str, from_revision: int, count: int) -> list[Change | Compacted]:
+    items: list[Change | Compacted] = []
+    async with asyncio.timeout(10), aclosing(registry.watch(prefix, from_revision)) as changes:
+        async for item in changes:
+            items.append(item)
+            if len(items) == count or isinstance(item, Compacted):
+                break
+    return items
+
+
+def cas(key: str, expected: int, value: bytes = b"v") -> CompareAndSet:
+    return CompareAndSet(key=key, expected_revision=expected, value=value)
+
+
+# -- get, range, compare-and-set
+
+
+async def test_an_empty_registry_has_nothing(clients):
+    registry, _ = clients
+    assert await registry.get("a") is None
+    snapshot = await registry.range("")
+    assert (snapshot.entries, snapshot.revision) == ((), 0)
+
+
+async def test_what_one_client_sets_the_other_gets(clients):
+    one, two = clients
+    revision = await one.compare_and_set("a", 0, b"\x00\xff")
+    assert revision is not None and revision > 0
+    assert await two.get("a") == Entry("a", b"\x00\xff", revision)
+
+
+async def test_create_only_once(clients):
+    one, two = clients
+    assert await one.compare_and_set("a", 0, b"1") is not None
+    assert await two.compare_and_set("a", 0, b"2") is None
+    entry = await two.get("a")
+    assert entry is not None and entry.value == b"1"
+
+
+async def test_a_stale_revision_is_a_conflict(clients):
+    one, two = clients
+    first = await one.compare_and_set("a", 0, b"1")
+    second = await two.compare_and_set("a", first, b"2")
+    assert second > first
+    assert await one.compare_and_set("a", first, b"3") is None
+    assert await one.compare_and_set("missing", second, b"3") is None
+
+
+async def test_revisions_grow_over_all_keys_and_through_deletion(clients):
+    one, two = clients
+    a = await one.compare_and_set("a", 0, b"")
+    b = await two.compare_and_set("b", 0, b"")
+    gone = await one.delete("a", a)
+    again = await two.compare_and_set("a", 0, b"")
+    assert a < b < gone < again
+    assert (await one.range("")).revision == again
+
+
+async def test_delete_compares(clients):
+    one, two = clients
+    revision = await one.compare_and_set("a", 0, b"1")
+    assert await two.delete("a", revision + 1) is None
+    assert await two.delete("missing", 1) is None
+    assert await two.delete("a", revision) is not None
+    assert await one.get("a") is None
+
+
+async def test_range_is_by_prefix_and_ordered(clients):
+    one, two = clients
+    for key in ("x/2", "x/10", "x", "x/é", "y/1", "w/9", "x/%", "X/1"):
+        await one.compare_and_set(key, 0, key.encode())
+    snapshot = await two.range("x/")
+    assert [entry.key for entry in snapshot.entries] == ["x/%", "x/10", "x/2", "x/é"]
+    assert all(entry.value == entry.key.encode() for entry in snapshot.entries)
+
+
+async def test_a_race_has_one_winner(clients):
+    async def tries(registry: Registry, who: int) -> int | None:
+        return await registry.compare_and_set("a", 0, str(who).encode())
+
+    results = await asyncio.gather(*(tries(clients[i % 2], i) for i in range(20)))
+    won = [i for i, revision in enumerate(results) if revision is not None]
+    assert len(won) == 1
+    assert (await clients[0].get("a")).value == str(won[0]).encode()
+
+
+async def test_concurrent_increments_lose_nothing(clients):
+    async def increment(registry: Registry) -> None:
+        while True:
+            entry = await registry.get("n")
+            count, revision = (int(entry.value), entry.revision) if entry else (0, 0)
+            if await registry.compare_and_set("n", revision, str(count + 1).encode()) is not None:
+                return
+
+    await asyncio.gather(*(increment(clients[i % 2]) for i in range(12)))
+    assert (await clients[0].get("n")).value == b"12"
+
+
+# -- transactions
+
+
+async def test_a_transaction_is_all_or_none(clients):
+    one, two = clients
+    a = await one.compare_and_set("a", 0, b"1")
+    before = (await one.range("")).revision
+    assert await two.transact([cas("b", 0), cas("a", a + 1)]) is None
+    assert await two.get("b") is None
+    assert (await one.range("")).revision == before
+    revision = await two.transact([cas("b", 0), CompareAndDelete(key="a", expected_revision=a), cas("c", 0)])
+    assert [(entry.key, entry.revision) for entry in (await one.range("")).entries] == [
+        ("b", revision),
+        ("c", revision),
+    ]
+
+
+async def test_the_largest_transaction(clients):
+    one, two = clients
+    assert await one.transact([cas(f"k/{i:03d}", 0) for i in range(TRANSACTION_OPS_MAX)]) is not None
+    assert len((await two.range("k/")).entries) == TRANSACTION_OPS_MAX
+    with pytest.raises(AssertionError):
+        await one.transact([cas(f"l/{i}", 0) for i in range(TRANSACTION_OPS_MAX + 1)])
+    with pytest.raises(AssertionError):
+        await one.transact([cas("same", 0), cas("same", 0)])
+
+
+async def test_put_overwrites(clients):
+    one, two = clients
+    assert await put(one, "a", b"1") is not None
+    assert await put(two, "a", b"2") is not None
+    assert (await one.get("a")).value == b"2"
+
+
+# -- watch
+
+
+async def test_a_watch_replays_and_then_follows(clients):
+    one, two = clients
+    first = await one.compare_and_set("p/a", 0, b"1")
+    await one.compare_and_set("q/a", 0, b"other prefix")
+    task = asyncio.create_task(collect(two, "p/", first, 4))
+    second = await one.compare_and_set("p/a", first, b"2")
+    third = await two.compare_and_set("p/b", 0, b"own write")
+    fourth = await one.delete("p/a", second)
+    assert await task == [
+        Change(first, (Put("p/a", b"1"),)),
+        Change(second, (Put("p/a", b"2"),)),
+        Change(third, (Put("p/b", b"own write"),)),
+        Change(fourth, (Delete("p/a"),)),
+    ]
+
+
+async def test_a_watch_from_a_snapshot_misses_nothing(clients):
+    one, two = clients
+    await one.compare_and_set("p/a", 0, b"1")
+    snapshot = await two.range("p/")
+    revision = await one.compare_and_set("p/b", 0, b"2")
+    assert await collect(two, "p/", snapshot.revision + 1, 1) == [Change(revision, (Put("p/b", b"2"),))]
+
+
+async def test_a_transaction_is_one_change(clients):
+    one, two = clients
+    revision = await one.transact([cas("p/b", 0), cas("q/x", 0), cas("p/a", 0)])
+    (change,) = await collect(two, "p/", 1, 1)
+    assert change == Change(revision, (Put("p/b", b"v"), Put("p/a", b"v")))
+
+
+async def test_two_watches_see_the_same(clients):
+    one, two = clients
+    tasks = [asyncio.create_task(collect(registry, "", 1, 10)) for registry in (one, two, two)]
+    for i in range(10):
+        await clients[i % 2].compare_and_set(f"k{i}", 0, b"")
+    first, second, third = await asyncio.gather(*tasks)
+    assert first == second == third
+    assert [change.revision for change in first] == sorted({change.revision for change in first})
+
+
+async def test_a_compacted_revision_is_told(clients):
+    one, two = clients
+    for i in range(HISTORY_MAX + 5):
+        await one.compare_and_set(f"k{i}", 0, b"")
+    revision = (await one.range("")).revision
+    assert await collect(two, "", 1, 1) == [Compacted(revision)]
+    assert len(await collect(two, "", revision - HISTORY_MAX + 1, HISTORY_MAX)) == HISTORY_MAX
+
+
+async def test_a_revision_of_the_future_is_of_another_store(clients):
+    one, two = clients
+    revision = await one.compare_and_set("a", 0, b"")
+    assert await collect(two, "", revision + 2, 1) == [Compacted(revision)]
+
+
+# -- leases
+
+
+async def test_keys_vanish_with_their_lease(clients, backend):
+    one, two = clients
+    lease = await one.lease(10)
+    assert lease.ttl_s == 10
+    await one.compare_and_set("p/lasting", 0, b"")
+    start = await one.compare_and_set("p/a", 0, b"1", lease_id=lease.id)
+    backend.clock.now_s += 9
+    assert await two.get("p/a") is not None
+    watching = asyncio.create_task(collect(two, "p/", start + 1, 1))
+    backend.clock.now_s += 2
+    assert await two.get("p/a") is None
+    assert [entry.key for entry in (await two.range("p/")).entries] == ["p/lasting"]
+    await two.compare_and_set("wake", 0, b"")
+    (change,) = await watching
+    assert change.events == (Delete("p/a"),)
+    assert not await lease.keepalive()
+    assert await one.compare_and_set("p/b", 0, b"", lease_id=lease.id) is None
+    assert await two.compare_and_set("p/a", 0, b"free again") is not None
+
+
+async def test_keepalive_keeps_alive(clients, backend):
+    one, two = clients
+    lease = await one.lease(10)
+    await one.compare_and_set("a", 0, b"", lease_id=lease.id)
+    for _ in range(5):
+        backend.clock.now_s += 8
+        assert await lease.keepalive()
+    assert await two.get("a") is not None
+
+
+async def test_revoke_ends_a_lease_at_once(clients):
+    one, two = clients
+    lease = await one.lease(1000)
+    revision = await one.transact(
+        [CompareAndSet(key=key, expected_revision=0, value=b"", lease_id=lease.id) for key in ("a", "b")]
+    )
+    await lease.revoke()
+    await lease.revoke()
+    assert (await two.range("")).entries == ()
+    (change,) = await collect(two, "", revision + 1, 1)
+    assert change.events == (Delete("a"), Delete("b"))
+    assert not await lease.keepalive()
+
+
+async def test_a_key_that_changed_its_lease_outlives_the_old_one(clients, backend):
+    one, two = clients
+    old = await one.lease(10)
+    revision = await one.compare_and_set("a", 0, b"1", lease_id=old.id)
+    new = await two.lease(1000)
+    assert await two.compare_and_set("a", revision, b"2", lease_id=new.id) is not None
+    backend.clock.now_s += 11
+    assert (await one.get("a")).value == b"2"
+    free = await put(one, "a", b"3")
+    await new.revoke()
+    assert await two.get("a") == Entry("a", b"3", free)
+
+
+# -- outages
+
+
+async def test_an_outage_is_told_and_survived(clients, backend):
+    one, two = clients
+    revision = await one.compare_and_set("a", 0, b"1")
+    lease = await one.lease(1000)
+    watching = asyncio.create_task(collect(two, "", revision + 1, 1))
+    await two.get("a")
+    with backend.outage():
+        with pytest.raises(RegistryUnavailable):
+            await one.get("a")
+        with pytest.raises(RegistryUnavailable):
+            await one.compare_and_set("b", 0, b"")
+        with pytest.raises(RegistryUnavailable):
+            await lease.keepalive()
+        with pytest.raises(RegistryUnavailable):
+            await asyncio.wait_for(watching, 10)
+    assert await one.get("a") == Entry("a", b"1", revision)
+    assert await lease.keepalive()
+    assert await two.compare_and_set("b", 0, b"") is not None
+
+
+async def test_close_ends_watches_and_calls(backend):
+    registry = backend.client()
+    await registry.compare_and_set("a", 0, b"")
+    task = asyncio.create_task(collect(registry, "", 1, 2))
+    await registry.get("a")
+    await registry.close()
+    with contextlib.suppress(RegistryUnavailable):
+        assert len(await asyncio.wait_for(task, 10)) <= 1
+    with pytest.raises(RegistryUnavailable):
+        await registry.get("a")
+    await registry.close()
+
+
+async def test_a_cancelled_call_breaks_nothing(clients):
+    one, two = clients
+    for i in range(20):
+        task = asyncio.create_task(one.transact([cas(f"{i}/a", 0), cas(f"{i}/b", 0)]))
+        for _ in range(i % 5):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert await one.compare_and_set("after", 0, b"") is not None
+    for i in range(20):
+        assert len((await two.range(f"{i}/")).entries) in (0, 2)

@@ -1,0 +1,278 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amberblob.config import (
+    ClusterSection,
+    NodeConfig,
+    NodeSection,
+    Secret,
+    format_size,
+    load_config,
+    parse_size,
+    render_config,
+    split_address,
+)
+from amberblob.errors import ConfigError
+
+SECRET = "sixteen-characters-and-more"
+MINIMAL = {
+    "node": {"id": '"n1"', "disk": '"disk"'},
+    "cluster": {"secret": f'"{SECRET}"', "registry": '"embedded:///tmp/registry.sqlite3"'},
+}
+EXAMPLE = Path(__file__).parents[3] / "deploy" / "node.example.toml"
+
+
+def write(tmp_path: Path, changes: dict[str, dict[str, str | None]] | None = None) -> Path:
+    sections: dict[str, dict[str, str | None]] = {name: {**values} for name, values in MINIMAL.items()}
+    for name, values in (changes or {}).items():
+        section = sections.setdefault(name, {})
+        for key, value in values.items():
+            if value is None:
+                del section[key]
+            else:
+                section[key] = value
+    text = ""
+    for name, values in sections.items():
+        text += f"[{name}]\n" + "".join(f"{key} = {value}\n" for key, value in values.items())
+    path = tmp_path / "node.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_example_loads():
+    config = load_config(EXAMPLE, {})
+    assert config.node.id == "node-1"
+    assert config.http.advertised == "node-1.example.net:7700"
+    assert config.cluster.bootstrap_nodes == ("node-1", "node-2", "node-3")
+
+
+def test_the_example_shows_every_key_with_its_default(tmp_path):
+    text = EXAMPLE.read_text().replace("\n# ", "\n#").replace("\n#", "\n# ")
+    uncommented = "\n".join(
+        line.removeprefix("# ") if line.startswith("# ") and " = " in line else line for line in text.splitlines()
+    )
+    for section, struct in (("node", NodeSection), ("cluster", ClusterSection)):
+        for key in struct.__struct_fields__:
+            assert f"\n{key} = " in uncommented, f"[{section}] {key}"
+    full = tmp_path / "full.toml"
+    full.write_text(
+        "\n".join(line for line in uncommented.splitlines() if not line.startswith(("secret_file", "token_file")))
+    )
+    config = load_config(full, {})
+    for section in ("storage", "log", "limits"):
+        assert getattr(config, section) == getattr(load_config(EXAMPLE, {}), section)
+        for key in getattr(config, section).__struct_fields__:
+            assert f"\n{key} = " in uncommented, f"[{section}] {key}"
+
+
+def test_defaults(tmp_path):
+    config = load_config(write(tmp_path), {})
+    assert config.node.disk == tmp_path / "disk"
+    assert (config.node.zone, config.node.host) == ("default", "")
+    assert config.http.listen == config.http.advertised == "127.0.0.1:7700"
+    assert config.peer.advertised == "127.0.0.1:7800"
+    assert not config.http.token
+    assert (config.cluster.replicas, config.cluster.slot_count) == (3, 256)
+    assert (config.cluster.effective_write_quorum, config.cluster.effective_read_quorum) == (2, 2)
+    assert (config.storage.chunk_size, config.storage.reserve) == (8 << 20, 256 << 20)
+    assert config.limits.request_timeout_s == 30
+
+
+def test_the_environment_goes_before_the_file(tmp_path):
+    environ = {
+        "AMBERBLOB_NODE_ID": "n7",
+        "AMBERBLOB_CLUSTER_REPLICAS": "5",
+        "AMBERBLOB_CLUSTER_BOOTSTRAP_NODES": "a, b,c,d,e",
+        "AMBERBLOB_STORAGE_CHUNK_SIZE": "1MiB",
+        "AMBERBLOB_STORAGE_RESERVE": "33554432",
+        "AMBERBLOB_LIMITS_REQUEST_TIMEOUT_S": "12.5",
+        "AMBERBLOB_LOG_FORMAT": "json",
+        "AMBERBLOB_TOKEN": "the client's",
+        "AMBERBLOB_ENDPOINT": "the client's",
+        "AMBERBLOB_HTTP_SERVICE_HOST": "kubernetes'",
+        "AMBERBLOB_PEER_PORT_7800_TCP_ADDR": "kubernetes'",
+        "AMBERBLOB_PEER_PORT": "kubernetes'",
+    }
+    config = load_config(write(tmp_path, {"cluster": {"replicas": "3"}}), environ)
+    assert config.node.id == "n7"
+    assert config.cluster.replicas == 5
+    assert config.cluster.bootstrap_nodes == ("a", "b", "c", "d", "e")
+    assert (config.storage.chunk_size, config.storage.reserve) == (1 << 20, 32 << 20)
+    assert config.limits.request_timeout_s == 12.5
+    assert config.log.format == "json"
+
+
+def test_everything_may_be_in_the_environment(tmp_path):
+    empty = tmp_path / "node.toml"
+    empty.write_text("")
+    environ = {
+        "AMBERBLOB_NODE_ID": "n1",
+        "AMBERBLOB_NODE_DISK": "/disk",
+        "AMBERBLOB_CLUSTER_SECRET": SECRET,
+        "AMBERBLOB_CLUSTER_REGISTRY": "embedded:///r",
+    }
+    assert load_config(empty, environ).node.disk == Path("/disk")
+
+
+def test_secrets_as_files(tmp_path):
+    (tmp_path / "secret").write_text(SECRET + "\n")
+    (tmp_path / "token").write_text("t0k3n\n")
+    path = write(tmp_path, {"cluster": {"secret": None, "secret_file": '"secret"'}, "http": {"token_file": '"token"'}})
+    config = load_config(path, {})
+    assert config.cluster.secret.reveal() == SECRET
+    assert config.http.token.reveal() == "t0k3n"
+    assert SECRET not in render_config(config)
+    changed = load_config(path, {"AMBERBLOB_CLUSTER_SECRET": "another secret of length"})
+    assert changed.cluster.secret.reveal() == "another secret of length"
+    plain = write(tmp_path)
+    (tmp_path / "other").write_text("another secret of length")
+    changed = load_config(plain, {"AMBERBLOB_CLUSTER_SECRET_FILE": str(tmp_path / "other")})
+    assert changed.cluster.secret.reveal() == "another secret of length"
+
+
+def test_secrets_do_not_show(tmp_path):
+    config = load_config(write(tmp_path, {"http": {"token": '"t0k3n"'}}), {})
+    for shown in (repr(config), str(config), f"{config.cluster.secret}", repr(config.http)):
+        assert SECRET not in shown and "t0k3n" not in shown
+    assert SECRET in render_config(config)
+
+
+def test_render_is_read_back(tmp_path):
+    config = NodeConfig(
+        node=NodeSection(id="n1", disk=tmp_path / "disk 1", host="h"),
+        cluster=ClusterSection(
+            secret=Secret(SECRET), registry="embedded:///tmp/r.sqlite3", bootstrap_nodes=("n1", "n2", "n3")
+        ),
+    )
+    path = tmp_path / "node.toml"
+    path.write_text(render_config(config))
+    assert load_config(path, {}) == config
+
+
+WRONG = [
+    ("node", "id", '"Node 1"', "lower-case"),
+    ("node", "id", "7", "lower-case"),
+    ("node", "disk", '""', "a folder"),
+    ("http", "listen", '"7700"', "host:port"),
+    ("http", "listen", '"h:99999"', "host:port"),
+    ("http", "listen", '"0.0.0.0:7700"', "set [http] advertise"),
+    ("http", "advertise", '"0.0.0.0:7700"', "nobody can reach"),
+    ("http", "advertise", '"http://h:7700"', "host:port"),
+    ("peer", "listen", '"127.0.0.1:7700"', "a port of their own"),
+    ("cluster", "name", '"a/b"', "lower-case"),
+    ("cluster", "secret", '"short"', "at least 16"),
+    ("cluster", "registry", '"/a/path"', "a URL"),
+    ("cluster", "bootstrap_nodes", '["n1"]', "at least as many nodes as replicas (3)"),
+    ("cluster", "bootstrap_nodes", '["n1", "n2", "n2", "n3"]', "twice"),
+    ("cluster", "bootstrap_nodes", '["n1", "N2", "n3"]', "'N2'"),
+    ("cluster", "bootstrap_nodes", '"n1"', "the ids"),
+    ("cluster", "replicas", "0", "1 to 9"),
+    ("cluster", "replicas", "true", "1 to 9"),
+    ("cluster", "replicas", '"3"', "1 to 9"),
+    ("cluster", "slot_count", "100", "power of two"),
+    ("cluster", "slot_count", "131072", "power of two"),
+    ("cluster", "write_quorum", "1", "at least 2, the majority of 3 replicas"),
+    ("cluster", "read_quorum", "1", "at least 2, the majority of 3 replicas"),
+    ("cluster", "write_quorum", "4", "at most 3"),
+    ("storage", "chunk_size", '"1KiB"', "64KiB to 64MiB"),
+    ("storage", "chunk_size", '"8 potatoes"', "64KiB to 64MiB"),
+    ("storage", "chunk_size", "-5", "64KiB to 64MiB"),
+    ("storage", "chunk_size", "8.5", "64KiB to 64MiB"),
+    ("storage", "reserve", "0", "at least 16MiB"),
+    ("storage", "max_open_slots", "0", "how many"),
+    ("log", "level", '"loud"', "debug, info, warning, error"),
+    ("log", "format", "1", "json, console, auto"),
+    ("limits", "request_timeout_s", "0", "more than 0"),
+    ("limits", "peer_timeout_s", "60", "at most request_timeout_s (30)"),
+]
+
+
+@pytest.mark.parametrize(("section", "key", "value", "wants"), WRONG)
+def test_mistakes_name_file_key_what_was_seen_and_what_is_wanted(tmp_path, section, key, value, wants):
+    path = write(tmp_path, {section: {key: value}})
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, {})
+    message = str(caught.value)
+    assert message.startswith(f"{path}: [{section}] {key} = ")
+    assert wants in message
+    if key == "secret":
+        assert "short" not in message
+    elif not value.startswith("["):
+        assert value.strip('"') in message or value == "true"
+
+
+def test_mistakes_in_the_environment_name_the_variable(tmp_path):
+    with pytest.raises(ConfigError, match=r"environment AMBERBLOB_CLUSTER_REPLICAS: \[cluster\] replicas = 'many'"):
+        load_config(write(tmp_path), {"AMBERBLOB_CLUSTER_REPLICAS": "many"})
+    with pytest.raises(ConfigError, match="did you mean AMBERBLOB_CLUSTER_REPLICAS"):
+        load_config(write(tmp_path), {"AMBERBLOB_CLUSTER_REPLICA": "3"})
+
+
+def test_unknown_keys_are_refused_with_a_hint(tmp_path):
+    with pytest.raises(ConfigError, match=r"\[cluster\] has no key 'replica' \(did you mean replicas\?\)"):
+        load_config(write(tmp_path, {"cluster": {"replica": "3"}}), {})
+    with pytest.raises(ConfigError, match=r"unknown section \[storge\] \(did you mean \[storage\]\?\)"):
+        load_config(write(tmp_path, {"storge": {"reserve": "1"}}), {})
+
+
+@pytest.mark.parametrize(
+    ("section", "key"), [("node", "id"), ("node", "disk"), ("cluster", "registry"), ("cluster", "secret")]
+)
+def test_missing_keys_are_named(tmp_path, section, key):
+    with pytest.raises(ConfigError, match=rf"\[{section}\] {key}.* is missing: wants "):
+        load_config(write(tmp_path, {section: {key: None}}), {})
+
+
+def test_secret_files_that_cannot_be_used(tmp_path):
+    with pytest.raises(ConfigError, match="either secret or secret_file, not both"):
+        load_config(write(tmp_path, {"cluster": {"secret_file": '"x"'}}), {})
+    path = write(tmp_path, {"cluster": {"secret": None, "secret_file": '"x"'}})
+    with pytest.raises(ConfigError, match=r"secret_file = 'x': cannot be read"):
+        load_config(path, {})
+    (tmp_path / "x").write_text("\n")
+    with pytest.raises(ConfigError, match="the file is empty"):
+        load_config(path, {})
+    (tmp_path / "x").write_text("short")
+    with pytest.raises(ConfigError, match="at least 16 characters"):
+        load_config(path, {})
+
+
+def test_files_that_cannot_be_used(tmp_path):
+    path = tmp_path / "node.toml"
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(path, {})
+    path.write_text("[node\n")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(path, {})
+    path.write_text("node = 3\n")
+    with pytest.raises(ConfigError, match=r"wants to be a section"):
+        load_config(path, {})
+
+
+@given(st.integers(0, 2**60))
+def test_sizes_are_read_back(size):
+    assert parse_size(format_size(size)) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("8MiB", 8 << 20), ("64 kib", 64 << 10), ("1.5GB", 1_500_000_000), ("10", 10), ("7B", 7)]
+)
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "MiB", "-1", "1.5", "8 M iB", "0x10", "1e3"])
+def test_no_sizes(text):
+    with pytest.raises(ValueError):
+        parse_size(text)
+
+
+def test_addresses():
+    assert split_address("h:1") == ("h", 1)
+    assert split_address("[::1]:7700") == ("::1", 7700)
+    for wrong in ("h", "h:", "h:0", "::1:7700", "h h:1", "h:1:"):
+        with pytest.raises(ValueError):
+            split_address(wrong)

@@ -1,0 +1,219 @@
+"""What the node says of itself, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from amberblob.metrics import Metrics
+from node.http import HttpServer, build_app
+from node.http.openapi import document
+from node.http.problem import unparsable
+from node.http.routes import ROUTES
+from tests.unit.node.http.conftest import World, serving
+from tests.unit.node.http.fake_service import FakeService, FakeStatus, until
+
+
+async def test_health_and_readiness(world: World) -> None:
+    assert (await world.ask("GET", "/healthz")).body == b'{"status":"ok"}'
+    assert (await world.ask("GET", "/readyz")).status == 200
+    world.status.reason = "2 of 3 slots have no routes yet"
+    answer = await world.ask("GET", "/readyz")
+    assert (answer.status, answer.problem["type"]) == (503, "not-ready")
+    assert answer.problem["detail"] == world.status.reason
+    assert answer.headers["retry-after"] == "1"
+    assert (await world.ask("GET", "/healthz")).status == 200
+    world.server.begin_shutdown()
+    answer = await world.ask("GET", "/readyz")
+    assert (answer.status, answer.problem["type"]) == (503, "shutting-down")
+    assert answer.headers["connection"] == "close"
+
+
+async def test_cluster(world: World) -> None:
+    async with world.request("GET", "/cluster") as answer:
+        assert await answer.json() == {"nodes": [{"id": "node-1"}]}
+
+
+async def test_metrics(world: World) -> None:
+    async with world.request("PUT", "/objects/a", data=b"hello") as answer:
+        assert answer.status == 201
+    assert (await world.ask("GET", "/objects/none")).status == 404
+    await until(lambda: world.app.in_flight == 0)
+    async with world.request("GET", "/metrics") as answer:
+        assert answer.headers["Content-Type"].startswith("text/plain")
+        text = await answer.text()
+    assert 'amberblob_http_requests_total{operation="put",status="2xx"} 1.0' in text
+    assert 'amberblob_http_requests_total{operation="get",status="4xx"} 1.0' in text
+    assert 'amberblob_http_request_seconds_count{operation="put",status="2xx"} 1.0' in text
+    assert "amberblob_http_received_bytes_total 5.0" in text
+    assert "amberblob_http_in_flight 1.0" in text
+    async with world.request("GET", "/metrics", headers={"Accept": "application/openmetrics-text"}) as answer:
+        assert (await answer.text()).endswith("# EOF\n")
+
+
+def test_metrics_of_others() -> None:
+    metrics = Metrics()
+    metrics.gauge("amberblob_slots", "Slots.", ("state",)).labels("full").set(3)
+    assert metrics.gauge("amberblob_slots", "Slots.", ("state",)) is metrics.gauge(
+        "amberblob_slots", "Slots.", ("state",)
+    )
+    with pytest.raises(TypeError):
+        metrics.counter("amberblob_slots", "Slots.")
+    text = metrics.expose()[0].decode()
+    assert 'amberblob_slots{state="full"} 3.0' in text
+    assert "process_resident_memory_bytes" in text
+
+
+async def test_the_document_knows_every_route(world: World) -> None:
+    async with world.request("GET", "/openapi.json") as answer:
+        found = await answer.json()
+    assert found["openapi"].startswith("3.1")
+    for resource, methods in ROUTES.items():
+        assert {method.lower() for method in methods} <= set(found["paths"][resource.value])
+    operations = [
+        operation["operationId"]
+        for item in found["paths"].values()
+        for name, operation in item.items()
+        if name in ("get", "head", "put", "post", "delete")
+    ]
+    assert len(operations) == len(set(operations))
+
+
+def test_every_reference_of_the_document_leads_somewhere() -> None:
+    root = document()
+
+    def references(node: Any) -> list[str]:
+        if isinstance(node, dict):
+            here = [node["$ref"]] if "$ref" in node else []
+            return here + [found for value in node.values() for found in references(value)]
+        if isinstance(node, list):
+            return [found for value in node for found in references(value)]
+        return []
+
+    for reference in references(root):
+        place: Any = root
+        for part in reference.removeprefix("#/").split("/"):
+            place = place[part.replace("~1", "/")]
+
+
+async def test_the_token() -> None:
+    async with serving(token="s3cret") as world:
+        for target in ("/healthz", "/readyz"):
+            assert (await world.ask("GET", target)).status == 200
+        for target in ("/objects/a", "/objects", "/metrics", "/cluster", "/openapi.json", "/nothing", "/objects/.."):
+            for line in ("A: b", "Authorization: Bearer wrong", "Authorization: Basic s3cret", "Authorization: Bearer \udcff",
+                         "Authorization: Bearer s3cret2", "Authorization: Bearer", "Authorization:"):  # fmt: skip
+                answer = await world.ask("GET", target, line)
+                assert (answer.status, answer.problem["type"]) == (401, "unauthorized")
+                assert answer.headers["www-authenticate"].startswith("Bearer")
+        assert (await world.ask("PUT", "/objects/a", "Authorization: bearer s3cret", body=b"x")).status == 201
+        assert (await world.ask("GET", "/metrics", "Authorization: Bearer  s3cret")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("a-B_c.9", True), ("x" * 64, True), ("x" * 65, False), ("a b", False), ("", False), ("ä", False), ("a/b", False)],
+)
+async def test_request_ids(world: World, given: str, kept: bool) -> None:
+    for target in ("/healthz", "/objects/none", "/nothing"):
+        answer = await world.ask("GET", target, f"X-Amber-Request-Id: {given}")
+        found = answer.headers["x-amber-request-id"]
+        assert (found == given) is kept
+        assert 1 <= len(found) <= 64
+
+
+async def test_ids_made_here_differ(world: World) -> None:
+    seen = {(await world.ask("GET", "/healthz")).headers["x-amber-request-id"] for _ in range(5)}
+    assert len(seen) == 5
+
+
+async def test_the_access_log(world: World) -> None:
+    world.service.fail = RuntimeError("a secret of the inside")
+    with capture_logs() as logs:
+        answer = await world.ask("GET", "/objects/a?version=1", "X-Amber-Request-Id: r1")
+        await until(lambda: world.app.in_flight == 0)
+    assert answer.status == 500
+    failed, line = logs
+    assert (failed["event"], failed["error_type"], failed["log_level"]) == ("request_failed", "RuntimeError", "error")
+    assert failed["exc_info"]
+    assert (line["event"], line["operation"], line["status"]) == ("request", "get", 500)
+    assert line["target"] == "/objects/a?version=1"
+
+
+async def test_closing_lets_requests_under_way_finish(world: World) -> None:
+    world.service.gate = asyncio.Event()
+    raw, idle = await world.raw(), await world.raw()
+    await idle.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (await idle.answer()).status == 200
+    await raw.send(b"PUT /objects/a HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhe")
+    await world.service.gate_reached.wait()
+    address = world.server.address
+    closing = asyncio.create_task(world.server.close(30))
+    await until(lambda: world.app.closing)
+    await asyncio.sleep(0)
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(*address)
+    # A connection that was open before still learns of it.
+    await idle.send(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+    answer = await idle.answer()
+    assert (answer.status, answer.problem["type"], answer.headers["connection"]) == (503, "shutting-down", "close")
+    assert await idle.closed() == b""
+    assert not closing.done()
+    world.service.gate.set()
+    await raw.send(b"llo")
+    answer = await raw.answer()
+    assert (answer.status, answer.headers["connection"]) == (201, "close")
+    assert await raw.closed() == b""
+    await asyncio.wait_for(closing, 10)
+    assert world.service.objects["a"][0][1] == b"hello"
+
+
+async def test_closing_gives_up_after_the_grace(world: World) -> None:
+    world.service.gate = asyncio.Event()
+    raw = await world.raw()
+    await raw.send(b"PUT /objects/a HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello")
+    await world.service.gate_reached.wait()
+    await asyncio.wait_for(world.server.close(0.05), 10)
+    assert await raw.closed() == b""
+    assert world.app.in_flight == 0
+    assert world.service.objects == {}
+
+
+async def test_closing_an_idle_server_is_quick(world: World) -> None:
+    raw = await world.raw()
+    await raw.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (await raw.answer()).status == 200
+    await asyncio.wait_for(world.server.close(60), 5)
+    assert await raw.closed() == b""
+    await world.server.close(60)
+
+
+async def test_two_servers_on_one_port() -> None:
+    servers = []
+    port = 0
+    for _ in range(2):
+        app = build_app(FakeService(), FakeStatus(), token=None, metrics=Metrics(process=False))
+        server = HttpServer(app, host="127.0.0.1", port=port, reuse_port=True)
+        await server.start()
+        port = server.address[1]
+        servers.append(server)
+    assert servers[0].address == servers[1].address
+    for server in servers:
+        await server.close(0)
+
+
+async def test_an_address_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        app = build_app(FakeService(), FakeStatus(), token=None, metrics=Metrics(process=False))
+        with pytest.raises(OSError):
+            await HttpServer(app, host="127.0.0.1", port=taken.getsockname()[1]).start()
+
+
+def test_what_the_parser_raises_is_always_explained() -> None:
+    for error in (None, ValueError("inside"), RuntimeError()):
+        refusal = unparsable(error)
+        assert refusal.status == 400 and "inside" not in refusal.detail

@@ -1,0 +1,366 @@
+"""Peers that are not what they should be: strangers, other clusters, broken and silent ones."""
+
+import asyncio
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+
+import pytest
+import structlog
+
+from amberblob.errors import PeerRefused, PeerUnreachable, WireError
+from amberblob.limits import FRAME_BYTES_MAX, STREAM_WINDOW_BYTES
+from node.transport import frames
+from node.transport.frames import HEADER, HEADER_BYTES, Kind
+from node.transport.handshake import DiallerHandshake, Established, ListenerHandshake, Send
+from tests.unit.node.transport.transport_kit import Cluster, cluster, identity, incarnation, query, stage_open, until
+
+
+async def refused(c: Cluster) -> PeerRefused:
+    with pytest.raises(PeerRefused) as caught:
+        await c.clients.call("n2", query(), timeout_s=5)
+    assert c.handler.started == 0
+    assert not c.clients.reachable("n2")
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("server", "client", "reason", "words"),
+    [
+        (identity("n2"), identity("n1", secret=b"x" * 32), "wrong-secret", "secret"),
+        (identity("n2"), identity("n1", cluster="c2"), "other-cluster", "cluster"),
+        (identity("n3"), identity("n1"), "unexpected-node", "n3 answers where n2 was expected"),
+        (identity("n2"), identity("n1", ahead_ms=90_000), "clock-ahead", "clock of n1 is"),
+        (identity("n2", ahead_ms=90_000), identity("n1"), "clock-ahead", "clock of n2 is"),
+    ],
+)
+async def test_refused_with_a_reason(server, client, reason, words):
+    with structlog.testing.capture_logs() as logs:
+        async with cluster(server, client) as c:
+            error = await refused(c)
+            assert error.extra["reason"] == reason
+            assert words in error.detail
+            for _ in range(20):
+                with pytest.raises(PeerRefused):
+                    await c.clients.call("n2", query(), timeout_s=5)
+    told = [(log["event"], log["peer"]) for log in logs if log.get("reason") == reason]
+    assert told and len(told) == len(set(told)), "once per reason, however many attempts"
+
+
+async def test_another_wire_version(monkeypatch):
+    async with cluster() as c:
+        listener = ListenerHandshake.__init__
+
+        def older(self, *args, **options):
+            monkeypatch.setattr("node.transport.handshake.WIRE_VERSION", 1)
+            listener(self, *args, **options)
+
+        dialler = DiallerHandshake.__init__
+
+        def newer(self, *args, **options):
+            monkeypatch.setattr("node.transport.handshake.WIRE_VERSION", 9)
+            dialler(self, *args, **options)
+
+        monkeypatch.setattr(ListenerHandshake, "__init__", older)
+        monkeypatch.setattr(DiallerHandshake, "__init__", newer)
+        error = await refused(c)
+        assert error.extra["reason"] == "wire-version"
+        assert "upgrade" in error.detail
+
+
+async def test_a_clock_that_runs_away_is_noticed_by_pings():
+    wandering = identity("n2")
+    async with cluster(wandering, ping_interval_s=0.05) as c:
+        await c.clients.call("n2", query(), timeout_s=5)
+        wandering.clock._last_ms += 200_000
+        await until(lambda: not c.clients.reachable("n2"))
+        with pytest.raises(PeerRefused):
+            await c.clients.call("n2", query(), timeout_s=5)
+
+
+# ---- bytes on the port
+
+
+class Raw:
+    """A socket that speaks as much of the protocol as it is told to."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def connect(cls, port: int) -> "Raw":
+        return cls(*await asyncio.open_connection("127.0.0.1", port))
+
+    def send(self, kind: int, stream: int, payload: bytes = b"") -> None:
+        self.writer.write(HEADER.pack(len(payload), kind, stream) + payload)
+
+    async def receive(self) -> tuple[int, int, bytes]:
+        length, kind, stream = HEADER.unpack(await self.reader.readexactly(HEADER_BYTES))
+        return kind, stream, await self.reader.readexactly(length)
+
+    async def shake(self, handshake) -> None:
+        done = False
+        actions = handshake.begin() if isinstance(handshake, DiallerHandshake) else []
+        while not done:
+            for action in actions:
+                match action:
+                    case Send():
+                        self.send(action.kind, 0, action.payload)
+                    case Established():
+                        done = True
+                    case _:
+                        raise AssertionError(action)
+            if not done:
+                kind, _, payload = await self.receive()
+                actions = handshake.receive(kind, payload)
+
+    async def closed(self) -> bytes:
+        """Everything until the other side closes."""
+        async with asyncio.timeout(10):
+            try:
+                return await self.reader.read()
+            except ConnectionError:
+                return b""
+
+    def close(self) -> None:
+        self.writer.transport.abort()
+
+
+async def shaken(c: Cluster) -> Raw:
+    raw = await Raw.connect(c.server.port)
+    await raw.shake(DiallerHandshake(identity("n7"), expects="n2", lane="control", nonce=os.urandom(32)))
+    return raw
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        bytes(2000),
+        random.Random(5).randbytes(5000),
+        HEADER.pack(5, Kind.HELLO, 0) + b"\xc1\xc1\xc1\xc1\xc1",
+        HEADER.pack(1100, Kind.HELLO, 0) + bytes(1100),
+        HEADER.pack(0, Kind.REQUEST, 1),
+        b"".join(HEADER.pack(900, Kind.HELLO, 0) + bytes(900) for _ in range(3)),
+    ],
+)
+async def test_garbage_is_cut_off(garbage):
+    async with cluster() as c:
+        raw = await Raw.connect(c.server.port)
+        raw.writer.write(garbage)
+        await raw.closed()
+        raw.close()
+        assert incarnation(await c.clients.call("n2", query("fine"), timeout_s=5)) == "fine"
+
+
+async def test_half_a_handshake_is_cut_off_in_time(monkeypatch):
+    monkeypatch.setattr("node.transport.connection.HANDSHAKE_TIMEOUT_S", 0.1)
+    async with cluster() as c:
+        for start in (b"", b"\x00\x00", HEADER.pack(100, Kind.HELLO, 0) + b"half"):
+            raw = await Raw.connect(c.server.port)
+            raw.writer.write(start)
+            assert await raw.closed() == b""
+            raw.close()
+        await until(lambda: not c.server._connections)
+
+
+async def test_too_many_strangers(monkeypatch):
+    monkeypatch.setattr("node.transport.server.HANDSHAKES_MAX", 3)
+    async with cluster() as c:
+        raws = [await Raw.connect(c.server.port) for _ in range(3)]
+        await until(lambda: len(c.server._connections) == 3)
+        late = await Raw.connect(c.server.port)
+        assert await late.closed() == b""
+        for raw in raws:
+            raw.close()
+        await until(lambda: not c.server._connections)
+        await c.clients.call("n2", query(), timeout_s=5)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        HEADER.pack(FRAME_BYTES_MAX + 1, Kind.REQUEST, 1),
+        HEADER.pack(0, 99, 1),
+        HEADER.pack(0, Kind.REPLY, 1),
+        HEADER.pack(0, Kind.REQUEST, 1),
+        HEADER.pack(3, Kind.PING, 0) + b"abc",
+        HEADER.pack(2, Kind.REQUEST, 0) + b"\x00\xc0",
+    ],
+)
+async def test_whoever_breaks_the_rules_is_cut_off(bad):
+    with structlog.testing.capture_logs() as logs:
+        async with cluster() as c:
+            raw = await shaken(c)
+            raw.writer.write(bad)
+            await raw.closed()
+            raw.close()
+            assert incarnation(await c.clients.call("n2", query("fine"), timeout_s=5)) == "fine"
+    assert [log["peer"] for log in logs if log["event"] == "peer breaks the wire rules"] == ["n7"]
+
+
+async def test_more_data_than_there_is_credit_for():
+    async with cluster() as c:
+        c.handler.hold = True
+        raw = await shaken(c)
+        from amberblob import wire
+
+        raw.send(Kind.REQUEST, 1, frames.pack_request("", wire.encode(stage_open())))
+        for _ in range(STREAM_WINDOW_BYTES // 65536 + 1):
+            raw.send(Kind.DATA, 1, bytes(65536))
+        await raw.closed()
+        raw.close()
+        assert c.handler.streams[0].receiver.window.unread_bytes_peak <= STREAM_WINDOW_BYTES
+
+
+async def test_a_request_that_cannot_be_decoded_fails_alone():
+    async with cluster() as c:
+        raw = await shaken(c)
+        raw.send(Kind.REQUEST, 1, b"\x00\x91\xa1?")
+        kind, stream, payload = await raw.receive()
+        assert (kind, stream) == (Kind.REPLY, 1) and b"wire-error" in payload
+        raw.send(Kind.PING, 0, struct.pack("!Q", 1))
+        assert (await raw.receive())[0] == Kind.PONG
+        raw.close()
+
+
+async def test_late_frames_are_dropped():
+    async with cluster() as c:
+        raw = await shaken(c)
+        for kind, payload in ((Kind.DATA, b"x"), (Kind.END, b""), (Kind.CANCEL, b""), (Kind.CREDIT, bytes(4))):
+            raw.send(kind, 77, payload)
+        raw.send(Kind.PING, 0, struct.pack("!Q", 1))
+        assert (await raw.receive())[0] == Kind.PONG
+        raw.close()
+
+
+# ---- peers that answer wrongly or not at all
+
+
+class FakePeer:
+    """A listener under test control that completes the handshake and then runs ``after``."""
+
+    def __init__(self, after) -> None:
+        self._after = after
+        self._raws: list[Raw] = []
+
+    async def __aenter__(self) -> "FakePeer":
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.address = self._server.sockets[0].getsockname()
+        return self
+
+    async def __aexit__(self, *exc) -> None:
+        self._server.close()
+        for raw in self._raws:
+            raw.close()
+
+    async def _serve(self, reader, writer) -> None:
+        raw = Raw(reader, writer)
+        self._raws.append(raw)
+        try:
+            await raw.shake(ListenerHandshake(identity("n2"), nonce=os.urandom(32)))
+            await self._after(raw)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+
+
+async def read_for_ever(raw: Raw) -> None:
+    while await raw.reader.read(65536):
+        pass
+
+
+async def test_a_silent_peer_is_given_up():
+    async with FakePeer(read_for_ever) as peer:
+        c = Cluster()
+        c.addresses["n2"] = peer.address
+        clients = c.connect(ping_interval_s=0.05)
+        calls = [asyncio.create_task(clients.call("n2", query(), timeout_s=60)) for _ in range(3)]
+        results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 10)
+        assert all(isinstance(result, PeerUnreachable) and "said nothing" in str(result) for result in results)
+        await clients.close()
+
+
+async def test_an_answer_that_cannot_be_decoded_fails_alone():
+    async def answer(raw: Raw) -> None:
+        while True:
+            kind, stream, _ = await raw.receive()
+            if kind == Kind.REQUEST:
+                raw.send(Kind.REPLY, stream, b"\x91\xa1?")
+
+    async with FakePeer(answer) as peer:
+        c = Cluster()
+        c.addresses["n2"] = peer.address
+        clients = c.connect()
+        for _ in range(2):
+            with pytest.raises(WireError, match="decoded"):
+                await clients.call("n2", query(), timeout_s=5)
+        assert clients.reachable("n2")
+        await clients.close()
+
+
+async def test_a_connection_that_breaks_at_once_is_not_dialled_in_a_loop():
+    made = []
+
+    async def hang_up(raw: Raw) -> None:
+        made.append(raw)
+        raw.close()
+
+    async with FakePeer(hang_up) as peer:
+        c = Cluster()
+        c.addresses["n2"] = peer.address
+        clients = c.connect()
+        clients.reachable("n2")
+        await until(lambda: len(made) >= 4)
+        took_s = asyncio.get_running_loop().time()
+        await until(lambda: len(made) >= 6)
+        assert asyncio.get_running_loop().time() - took_s > 0.3
+        await clients.close()
+
+
+_CHILD = """
+import asyncio, sys
+from tests.unit.node.transport.transport_kit import Handler, identity
+from node.transport import PeerServer
+async def main():
+    server = PeerServer("127.0.0.1", int(sys.argv[1]), Handler(), identity("n2"), ping_interval_s=0.1)
+    print(await server.start(), flush=True)
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+async def test_a_real_process_that_stops_goes_on_and_dies():
+    def spawn(port: int = 0) -> "tuple[subprocess.Popen[str], int]":
+        args = [sys.executable, "-c", _CHILD, str(port)]
+        child = subprocess.Popen(args, stdout=subprocess.PIPE, text=True, cwd=os.getcwd())
+        assert child.stdout is not None
+        return child, int(child.stdout.readline())
+
+    child, port = spawn()
+    c = Cluster()
+    c.addresses["n2"] = ("127.0.0.1", port)
+    clients = c.connect(ping_interval_s=0.1)
+    try:
+        await clients.call("n2", query(), timeout_s=5)
+        assert clients.reachable("n2")
+        child.send_signal(signal.SIGSTOP)
+        await until(lambda: not clients.reachable("n2"))
+        with pytest.raises(PeerUnreachable, match="no connection"):
+            await clients.call("n2", query(), timeout_s=0.1)
+        child.send_signal(signal.SIGCONT)
+        await until(lambda: clients.reachable("n2"))
+        await clients.call("n2", query(), timeout_s=5)
+        child.kill()
+        child.wait()
+        await until(lambda: not clients.reachable("n2"))
+        child, _ = spawn(port)
+        await until(lambda: clients.reachable("n2"))
+        assert incarnation(await clients.call("n2", query("back"), timeout_s=5)) == "back"
+    finally:
+        child.kill()
+        child.wait()
+        await clients.close()

@@ -1,0 +1,221 @@
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from amberblob.clock import SeededRandomness, SystemClock
+from amberblob.errors import NotReady
+from registry.bootstrap import ClusterSettings, ensure_cluster, ensure_routes, register_node
+from registry.cache import load_cache
+from registry.interface import put
+from registry.keys import Keys
+from registry.memory import MemoryRegistry, MemoryStore
+from registry.routes import NodeInfo, RouteTable, encode
+from registry.view import RouteWatcher
+
+KEYS = Keys("test")
+SETTINGS = ClusterSettings(name="test", slot_count=4, replicas=1, chunk_bytes=8, bootstrap_nodes=("n1",))
+
+
+def info(name: str, disk: str = "") -> NodeInfo:
+    return NodeInfo(
+        node_id=name,
+        disk_id=disk or f"disk-{name}",
+        zone="z",
+        host="",
+        http_address=f"{name}:1",
+        peer_address=f"{name}:2",
+        capacity_bytes=100,
+        version="0",
+        started_at_ms=0,
+    )
+
+
+async def until(condition, what: str = "") -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+class World:
+    """A registry with a cluster of one node, and watchers that are stopped at the end."""
+
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+        self.registry = MemoryRegistry(self.store)
+        self.watchers: list[RouteWatcher] = []
+
+    async def bootstrap(self) -> RouteTable:
+        cluster = await ensure_cluster(self.registry, SETTINGS, mint=lambda: "01CLUSTER", now_ms=0)
+        await register_node(self.registry, cluster, info("n1"))
+        return await ensure_routes(self.registry, cluster, SETTINGS, timeout_s=5)
+
+    def watcher(self, **options) -> RouteWatcher:
+        watcher = RouteWatcher(
+            MemoryRegistry(self.store), "test", clock=SystemClock(), randomness=SeededRandomness(1), **options
+        )
+        self.watchers.append(watcher)
+        watcher.start()
+        return watcher
+
+    async def change_route(self, slot: int, epoch: int) -> None:
+        entry = await self.registry.get(KEYS.route(slot))
+        assert entry is not None
+        table = self.watchers[0].require_table()
+        route = msgspec.structs.replace(table.route(slot), epoch=epoch)
+        assert await self.registry.compare_and_set(entry.key, entry.revision, encode(route)) is not None
+
+
+@pytest.fixture
+async def world():
+    world = World()
+    yield world
+    for watcher in world.watchers:
+        await watcher.stop()
+
+
+async def test_it_finds_the_table_and_follows_it(world):
+    watcher = world.watcher()
+    with pytest.raises(NotReady):
+        watcher.require_table()
+    table = await world.bootstrap()
+    assert await watcher.wait_table(timeout_s=10) == table
+    await until(lambda: watcher.registry_ok)
+    seen: list[RouteTable] = []
+    remove = watcher.add_listener(seen.append)
+    await world.change_route(2, 7)
+    await until(lambda: seen)
+    assert seen[-1].epochs() == (1, 1, 7, 1)
+    assert watcher.table == seen[-1]
+    remove()
+    await world.change_route(2, 8)
+    await until(lambda: watcher.require_table().route(2).epoch == 8)
+    assert len(seen) == 1
+
+
+async def test_an_outage_keeps_the_table_and_is_told(world):
+    table = await world.bootstrap()
+    watcher = world.watcher()
+    await until(lambda: watcher.registry_ok)
+    before_ms = watcher.registry_since_ms
+    world.store.set_down(True)
+    await until(lambda: not watcher.registry_ok)
+    assert "down" in watcher.registry_error
+    assert watcher.registry_since_ms >= before_ms
+    assert watcher.table == table
+    world.store.set_down(False)
+    await until(lambda: watcher.registry_ok)
+    await world.change_route(0, 2)
+    await until(lambda: watcher.require_table().route(0).epoch == 2)
+
+
+async def test_it_serves_from_the_cache_while_the_registry_is_down(world, tmp_path: Path):
+    cache = tmp_path / "routes.json"
+    table = await world.bootstrap()
+    first = world.watcher(cache_path=cache)
+    await until(cache.exists)
+    await first.stop()
+    world.store.set_down(True)
+    second = world.watcher(table=load_cache(cache), cache_path=cache)
+    await until(lambda: second.registry_error != "not asked yet")
+    assert second.require_table() == table
+    assert not second.registry_ok
+
+
+async def test_an_older_epoch_is_never_taken(world, tmp_path: Path):
+    cache = tmp_path / "routes.json"
+    await world.bootstrap()
+    watcher = world.watcher(cache_path=cache)
+    await watcher.wait_table(timeout_s=10)
+    await world.change_route(0, 9)
+    await until(lambda: watcher.require_table().route(0).epoch == 9)
+    await world.change_route(0, 3)
+    await world.change_route(1, 5)
+    await until(lambda: watcher.require_table().route(1).epoch == 5)
+    assert watcher.require_table().epochs() == (9, 5, 1, 1)
+    await until(lambda: load_cache(cache) == watcher.table)
+    restarted = world.watcher(table=load_cache(cache))
+    await until(lambda: restarted.registry_ok)
+    assert restarted.require_table().epochs() == (9, 5, 1, 1)
+
+
+async def test_another_cluster_in_the_registry_is_not_taken(world):
+    table = await world.bootstrap()
+    watcher = world.watcher()
+    await until(lambda: watcher.registry_ok)
+    await put(world.registry, KEYS.cluster, encode(msgspec.structs.replace(table.cluster, cluster_id="01OTHER")))
+    await until(lambda: not watcher.registry_ok)
+    assert "01OTHER" in watcher.registry_error
+    assert watcher.table == table
+
+
+async def test_what_cannot_be_read_is_told_and_the_table_kept(world):
+    table = await world.bootstrap()
+    watcher = world.watcher()
+    await until(lambda: watcher.registry_ok)
+    await put(world.registry, KEYS.route(0), b"junk")
+    await until(lambda: not watcher.registry_ok)
+    assert KEYS.route(0) in watcher.registry_error
+    assert watcher.table == table
+    await put(world.registry, KEYS.route(0), encode(table.route(0)))
+    await until(lambda: watcher.registry_ok)
+
+
+async def test_compaction_is_survived(world):
+    world.store.history_max = 3
+    await world.bootstrap()
+    watcher = world.watcher()
+    await watcher.wait_table(timeout_s=10)
+    for epoch in range(2, 30):
+        await world.change_route(0, epoch)
+    await until(lambda: watcher.require_table().route(0).epoch == 29)
+
+
+async def test_a_listener_that_fails_does_not_end_the_following(world):
+    await world.bootstrap()
+    watcher = world.watcher()
+    await until(lambda: watcher.registry_ok)
+
+    def fail(table: RouteTable) -> None:
+        raise RuntimeError("a fault")
+
+    watcher.add_listener(fail)
+    await world.change_route(0, 2)
+    await until(lambda: watcher.require_table().route(0).epoch == 2 and watcher.registry_ok)
+    await world.change_route(0, 3)
+    await until(lambda: watcher.require_table().route(0).epoch == 3)
+
+
+async def test_a_node_is_alive_while_it_runs(world):
+    table = await world.bootstrap()
+    looker = world.watcher()
+    one = world.watcher(me=info("n1"), table=table, alive_ttl_s=0.3)
+    await until(lambda: looker.alive == {"n1"})
+    # Longer than the lease: it is kept alive.
+    world.store.set_down(True)
+    await until(lambda: not looker.registry_ok)
+    world.store.set_down(False)
+    await until(lambda: looker.registry_ok and looker.alive == {"n1"})
+    await one.stop()
+    await until(lambda: looker.alive == frozenset())
+
+
+async def test_a_lost_lease_is_taken_anew(world):
+    table = await world.bootstrap()
+    looker = world.watcher()
+    world.watcher(me=info("n1"), table=table, alive_ttl_s=0.3)
+    await until(lambda: looker.alive == {"n1"})
+    world.store.drop_keys_of(set(world.store.leases))
+    await until(lambda: looker.alive == frozenset())
+    await until(lambda: looker.alive == {"n1"})
+
+
+async def test_a_node_that_started_in_an_outage_registers_later(world):
+    table = await world.bootstrap()
+    world.store.set_down(True)
+    moved = msgspec.structs.replace(info("n1"), http_address="elsewhere:1")
+    watcher = world.watcher(me=moved, table=table)
+    await until(lambda: watcher.registry_error != "not asked yet")
+    world.store.set_down(False)
+    await until(lambda: watcher.require_table().node("n1") == moved)
