@@ -33,7 +33,7 @@ class Chosen(msgspec.Struct, frozen=True, array_like=True, tag="c"):
 
     Without ``record``: the register already holds that ballot, mark it (anything else in it: nothing to do).
     With ``record``: a replica that missed the accept installs it as accepted and chosen, whether or not the
-    bytes are here. Then, in one transaction: the rows of ``record.added`` and ``record.previous``, the
+    bytes are here, but never over a higher ballot: what was accepted above stays, only the rows are added. Then, in one transaction: the rows of ``record.added`` and ``record.previous``, the
     tombstones of the path's rows as ``record.live`` says, the write ids, one line of ``commit_log``.
     """
 

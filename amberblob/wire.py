@@ -205,19 +205,13 @@ class AcceptedReply(Message, frozen=True, array_like=True, kw_only=True, tag="a"
 
 
 class Refused(Message, frozen=True, array_like=True, kw_only=True, tag="r"):
-    """Not promised, not accepted, not staged. ``ballot`` is what must be exceeded; ``epoch`` the replica's.
-
-    A refused PREPARE (reason ballot) tells the register too: the coordinator can then rule out that an earlier
-    try of its write lingers here.
-    """
+    """Not promised, not accepted, not staged. ``ballot`` is what must be exceeded; ``epoch`` the replica's."""
 
     incarnation: str
     reason: RefusalReason
     ballot: Ballot
     epoch: int
     detail: str = ""
-    accepted: Ballot | None = None
-    record: Record | None = None
 
 
 class RegisterReply(Message, frozen=True, array_like=True, kw_only=True, tag="g"):

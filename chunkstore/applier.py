@@ -8,13 +8,15 @@ wait for more than one database's checkpoint.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import structlog
 
 from amberblob.ballot import Register, SlotState
+from amberblob.mutations import Accepted, Chosen
 from chunkstore.applying import SlotBatch
 from chunkstore.codec import Batch
 from chunkstore.fileops import FileOps
@@ -30,99 +32,148 @@ _REBUILD_BATCH = 5000
 
 
 @dataclass(slots=True)
+class DurableBatch:
+    """A batch that was synced, on its way into the databases.
+
+    Attributes:
+        segment: number of the segment that holds it.
+        entries: with their positions.
+        registers: beside each entry what it makes of its register, where memory knew; empty: nowhere.
+        size_bytes: about how much memory it holds.
+    """
+
+    segment: int
+    entries: Batch
+    registers: list[Register | None]
+    size_bytes: int
+
+
+@dataclass(slots=True)
 class _Segment:
-    """A journal segment that still stands, and what must be synced before it may go."""
+    """A journal segment that still stands: what it touched, its last position, and what must yet be synced."""
 
     number: int
     touched: set[int]
+    last: int
     to_sync: list[int] | None = None
 
 
 class Applier:
-    """Applies batches in journal order.
+    """Applies durable batches: to each slot in journal order, slot by slot as somebody asks or time allows.
 
     Attributes:
-        applied: position up to which everything is in the databases.
+        taken: position of the last entry that was handed over.
+        waiting_entries: handed over and not yet in their slot's database.
+        waiting_bytes: about how much memory those hold.
         index: the listing index; replaced when it has to be made anew.
     """
 
-    def __init__(
-        self, disk: Path, pool: SlotPool, ops: FileOps, release_ballast: Callable[[], bool]
-    ) -> None:  # fmt: skip
+    def __init__(self, disk: Path, pool: SlotPool, ops: FileOps, release_ballast: Callable[[], bool]) -> None:
         self._disk = disk
         self._pool = pool
         self._ops = ops
         self._release_ballast = release_ballast
         self._segments: list[_Segment] = []
-        self._remaining: dict[int, Batch] = {}
-        self._unit_last = 0
-        self.applied = 0
+        self._groups: dict[int, Batch] = {}
+        self._listing: dict[tuple[int, str], Register | None] = {}
+        self.taken = 0
+        self.waiting_entries = 0
+        self.waiting_bytes = 0
         self.index: ListingIndex | None = None
         self.on_slot_lost: Callable[[LostSlot, SlotState], None] = lambda lost, state: None
         pool.on_lost = self._slot_lost
 
     def _slot_lost(self, lost: LostSlot, state: SlotState) -> None:
+        for key in [key for key in self._listing if key[0] == lost.slot]:
+            del self._listing[key]
+        for _, entry in self._groups.get(lost.slot, ()):
+            if isinstance(entry, Accepted | Chosen):
+                self._listing[lost.slot, entry.path] = None
         if self.index is not None and self.index.complete:
             self.index.forget_slot(lost.slot)
         self.on_slot_lost(lost, state)
 
-    def applied_for(self, slot: int | None) -> int:
-        """Position up to which the slot's entries (None: all, and the index) are in the databases."""
-        if slot is None or slot in self._remaining:
-            return self.applied
-        return max(self.applied, self._unit_last)
+    # -- handing over
 
-    # -- applying
+    def begin_at(self, position: int) -> None:
+        """Say that everything up to ``position`` is in the databases, at start."""
+        self.taken = position
 
-    def add_segment(self, number: int) -> None:
-        """Make a segment known that holds no entries to apply."""
+    def add_segment(self, number: int, last: int) -> None:
+        """Make a segment known that holds positions up to ``last`` so far."""
         if not self._segments or self._segments[-1].number < number:
-            self._segments.append(_Segment(number, set()))
+            self._segments.append(_Segment(number, set(), last))
 
-    def touch(self, number: int, slots: set[int]) -> None:
-        """Say that a segment holds entries of these slots."""
+    def touch(self, number: int, slots: set[int], last: int) -> None:
+        """Say that a segment holds entries of these slots, up to ``last``."""
         for segment in self._segments:
             if segment.number == number:
                 segment.touched |= slots
+                segment.last = max(segment.last, last)
 
-    def apply(
-        self, batches: Iterable[tuple[int, Batch]], wanted: Callable[[int], bool] = lambda slot: False,
-        between: Callable[[], None] = lambda: None,
-    ) -> None:  # fmt: skip
-        """Apply batches (segment number, entries): one transaction per slot, then one of the index.
+    def take(self, batch: DurableBatch) -> None:
+        """Take over a durable batch."""
+        groups, listing = self._groups, self._listing
+        slots: set[int] = set()
+        registers = batch.registers or [None] * len(batch.entries)
+        for item, register in zip(batch.entries, registers, strict=True):
+            entry = item[1]
+            slot = entry.slot
+            slots.add(slot)
+            group = groups.get(slot)
+            if group is None:
+                groups[slot] = [item]
+            else:
+                group.append(item)
+            if isinstance(entry, Accepted | Chosen):
+                listing[slot, entry.path] = register
+        self.taken = batch.entries[-1][0]
+        self.add_segment(batch.segment, self.taken)
+        self.touch(batch.segment, slots, self.taken)
+        self.waiting_entries += len(batch.entries)
+        self.waiting_bytes += batch.size_bytes
 
-        ``wanted`` slots go first; ``between`` is called after each, so that others get a turn.
+    # -- applying
+
+    @property
+    def applied(self) -> int:
+        """Position up to which everything is in the slots' databases."""
+        return min((group[0][0] for group in self._groups.values()), default=self.taken + 1) - 1
+
+    @property
+    def listed(self) -> int:
+        """Position up to which everything is in the index."""
+        return self.taken if not self._listing else 0 if self.index is None else self.index.applied
+
+    def is_applied(self, slot: int | None, position: int) -> bool:
+        """Whether the slot's database (None: the index) holds everything up to ``position``."""
+        if position > self.taken:
+            return False
+        if slot is None:
+            return position <= self.listed
+        group = self._groups.get(slot)
+        return group is None or group[0][0] > position
+
+    def waiting_slots(self) -> list[int]:
+        """Slots with entries that are not in their database, those that wait longest last."""
+        return list(reversed(self._groups))
+
+    def apply_slot(self, slot: int) -> None:
+        """Bring one slot's database up to what was handed over, in one transaction.
 
         Raises:
             sqlite3.Error, OSError: the disk is broken, or full beyond its ballast.
         """
-        groups: dict[int, Batch] = {}
-        last = self.applied
-        for number, batch in batches:
-            self.add_segment(number)
-            slots: set[int] = set()
-            for item in batch:
-                slot = item[1].slot
-                slots.add(slot)
-                group = groups.get(slot)
-                if group is None:
-                    groups[slot] = [item]
-                else:
-                    group.append(item)
-            self.touch(number, slots)
-            last = batch[-1][0]
-        if not groups:
+        group = self._groups.get(slot)
+        if group is None:
             return
-        self._remaining, self._unit_last = groups, last
-        registers: list[tuple[int, str, Register]] = []
-        while groups:
-            slot = next((slot for slot in groups if wanted(slot)), next(iter(groups)))
-            for path, register in self._apply_group(slot, groups[slot]).items():
-                registers.append((slot, path, register))
-            del groups[slot]
-            between()
-        self._update_index(registers, last)
-        self.applied = last
+        for path, register in self._apply_group(slot, group).items():
+            if self._listing.get((slot, path), register) is None:
+                self._listing[slot, path] = register
+        del self._groups[slot]
+        self.waiting_entries -= len(group)
+        if not self._groups:
+            self.waiting_bytes = 0
 
     def _apply_group(self, slot: int, group: Batch) -> dict[str, Register]:
         attempts = 3
@@ -136,22 +187,41 @@ class Applier:
                 elif not (attempts and is_full(error) and self._release_ballast()):
                     raise
 
-    def _update_index(self, registers: list[tuple[int, str, Register]], last: int) -> None:
+    def apply_all(self) -> None:
+        """Bring every database and the index up to what was handed over."""
+        for slot in self.waiting_slots():
+            self.apply_slot(slot)
+        self.update_index()
+
+    def update_index(self, limit: int | None = None) -> bool:
+        """Bring the index up to what was handed over, or by ``limit`` rows; whether it is there."""
         index = self.index
-        if index is None or not index.complete or index.applied >= last:
-            return
-        entries = [scan_entry(slot, path, register) for slot, path, register in registers if register.record]
+        if index is None or not index.complete or index.applied >= self.taken:
+            self._listing.clear()
+            return True
+        keys = list(islice(self._listing, limit))
+        for key in keys:
+            if self._listing[key] is None:
+                # Memory did not know the register: its slot's database does, once it has the entries.
+                self.apply_slot(key[0])
+        rows = [scan_entry(*key, found) for key in keys if (found := self._listing[key]) and found.record]
+        # The position goes up with the last rows; until then a replay would repeat some, which does no harm.
+        applied = self.taken if len(keys) == len(self._listing) else index.applied
         try:
             try:
-                index.update(entries, last)
+                index.update(rows, applied)
             except sqlite3.Error as error:
                 if not (is_full(error) and self._release_ballast()):
                     raise
-                index.update(entries, last)
+                index.update(rows, applied)
         except sqlite3.Error as error:
             if not is_corrupt(error):
                 raise
-            self.remake_index(str(error), last)
+            self.remake_index(str(error))
+            keys = list(self._listing)
+        for key in keys:
+            del self._listing[key]
+        return not self._listing
 
     # -- the index
 
@@ -167,10 +237,10 @@ class Applier:
         index = self.index
         assert index is not None, "open_index comes first"
         if not index.complete:
-            self._fill(index, self.applied)
+            self._fill(index)
         return index
 
-    def remake_index(self, why: str, applied: int) -> ListingIndex:
+    def remake_index(self, why: str) -> ListingIndex:
         """Throw a damaged index away and make it anew."""
         _log.error("index-damaged", error=why, action="made anew from the slot databases")
         assert self.index is not None
@@ -178,10 +248,12 @@ class Applier:
         for part in ("", "-wal", "-shm"):
             self._ops.unlink(self._disk / f"index.sqlite3{part}")
         self.index = ListingIndex(self._disk, self._ops)
-        self._fill(self.index, applied)
+        self._fill(self.index)
         return self.index
 
-    def _fill(self, index: ListingIndex, applied: int) -> None:
+    def _fill(self, index: ListingIndex) -> None:
+        for slot in self.waiting_slots():
+            self.apply_slot(slot)
         slots = self._pool.known_slots()
         index.begin_rebuild()
         count = 0
@@ -198,7 +270,7 @@ class Applier:
             index.checkpoint()
             if done % 16 == 0:
                 _log.info("index-rebuild", slots_done=done, slots=len(slots), objects=count)
-        index.end_rebuild(applied)
+        index.end_rebuild(self.taken)
         _log.info("index-rebuilt", slots=len(slots), objects=count)
 
     # -- checkpoints
@@ -212,6 +284,11 @@ class Applier:
         if not self._segments or (len(self._segments) == 1 and not everything):
             return False
         segment = self._segments[0]
+        if self.applied < segment.last:
+            return False
+        if self.listed < segment.last:
+            self.update_index()
+            return True
         if segment.to_sync is None:
             segment.to_sync = sorted(segment.touched)
         if segment.to_sync:

@@ -16,8 +16,8 @@ import structlog
 
 from amberblob.ballot import EMPTY_REGISTER, Register, SlotState
 from amberblob.limits import MIB
-from chunkstore.applier import Applier
-from chunkstore.codec import Batch, Entry
+from chunkstore.applier import Applier, DurableBatch
+from chunkstore.codec import Entry
 from chunkstore.dbthread import DatabaseThread
 from chunkstore.index import ListingIndex
 from chunkstore.journal import Journal
@@ -69,9 +69,8 @@ class DiskCore:
         """To memory now, to the journal soon; returns the position. Raises DiskFailed."""
         self.journal.raise_if_failed()
         size_bytes = entry_bytes(entry)
-        position = self.journal.append(entry, size_bytes)
-        self.overlay.apply(entry, position, size_bytes)
-        return position
+        register = self.overlay.apply(entry, self.journal.next_position, size_bytes)
+        return self.journal.append(entry, size_bytes, register)
 
     async def durable(self, position: int) -> None:
         """Wait for the sync, and for the databases when they are far behind. Raises DiskFailed."""
@@ -87,8 +86,8 @@ class DiskCore:
         position = self.overlay.position(slot, path)
         return position if position > self.journal.durable_position else 0
 
-    def _durable_batch(self, segment: int, batch: Batch) -> None:
-        self._database.feed(segment, batch)
+    def _durable_batch(self, batch: DurableBatch) -> None:
+        self._database.feed(batch)
 
     def applied(self, position: int) -> None:
         """The databases hold everything up to ``position``."""
@@ -150,7 +149,7 @@ class DiskCore:
             except sqlite3.Error as error:
                 if not is_corrupt(error):
                     raise
-                return question(applier.remake_index(str(error), applier.applied))
+                return question(applier.remake_index(str(error)))
 
         barrier = self.journal.next_position - 1
         if barrier > self.journal.durable_position:

@@ -14,8 +14,10 @@ from queue import SimpleQueue
 
 import structlog
 
+from amberblob.ballot import Register
 from amberblob.errors import DiskFailed
 from amberblob.limits import MIB
+from chunkstore.applier import DurableBatch
 from chunkstore.codec import Batch, Entry
 from chunkstore.segments import SegmentWriter
 
@@ -32,19 +34,19 @@ class Journal:
 
     Args:
         next_position: of the first entry.
-        on_durable: called on the loop with (segment number, batch) once it is synced, in order.
+        on_durable: called on the loop with each batch once it is synced, in order.
         on_failed: called on the loop once, with the reason.
     """
 
     def __init__(
-        self, writer: SegmentWriter, next_position: int, on_durable: Callable[[int, Batch], None],
+        self, writer: SegmentWriter, next_position: int, on_durable: Callable[[DurableBatch], None],
         on_failed: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._writer = writer
         self._on_durable = on_durable
         self._on_failed = on_failed
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[tuple[int, Entry, int]] = deque()
+        self._queue: deque[tuple[int, Entry, int, Register | None]] = deque()
         self._wake: SimpleQueue[bool] = SimpleQueue()
         self._woken = False
         self._lazy: asyncio.TimerHandle | None = None
@@ -57,11 +59,14 @@ class Journal:
 
     # -- the loop's side
 
-    def append(self, entry: Entry, size_bytes: int) -> int:
-        """Queue an entry; returns its position. It is written soon, or at once when somebody waits for it."""
+    def append(self, entry: Entry, size_bytes: int, register: Register | None) -> int:
+        """Queue an entry; returns its position. It is written soon, or at once when somebody waits for it.
+
+        ``register`` is what the entry makes of its register, if that is known; it travels along unwritten.
+        """
         position = self.next_position
         self.next_position = position + 1
-        self._queue.append((position, entry, size_bytes))
+        self._queue.append((position, entry, size_bytes, register))
         if self._lazy is None and not self._woken:
             self._lazy = self._loop.call_later(LAZY_S, self.flush)
         return position
@@ -102,12 +107,12 @@ class Journal:
             if not future.done():
                 future.set_exception(DiskFailed(why))
 
-    def _written(self, segment: int, batch: Batch, more: bool) -> None:
+    def _written(self, batch: DurableBatch, more: bool) -> None:
         self._woken = more
         if self.failed is not None:
             return
-        self.durable_position = batch[-1][0]
-        self._on_durable(segment, batch)
+        self.durable_position = batch.entries[-1][0]
+        self._on_durable(batch)
         waiting = []
         for position, future in self._waiters:
             if position > self.durable_position:
@@ -135,17 +140,19 @@ class Journal:
 
     # -- the thread's side
 
-    def _take(self) -> Batch:
-        batch: Batch = []
+    def _take(self) -> DurableBatch | None:
+        entries: Batch = []
+        registers: list[Register | None] = []
         size = 0
         while size < _BATCH_BYTES_MAX:
             try:
-                position, entry, size_bytes = self._queue.popleft()
+                position, entry, size_bytes, register = self._queue.popleft()
             except IndexError:
                 break
-            batch.append((position, entry))
+            entries.append((position, entry))
+            registers.append(register)
             size += size_bytes
-        return batch
+        return DurableBatch(0, entries, registers, size) if entries else None
 
     def _post(self, callback: Callable[..., None], *values: object) -> None:
         try:
@@ -160,14 +167,15 @@ class Journal:
             wrote = False
             while batch := self._take():
                 try:
-                    self._writer.append(batch)
+                    self._writer.append(batch.entries)
                 except Exception as error:
                     if not isinstance(error, OSError):
                         _log.exception("journal-thread-died")
                     self._post(self.fail, f"the journal cannot be written: {error!r}. {FAILED_REMEDY}")
                     return
                 wrote = True
-                self._post(self._written, self._writer.number, batch, bool(self._queue))
+                batch.segment = self._writer.number
+                self._post(self._written, batch, bool(self._queue))
             if not wrote:
                 self._post(self._idle)
 

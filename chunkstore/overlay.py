@@ -187,8 +187,8 @@ class Overlay:
 
     # -- changes
 
-    def apply(self, entry: Entry, position: int, size_bytes: int) -> None:
-        """Take in an entry that got ``position`` in the journal."""
+    def apply(self, entry: Entry, position: int, size_bytes: int) -> Register | None:
+        """Take in an entry that gets ``position`` in the journal; returns its register, if it has one and that is known."""
         slot = entry.slot
         if slot not in self._states:
             self._states[slot] = SlotState(slot=slot, incarnation=self._disk_id)
@@ -197,7 +197,7 @@ class Overlay:
         self.unapplied_bytes += size_bytes
         match entry:
             case Accepted() | Chosen():
-                self._change_register(entry, position)
+                return self._change_register(entry, position)
             case Reserved() | EpochSeen():
                 self._states[slot] = rules.change_slot(self._states[slot], entry)
                 self._state_position[slot] = position
@@ -214,12 +214,14 @@ class Overlay:
             case BodyKept():
                 self._saw(slot, entry.blob_id)
                 self._bodies[slot, entry.blob_id] = (entry.body, position)
+        return None
 
-    def _change_register(self, entry: Accepted | Chosen, position: int) -> None:
+    def _change_register(self, entry: Accepted | Chosen, position: int) -> Register | None:
         key = (entry.slot, entry.path)
         dirty = self._dirty.get(key)
         before = dirty[0] if dirty is not None else self._clean.pop(key, None)
         added = entry.record.added if entry.record is not None else None
+        after: Register | None = None
         if before is None or key in self._blind:
             self._blind[key] = position
         else:
@@ -228,13 +230,14 @@ class Overlay:
             if isinstance(entry, Accepted) and after is before:
                 added = None
         if added is None:
-            return
+            return after
         self._saw(entry.slot, added.blob_id)
         blob = (entry.slot, added.blob_id)
         if isinstance(entry, Accepted) and entry.body is not None:
             self._bodies[blob] = (entry.body, position)
         self._intents[blob] = (Intent.REFERENCED, position)
         self.staged.pop(blob, None)
+        return after
 
     def _saw(self, slot: int, blob_id: str) -> None:
         if blob_id > self._newest.get(slot, ""):

@@ -7,7 +7,6 @@ from the journal, the index is filled if it has to be, and a new journal segment
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import structlog
 from amberblob.ballot import SlotState
 from amberblob.errors import JournalCorrupt
 from amberblob.mutations import Aborted
-from chunkstore.applier import Applier
+from chunkstore.applier import Applier, DurableBatch
 from chunkstore.codec import Batch
 from chunkstore.dbthread import UNIT_ENTRIES
 from chunkstore.fileops import FileOps
@@ -75,7 +74,7 @@ def recover_databases(
     count = _replay(recovered, applied, applier, aborted)
     if count:
         _log.info("journal-replayed", entries=count)
-    applier.applied = recovered.next_position - 1
+    applier.begin_at(recovered.next_position - 1)
     applier.ready_index()
     facts = []
     for slot in pool.known_slots():
@@ -88,7 +87,7 @@ def recover_databases(
         if pool.get(slot).blob_facts(blob_id).intent == Intent.ABORTED.value:
             files.remove_blob(slot, blob_id)
     writer.begin(recovered.next_position)
-    applier.add_segment(writer.number)
+    applier.add_segment(writer.number, recovered.next_position - 1)
     return facts
 
 
@@ -99,9 +98,9 @@ def _replay(
     index = applier.index
     assert index is not None
     count = 0
-    unit: list[tuple[int, Batch]] = []
-    size = 0
-    for number, batch in _batches(recovered, applier):
+    for scan in recovered.scans:
+        applier.add_segment(scan.number, 0)
+    for number, batch in recovered.batches():
         lacking: Batch = []
         for item in batch:
             position, entry = item
@@ -109,21 +108,11 @@ def _replay(
                 aborted.add((entry.slot, entry.blob_id))
             if position > applied.get(entry.slot, 0) or (index.complete and position > index.applied):
                 lacking.append(item)
-        applier.touch(number, {entry.slot for _, entry in batch})
+        applier.touch(number, {entry.slot for _, entry in batch}, batch[-1][0])
         if lacking:
-            unit.append((number, lacking))
-            size += len(lacking)
-        if size >= UNIT_ENTRIES:
-            applier.apply(unit)
-            count += size
-            unit, size = [], 0
-    if unit:
-        applier.apply(unit)
-        count += size
+            applier.take(DurableBatch(number, lacking, [], 0))
+            count += len(lacking)
+        if applier.waiting_entries >= UNIT_ENTRIES:
+            applier.apply_all()
+    applier.apply_all()
     return count
-
-
-def _batches(recovered: Recovered, applier: Applier) -> Iterator[tuple[int, Batch]]:
-    for scan in recovered.scans:
-        applier.add_segment(scan.number)
-    yield from recovered.batches()

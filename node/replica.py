@@ -16,13 +16,14 @@ from amberblob.ballot import Register
 from amberblob.clock import HybridClock
 from amberblob.errors import BadRequest, DigestMismatch, DiskFailed, DiskFull, PeerError, StorageError
 from amberblob.ids import content_hash, valid_hash, valid_ulid
-from amberblob.limits import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, HISTORY_PAGE_MAX, INLINE_BYTES_MAX
+from amberblob.limits import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, FRAME_BYTES_MAX, HISTORY_PAGE_MAX, INLINE_BYTES_MAX
 from amberblob.manifest import Version, WriteMark, decode_manifest
 from amberblob.wire import (
     Commit,
     Discard,
     Done,
     HistoryReply,
+    HistoryRow,
     Inspect,
     InspectReply,
     Learn,
@@ -51,7 +52,23 @@ from node.transport.interface import IncomingStage
 
 log = structlog.get_logger(__name__)
 
+ROWS_BYTES_MAX = FRAME_BYTES_MAX // 2
+"""Of the rows in one answer, by an estimate that errs upwards."""
+
+INSPECT_ROWS_MAX = 100
+
 NOTHING_NEEDED = BytesHere(durable=True)
+
+
+def _fitting(rows: list[HistoryRow]) -> list[HistoryRow]:
+    """As many rows from the front as one answer holds; at least one."""
+    size = 0
+    for count, row in enumerate(rows):
+        version = row.version
+        size += 512 + 80 * len(version.chunks) + sum(len(k) + 4 * len(v) + 8 for k, v in version.meta.items())
+        if count and size > ROWS_BYTES_MAX:
+            return rows[:count]
+    return rows
 
 
 def _ignore(slot: int, path: str) -> None:
@@ -263,13 +280,14 @@ class Replica:
         position = self._store.position(slot, path)
         rows = await self._store.rows(slot, path, version=message.version, below=message.below, limit=limit)
         await self._store.durable(position)
+        fitting = _fitting(rows)
         return HistoryReply(
             incarnation=self._store.slot_state(slot).incarnation,
             accepted=register.accepted,
             record=register.record,
             chosen=register.chosen,
-            rows=tuple(rows),
-            more=message.version is None and len(rows) >= limit,
+            rows=tuple(fitting),
+            more=message.version is None and (len(rows) >= limit or len(fitting) < len(rows)),
         )
 
     async def _scan(self, message: QueryScan) -> Reply:
@@ -284,7 +302,7 @@ class Replica:
     async def _inspect(self, message: Inspect) -> Reply:
         slot, path = message.slot, message.path
         register = await self._store.load(slot, path)
-        rows = await self._store.rows(slot, path, limit=HISTORY_PAGE_MAX)
+        rows = _fitting(await self._store.rows(slot, path, limit=INSPECT_ROWS_MAX))
         versions = {row.version.version: row.version for row in rows}
         if register.record is not None and register.record.added is not None:
             versions.setdefault(register.record.added.version, register.record.added)

@@ -19,6 +19,7 @@ from amberblob.errors import AmberError
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+_INTERRUPTED = 130  # what Typer makes of Ctrl-C
 
 app = typer.Typer(
     name="amberblob",
@@ -94,6 +95,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
             args=list(arguments) if arguments is not None else None, prog_name="amberblob", standalone_mode=False
         )
         sys.stdout.flush()
+        if status == _INTERRUPTED:
+            raise KeyboardInterrupt
         return status if isinstance(status, int) else EXIT_DONE
     except BrokenPipeError:
         return _reader_left()

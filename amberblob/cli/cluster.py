@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -14,6 +15,9 @@ from amberblob.cli.table import print_table
 
 if TYPE_CHECKING:
     from amberblob.client import AsyncClient
+
+_A_DATE_MS = 10**12
+"""Milliseconds since 1970 beyond this are a date of after 2001; less is a duration."""
 
 app = typer.Typer(
     help="What the nodes know of the cluster.",
@@ -59,7 +63,8 @@ def status(endpoint: Endpoint = None, json_output: Json = False) -> None:
     if wants_json(json_output):
         say_json(document)
     else:
-        for branch in branches({name: value for name, value in document.items() if name != "nodes"}):
+        shown = {name: _readable(name, value) for name, value in document.items() if name not in ("nodes", "self")}
+        for branch in branches(shown):
             for line in branch.lines():
                 say(line)
         say(
@@ -72,7 +77,7 @@ def status(endpoint: Endpoint = None, json_output: Json = False) -> None:
 
 @app.command()
 def nodes(endpoint: Endpoint = None, json_output: Json = False) -> None:
-    """Every node with its zone, address and disk.
+    """Every node with its zone, addresses and disk. In a pipe the columns are separated by tabs.
 
     \b
     Example:
@@ -83,15 +88,20 @@ def nodes(endpoint: Endpoint = None, json_output: Json = False) -> None:
         say_json(rows)
         return
     known = ("node", "id", "name", "reachable")
-    columns = list(dict.fromkeys(name for row in rows for name in row if name not in known))
+    columns = list(dict.fromkeys(str(name) for row in rows for name in row if name not in known))
     lines = [
-        [name_of(row), "down" if row.get("reachable") is False else "up", *(_cell(row.get(name)) for name in columns)]
+        [
+            name_of(row),
+            "down" if row.get("reachable") is False else "up",
+            *(_cell(name, row.get(name)) for name in columns),
+        ]
         for row in rows
     ]
+    header = ["node", "state", *(_title(name) for name in columns)]
     if on_terminal():
-        print_table(["node", "state", *columns], lines)
+        print_table(header, lines)
     else:
-        for line in lines:
+        for line in [header, *lines]:
             say("\t".join(line))
 
 
@@ -113,13 +123,26 @@ def slots(endpoint: Endpoint = None, json_output: Json = False) -> None:
             say(line)
 
 
-def _cell(value: Any) -> str:
+def _title(name: str) -> str:
+    return name.removesuffix("_ms")
+
+
+def _cell(name: str, value: Any) -> str:
+    value = _readable(name, value)
     if isinstance(value, Mapping):
-        return " ".join(f"{name}={_amount(str(name), item)}" for name, item in value.items())
+        return " ".join(f"{key}={_cell(str(key), item)}" for key, item in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return printable("" if value is None else str(value))
 
 
-def _amount(name: str, value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool) and "bytes" in name:
-        return human_size(value)
-    return printable(str(value))
+def _readable(name: str, value: Any) -> Any:
+    """Numbers of bytes and times as people write them; everything else as it is."""
+    if isinstance(value, Mapping):
+        return {key: _readable(str(key), item) for key, item in value.items()}
+    if isinstance(value, int) and not isinstance(value, bool):
+        if "bytes" in name:
+            return human_size(value)
+        if name.endswith("_ms") and value > _A_DATE_MS:
+            return datetime.fromtimestamp(value / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return value

@@ -40,21 +40,25 @@ def doctor(
 
 
 def _check_cluster(endpoint: str | None, json_output: bool) -> None:
-    async def work(client: AsyncClient) -> tuple[Mapping[str, str | None], Mapping[str, Any] | None]:
+    async def work(client: AsyncClient) -> tuple[Mapping[str, str | None], dict[str, Mapping[str, Any]]]:
         from amberblob.errors import AmberError
 
         ready = await client.ready()
-        for url, reason in ready.items():
-            if reason is None:
-                try:
-                    return ready, await client.cluster(url)
-                except AmberError as error:
+        views: dict[str, Mapping[str, Any]] = {}
+        for url in sorted(ready, key=lambda url: ready[url] is not None):  # those that serve know best
+            try:
+                views[url] = await client.cluster(url)
+            except AmberError as error:
+                if ready[url] is None:
                     note(f"{url}: {error}")
-        return ready, None
+        return ready, views
 
-    ready, cluster = with_client(endpoint, work)
+    ready, views = with_client(endpoint, work)
     problems = [f"{url} does not serve: {reason}" for url, reason in ready.items() if reason is not None]
+    cluster = next(iter(views.values()), None)
     problems += cluster_problems(cluster) if cluster is not None else ["no endpoint tells of the cluster"]
+    for view in views.values():
+        problems += node_problems(view)
     if json_output:
         say_json({"ok": not problems, "problems": problems, "endpoints": dict(ready), "cluster": cluster})
     else:
@@ -69,31 +73,50 @@ def _check_cluster(endpoint: str | None, json_output: bool) -> None:
 
 
 def cluster_problems(cluster: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a cluster by its own account."""
+    """What is wrong with a cluster by one node's account."""
     from amberblob.cli.cluster import name_of, nodes_of
 
     problems: list[str] = []
-    registry = cluster.get("registry")
-    if isinstance(registry, Mapping) and registry.get("ok") is False:
-        problems.append(
-            f"the registry is out of reach: {registry.get('error') or registry.get('reason') or 'no reason given'}"
-        )
     for node in nodes_of(cluster):
-        name = name_of(node)
         if node.get("reachable") is False:
-            problems.append(f"{name} is unreachable: start it again, or look at its log and at the network")
-        disk = node.get("disk")
-        if isinstance(disk, Mapping):
-            if failed := disk.get("failed"):
-                problems.append(f"the disk of {name} failed: {failed}")
-            if disk.get("full") is True:
-                problems.append(f"the disk of {name} is full: new bytes are refused there; make room")
+            problems.append(f"{name_of(node)} is unreachable: start it again, or look at its log and at the network")
+        problems += _disk_problems(name_of(node), node.get("disk"))
     slots = cluster.get("slots")
     if isinstance(slots, Mapping):
-        for state in ("unavailable", "degraded", "lost", "under_replicated"):
-            count = slots.get(state)
-            if isinstance(count, int) and count > 0:
-                problems.append(f"{count} slots are {state.replace('_', '-')}")
+        unavailable, degraded = slots.get("unavailable"), slots.get("degraded")
+        if isinstance(unavailable, int) and unavailable > 0:
+            problems.append(f"{unavailable} slots are unavailable: less than a majority of their replicas is reachable")
+        if isinstance(degraded, int) and degraded > 0:
+            problems.append(f"{degraded} slots are degraded: they serve, but not every replica is reachable")
+    return problems
+
+
+def node_problems(cluster: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the very node that gave this account."""
+    from amberblob.cli.cluster import name_of
+
+    me = cluster.get("self")
+    if not isinstance(me, Mapping):
+        return []
+    name = name_of(me)
+    problems = _disk_problems(name, me.get("disk"))
+    registry = cluster.get("registry")
+    if isinstance(registry, Mapping) and registry.get("ok") is False:
+        problems.append(f"{name} cannot reach the registry: {registry.get('error') or 'no reason given'}")
+    return problems
+
+
+def _disk_problems(name: str, disk: Any) -> list[str]:
+    if not isinstance(disk, Mapping):
+        return []
+    problems: list[str] = []
+    if failed := disk.get("failed"):
+        problems.append(f"the disk of {name} failed: {failed}")
+    if disk.get("full") is True:
+        problems.append(f"the disk of {name} is full: new bytes are refused there; make room")
+    if lost := disk.get("lost_slots"):
+        count = len(lost) if isinstance(lost, list) else lost
+        problems.append(f"{name} lost {count} slots and rebuilds them from the others")
     return problems
 
 
@@ -102,40 +125,22 @@ def _check_disk(disk: Path, deep: bool, json_output: bool) -> None:
         raise CommandFailed(f"{disk} is no folder", "Give the disk's folder: the one with disk.toml in it.")
     from chunkstore.doctor import examine
 
-    show = on_terminal(stderr=True)
+    show = on_terminal(stderr=True) and not json_output
 
-    def progress(*state: object) -> None:
+    def progress(text: str) -> None:
         if show:
-            note("  ".join(printable(str(part)) for part in state))
+            note(f"looking at {printable(text)}")
 
     report = examine(disk, deep=deep, progress=progress)
-    document = report_json(report)
-    wrong = report_is_bad(report, document)
     if json_output:
-        say_json(document)
+        say_json(report.as_dict())
     else:
-        from amberblob.cli.explain import branches
-
-        for branch in branches(document):
-            for line in branch.lines():
-                say(line)
-        say("something is wrong with this disk" if wrong else "nothing is wrong with this disk")
-    if wrong:
+        say(f"disk: {report.disk}" + (f" ({report.disk_id})" if report.disk_id else ""))
+        if report.counts:
+            say("looked at: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in report.counts.items()))
+        for finding in report.findings:
+            say(f"{finding.severity}: {printable(finding.where)}: {printable(finding.what)}")
+            say(f"  {printable(finding.todo)}")
+        say("nothing is wrong with this disk" if report.healthy else "something is wrong with this disk")
+    if not report.healthy:
         raise typer.Exit(1)
-
-
-def report_json(report: Any) -> dict[str, Any]:
-    """The report as plain values."""
-    import msgspec
-
-    document = msgspec.to_builtins(report, enc_hook=str)
-    return document if isinstance(document, dict) else {"report": document}
-
-
-def report_is_bad(report: Any, document: Mapping[str, Any]) -> bool:
-    """Whether the report tells of anything wrong."""
-    for name in ("ok", "healthy"):
-        value = getattr(report, name, None)
-        if isinstance(value, bool):
-            return not value
-    return any(document.get(name) for name in ("problems", "errors", "findings"))

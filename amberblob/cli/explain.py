@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from amberblob.client import AsyncClient
 
 _TOLD = ("path", "replicas", "versions", "healthy", "advice")
+CHUNKS_SHOWN_MAX = 20
+_WELL = ("", "chosen", "accepted")
 _COPY_STYLES = {"all": "green", "some": "yellow", "none": "red", "unreachable": "red"}
 
 
@@ -59,8 +61,9 @@ class Branch:
 
 def branches(document: Mapping[str, Any]) -> list[Branch]:
     """The document as a tree. What is known is told well, the rest is told all the same."""
-    facts = [Branch(_pair(name, value)) for name, value in document.items() if name not in _TOLD and _is_plain(value)]
-    nested = [_generic(name, value) for name, value in document.items() if name not in _TOLD and not _is_plain(value)]
+    told = {name for name in _TOLD if name != "replicas" or not _is_plain(document.get(name))}
+    facts = [Branch(_pair(name, value)) for name, value in document.items() if name not in told and _is_plain(value)]
+    nested = [_generic(name, value) for name, value in document.items() if name not in told and not _is_plain(value)]
     parts = [*facts, *nested]
     if replicas := _rows(document.get("replicas")):
         parts.append(Branch("replicas", children=[_replica(row) for row in replicas]))
@@ -77,10 +80,14 @@ def branches(document: Mapping[str, Any]) -> list[Branch]:
 def _replica(row: Any) -> Branch:
     if not isinstance(row, Mapping):
         return Branch(printable(str(row)))
-    rest = [_pair(name, value) for name, value in row.items() if name not in ("node", "state") and _is_plain(value)]
+    rest = [
+        _pair(name, value)
+        for name, value in row.items()
+        if name not in ("node", "state") and _is_plain(value) and value not in ("", None)
+    ]
     state = str(row.get("state", ""))
     text = f"{row.get('node', '?')}  {state}" + (f"  ({', '.join(rest)})" if rest else "")
-    return Branch(printable(text), "" if state in ("", "serving", "ok", "voter", "active") else "yellow")
+    return Branch(printable(text), "" if state in _WELL else _COPY_STYLES.get(state, "yellow"))
 
 
 def _version(row: Any) -> Branch:
@@ -92,9 +99,14 @@ def _version(row: Any) -> Branch:
         text += f"  {human_size(size)}"
     if row.get("tombstoned"):
         text += "  deleted"
-    shown = ("version", "size", "tombstoned", "copies")
+    shown = ("version", "size", "tombstoned", "copies", "chunks")
     children = [Branch(_pair(name, value)) for name, value in row.items() if name not in shown and _is_plain(value)]
     children += [_generic(name, value) for name, value in row.items() if name not in shown and not _is_plain(value)]
+    if chunks := _rows(row.get("chunks")):
+        lines = [Branch(_chunk(chunk)) for chunk in chunks[:CHUNKS_SHOWN_MAX]]
+        if len(chunks) > CHUNKS_SHOWN_MAX:
+            lines.append(Branch(f"… and {len(chunks) - CHUNKS_SHOWN_MAX} more (--json shows all)"))
+        children.append(Branch("chunks", children=lines))
     copies = row.get("copies")
     if isinstance(copies, Mapping):
         children.append(
@@ -107,6 +119,12 @@ def _version(row: Any) -> Branch:
             )
         )
     return Branch(printable(text), "dim" if row.get("tombstoned") else "", children)
+
+
+def _chunk(row: Any) -> str:
+    if isinstance(row, Mapping) and isinstance(row.get("len"), int):
+        return printable(f"{row.get('id')}  {human_size(row['len'])}")
+    return printable(_inline(row))
 
 
 def _generic(name: str, value: Any) -> Branch:

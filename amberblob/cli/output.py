@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-from amberblob.errors import AmberError
+from amberblob.errors import AmberError, PeerError
 
 _STEPS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -51,6 +51,10 @@ def complain(message: str, hint: str = "") -> None:
 
 def describe(error: AmberError) -> tuple[str, str]:
     """An error of the store as ``(message, hint)`` for :func:`complain`."""
+    if isinstance(error, PeerError) and error.extra.get("sent") is False:
+        return str(
+            error.detail
+        ), "Does the cluster run? Name its nodes with --endpoint; `amberblob dev` starts a local one."
     request_id = error.extra.get("request_id")
     hint = f"code {error.code}, request {request_id}" if request_id else ""
     return f"{error.title}: {error.detail}" if error.detail != error.title else error.title, hint

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import mimetypes
 import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
@@ -91,7 +92,7 @@ def put(
         with progress_bar(path, size) as bar:
             return await client.put(
                 path,
-                sys.stdin.buffer if source == STDIN else Path(source),
+                _stdin() if source == STDIN else Path(source),
                 content_type=content_type or guess_type(path if source == STDIN else source),
                 meta=extra,
                 version=version,
@@ -107,6 +108,14 @@ def put(
         say_json(info.to_json())
     else:
         say(f"{printable(info.path)}  version {info.version}  {human_size(info.size)}  {info.etag}")
+
+
+def _stdin() -> IO[bytes]:
+    """Standard input without a buffer: a read that waits for ever holds no lock that the interpreter's end would need."""
+    try:
+        return open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
+    except (io.UnsupportedOperation, AttributeError):
+        return sys.stdin.buffer
 
 
 def guess_type(name: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,7 +121,7 @@ class Http:
                 )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise PeerUnreachable(
-                f"{endpoint} cannot be reached: {error}", extra={"endpoint": endpoint, "sent": False}
+                f"{endpoint} cannot be reached: {_why(error)}", extra={"endpoint": endpoint, "sent": False}
             ) from error
         except TimeoutError as error:
             if asks_first and not upload.begun:
@@ -252,6 +253,15 @@ class _Upload:
             self.failure = error
             _reschedule(watch, loop.time() + self._idle_s)
             raise
+
+
+def _why(error: Exception) -> str:
+    """The reason alone: aiohttp's text repeats the address and tells of TLS where there is none."""
+    cause = getattr(error, "os_error", None)
+    number = getattr(cause, "errno", None)
+    if isinstance(number, int) and number > 0 and not isinstance(error, aiohttp.ClientConnectorDNSError):
+        return os.strerror(number)
+    return str(cause or error) or type(error).__name__
 
 
 def _reschedule(watch: asyncio.Timeout, when: float | None) -> None:

@@ -18,7 +18,7 @@ import aiohttp
 
 from amberblob.client.http import Answer, Http, Request
 from amberblob.clock import Clock, Randomness, SystemClock, SystemRandomness
-from amberblob.errors import AmberError, ConfigError, NotReady, OutcomeUnknown, PeerError
+from amberblob.errors import AmberError, ConfigError, NotReady, OutcomeUnknown, PeerError, PeerUnreachable
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -38,10 +38,13 @@ class RetryPolicy:
             failure of one with a large body, whose sending may take hours.
         pause_s: the first pause; doubles with every round over the endpoints, up to ``pause_max_s``. A node that
             cannot be reached costs no pause as long as there is another to ask.
+        unreachable_s: the deadline while no node at all could be connected to: nobody should wait long to be told
+            that nothing runs there, but a node that is started again is waited for.
     """
 
     attempts_max: int = 20
     deadline_s: float = 30.0
+    unreachable_s: float = 10.0
     pause_s: float = 0.1
     pause_max_s: float = 3.0
 
@@ -112,7 +115,8 @@ class Retrying:
 
     async def _repeat(self, request: Request, attempt: _Attempt[T]) -> T:
         policy, endpoints = self.policy, self.endpoints
-        deadline = self.clock.monotonic_s() + policy.deadline_s if request.small else None
+        began = self.clock.monotonic_s()
+        deadline = began + policy.deadline_s if request.small else None
         start = endpoints.preferred
         failures: list[AmberError] = []
         while True:
@@ -132,9 +136,12 @@ class Retrying:
                 return answer
             now = self.clock.monotonic_s()
             deadline = deadline if deadline is not None else now + policy.deadline_s
+            limit = deadline
+            if all(isinstance(failure, PeerUnreachable) and not maybe_applied(failure) for failure in failures):
+                limit = min(deadline, began + policy.unreachable_s)
             pause_s = self.pause_s(failures)
             replayable = request.body is None or request.body.replayable
-            if not replayable or len(failures) >= policy.attempts_max or now + pause_s > deadline:
+            if not replayable or len(failures) >= policy.attempts_max or now + pause_s > limit:
                 raise _give_up(request, failures, replayable=replayable) from failures[-1]
             if pause_s > 0:
                 await self._sleep(pause_s)

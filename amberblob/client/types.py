@@ -78,10 +78,10 @@ class ListPage:
 
 
 def format_time(moment: datetime | None) -> str | None:
-    """ISO 8601 in UTC with a ``Z``."""
+    """ISO 8601 in UTC with a ``Z``, to the millisecond."""
     if moment is None:
         return None
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def parse_time(value: object) -> datetime | None:
@@ -100,7 +100,7 @@ def parse_time(value: object) -> datetime | None:
 def time_parameter(moment: datetime | str | int) -> str:
     """The ``at=`` parameter. A naive datetime is local time, as everywhere in Python."""
     if isinstance(moment, datetime):
-        return format_time(moment) or ""
+        return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
     return str(moment)
 
 

@@ -78,18 +78,7 @@ class ReplicaSlot:
             return [self._refuse(state, "epoch", self._bar(state, message.path, register))]
         bar = self._bar(state, message.path, register)
         if message.ballot <= bar:
-            return [
-                Respond(
-                    Refused(
-                        incarnation=state.incarnation,
-                        reason="ballot",
-                        ballot=bar,
-                        epoch=state.epoch,
-                        accepted=register.accepted,
-                        record=register.record,
-                    )
-                )
-            ]
+            return [self._refuse(state, "ballot", bar)]
         if message.epoch > state.epoch:
             actions.append(Persist(EpochSeen(message.slot, message.epoch)))
         if message.ballot.counter > self._ceiling:

@@ -6,7 +6,7 @@ States and what moves between them::
                         │                                              ├─ Answer, Refuse ──▶ FINISHED
                         │                                              ├─ NeedHistory ──▶ READING ──majority──▶ (decide)
                         │                                              └─ Propose ──▶ COMMITTING ──write quorum──▶ FINISHED
-                        ├─ current undecided, or a refusal to be nailed down ──▶ FINISHING ──majority──▶ WAITING ──▶ PREPARING with a higher ballot
+                        ├─ current undecided ──▶ FINISHING ──majority──▶ WAITING ──▶ PREPARING with a higher ballot
                         └─ majority impossible ──▶ WAITING ──▶ PREPARING
     COMMITTING or FINISHING, quorum impossible ──▶ WAITING ──▶ PREPARING
     any ──deadline──▶ FINISHED (unavailable if no COMMIT of our own record was ever sent, else unknown)
@@ -14,11 +14,11 @@ States and what moves between them::
 A new record is only ever built on one that is *known* to be chosen: an undecided one is first proposed again
 as it is. That costs a round in a rare case, and buys that an accepted record vouches for its predecessor.
 
-A definite refusal (412, 409, 404) must not be followed by an earlier try of the same write coming to life: a
-record of ours may linger, accepted by one replica at a ballot above the chosen one, and the next coordinator
-would finish it. So when an earlier COMMIT of this write may be about (one was sent here, or the client gave the
-write id, so another coordinator may have sent one), the refusal waits until every voter has shown that it holds
-nothing of this write, or, if not all of them answer, until the current record has been chosen again at our ballot.
+A definite refusal (412, 409, 404) is safe to give even when an earlier try of the same write, with a ballot b, may
+have left a record somewhere. That record was built on a chosen record R. The refusal rests on a chosen record Q that
+is not R, because on R the same operation would be proposed again. Were Q chosen below b, the promises that b rested
+on would have shown it or a successor, so R would be that successor, and the majority asked now would show R or later,
+not Q. So Q is chosen above b, every later majority sees it, and nobody finds our record to be the newest.
 
 Every attempt has a ballot of its own: (epoch, counter, this node, ULID of the operation), the counter growing.
 Answers to an earlier phase bear its token and are dropped.
@@ -145,8 +145,8 @@ class _Tally:
     promised: dict[str, Promised] = field(default_factory=dict)
     accepted: set[str] = field(default_factory=set)
     history: dict[str, HistoryReply] = field(default_factory=dict)
-    ruled_out: set[str] = field(default_factory=set)
-    """Voters that promised somebody above us and hold nothing of this write."""
+    contested: set[str] = field(default_factory=set)
+    """Voters that promised somebody above us."""
     out: dict[str, str] = field(default_factory=dict)
     """Voters that will not answer well in this phase, and why."""
 
@@ -195,10 +195,9 @@ class WriteRound:
         self.counter = counter
         """The highest ballot counter met; worth remembering for the slot's next round."""
         self.sent_commit = False
-        """Whether a COMMIT of a record of our own went out and may live: a failure is then an unknown outcome."""
+        """Whether a COMMIT of a record of our own went out: from then on a failure is an unknown outcome."""
         self._may_linger = may_be_retry
-        self._pending_refusal: Outcome | None = None
-        self._nailing: Outcome | None = None
+        self._confirming: Applied | None = None
         self.phase = Phase.IDLE
         self._token = 0
         self._attempt = 0
@@ -268,7 +267,7 @@ class WriteRound:
         self._ballot = Ballot(self._electorate.epoch, self.counter, self._node, self._operation_id)
         self._history = NO_HISTORY
         self._proposal = None
-        self._nailing = None
+        self._confirming = None
         return self._enter(
             Phase.PREPARING,
             self._electorate.voters,
@@ -286,16 +285,11 @@ class WriteRound:
         self.phase = phase
         self._token += 1
         self._tally = _Tally()
-        self._pending_refusal = None
         return [Send(node, request, self._token) for node in nodes]
 
     def _on_promised(self, node: str, reply: Promised) -> list[Action]:
         tally = self._tally
         tally.promised[node] = reply
-        if self._pending_refusal is not None:
-            if self._lingers_at(reply.accepted, reply.record):
-                return self._retry()
-            return self._rule_out()
         if not self._electorate.is_read_quorum(tally.promised):
             return []
         promises = tally.promised.items()
@@ -305,12 +299,6 @@ class WriteRound:
         if not self._finding.decided:
             return self._finish()
         return self._decide()
-
-    def _lingers_at(self, accepted: Ballot | None, record: Record | None) -> bool:
-        """Whether a late answer shows something newer than what the refusal rests on, with our write in it."""
-        if accepted is None or record is None or record.write(self._write_id) is None:
-            return False
-        return self._finding.ballot is None or accepted > self._finding.ballot
 
     # ---- an undecided record first becomes chosen, as it is
 
@@ -349,40 +337,23 @@ class WriteRound:
             case NeedHistory():
                 return self._read_history(decision)
             case Refuse():
-                return self._end_unapplied(Rejected(decision.error))
+                return self._end(Rejected(decision.error))
             case Answer():
                 finding = self._finding
                 applied = Applied(finding.record, finding.ballot, decision.mark, fresh=False, holders=finding.holders)
-                if decision.mark is None and not isinstance(self._operation, Finish):
-                    return self._end_unapplied(applied)
+                if decision.mark is not None and not self._on_write_quorum():
+                    return self._confirm(applied)
                 return self._end(applied)
 
-    # ---- an outcome that says "this write did not happen" is only given when it cannot happen later
+    def _on_write_quorum(self) -> bool:
+        """Whether what is chosen has all the copies that an acknowledgement promises. A majority it has."""
+        electorate = self._electorate
+        return electorate.write_quorum == electorate.majority or electorate.is_write_quorum(self._finding.holders)
 
-    def _end_unapplied(self, outcome: Outcome) -> list[Action]:
-        # A refusal that rests on an empty register needs no care: whatever is refused there (a delete, If-Match)
-        # would have been refused at an earlier try too, because a chosen record does not vanish while one lingers.
-        if self._finding.record is None or not (self.sent_commit or self._may_linger):
-            return self._end(outcome)
-        if self.phase is Phase.READING:
-            return self._nail_down(outcome)  # The promises' tally is gone; do not wait for the rest of it.
-        self._pending_refusal = outcome
-        return self._rule_out()
-
-    def _rule_out(self) -> list[Action]:
-        """End if no voter can bring an earlier try to life; wait for the rest; or choose the current record again."""
-        tally = self._tally
-        assert self._pending_refusal is not None
-        clean = set(tally.promised) | tally.ruled_out
-        if len(clean) == len(self._electorate.voters):
-            return self._end(self._pending_refusal)
-        if len(clean) + len(set(tally.out) - clean) < len(self._electorate.voters):
-            return []
-        return self._nail_down(self._pending_refusal)
-
-    def _nail_down(self, outcome: Outcome) -> list[Action]:
+    def _confirm(self, applied: Applied) -> list[Action]:
+        """Our write was applied at an earlier try, by a majority only: bring it to the configured write quorum first."""
         actions = self._finish()
-        self._nailing = outcome
+        self._confirming = applied
         return actions
 
     def _read_history(self, wanted: NeedHistory) -> list[Action]:
@@ -406,7 +377,9 @@ class WriteRound:
         if not self._electorate.is_read_quorum(tally.history):
             return []
         if any(r.accepted is not None and r.accepted > self._ballot for r in tally.history.values()):
-            return self._retry()  # Somebody went past us: what we hold is old, our COMMIT would be refused.
+            return self._retry(
+                contested=True
+            )  # Somebody went past us: what we hold is old, our COMMIT would be refused.
         self._history = extend_history(self._history, self._wanted, tally.history.values())
         return self._decide()
 
@@ -438,18 +411,15 @@ class WriteRound:
         tally = self._tally
         tally.accepted.add(node)
         if self.phase is Phase.FINISHING:
+            if self._confirming is not None:
+                if not self._electorate.is_write_quorum(tally.accepted):
+                    return []
+                return [*self._spread(), *self._end(self._confirming)]
             if not self._electorate.is_majority(tally.accepted):
                 return []
             spread = self._spread()
             if isinstance(self._operation, Finish):
                 return [*spread, *self._end(self._applied(None, fresh=False))]
-            assert self._proposal is not None
-            if self._proposal.write(self._write_id) is None:
-                # Chosen above every ballot of our earlier tries, and without them: those are dead.
-                self.sent_commit = False
-                self._may_linger = False
-                if self._nailing is not None:
-                    return [*spread, *self._end(self._nailing)]
             # Chosen now. A ballot carries one value only, so our own record needs the next one.
             return [*spread, *self._prepare()]
         if not self._electorate.is_write_quorum(tally.accepted):
@@ -475,35 +445,25 @@ class WriteRound:
         self.counter = max(self.counter, reply.ballot.counter)
         if reply.reason == "disk-full":
             self._full.add(node)
-        if (
-            self.phase is Phase.PREPARING
-            and reply.reason == "ballot"
-            and self._electorate.counts(node, reply.incarnation)
-        ):
-            if self._pending_refusal is not None and self._lingers_at(reply.accepted, reply.record):
-                return self._retry()
-            if reply.record is None or reply.record.write(self._write_id) is None:
-                self._tally.ruled_out.add(node)
+        if reply.reason == "ballot":
+            self._tally.contested.add(node)
         detail = f" ({reply.detail})" if reply.detail else ""
         return self._lost(node, f"refused: {reply.reason}{detail}")
 
     def _lost(self, node: str, why: str) -> list[Action]:
         tally = self._tally
         tally.out[node] = why
-        if self._pending_refusal is not None:
-            return self._rule_out()
-        if self.phase is Phase.COMMITTING:
+        if self.phase is Phase.COMMITTING or self._confirming is not None:
             possible = self._electorate.write_quorum_possible(tally.out)
         elif self.phase is Phase.FINISHING:
             possible = self._electorate.majority_possible(tally.out)
         else:
             possible = self._electorate.read_quorum_possible(tally.out)
-        return [] if possible else self._retry()
+        return [] if possible else self._retry(contested=bool(tally.contested))
 
-    def _retry(self) -> list[Action]:
-        out = self._tally.out
-        self._last_failures = dict(out)
-        contested = any("refused: ballot" in why for why in out.values()) or not out
+    def _retry(self, *, contested: bool) -> list[Action]:
+        """Pause and begin anew. ``contested``: a race was lost, which is no sign that replicas are missing."""
+        self._last_failures = dict(self._tally.out)
         if not contested:
             self._unreachable_tries += 1
             if self._unreachable_tries >= UNREACHABLE_TRIES_MAX and not self.sent_commit:

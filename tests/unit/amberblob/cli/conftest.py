@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-FAKE_NODE = '''
+FAKE_NODE = """
 import http.server, os, signal, sys, threading, time
 from amberblob.config import NodeConfig
 
@@ -47,7 +47,7 @@ def run(config: NodeConfig) -> int:
     stop.wait()
     print("fake node", config.node.id, "stopped cleanly", flush=True)
     return 0
-'''
+"""
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ class Dev:
         raise AssertionError(f"ended with {self.process.wait()}: {self.errors()}")
 
     def pids(self) -> list[int]:
-        return [int(re.search(r"pid=(\d+)", line)[1]) for line in self.lines_until_ready()[:-1]]
+        return [int(line.split()[1].removeprefix("pid=")) for line in self.lines_until_ready()[:-1]]
 
     def errors(self) -> str:
         return self.stderr.read_text()

@@ -13,7 +13,7 @@ from blake3 import blake3
 from amberblob.client import AsyncClient, RetryPolicy, Timeouts
 from amberblob.paths import decode_path
 
-Misbehaviour = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
+Misbehaviour = Callable[[web.BaseRequest], Awaitable[web.StreamResponse | None]]
 
 
 @dataclass

@@ -1,0 +1,562 @@
+"""Real AmberBlob nodes on this machine, for tests: start, kill, stop, pause; and a client that trusts no library of ours.
+
+Every process is ended by its own pid in :meth:`Cluster.close`, and by the kernel if pytest itself dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import inspect
+import itertools
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+import tomli_w
+from blake3 import blake3
+from multidict import CIMultiDict
+from yarl import URL
+
+ROOT = Path(__file__).resolve().parents[2]
+HOST = "127.0.0.1"
+SECRET = "a-secret-of-the-cluster-tests"
+DEADLINE_S = 30.0
+POLL_S = 0.02
+KIB = 1024
+MIB = 1024 * KIB
+
+LIVE: weakref.WeakSet[Cluster] = weakref.WeakSet()
+"""Every cluster that was not closed; their logs are shown when a test fails."""
+
+
+# -- waiting
+
+
+async def until(
+    condition: Callable[[], Any] | Callable[[], Awaitable[Any]], what: str, *, deadline_s: float = DEADLINE_S
+) -> Any:
+    """Ask again and again until the answer is true, and return it. Fails with ``what`` after ``deadline_s``."""
+    end = time.monotonic() + deadline_s
+    while True:
+        answer = condition()
+        if inspect.isawaitable(answer):
+            answer = await answer
+        if answer:
+            return answer
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {deadline_s:g} s: {what}")
+        await asyncio.sleep(POLL_S)
+
+
+def until_sync(condition: Callable[[], Any], what: str, *, deadline_s: float = DEADLINE_S) -> Any:
+    """:func:`until` without an event loop."""
+    end = time.monotonic() + deadline_s
+    while True:
+        answer = condition()
+        if answer:
+            return answer
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {deadline_s:g} s: {what}")
+        time.sleep(POLL_S)
+
+
+def free_ports(count: int, *, in_a_row: bool = False) -> list[int]:
+    """Ports that nobody listens on, below those of outgoing connections, so that a node that is down keeps its own."""
+    for _ in range(500):
+        first = random.randrange(10_240, 32_000 - count)
+        ports = list(range(first, first + count)) if in_a_row else random.sample(range(10_240, 32_000), count)
+        if all(_is_free(port) for port in ports):
+            return ports
+    raise AssertionError("no free ports")
+
+
+def _is_free(port: int) -> bool:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
+
+
+# -- processes
+
+
+def _die_with_parent() -> None:
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+
+
+def environment() -> dict[str, str]:
+    """Ours, without what would configure the nodes."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("AMBERBLOB_")}
+
+
+def spawn(*arguments: str, output: Any, errors: Any = subprocess.STDOUT) -> subprocess.Popen[bytes]:
+    """``amberblob <arguments>`` as a process that does not outlive this one."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "amberblob", *arguments],
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=errors,
+        preexec_fn=_die_with_parent,  # noqa: PLW1509 - nothing between fork and exec but prctl
+    )
+
+
+def run_serve(config: Path, *, timeout_s: float = DEADLINE_S) -> tuple[int, str]:
+    """``amberblob serve`` that is expected to end by itself: its exit status and what it said."""
+    process = spawn("serve", "--config", str(config), output=subprocess.PIPE)
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, _ = process.communicate()
+        raise AssertionError(f"serve did not end within {timeout_s:g} s:\n{output.decode()}") from None
+    return process.returncode, output.decode()
+
+
+@dataclass
+class Node:
+    """One node: its folder, its ports, and its process if it runs."""
+
+    name: str
+    folder: Path
+    http_port: int
+    peer_port: int
+    process: subprocess.Popen[bytes] | None = None
+    paused: bool = False
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def disk(self) -> Path:
+        return self.folder / "disk"
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "node.toml"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.http_port}"
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def write_config(self) -> None:
+        """Put the settings into the file; change :attr:`settings` and call it again for a node configured otherwise."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.config.write_text(tomli_w.dumps(self.settings))
+
+
+class Cluster:
+    """Nodes 0 to ``nodes - 1``. Nothing is started yet."""
+
+    def __init__(
+        self,
+        *,
+        nodes: int = 3,
+        slot_count: int = 64,
+        log_level: str = "info",
+        secret: str = SECRET,
+        limits: Mapping[str, float] | None = None,
+    ) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="amberblob-test-"))
+        self.registry = self.folder / "registry.sqlite3"
+        self.slot_count = slot_count
+        ports = free_ports(2 * nodes)
+        names = [f"node-{index + 1}" for index in range(nodes)]
+        self.nodes = [
+            Node(name, self.folder / name, ports[2 * index], ports[2 * index + 1]) for index, name in enumerate(names)
+        ]
+        for node in self.nodes:
+            node.settings = {
+                "node": {"id": node.name, "disk": "disk", "host": node.name},
+                "http": {"listen": f"{HOST}:{node.http_port}"},
+                "peer": {"listen": f"{HOST}:{node.peer_port}"},
+                "cluster": {
+                    "name": "test",
+                    "secret": secret,
+                    "registry": f"embedded://{self.registry}",
+                    "bootstrap_nodes": names,
+                    "replicas": min(3, nodes),
+                    "slot_count": slot_count,
+                },
+                "storage": {"reserve": "16MiB"},
+                "log": {"level": log_level, "format": "json"},
+                "limits": dict(limits or {}),
+            }
+            node.write_config()
+        LIVE.add(self)
+
+    # -- one node
+
+    def start(self, index: int) -> None:
+        """Start a node that does not run; see :meth:`wait_ready`."""
+        node = self.nodes[index]
+        assert not node.running, f"{node.name} runs already"
+        with open(node.log, "ab") as log:
+            node.process = spawn("serve", "--config", str(node.config), output=log)
+        node.paused = False
+
+    def kill(self, index: int) -> None:
+        """SIGKILL, and wait for the end."""
+        node = self.nodes[index]
+        assert node.process is not None
+        node.process.kill()
+        node.process.wait()
+
+    def terminate(self, index: int) -> None:
+        """SIGTERM, without waiting."""
+        node = self.nodes[index]
+        assert node.process is not None
+        node.process.send_signal(signal.SIGTERM)
+
+    def stop(self, index: int, *, timeout_s: float = DEADLINE_S) -> int:
+        """SIGTERM, and wait for the end; the exit status."""
+        self.terminate(index)
+        process = self.nodes[index].process
+        assert process is not None
+        return process.wait(timeout_s)
+
+    def pause(self, index: int) -> None:
+        """SIGSTOP: its connections stay open, and nobody answers."""
+        node = self.nodes[index]
+        os.kill(node.pid, signal.SIGSTOP)
+        node.paused = True
+
+    def resume(self, index: int) -> None:
+        """SIGCONT."""
+        node = self.nodes[index]
+        os.kill(node.pid, signal.SIGCONT)
+        node.paused = False
+
+    def endpoint(self, index: int) -> str:
+        return self.nodes[index].url
+
+    @property
+    def endpoints(self) -> list[str]:
+        return [node.url for node in self.nodes]
+
+    def rss(self, index: int) -> int:
+        """Resident memory in bytes."""
+        return self._memory(index, "VmRSS")
+
+    def peak_rss(self, index: int) -> int:
+        """The most resident memory since :meth:`reset_peak`, in bytes."""
+        return self._memory(index, "VmHWM")
+
+    def reset_peak(self, index: int) -> None:
+        Path(f"/proc/{self.nodes[index].pid}/clear_refs").write_text("5")
+
+    def _memory(self, index: int, key: str) -> int:
+        status = Path(f"/proc/{self.nodes[index].pid}/status").read_text()
+        match = re.search(rf"{key}:\s+(\d+) kB", status)
+        assert match is not None
+        return int(match[1]) * KIB
+
+    def log_text(self, index: int) -> str:
+        node = self.nodes[index]
+        return node.log.read_text(errors="replace") if node.log.exists() else ""
+
+    # -- all nodes
+
+    def start_all(self) -> None:
+        for index, node in enumerate(self.nodes):
+            if not node.running:
+                self.start(index)
+
+    async def wait_ready(self, *indices: int, deadline_s: float = 60.0) -> None:
+        """Until these nodes (all, if none is named) say ready and see every node that runs."""
+        async with aiohttp.ClientSession() as session:
+            for index in indices or range(len(self.nodes)):
+                await until(lambda index=index: self._ready(session, index), f"node {index} ready", deadline_s=deadline_s)
+
+    async def _ready(self, session: aiohttp.ClientSession, index: int) -> bool:
+        node = self.nodes[index]
+        if not node.running:
+            raise AssertionError(f"{node.name} ended with {node.process and node.process.returncode}")
+        try:
+            timeout = aiohttp.ClientTimeout(total=5)
+            async with session.get(f"{node.url}/readyz", timeout=timeout) as response:
+                if response.status != 200:
+                    return False
+            async with session.get(f"{node.url}/cluster", timeout=timeout) as response:
+                reachable = {entry["node"] for entry in (await response.json())["nodes"] if entry["reachable"]}
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return False
+        return reachable >= {other.name for other in self.nodes if other.running and not other.paused}
+
+    async def heal(self) -> None:
+        """Every node runs and is ready, whatever a test left behind."""
+        for index, node in enumerate(self.nodes):
+            if node.running and node.paused:
+                self.resume(index)
+        self.start_all()
+        await self.wait_ready()
+
+    def close(self) -> None:
+        """End every process and remove the folder."""
+        for node in self.nodes:
+            if node.process is not None and node.process.poll() is None:
+                node.process.kill()
+                node.process.wait()
+        LIVE.discard(self)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def log_tails(self, lines: int = 40) -> Iterator[tuple[str, str]]:
+        for index, node in enumerate(self.nodes):
+            tail = [line for line in self.log_text(index).splitlines() if '"event":"request"' not in line][-lines:]
+            yield f"{node.name} ({'runs' if node.running else 'does not run'})", "\n".join(tail)
+
+    # -- disks
+
+    def slot_folder(self, index: int, path: str) -> Path:
+        """Where a node keeps the slot of an object's path."""
+        slot = int.from_bytes(blake3(path.encode()).digest(8), "big") % self.slot_count
+        return self.nodes[index].disk / "slots" / str(slot)
+
+    def chunk_files(self, index: int, path: str, blob_id: str) -> list[Path]:
+        return sorted((self.slot_folder(index, path) / "blobs" / blob_id / "chunks").glob("*"))
+
+    def staged(self) -> list[Path]:
+        """Whatever lies in a staging folder of any node."""
+        return [found for node in self.nodes for found in node.disk.glob("slots/*/staging/*")]
+
+    def blob_folders(self) -> set[Path]:
+        return {found for node in self.nodes for found in node.disk.glob("slots/*/blobs/*")}
+
+    def quarantined(self, index: int) -> list[Path]:
+        return list((self.nodes[index].disk / "quarantine").glob("*"))
+
+
+# -- speaking HTTP
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer, read to its end."""
+
+    status: int
+    headers: CIMultiDict[str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def version(self) -> int:
+        return int(self.headers["X-Amber-Version"])
+
+    @property
+    def etag(self) -> str:
+        return self.headers["ETag"].strip('"')
+
+    @property
+    def blob_id(self) -> str:
+        return self.headers["X-Amber-Blob-Id"]
+
+    @property
+    def problem(self) -> str:
+        """The short code of an error."""
+        return str(self.json["type"])
+
+
+def check_answer(answer: Answer, *, head: bool = False) -> Answer:
+    """What api.md says of every answer and of every error."""
+    request_id = answer.headers.get("X-Amber-Request-Id")
+    assert request_id, f"no X-Amber-Request-Id: {answer}"
+    if answer.status == 503:
+        assert int(answer.headers["Retry-After"]) >= 0
+    if answer.status >= 400 and not head:
+        assert answer.headers["Content-Type"].split(";")[0] == "application/problem+json", answer
+        problem = answer.json
+        assert problem["status"] == answer.status, problem
+        assert problem["request_id"] == request_id, problem
+        for member in ("type", "title", "detail"):
+            assert isinstance(problem[member], str) and problem[member], problem
+        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", problem["type"]), problem
+    return answer
+
+
+def object_url(path: str, query: str = "") -> str:
+    """The request target of an object."""
+    return "/objects/" + quote(path, safe="/") + (f"?{query}" if query else "")
+
+
+class Api:
+    """Requests to the nodes of a cluster, to the next one each time unless one is named. Checks every answer."""
+
+    def __init__(self, cluster: Cluster, session: aiohttp.ClientSession) -> None:
+        self.cluster = cluster
+        self._session = session
+        self._turn = itertools.count()
+        self.nodes = list(range(len(cluster.nodes)))
+        """Which nodes take turns."""
+
+    async def __call__(
+        self,
+        method: str,
+        target: str,
+        *,
+        node: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        data: Any = None,
+        timeout_s: float = 60.0,
+        expect100: bool = False,
+    ) -> Answer:
+        """One request; ``target`` is sent as it stands."""
+        if node is None:
+            node = self.nodes[next(self._turn) % len(self.nodes)]
+        async with self._session.request(
+            method,
+            URL(self.cluster.endpoint(node) + target, encoded=True),
+            headers=headers,
+            data=data,
+            skip_auto_headers=["Content-Type"],
+            timeout=aiohttp.ClientTimeout(total=timeout_s),
+            allow_redirects=False,
+            expect100=expect100,
+        ) as response:
+            body = await response.read()
+            return check_answer(Answer(response.status, CIMultiDict(response.headers), body), head=method == "HEAD")
+
+    # The usual requests, with the usual answer expected.
+
+    async def put(self, path: str, data: Any = b"", *, expect: int = 201, query: str = "", **options: Any) -> Answer:
+        return await self._expect(expect, "PUT", object_url(path, query), data=data, **options)
+
+    async def get(self, path: str, *, expect: int = 200, query: str = "", **options: Any) -> Answer:
+        return await self._expect(expect, "GET", object_url(path, query), **options)
+
+    async def head(self, path: str, *, expect: int = 200, query: str = "", **options: Any) -> Answer:
+        return await self._expect(expect, "HEAD", object_url(path, query), **options)
+
+    async def delete(self, path: str, *, expect: int = 204, query: str = "", **options: Any) -> Answer:
+        return await self._expect(expect, "DELETE", object_url(path, query), **options)
+
+    async def restore(self, path: str, version: int | None = None, *, expect: int = 200, **options: Any) -> Answer:
+        query = "restore" if version is None else f"restore={version}"
+        return await self._expect(expect, "POST", object_url(path, query), **options)
+
+    async def versions(self, path: str, **options: Any) -> list[dict[str, Any]]:
+        answer = await self._expect(200, "GET", object_url(path, "versions"), **options)
+        return list(answer.json["versions"])
+
+    async def list(self, *, expect: int = 200, node: int | None = None, **query: str | int) -> Any:
+        text = "&".join(f"{name}={quote(str(value), safe='')}" for name, value in query.items())
+        return (await self._expect(expect, "GET", f"/objects?{text}", node=node)).json
+
+    async def list_all(self, **query: str | int) -> tuple[list[dict[str, Any]], list[str], int]:
+        """Every page: objects, prefixes, and how many pages it took."""
+        objects: list[dict[str, Any]] = []
+        prefixes: list[str] = []
+        for pages in itertools.count(1):
+            page = await self.list(**query)
+            objects += page["objects"]
+            prefixes += page["prefixes"]
+            if "cursor" not in page:
+                return objects, prefixes, pages
+            query["cursor"] = page["cursor"]
+        raise AssertionError
+
+    async def absent(self, path: str) -> None:
+        """Through every node: no such object, and no version of it."""
+        for node in self.nodes:
+            await self.get(path, expect=404, node=node)
+            await self.get(path, query="versions", expect=404, node=node)
+
+    async def _expect(self, status: int, method: str, target: str, **options: Any) -> Answer:
+        answer = await self(method, target, **options)
+        assert answer.status == status, f"{method} {target}: {answer.status}, not {status}: {answer.body[:600]!r}"
+        return answer
+
+
+@contextlib.asynccontextmanager
+async def api_of(cluster: Cluster) -> AsyncIterator[Api]:
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
+        yield Api(cluster, session)
+
+
+async def raw(cluster: Cluster, node: int, request: bytes, *, half_close: bool = False) -> Answer | None:
+    """Send bytes as they are; the one answer, or None if the connection ends without one."""
+    reader, writer = await asyncio.open_connection(HOST, cluster.nodes[node].http_port)
+    try:
+        with contextlib.suppress(ConnectionError):
+            writer.write(request)
+            await writer.drain()
+            if half_close:
+                writer.write_eof()
+        async with asyncio.timeout(DEADLINE_S):
+            return await read_answer(reader)
+    finally:
+        writer.close()
+
+
+async def read_answer(reader: asyncio.StreamReader) -> Answer | None:
+    """The next answer on a connection, checked."""
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+    lines = head.decode("latin-1").split("\r\n")
+    headers: CIMultiDict[str] = CIMultiDict()
+    for line in lines[1:]:
+        if line:
+            name, _, value = line.partition(":")
+            headers.add(name, value.strip())
+    body = await reader.readexactly(int(headers.get("Content-Length", 0)))
+    return check_answer(Answer(int(lines[0].split()[1]), headers, body))
+
+
+def name_of(nodeid: str) -> str:
+    """An object's name for the test with this id, fit for a URL."""
+    return f"{re.sub('[^a-z0-9]+', '-', nodeid.rpartition('::')[2])}/{etag_of(nodeid.encode())[:8]}"
+
+
+def etag_of(data: bytes) -> str:
+    return blake3(data).hexdigest()
+
+
+def content(seed: int | str, size: int) -> bytes:
+    """Bytes that look random and can be made again."""
+    return blake3(str(seed).encode()).digest(size)
+
+
+def logs_for(report: Any) -> None:
+    """Add the tail of every live cluster's logs to the report of a failed test."""
+    if report.failed:
+        for cluster in list(LIVE):
+            for name, tail in cluster.log_tails():
+                report.sections.append((f"log of {name} in {cluster.folder.name}", tail))

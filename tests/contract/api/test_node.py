@@ -1,0 +1,85 @@
+"""GET /healthz, /readyz, /metrics, /cluster, /openapi.json."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.cluster.harness import Api, Cluster, until
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.mark.parametrize("target", ["/healthz", "/readyz"])
+async def test_health_and_readiness(api: Api, target: str) -> None:
+    for node in api.nodes:
+        assert (await api("GET", target, node=node)).status == 200
+        head = await api("HEAD", target, node=node)
+        assert (head.status, head.body) == (200, b"")
+
+
+async def test_metrics(api: Api) -> None:
+    await api.put("metrics/one", b"x")
+    for node in api.nodes:
+        answer = await api("GET", "/metrics", node=node)
+        assert answer.headers["Content-Type"].startswith(("text/plain", "application/openmetrics-text"))
+        lines = answer.body.decode().splitlines()
+        assert any(line.startswith("# TYPE amberblob_") for line in lines)
+        samples = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line[:1] not in ("#", "")}
+        assert samples["amberblob_ready"] == 1
+        assert samples["amberblob_disk_failed"] == 0
+
+
+async def test_cluster(api: Api, shared_cluster: Cluster) -> None:
+    for node in api.nodes:
+        view = (await api("GET", "/cluster", node=node)).json
+        assert len({entry["node"] for entry in view["nodes"]}) == 3
+        assert {entry["http"] for entry in view["nodes"]} == {url.removeprefix("http://") for url in shared_cluster.endpoints}
+        assert all(entry["reachable"] and entry["zone"] and entry["disk"]["id"] for entry in view["nodes"])
+        assert view["slots"]["total"] == shared_cluster.slot_count
+        assert view["slots"]["full"] == shared_cluster.slot_count
+        assert view["zones"] == ["default"]
+        assert view["epoch"] >= 1
+        assert view["registry"]["ok"] is True
+        assert view["self"]["ready"] is True
+
+        async def healed(node: int = node) -> bool:
+            return (await api("GET", "/cluster", node=node)).json["heal"]["bytes_waiting"] == 0
+
+        await until(healed, "nothing waits to be healed")
+
+
+async def test_every_documented_request_answers_as_documented(api: Api) -> None:
+    document = (await api("GET", "/openapi.json")).json
+    assert document["openapi"].startswith("3.")
+    assert document["paths"].keys() >= {
+        "/objects/{path}",
+        "/objects",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/cluster",
+        "/openapi.json",
+    }
+    assert "$ref" not in json.dumps(document["paths"].get("/objects", {})) or document["components"]
+    tried = 0
+    for target, item in document["paths"].items():
+        if "$ref" in item:
+            # The reference is a JSON pointer into this document.
+            where = document
+            for part in item["$ref"].removeprefix("#/").split("/"):
+                where = where[part.replace("~1", "/").replace("~0", "~")]
+            item = where
+        methods = [method for method in ("put", "get", "head", "delete", "post") if method in item]
+        for method in methods:
+            query = "?restore" if method == "post" else ""
+            answer = await api(
+                method.upper(),
+                target.replace("{path}", "openapi/documented") + query,
+                data=b"x" if method == "put" else None,
+            )
+            assert str(answer.status) in item[method]["responses"], (target, method, answer)
+            assert answer.status < 300
+            tried += 1
+    assert tried >= 16

@@ -1,0 +1,288 @@
+"""Kill it anywhere, open it again: what was acknowledged is there, what is half-written is not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from amberblob.errors import JournalCorrupt
+from amberblob.ids import content_hash
+from amberblob.manifest import ChunkRef
+from amberblob.mutations import Accepted, EpochSeen, Reserved
+from chunkstore import BlobState
+from chunkstore.segments import segment_numbers, segment_path
+
+
+async def test_everything_is_there_after_a_clean_close(kit, tmp_path: Path):
+    store = await kit.open(tmp_path / "d")
+    records = {f"p{n}": await kit.put(store, n % 7, f"p{n}") for n in range(50)}
+    await store.durable(store.apply(Reserved(3, 4096)))
+    await store.close()
+    store = await kit.open(tmp_path / "d")
+    assert [(await store.load(n % 7, f"p{n}")).record for n in range(50)] == list(records.values())
+    assert store.slot_state(3).promise_ceiling == 4096
+    assert store.slots() == list(range(7)) and store.lost_slots == [] and store.incarnations() == {}
+    assert len((await store.scan("", "", "", 100)).entries) == 50
+
+
+@pytest.mark.parametrize("linger_s", [0.0, 60.0])
+async def test_a_copy_taken_at_any_moment_has_all_that_was_acknowledged(kit, tmp_path: Path, linger_s: float):
+    store = await kit.open(tmp_path / "d", linger_s=linger_s, segment_bytes=1 << 17)
+    chance = random.Random(5)
+    acknowledged: dict[str, object] = {}
+    stop = False
+
+    async def writer(number: int) -> None:
+        count = 0
+        while not stop:
+            path = f"w{number}/{chance.randrange(20)}"
+            record = await kit.put(store, number, path, bytes(chance.randrange(2000)))
+            acknowledged[path] = record.revision
+            count += 1
+
+    writers = [asyncio.create_task(writer(number)) for number in range(6)]
+    copies = []
+    for number in range(5):
+        await kit.until(lambda wanted=(number + 1) * 40: sum(acknowledged.values()) >= wanted)
+        promised = dict(acknowledged)
+        copies.append((promised, kit.copy(tmp_path / "d", tmp_path / f"copy{number}")))
+    stop = True
+    await asyncio.gather(*writers)
+    for promised, folder in copies:
+        again = await kit.open(folder)
+        for path, revision in promised.items():
+            slot = int(path[1])
+            register = await again.load(slot, path)
+            assert register.record is not None and register.record.revision >= revision
+            rows = await again.rows(slot, path)
+            assert len(rows) >= revision - (not register.chosen)
+            assert await again.read_chunk(slot, register.record.head.blob_id, register.record.head.chunks[0]) is not None
+        listed = {entry.path: entry for entry in (await again.scan("", "", "", 1000)).entries}
+        assert set(promised) <= set(listed)
+        await again.close()
+
+
+_CHILD = """
+import asyncio, sys
+from pathlib import Path
+from amberblob.ballot import Ballot
+from amberblob.clock import *
+from amberblob.ids import *
+from amberblob.manifest import *
+from amberblob.mutations import *
+from chunkstore import DiskStore
+
+async def main():
+    randomness = SystemRandomness()
+    mint = UlidMint(HybridClock(SystemClock().wall_ms), randomness).mint
+    store = await DiskStore.open(Path(sys.argv[1]), cluster_id="c", node_id="n", clock=SystemClock(), randomness=randomness,
+        reserve_bytes=0, segment_bytes=1 << 18, linger_s=0.01)
+    async def worker(number):
+        n = 0
+        while True:
+            n += 1
+            path, body = f"{number}/{n}", b"x" * (n % 3000 + 1)
+            chunk = ChunkRef(id=content_hash(body), len=len(body))
+            head = Version(1, mint(), len(body), chunk.id, 1, "t", {}, (chunk,), None, 1, n % 10 != 0)
+            if not head.inline:
+                staging = await store.stage(number, head.blob_id, chunk_bytes=1 << 16, size=len(body))
+                await staging.write(body)
+                await staging.finish((chunk,), None)
+            record = Record(1, "put", 1, head, ((1, 1),), (), 1, 0, None, (WriteMark("w", "put", 1, 1),))
+            await store.load(number, path)
+            ballot = Ballot(1, n, "n", head.blob_id)
+            await store.durable(store.apply(Accepted(number, path, ballot, record, body if head.inline else None)))
+            print(number, n, flush=True)
+            store.apply(Chosen(number, path, ballot))
+    await asyncio.gather(*[worker(number) for number in range(8)])
+asyncio.run(main())
+"""
+
+
+async def test_sigkill_loses_nothing_that_was_acknowledged(kit, tmp_path: Path):
+    root = Path(__file__).parents[3]
+    for round_number in range(3):
+        disk = tmp_path / f"d{round_number}"
+        child = subprocess.Popen(
+            [sys.executable, "-c", _CHILD, str(disk)], cwd=root, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(root)}
+        )
+        assert child.stdout is not None
+        lines = []
+        for line in child.stdout:
+            if line[:1].isdigit() and line.endswith(b"\n"):
+                lines.append(line)
+            if len(lines) == 400 + 333 * round_number:
+                child.send_signal(signal.SIGKILL)
+        child.wait()
+        store = await kit.open(disk)
+        assert len(lines) >= 400
+        for line in lines:
+            slot, n = map(int, line.split())
+            register = await store.load(slot, f"{slot}/{n}")
+            assert register.record is not None, line
+            head = register.record.head
+            assert await store.blob_state(slot, head.blob_id) is BlobState.DURABLE
+            assert len(await store.read_chunk(slot, head.blob_id, head.chunks[0])) == n % 3000 + 1
+        await store.close()
+
+
+async def test_segments_rotate_are_checkpointed_and_go(kit, tmp_path: Path):
+    store = await kit.open(tmp_path / "d", segment_bytes=1 << 16)
+    for n in range(60):
+        await kit.put(store, n % 3, f"p{n}", bytes(8000))
+    await kit.until(lambda: len(segment_numbers(tmp_path / "d/journal")) <= 2)
+    assert segment_numbers(tmp_path / "d/journal")[-1] >= 7
+    assert "slots_created = [\n    0,\n    1,\n    2,\n]" in (tmp_path / "d/disk.toml").read_text()
+    assert (await store.load(1, "p1")).chosen
+    again = await kit.open(kit.copy(tmp_path / "d", tmp_path / "copy"))
+    assert len((await again.scan("", "", "", 100)).entries) == 60
+
+
+async def test_a_torn_tail_is_cut_and_writing_goes_on(kit, tmp_path: Path):
+    store = await kit.open(tmp_path / "d")
+    await kit.put(store, 1, "a")
+    folder = kit.copy(tmp_path / "d", tmp_path / "copy")
+    path = segment_path(folder / "journal", segment_numbers(folder / "journal")[-1])
+    data = bytearray(path.read_bytes())
+    end = max(at for at in range(len(data)) if data[at]) + 1
+    start = (end + 7) // 8 * 8
+    data[start : start + 40] = b"\xabAJb" + bytes(range(36))
+    path.write_bytes(data)
+    for _ in range(3):
+        again = await kit.open(folder)
+        assert (await again.load(1, "a")).chosen
+        record = await kit.put(again, 1, "b")
+        await again.close()
+    again = await kit.open(folder)
+    assert (await again.load(1, "b")).record == record
+
+
+async def test_corruption_in_the_middle_of_the_journal_is_said(kit, tmp_path: Path):
+    store = await kit.open(tmp_path / "d", linger_s=60.0)
+    await kit.put(store, 1, "a")
+    folder = kit.copy(tmp_path / "d", tmp_path / "copy")
+    await kit.put(store, 1, "b")
+    folder = kit.copy(tmp_path / "d", tmp_path / "copy2")
+    path = segment_path(folder / "journal", 1)
+    data = bytearray(path.read_bytes())
+    data[4096 + 40] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(JournalCorrupt, match=r"00000001\.log, byte 4096"):
+        await kit.open(folder)
+    with pytest.raises(JournalCorrupt):
+        await kit.open(folder)
+
+
+async def test_a_journal_that_vanished_is_said(kit, tmp_path: Path):
+    store = await kit.open(tmp_path / "d")
+    await kit.put(store, 1, "a")
+    await store.close()
+    for path in (tmp_path / "d/journal").iterdir():
+        path.unlink()
+    with pytest.raises(JournalCorrupt, match="no journal"):
+        await kit.open(tmp_path / "d")
+
+
+async def test_databases_ahead_of_the_journal_are_said(kit, tmp_path: Path):
+    store = await kit.open(tmp_path / "d")
+    await kit.put(store, 1, "a")
+    old = kit.copy(tmp_path / "d", tmp_path / "old")
+    for n in range(20):
+        await kit.put(store, 1, f"b{n}")
+    await store.close()
+    for path in (tmp_path / "d/journal").iterdir():
+        path.unlink()
+    for path in (old / "journal").iterdir():
+        path.rename(tmp_path / "d/journal" / path.name)
+    with pytest.raises(JournalCorrupt, match="the journal ends"):
+        await kit.open(tmp_path / "d")
+
+
+async def test_leftovers_in_staging_go_at_start(kit, tmp_path: Path):
+    store = await kit.open(tmp_path / "d")
+    staging = await store.stage(2, kit.mint(), chunk_bytes=1 << 16, size=None)
+    await staging.write(bytes(1 << 20))
+    folder = kit.copy(tmp_path / "d", tmp_path / "copy")
+    assert list((folder / "slots/2/staging").iterdir())
+    again = await kit.open(folder)
+    assert not list((folder / "slots/2/staging").iterdir())
+    await again.close()
+    await staging.abort()
+    assert not list((tmp_path / "d/slots/2/staging").iterdir())
+
+
+async def test_a_kill_between_staged_and_rename_leaves_no_blob(kit, tmp_path: Path, faulty):
+    store = await kit.open(tmp_path / "d", ops=faulty)
+    blob_id, data = kit.mint(), b"x" * 1000
+    staging = await store.stage(2, blob_id, chunk_bytes=1 << 16, size=1000)
+    await staging.write(data)
+    taken = []
+
+    def take_copy(source: Path, target: Path) -> None:
+        if target.parent.name == "blobs":
+            taken.append(kit.copy(tmp_path / "d", tmp_path / "copy"))
+        os.rename(source, target)
+
+    faulty.rename = take_copy
+    await staging.finish((ChunkRef(id=content_hash(data), len=1000),), None)
+    assert await store.blob_state(2, blob_id) is BlobState.DURABLE
+    again = await kit.open(taken[0])
+    assert await again.blob_state(2, blob_id) is BlobState.ABSENT
+    assert await again.sweep_staged(1 << 60, 10) == 1
+    assert await again.blob_state(2, blob_id) is BlobState.ABORTED
+
+
+async def test_staged_and_aborted_survive(kit, tmp_path: Path):
+    store = await kit.open(tmp_path / "d")
+    staged, gone = kit.mint(), kit.mint()
+    (chunk,) = await kit.stage(store, 2, staged, b"abc")
+    await kit.stage(store, 2, gone, b"abc")
+    await store.discard(2, gone)
+    again = await kit.open(kit.copy(tmp_path / "d", tmp_path / "copy"))
+    assert await again.blob_state(2, staged) is BlobState.DURABLE
+    assert await again.read_chunk(2, staged, chunk) == b"abc"
+    assert await again.blob_state(2, gone) is BlobState.ABORTED
+    assert await again.sweep_staged(1 << 60, 10) == 1
+
+
+async def test_replay_twice_changes_nothing(kit, tmp_path: Path):
+    store = await kit.open(tmp_path / "d", linger_s=60.0)
+    for n in range(10):
+        await kit.put(store, 1, f"p{n % 3}")
+    query = "SELECT path, version, revision, op FROM commit_log ORDER BY seq"
+    first = kit.copy(tmp_path / "d", tmp_path / "copy")
+    again = await kit.open(first)
+    await again.rows(1, "p0")
+    log = kit.sql(first / "slots/1/meta.sqlite3", query)
+    assert len(log) == 10
+    # The journal of before with the databases of after.
+    second = kit.copy(first, tmp_path / "copy2")
+    third = await kit.open(second)
+    await third.rows(1, "p0")
+    assert kit.sql(second / "slots/1/meta.sqlite3", query) == log
+
+
+async def test_positions_never_repeat(kit, tmp_path: Path):
+    positions = []
+    for _ in range(4):
+        store = await kit.open(tmp_path / "d")
+        positions.append(store.apply(EpochSeen(1, 1)))
+        await store.durable(positions[-1])
+        await store.close()
+    assert positions == sorted(set(positions))
+
+
+async def test_lazy_entries_are_written_without_anybody_waiting(kit, tmp_path: Path):
+    store = await kit.open(tmp_path / "d")
+    record, ballot = kit.record(), kit.ballot()
+    await store.load(1, "a")
+    store.apply(Accepted(1, "a", ballot, record, b"body"))
+    assert store.position(1, "a") > 0
+    await kit.until(lambda: store.position(1, "a") == 0)
