@@ -114,6 +114,7 @@ class Applier:
     def take(self, batch: DurableBatch) -> None:
         """Take over a durable batch."""
         groups, listing = self._groups, self._listing
+        indexed = 0 if self.index is None else self.index.applied
         slots: set[int] = set()
         registers = batch.registers or [None] * len(batch.entries)
         for item, register in zip(batch.entries, registers, strict=True):
@@ -125,7 +126,7 @@ class Applier:
                 groups[slot] = [item]
             else:
                 group.append(item)
-            if isinstance(entry, Accepted | Chosen):
+            if isinstance(entry, Accepted | Chosen) and item[0] > indexed:
                 listing[slot, entry.path] = register
         self.taken = batch.entries[-1][0]
         self.add_segment(batch.segment, self.taken)
@@ -196,8 +197,10 @@ class Applier:
     def update_index(self, limit: int | None = None) -> bool:
         """Bring the index up to what was handed over, or by ``limit`` rows; whether it is there."""
         index = self.index
-        if index is None or not index.complete or index.applied >= self.taken:
+        if index is None or not index.complete:
             self._listing.clear()
+            return True
+        if not self._listing and index.applied >= self.taken:
             return True
         keys = list(islice(self._listing, limit))
         for key in keys:
@@ -224,6 +227,14 @@ class Applier:
         return not self._listing
 
     # -- the index
+
+    def relist(self, slot: int) -> None:
+        """Put the rows of a slot that was lost, and has only what the journal still held, into the index."""
+        index = self.index
+        assert index is not None
+        if index.complete:
+            rows = (scan_entry(slot, path, register) for path, register in self._pool.get(slot).registers())
+            index.update(rows, index.applied)
 
     def open_index(self, first_position: int) -> None:
         """Open the index, before the replay. ``first_position`` is where the journal begins."""
@@ -286,7 +297,7 @@ class Applier:
         segment = self._segments[0]
         if self.applied < segment.last:
             return False
-        if self.listed < segment.last:
+        if self.index is not None and self.index.applied < segment.last:
             self.update_index()
             return True
         if segment.to_sync is None:
@@ -312,3 +323,9 @@ class Applier:
             # One at a time: a gap among the segments would look like a loss.
             self._ops.fsync_dir(self._disk / "journal")
         return bool(self._segments)
+
+    def close(self) -> None:
+        """Close every database."""
+        self._pool.close()
+        if self.index is not None:
+            self.index.close()

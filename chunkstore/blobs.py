@@ -332,4 +332,3 @@ class Blobs:
         """At start: remove the files of a blob that was given up just before the process died. Blocks."""
         if os.path.isdir(self._files.blob_folder(slot, blob_id)):
             self._files.remove_blob(slot, blob_id)
-

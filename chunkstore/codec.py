@@ -104,7 +104,9 @@ def decode_segment_header(data: bytes) -> SegmentHeader | None:
 def encode_batch(batch: Batch, sequence: int, salt: bytes) -> bytes:
     """One frame, padded to ``ALIGN_BYTES``."""
     payload = _encoder.encode(batch)
-    head = _FRAME.pack(FRAME_MAGIC, JOURNAL_FORMAT, 0, 0, sequence, len(payload), zlib.crc32(payload), 0)[:_FRAME_CHECKED]
+    head = _FRAME.pack(FRAME_MAGIC, JOURNAL_FORMAT, 0, 0, sequence, len(payload), zlib.crc32(payload), 0)[
+        :_FRAME_CHECKED
+    ]
     crc = zlib.crc32(head, zlib.crc32(salt))
     padding = -(FRAME_HEADER_BYTES + len(payload)) % ALIGN_BYTES
     return b"".join((head, crc.to_bytes(4, "little"), payload, bytes(padding)))

@@ -72,6 +72,7 @@ class DatabaseThread:
         self._lingering_since: float | None = None
         self._drain: list[int] = []
         self._index_behind = False
+        self._fed_position = 0
         self._waiting = False
         self._stopping = False
         self._checkpoint_after = 0.0
@@ -82,10 +83,18 @@ class DatabaseThread:
 
     # -- the loop's side
 
+    def start(self, applier: Applier) -> None:
+        """Begin to apply."""
+        with self._condition:
+            self.applier = applier
+            self._fed_position = applier.taken
+            self._condition.notify()
+
     def feed(self, batch: DurableBatch) -> None:
         """Hand over a durable batch."""
         with self._condition:
             self._fed.append(batch)
+            self._fed_position = batch.entries[-1][0]
             if self._waiting:
                 self._condition.notify()
 
@@ -99,7 +108,7 @@ class DatabaseThread:
         """
         future: asyncio.Future[T] = self._loop.create_future()
         with self._condition:
-            if self._failed is not None and barrier and not self._is_applied(slot, barrier):
+            if self._failed is not None and barrier > self._fed_position:
                 future.set_exception(DiskFailed(self._failed))
                 return future
             self._calls.append(_Call(function, slot, barrier, future, on_result))
@@ -110,8 +119,8 @@ class DatabaseThread:
         """What is not durable will never be applied: questions that wait for it get DiskFailed."""
         with self._condition:
             self._failed = why
-            stuck = [call for call in self._calls if not self._is_ready(call)]
-            self._calls = [call for call in self._calls if self._is_ready(call)]
+            stuck = [call for call in self._calls if call.barrier > self._fed_position]
+            self._calls = [call for call in self._calls if call.barrier <= self._fed_position]
         for call in stuck:
             if not call.future.done():
                 call.future.set_exception(DiskFailed(why))
@@ -140,19 +149,22 @@ class DatabaseThread:
         except Exception as error:
             _log.exception("database-thread-failed")
             why = f"the databases cannot be written: {error!r}. {FAILED_REMEDY}"
-            with self._condition:
-                self._failed = why
             self._post(self.on_failed, why)
-            while True:
-                # Reads of what is applied go on.
-                with self._condition:
-                    if self._stopping:
-                        return
-                    if not self._calls:
-                        self._waiting = True
-                        self._condition.wait()
-                        self._waiting = False
-                self._answer()
+            self._serve_failed(why)
+
+    def _serve_failed(self, why: str) -> None:
+        """Nothing is applied any more; questions about what is applied are still answered."""
+        while not self._stopping:
+            self._answer()
+            with self._condition:
+                stuck = [call for call in self._calls if not self._is_ready(call)]
+                self._calls = [call for call in self._calls if self._is_ready(call)]
+                if not self._calls and not stuck and not self._stopping:
+                    self._condition.wait()
+            if stuck:
+                self._post(_deliver, [(call, None, DiskFailed(why)) for call in stuck])
+        if self.applier is not None:
+            self.applier.close()
 
     def _turn(self) -> bool:
         """Do one piece of work, or wait for some; False at the end."""
@@ -160,9 +172,9 @@ class DatabaseThread:
         if applier is None:
             self._answer()
             with self._condition:
-                if not self._calls and not self._stopping:
+                if not (self._calls or self._stopping or self.applier is not None):
                     self._condition.wait()
-                return not self._stopping
+                return not self._stopping or self.applier is not None
         while self._fed:
             applier.take(self._fed.popleft())
         self._answer()
@@ -276,6 +288,7 @@ class DatabaseThread:
             return
         while applier.step(everything=True):
             pass
+        applier.close()
 
 
 def _deliver(answers: list[tuple[_Call, Any, Exception | None]]) -> None:

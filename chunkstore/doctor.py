@@ -102,7 +102,9 @@ def examine(disk: Path, *, deep: bool, progress: Progress = lambda text: None) -
     report.disk_id = identity.disk_id
     report.in_use = _is_in_use(disk)
     if report.in_use:
-        report.add("info", LOCK_NAME, "a process is using the disk", "Findings about the newest changes may be passing.")
+        report.add(
+            "info", LOCK_NAME, "a process is using the disk", "Findings about the newest changes may be passing."
+        )
     progress("journal")
     _examine_journal(disk, identity, report)
     progress("index.sqlite3")
@@ -178,7 +180,9 @@ class _examined:
             self._connection = sqlite3.connect(uri, uri=True, timeout=2.0)
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
             if version > self._version:
-                report.add(severity, self._where, f"schema version {version} is newer than this software", "Upgrade it.")
+                report.add(
+                    severity, self._where, f"schema version {version} is newer than this software", "Upgrade it."
+                )
             check = "integrity_check" if report.deep else "quick_check"
             results = [str(row[0]) for row in self._connection.execute(f"PRAGMA {check}(5)")]
         except sqlite3.Error as error:
@@ -212,13 +216,17 @@ def _examine_slot(disk: Path, slot: int, report: Report) -> None:
         if not valid_ulid(name):
             report.add("warning", where, "not a blob's folder", "Nobody of this software put it there: look at it.")
         elif known and name not in known:
-            report.add("warning", where, "nothing in the database knows this blob", "The node's sweep looks at it later.")
+            report.add(
+                "warning", where, "nothing in the database knows this blob", "The node's sweep looks at it later."
+            )
         if report.deep:
             _examine_chunks(blobs / name, where, report)
     staging = folder / "staging"
     left = len(os.listdir(staging)) if staging.is_dir() else 0
     if left and not report.in_use:
-        report.add("info", f"slots/{slot}/staging", f"{left} unfinished uploads", "Nothing to do: the next start removes them.")
+        report.add(
+            "info", f"slots/{slot}/staging", f"{left} unfinished uploads", "Nothing to do: the next start removes them."
+        )
 
 
 def _examine_rows(connection: sqlite3.Connection, folder: Path, slot: int, report: Report) -> set[str]:
@@ -280,7 +288,9 @@ def _examine_chunks(folder: Path, where: str, report: Report) -> None:
     chunks = folder / "chunks"
     for name in sorted(os.listdir(chunks)) if chunks.is_dir() else []:
         if not valid_hash(name):
-            report.add("warning", f"{where}/chunks/{name}", "not a chunk", "Left by an interrupted repair: may be deleted.")
+            report.add(
+                "warning", f"{where}/chunks/{name}", "not a chunk", "Left by an interrupted repair: may be deleted."
+            )
             continue
         try:
             with closing(os.fdopen(os.open(chunks / name, os.O_RDONLY), "rb")) as file:

@@ -88,9 +88,9 @@ class SlotPool:
             oldest.close()
         path = self.folder(slot) / DATABASE_NAME
         try:
-            if not path.exists():
+            if not path.exists() or not path.stat().st_size:
                 if slot in self._identity.slots_created:
-                    return self.retire(slot, "the database file is missing")
+                    return self.retire(slot, "the database file is missing or empty")
                 self._ops.make_dirs(path.parent)
                 database = SlotDatabase(slot, path, self._identity.disk_id, create=True)
             else:

@@ -76,6 +76,8 @@ def recover_databases(
         _log.info("journal-replayed", entries=count)
     applier.begin_at(recovered.next_position - 1)
     applier.ready_index()
+    for lost in pool.lost:
+        applier.relist(lost.slot)
     facts = []
     for slot in pool.known_slots():
         database = pool.get(slot)

@@ -22,9 +22,7 @@ _record_of = msgspec.json.Decoder(Record).decode
 _chunks_of = msgspec.json.Decoder(tuple[ChunkRef, ...]).decode
 _meta_of = msgspec.json.Decoder(dict[str, str]).decode
 
-_VERSION_COLUMNS = (
-    "version, blob_id, size, etag, created_at, content_type, meta, chunks, manifest_id, chunk_count, inline, tombstoned_at"
-)
+_VERSION_COLUMNS = "version, blob_id, size, etag, created_at, content_type, meta, chunks, manifest_id, chunk_count, inline, tombstoned_at"
 
 
 def json_text(value: object) -> str:
@@ -40,7 +38,9 @@ def register_of(accepted: str | None, record: str | None, chosen: int) -> Regist
 
 
 def _row_of(row: tuple[str | int | None, ...]) -> HistoryRow:
-    version, blob_id, size, etag, created_at, content_type, meta, chunks, manifest_id, count, inline, tombstoned_at = row
+    version, blob_id, size, etag, created_at, content_type, meta, chunks, manifest_id, count, inline, tombstoned_at = (
+        row
+    )
     known = Version(
         version=int(version or 0),
         blob_id=str(blob_id),

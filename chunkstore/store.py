@@ -146,7 +146,12 @@ class DiskStore:
             def recover() -> tuple[Recovered, SegmentWriter, list[SlotFacts]]:
                 recovered = recover_journal(path, identity.disk_id, ops, is_new=is_new)
                 writer = SegmentWriter(
-                    recovered, identity.disk_id, ops, randomness.token, space.release_ballast, segment_bytes=segment_bytes
+                    recovered,
+                    identity.disk_id,
+                    ops,
+                    randomness.token,
+                    space.release_ballast,
+                    segment_bytes=segment_bytes,
                 )
                 return recovered, writer, recover_databases(path, recovered, pool, files, applier, writer)
 
@@ -154,7 +159,7 @@ class DiskStore:
             for fact in facts:
                 overlay.set_slot(fact.state, fact.newest_blob_id, fact.staged)
             core.start(writer, recovered.next_position)
-            database.applier = applier
+            database.start(applier)
             blobs = Blobs(core, files, ops, space, threads, clock.wall_ms, mint)
         except BaseException:
             if database is not None:

@@ -73,11 +73,15 @@ class Cluster:
         """
         port = free_ports(NODES) if self._port is None else self._port
         said = self.folder / "dev.out"
-        dev = self._run(["dev", "--nodes", str(NODES), "--data", str(self.folder / "cluster"), "--port", str(port)], said)
+        dev = self._run(
+            ["dev", "--nodes", str(NODES), "--data", str(self.folder / "cluster"), "--port", str(port)], said
+        )
         deadline = time.monotonic() + START_TIMEOUT_S
         while "ready" not in (lines := said.read_text("utf-8", "replace").splitlines()):
             if (status := dev.poll()) is not None:
-                raise Failed(f"`amberblob dev` ended with status {status} before it was ready:\n{self._tail('dev.err')}")
+                raise Failed(
+                    f"`amberblob dev` ended with status {status} before it was ready:\n{self._tail('dev.err')}"
+                )
             if time.monotonic() > deadline:
                 raise Failed(f"`amberblob dev` was not ready in {START_TIMEOUT_S:.0f} s:\n{self._tail('dev.err')}")
             time.sleep(POLL_INTERVAL_S)

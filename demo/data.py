@@ -16,6 +16,7 @@ from blake3 import blake3
 SKIPPED_FOLDERS = frozenset({"site-packages", "__pycache__"})
 NAME_BYTES_MAX = 1024
 EXCERPT_BYTES = 16
+HASH_PIECE_BYTES = 1024 * 1024
 
 
 class Failed(Exception):
@@ -151,6 +152,19 @@ class Record:
             return io.BytesIO(rewritten(self.source))
         return open(self.source.file, "rb")
 
+    def source_unchanged(self, version: int) -> bool:
+        """Whether the file on this machine still is what was stored."""
+        with self.open(version) as content:
+            return digest_of(content) == self.versions[version].digest
+
+
+def digest_of(content: IO[bytes]) -> str:
+    """The blake3 of a file, read in pieces."""
+    hasher = blake3()
+    while piece := content.read(HASH_PIECE_BYTES):
+        hasher.update(piece)
+    return hasher.hexdigest()
+
 
 def original(source: SourceFile) -> bytes:
     """The file as it is, in memory."""
@@ -176,8 +190,10 @@ def edition_of_file(file: Path) -> Edition:
 # -- comparing
 
 
-async def compare(what: str, pieces: AsyncIterable[bytes], expected: IO[bytes]) -> int:
-    """Compare a download with what it must be, piece by piece; how many bytes were compared.
+async def compare(
+    what: str, pieces: AsyncIterable[bytes], expected: IO[bytes], size_bytes_max: int | None = None
+) -> int:
+    """Compare a download with what it must be, or with the beginning of that; how many bytes were compared.
 
     Raises:
         Difference: at the first byte that differs, is missing or too many.
@@ -190,7 +206,7 @@ async def compare(what: str, pieces: AsyncIterable[bytes], expected: IO[bytes]) 
             # Beyond the end of what is expected nothing can be read, which is what the message shall say.
             raise Difference(what, offset + at, wanted[at:], piece[at:])
         offset += len(piece)
-    if rest := expected.read(EXCERPT_BYTES):
+    if (size_bytes_max is None or offset < size_bytes_max) and (rest := expected.read(EXCERPT_BYTES)):
         raise Difference(what, offset, rest, b"")
     return offset
 

@@ -88,7 +88,9 @@ class _View(Protocol):
     """How a running step is shown."""
 
     def __enter__(self) -> object: ...
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
     def moved(self, step: Step) -> None: ...
     def note(self, text: str) -> None: ...
     def done(self, step: Step) -> None: ...
@@ -100,6 +102,7 @@ class _PipeView:
     def __init__(self, label: str) -> None:
         self._label = label
         self._shown = 0
+        self._noted = False
 
     def __enter__(self) -> None:
         self._write(f"{self._label} …")
@@ -114,13 +117,16 @@ class _PipeView:
         self._shown = max(self._shown, percent)
 
     def note(self, text: str) -> None:
-        self._write(f"\n        {text}\n        …")
+        self._write(f"\n        {text}")
+        self._noted = True
 
     def done(self, step: Step) -> None:
         self._write(f" | {step.summary}")
 
-    @staticmethod
-    def _write(text: str) -> None:
+    def _write(self, text: str) -> None:
+        if self._noted and not text.startswith("\n"):
+            text = f"\n        …{text}"
+            self._noted = False
         sys.stdout.write(text)
         sys.stdout.flush()
 

@@ -16,6 +16,7 @@ from amberblob.cli.table import print_table
 if TYPE_CHECKING:
     from amberblob.client import AsyncClient
 
+_SHOWN = ("zone", "host", "address", "http", "slots", "votes", "bytes", "state")
 _A_DATE_MS = 10**12
 """Milliseconds since 1970 beyond this are a date of after 2001; less is a duration."""
 
@@ -89,6 +90,8 @@ def nodes(endpoint: Endpoint = None, json_output: Json = False) -> None:
         return
     known = ("node", "id", "name", "reachable")
     columns = list(dict.fromkeys(str(name) for row in rows for name in row if name not in known))
+    if on_terminal():  # what fits into a terminal; a pipe gets everything
+        columns = [name for name in columns if name in _SHOWN] or columns
     lines = [
         [
             name_of(row),

@@ -58,7 +58,7 @@ def ls(
     fold = "" if recursive else delimiter
     json_output = wants_json(json_output)
 
-    async def work(client: AsyncClient) -> tuple[list[dict[str, Any]], list[str], int]:
+    async def work(client: AsyncClient) -> tuple[list[dict[str, Any]], list[str]]:
         from amberblob.limits import LIST_LIMIT_MAX
 
         objects: list[dict[str, Any]] = []
@@ -76,9 +76,9 @@ def ls(
                 left -= len(entries)
                 if left <= 0:
                     break
-        return objects, prefixes, 0
+        return objects, prefixes
 
-    objects, prefixes, _ = with_client(endpoint, work)
+    objects, prefixes = with_client(endpoint, work)
     if json_output:
         say_json({"objects": objects, "prefixes": prefixes})
 

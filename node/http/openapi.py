@@ -278,6 +278,9 @@ def _headers() -> Schema:
         "ETag": _header('"<blake3 of the content, 64 hex>"'),
         "X-Amber-Version": _header("The version.", _VERSION),
         "X-Amber-Blob-Id": _header("Unique per PUT.", _ULID),
+        "X-Amber-Created-At": _header(
+            "When this version was made, to the millisecond.", {"type": "string", "format": "date-time"}
+        ),
         "Last-Modified": _header("When the version was made."),
         "X-Amber-Meta": _header("As given by PUT."),
         "X-Amber-Tombstoned-At": _header("When the version was deleted, if it is.", _TIME),

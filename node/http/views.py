@@ -19,6 +19,7 @@ def identity_headers(version: int, blob_id: str, etag: str, created_at_ms: int) 
         "X-Amber-Version": str(version),
         "X-Amber-Blob-Id": blob_id,
         "Last-Modified": http_date(created_at_ms),
+        "X-Amber-Created-At": rfc3339(created_at_ms),
     }
 
 

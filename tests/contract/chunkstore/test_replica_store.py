@@ -24,7 +24,12 @@ _mint = UlidMint(HybridClock(SystemClock().wall_ms), SeededRandomness(1))
 
 async def _disk(folder: Path) -> ReplicaStore:
     return await DiskStore.open(
-        folder / "disk", cluster_id="c", node_id="n", clock=SystemClock(), randomness=SeededRandomness(2), reserve_bytes=0
+        folder / "disk",
+        cluster_id="c",
+        node_id="n",
+        clock=SystemClock(),
+        randomness=SeededRandomness(2),
+        reserve_bytes=0,
     )
 
 
@@ -82,7 +87,9 @@ async def choose(store: ReplicaStore, path: str, record: Record, counter: int, *
     await store.durable(store.apply(Chosen(slot, path, ballot(counter))))
 
 
-async def stage(store: ReplicaStore, blob_id: str, parts: list[bytes], *, slot: int = SLOT, manifest: bytes | None = None):
+async def stage(
+    store: ReplicaStore, blob_id: str, parts: list[bytes], *, slot: int = SLOT, manifest: bytes | None = None
+):
     chunks = tuple(ChunkRef(id=content_hash(part), len=len(part)) for part in parts)
     staging = await store.stage(slot, blob_id, chunk_bytes=max(len(parts[0]), 1), size=sum(map(len, parts)))
     for part in parts:
@@ -212,7 +219,11 @@ async def test_delete_and_restore_move_tombstones(store: ReplicaStore):
     all_gone = change("delete", one_gone, head=None, live=())
     await choose(store, "a", all_gone, 5)
     rows = await store.rows(SLOT, "a")
-    assert [row.tombstoned_at_ms for row in rows] == [all_gone.deleted_at_ms, one_gone.deleted_at_ms, all_gone.deleted_at_ms]
+    assert [row.tombstoned_at_ms for row in rows] == [
+        all_gone.deleted_at_ms,
+        one_gone.deleted_at_ms,
+        all_gone.deleted_at_ms,
+    ]
     back = change("restore", all_gone, head=records[2].head, live=((1, 1), (3, 3)))
     await choose(store, "a", back, 6)
     assert [row.tombstoned_at_ms is None for row in await store.rows(SLOT, "a")] == [True, False, True]
@@ -232,7 +243,12 @@ async def test_rows_by_version_below_and_limit(store: ReplicaStore):
 
 async def test_slot_state_and_incarnations(store: ReplicaStore):
     state = store.slot_state(SLOT)
-    assert (state.incarnation, state.epoch, state.ballot_floor, state.promise_ceiling) == (store.disk_id, 0, BALLOT_ZERO, 0)
+    assert (state.incarnation, state.epoch, state.ballot_floor, state.promise_ceiling) == (
+        store.disk_id,
+        0,
+        BALLOT_ZERO,
+        0,
+    )
     store.apply(Reserved(SLOT, 4096))
     store.apply(EpochSeen(SLOT, 3))
     await store.durable(store.apply(EpochSeen(SLOT, 2)))
@@ -346,7 +362,8 @@ async def test_chunks_are_cut_wherever_the_writes_end(store: ReplicaStore):
     data = bytes(range(256)) * 1500
     step = 64 * KIB
     chunks = tuple(
-        ChunkRef(id=content_hash(data[at : at + step]), len=len(data[at : at + step])) for at in range(0, len(data), step)
+        ChunkRef(id=content_hash(data[at : at + step]), len=len(data[at : at + step]))
+        for at in range(0, len(data), step)
     )
     blob_id = _mint.mint()
     staging = await store.stage(SLOT, blob_id, chunk_bytes=step, size=None)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import shutil
 import sqlite3
@@ -32,7 +33,12 @@ class Kit:
     async def open(self, disk: Path, **options) -> DiskStore:
         options = {"reserve_bytes": 0, "segment_bytes": 1 << 20, "linger_s": 0.02, **options}
         store = await DiskStore.open(
-            disk, cluster_id="c", node_id="n", clock=SystemClock(), randomness=SeededRandomness(next(self._seed)), **options
+            disk,
+            cluster_id="c",
+            node_id="n",
+            clock=SystemClock(),
+            randomness=SeededRandomness(next(self._seed)),
+            **options,
         )
         self._opened.append(store)
         return store
@@ -49,12 +55,16 @@ class Kit:
         chunk = ChunkRef(id=content_hash(body), len=len(body))
         number = before.version_max + 1 if before else 1
         revision = before.revision + 1 if before else 1
-        head = Version(number, self.mint(), len(body), chunk.id, NOW + number, "text/plain", {}, (chunk,), None, 1, True)
+        head = Version(
+            number, self.mint(), len(body), chunk.id, NOW + number, "text/plain", {}, (chunk,), None, 1, True
+        )
         live = (*(before.live if before else ()), (number, number))
         mark = WriteMark(f"w{revision}", "put", number, NOW)
         return Record(revision, "put", number, head, live, (), NOW, 0, before.added if before else None, (mark,))
 
-    async def put(self, store: DiskStore, slot: int, path: str, body: bytes = b"body", *, choose: bool = True) -> Record:
+    async def put(
+        self, store: DiskStore, slot: int, path: str, body: bytes = b"body", *, choose: bool = True
+    ) -> Record:
         register = await store.load(slot, path)
         record, ballot = self.record(body, register.record), self.ballot()
         position = store.apply(Accepted(slot, path, ballot, record, body))
@@ -80,13 +90,13 @@ class Kit:
         """The disk as a kill at this instant would leave it (files that vanish meanwhile are left out)."""
 
         def copy_file(source: str, destination: str) -> None:
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(source, destination)
-            except FileNotFoundError:
-                pass
 
         try:
-            shutil.copytree(disk, target, copy_function=copy_file, ignore=shutil.ignore_patterns("lock", "*-shm", "ballast"))
+            shutil.copytree(
+                disk, target, copy_function=copy_file, ignore=shutil.ignore_patterns("lock", "*-shm", "ballast")
+            )
         except shutil.Error as error:
             assert all("No such file" in why for _, _, why in error.args[0]), error
         return target

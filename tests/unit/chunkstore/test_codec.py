@@ -71,7 +71,7 @@ def test_an_empty_journal_and_an_empty_segment():
     assert judge(segment(9, 0)).next_sequence == 9
 
 
-@pytest.mark.parametrize("cut", range(8, 50, 6))
+@pytest.mark.parametrize("cut", range(8, 36, 3))
 def test_a_short_last_frame_is_torn(cut: int):
     verdict = judge(segment(1, 3, tail=0)[:-cut])
     assert verdict.next_sequence == 3

@@ -36,7 +36,7 @@ async def test_everything_is_there_after_a_clean_close(kit, tmp_path: Path):
 async def test_a_copy_taken_at_any_moment_has_all_that_was_acknowledged(kit, tmp_path: Path, linger_s: float):
     store = await kit.open(tmp_path / "d", linger_s=linger_s, segment_bytes=1 << 17)
     chance = random.Random(5)
-    acknowledged: dict[str, object] = {}
+    acknowledged: dict[str, int] = {}
     stop = False
 
     async def writer(number: int) -> None:
@@ -63,7 +63,9 @@ async def test_a_copy_taken_at_any_moment_has_all_that_was_acknowledged(kit, tmp
             assert register.record is not None and register.record.revision >= revision
             rows = await again.rows(slot, path)
             assert len(rows) >= revision - (not register.chosen)
-            assert await again.read_chunk(slot, register.record.head.blob_id, register.record.head.chunks[0]) is not None
+            assert (
+                await again.read_chunk(slot, register.record.head.blob_id, register.record.head.chunks[0]) is not None
+            )
         listed = {entry.path: entry for entry in (await again.scan("", "", "", 1000)).entries}
         assert set(promised) <= set(listed)
         await again.close()
@@ -111,12 +113,15 @@ async def test_sigkill_loses_nothing_that_was_acknowledged(kit, tmp_path: Path):
     for round_number in range(3):
         disk = tmp_path / f"d{round_number}"
         child = subprocess.Popen(
-            [sys.executable, "-c", _CHILD, str(disk)], cwd=root, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(root)}
+            [sys.executable, "-c", _CHILD, str(disk)],
+            cwd=root,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(root)},
         )
         assert child.stdout is not None
         lines = []
         for line in child.stdout:
-            if line[:1].isdigit() and line.endswith(b"\n"):
+            if len(line.split()) == 2 and line.endswith(b"\n"):
                 lines.append(line)
             if len(lines) == 400 + 333 * round_number:
                 child.send_signal(signal.SIGKILL)

@@ -1,0 +1,73 @@
+"""SIGKILL in the middle of a stream of writes: what was acknowledged stays, what was not is whole or absent."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.cluster.harness import Api, Cluster, until
+from tests.cluster.workload import Stream, verify
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+
+ACKNOWLEDGED_BEFORE = 40
+
+
+@pytest.mark.parametrize("victims", [(0,), (1,), (2,), (0, 1), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("round_number", [1, 2])
+async def test_killed_in_the_middle_of_writes(
+    api: Api, cluster: Cluster, name: str, victims: tuple[int, ...], round_number: int
+) -> None:
+    stream = Stream(api, name)
+    stream.begin()
+    await until(lambda: len(stream.acknowledged) >= ACKNOWLEDGED_BEFORE * round_number, "writes are acknowledged")
+    for victim in victims:
+        cluster.kill(victim)
+    if len(victims) == 1:
+        so_far = len(stream.acknowledged)
+        await until(lambda: len(stream.acknowledged) >= so_far + 20, "writes go on through the others")
+    for victim in victims:
+        cluster.start(victim)
+    so_far = len(stream.acknowledged)
+    await until(lambda: len(stream.acknowledged) >= so_far + 20, "writes go on after the restart")
+    await stream.end()
+    await cluster.wait_ready()
+    first = await verify(api, cluster, stream.writes)
+    print(first, {status: stream.statuses.count(status) for status in set(stream.statuses)})
+    assert first["acknowledged"] >= ACKNOWLEDGED_BEFORE
+    # What was unknown has been decided by now, and stays as it is.
+    assert await verify(api, cluster, stream.writes) == first
+    objects, _, _ = await api.list_all(prefix=f"{name}/")
+    there = {entry["path"] for entry in objects}
+    assert {write.path for write in stream.acknowledged} <= there <= {write.path for write in stream.writes}
+
+
+async def test_nodes_die_one_after_the_other(api: Api, cluster: Cluster, name: str) -> None:
+    stream = Stream(api, name)
+    stream.begin(writers=4, rivals=4, large=0)
+    for victim in (0, 1, 2, 0, 1, 2):
+        so_far = len(stream.acknowledged)
+        await until(lambda so_far=so_far: len(stream.acknowledged) >= so_far + 15, "writes are acknowledged")
+        cluster.kill(victim)
+        cluster.start(victim)
+        await cluster.wait_ready(victim)
+    await stream.end()
+    await cluster.wait_ready()
+    assert (await verify(api, cluster, stream.writes))["acknowledged"] >= 90
+
+
+async def test_killed_again_while_it_recovers(api: Api, cluster: Cluster, name: str) -> None:
+    stream = Stream(api, name)
+    stream.begin(large=0)
+    await until(lambda: len(stream.acknowledged) >= 100, "writes are acknowledged")
+    for pause_s in (0.05, 0.2, 0.35, 0.5, 0.7):
+        for index in range(3):
+            if cluster.nodes[index].running:
+                cluster.kill(index)
+            cluster.start(index)
+        # No state to wait for: the point is to strike at any moment of the start.
+        await asyncio.sleep(pause_s)
+    await stream.end()
+    await cluster.wait_ready()
+    assert (await verify(api, cluster, stream.writes))["acknowledged"] >= 100

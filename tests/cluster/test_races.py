@@ -1,0 +1,99 @@
+"""Conditional writes that race through different nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from tests.cluster.harness import KIB, Api, content, object_url
+
+pytestmark = pytest.mark.cluster
+
+
+async def test_exactly_one_creates(api: Api, name: str) -> None:
+    for number in range(30):
+        path = f"{name}/{number}"
+        size = 30 if number % 3 else 80 * KIB
+
+        async def create(client: int, path: str = path, size: int = size) -> tuple[int, int]:
+            answer = await api(
+                "PUT", object_url(path), node=client % 3, data=content(client, size), headers={"If-None-Match": "*"}
+            )
+            return client, answer.status
+
+        answers = await asyncio.gather(*(create(client) for client in range(12)))
+        winners = [client for client, status in answers if status == 201]
+        assert len(winners) == 1, answers
+        assert {status for client, status in answers if client not in winners} == {412}, answers
+        for node in range(3):
+            assert (await api.get(path, node=node)).body == content(winners[0], size)
+        assert len(await api.versions(path)) == 1
+
+
+async def test_a_counter_loses_no_increment(api: Api, name: str) -> None:
+    clients, increments = 6, 12
+    await api.put(name, b"0")
+    tried: list[int] = []
+
+    async def count(client: int) -> None:
+        done = 0
+        chance = random.Random(client)
+        while done < increments:
+            node = client % 3
+            now = await api.get(name, node=node)
+            answer = await api(
+                "PUT",
+                object_url(name),
+                node=node,
+                data=str(int(now.body) + 1).encode(),
+                headers={"X-Amber-If-Version": str(now.version)},
+            )
+            tried.append(answer.status)
+            assert answer.status in (201, 412, 503), answer
+            if answer.status == 201:
+                assert answer.json["version"] == now.version + 1
+                done += 1
+            else:
+                await asyncio.sleep(chance.random() * 0.01)  # the clients' own backoff
+
+    await asyncio.gather(*map(count, range(clients)))
+    print({status: tried.count(status) for status in set(tried)})
+    final = await api.get(name)
+    assert int(final.body) == clients * increments
+    assert final.version == clients * increments + 1
+
+
+async def test_writers_without_conditions_all_get_versions_of_their_own(api: Api, name: str) -> None:
+    answers = await asyncio.gather(
+        *(api("PUT", object_url(name), node=index % 3, data=content(index, 50)) for index in range(60))
+    )
+    assert {answer.status for answer in answers} == {201}, [a for a in answers if a.status != 201][:3]
+    assert sorted(answer.json["version"] for answer in answers) == list(range(1, 61))
+    for index, answer in enumerate(answers):
+        got = await api.get(name, query=f"version={answer.json['version']}")
+        assert got.body == content(index, 50)
+
+
+async def test_readers_never_see_time_run_backwards(api: Api, name: str) -> None:
+    await api.put(name, b"1")
+    done = False
+
+    async def write() -> None:
+        nonlocal done
+        for _ in range(60):
+            await api.put(name, b"x" * 100)
+        done = True
+
+    async def read(first_node: int) -> int:
+        seen = reads = 0
+        while not done:
+            version = (await api.get(name, node=(first_node + reads) % 3)).version
+            assert version >= seen
+            seen = version
+            reads += 1
+        return reads
+
+    reads = await asyncio.gather(*(read(node) for node in range(3)), write())
+    print(f"reads: {reads[:3]}")

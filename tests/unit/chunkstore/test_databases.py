@@ -1,0 +1,179 @@
+"""Tables as users know them, migrations, the listing index, the cache."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from amberblob.ballot import Ballot
+from amberblob.mutations import Accepted
+from amberblob.wire import ScanEntry
+from chunkstore import schema
+from chunkstore.fileops import FileOps
+from chunkstore.index import ListingIndex
+from chunkstore.rules import after_prefix
+from chunkstore.slotdb import SlotDatabase
+from chunkstore.sqlite import SchemaTooNew, iso_of, migrate, ms_of
+
+DISK = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+
+
+async def test_an_operator_can_read_a_slot(kit, tmp_path: Path):
+    store = await kit.open(tmp_path / "d")
+    first = await kit.put(store, 5, "photos/ä.jpg", b"hello")
+    await kit.put(store, 5, "photos/ä.jpg", b"again")
+    await store.close()
+    database = tmp_path / "d/slots/5/meta.sqlite3"
+    rows = kit.sql(
+        database, "SELECT path, version, blob_id, size, chunks, created_at, tombstoned_at FROM blobs ORDER BY pk"
+    )
+    assert rows[0][:4] == ("photos/ä.jpg", 1, first.head.blob_id, 5)
+    assert json.loads(rows[0][4]) == [{"id": first.head.chunks[0].id, "len": 5}]
+    assert rows[0][5:] == ("2023-11-14T22:13:20.001Z", None)
+    ((ballot, record),) = kit.sql(database, "SELECT accepted_ballot, record FROM registers")
+    assert json.loads(ballot)[0] == 1 and first.head.blob_id in record
+    assert kit.sql(database, "SELECT version, revision, op FROM commit_log ORDER BY seq") == [
+        (1, 1, "put"),
+        (2, 2, "put"),
+    ]
+    assert kit.sql(database, "SELECT incarnation FROM slot_meta") == [(store.disk_id,)]
+
+
+def test_foreign_keys_work_with_the_archive_table(tmp_path: Path):
+    database = SlotDatabase(1, tmp_path / "meta.sqlite3", DISK, create=True)
+    insert = "INSERT INTO blob_chunk_archives(blob_id, chunk_id, length, archived_at, target_path) VALUES (?, 'c', 1, 'now', 't')"
+    with pytest.raises(sqlite3.IntegrityError):
+        database.connection.execute(insert, ("nobody",))
+    database.connection.execute(
+        "INSERT INTO blobs(path, version, blob_id, size, chunks, created_at, etag, content_type, meta, chunk_count, inline, "
+        "revision) VALUES ('p', 1, 'b', 1, '[]', 'now', '', '', '{}', 0, 0, 1)"
+    )
+    database.connection.execute(insert, ("b",))
+    database.close()
+
+
+def test_migrations_go_forward_from_every_version(tmp_path: Path):
+    steps = (
+        "CREATE TABLE a(x);\nINSERT INTO a VALUES (1);\n",
+        "ALTER TABLE a ADD COLUMN y DEFAULT 7;\n",
+        "CREATE TABLE b(z);\n",
+    )
+    for version in range(len(steps) + 1):
+        connection = sqlite3.connect(tmp_path / f"{version}.sqlite3", isolation_level=None)
+        assert migrate(connection, steps[:version]) == 0
+        assert migrate(connection, steps) == version
+        assert connection.execute("SELECT x, y FROM a").fetchall() == [(1, 7)]
+        assert connection.execute("PRAGMA user_version").fetchone() == (3,)
+        with pytest.raises(SchemaTooNew):
+            migrate(connection, steps[:1])
+        connection.close()
+
+
+def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path):
+    connection = sqlite3.connect(tmp_path / "x.sqlite3", isolation_level=None)
+    with pytest.raises(sqlite3.OperationalError):
+        migrate(connection, ("CREATE TABLE a(x);\nNONSENSE;\n",))
+    assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+    connection.close()
+
+
+@pytest.mark.parametrize("version", range(1, len(schema.SLOT_MIGRATIONS) + 1))
+def test_slot_databases_of_every_version_open(tmp_path: Path, version: int, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "meta.sqlite3"
+    with monkeypatch.context() as patched:
+        patched.setattr("chunkstore.slotdb.SLOT_MIGRATIONS", schema.SLOT_MIGRATIONS[:version])
+        SlotDatabase(1, path, DISK, create=True).close()
+    database = SlotDatabase(1, path, "other", create=False)
+    assert database.state.incarnation == DISK
+    database.close()
+
+
+@pytest.mark.parametrize("at_ms", [0, 1, 999, 1_700_000_000_123, 4_102_444_799_999])
+def test_times_are_iso_text_and_come_back(at_ms: int):
+    assert ms_of(iso_of(at_ms)) == at_ms
+    assert iso_of(1_700_000_000_123) == "2023-11-14T22:13:20.123Z"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "wanted"),
+    [
+        ("", None),
+        ("a", "b"),
+        ("a\U0010ffff", "b"),
+        ("\U0010ffff", None),
+        ("\ud7ff", "\ue000"),
+        ("a/", "a0"),
+        ("é", "ê"),
+    ],
+)
+def test_after_prefix(prefix: str, wanted: str | None):
+    assert after_prefix(prefix) == wanted
+    if wanted is not None:
+        assert prefix.encode() < (prefix + "\U0010ffff" * 3).encode() < wanted.encode()
+
+
+def _entry(path: str, *, version: int = 1) -> ScanEntry:
+    return ScanEntry(path, 1, Ballot(1, 1, "n", "a"), True, version, "b", 1, "e", 1, 1, "t", 1)
+
+
+def test_a_delimiter_jumps_over_huge_groups(tmp_path: Path):
+    index = ListingIndex(tmp_path, FileOps())
+    index.update((_entry(f"{group}/{n:06}") for group in "abc" for n in range(40_000)), 1)
+    index.update([_entry("d")], 2)
+    steps = 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    index.connection.set_progress_handler(count, 1000)
+    page = index.scan("", "", "/", 1000)
+    assert [entry.path for entry in page.entries] == ["a/000000", "b/000000", "c/000000", "d"]
+    assert steps < 5, "a walk over the groups would take hundreds of thousands of steps"
+    page = index.scan("b/", "b/020000", "/", 3)
+    assert [entry.path for entry in page.entries] == [
+        "b/020000",
+        "b/020001",
+        "b/020002",
+    ] and page.next_start == "b/020003"
+    index.close()
+
+
+async def test_listing_opens_no_slot_database(kit, tmp_path: Path):
+    store = await kit.open(tmp_path / "d")
+    for n in range(8):
+        await kit.put(store, n, f"p{n}")
+    await store.close()
+    store = await kit.open(tmp_path / "d")
+    await store.scan("", "", "", 1)
+    while store._pool.close_idle(0):
+        pass
+    assert len((await store.scan("", "", "", 1000)).entries) == 8
+    assert store._pool.open_slots() == []
+
+
+async def test_few_open_databases_and_a_small_cache_are_enough(kit, tmp_path: Path):
+    store = await kit.open(tmp_path / "d", open_databases_max=2, registers_clean_max=3)
+    for n in range(60):
+        await kit.put(store, n % 6, f"p{n % 12}")
+    for n in range(12):
+        assert (await store.load(n % 6, f"p{n}")).record.revision == 5
+        assert len(await store.rows(n % 6, f"p{n}")) == 5
+    assert len(store._pool.open_slots()) <= 2
+
+
+async def test_durable_waits_for_the_databases_when_they_are_far_behind(kit, tmp_path: Path):
+    store = await kit.open(tmp_path / "d", unapplied_bytes_max=50_000, linger_s=0.05)
+    positions = []
+    for n in range(20):
+        await store.load(1, f"p{n}")
+        positions.append(store.apply(Accepted(1, f"p{n}", kit.ballot(), kit.record(), bytes(10_000))))
+    started = time.monotonic()
+    await store.durable(positions[-1])
+    assert store._core.overlay.unapplied_bytes <= 50_000
+    assert time.monotonic() - started < 10
