@@ -229,8 +229,8 @@ class LimitsSection(Struct, frozen=True, kw_only=True):
         requests_max: clients' requests under way; more are answered 503.
     """
 
-    request_timeout_s: _Seconds = 30.0
-    peer_timeout_s: _Seconds = 10.0
+    request_timeout_s: _Seconds = 10.0
+    peer_timeout_s: _Seconds = 5.0
     shutdown_timeout_s: _Seconds = 10.0
     requests_max: Annotated[int, Meta(ge=1, le=100_000, description="a number from 1 to 100000")] = 1024
 

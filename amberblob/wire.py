@@ -42,7 +42,7 @@ class Prepare(Message, frozen=True, array_like=True, kw_only=True, tag="P"):
     epoch: int
     ballot: Ballot
     write_id: str
-    """The replica tells what this write did, if the record's own short list does not reach back. Empty: do not look."""
+    """The replica tells what this write did, if its own record's short list does not reach back. Empty: do not look."""
 
 
 class Commit(Message, frozen=True, array_like=True, kw_only=True, tag="C"):

@@ -10,7 +10,6 @@ the same function of an object's number, so that the processes that fill the dis
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from amberblob.clock import SystemClock, SystemRandomness
 from amberblob.ids import content_hash, slot_of
 from amberblob.limits import PROMISE_RESERVE, SLOT_COUNT_DEFAULT
 from amberblob.manifest import ChunkRef, Record, Version, WriteMark
-from amberblob.mutations import Accepted, Chosen, Mutation, Reserved
+from amberblob.mutations import Accepted, Chosen, Reserved
 from chunkstore.identity import read_identity
 from chunkstore.store import DiskStore
 
@@ -33,8 +32,7 @@ PROCESSES_MAX = 2
 _AT_MS = 1_700_000_000_000
 _EPOCH = 1
 _COORDINATOR = "node-1"
-_PENDING_MAX = 4096
-_UNAPPLIED_BYTES_MAX = 16 * 2**20
+_BATCH_OBJECTS = 2048
 
 
 def prefix_of(group: int) -> str:
@@ -60,16 +58,14 @@ def mutations_of(number: int, slot: int) -> tuple[Accepted, Chosen]:
     return Accepted(slot, path, ballot, record, body), Chosen(slot, path, ballot)
 
 
-def _all_mutations(count: int) -> Iterator[Mutation]:
-    """Slot after slot, so that a batch of the applier meets few databases."""
+def _batches(count: int) -> Iterator[tuple[int, list[int]]]:
+    """Slot and numbers, slot after slot, so that a batch of the applier meets few databases."""
     by_slot: list[list[int]] = [[] for _ in range(SLOT_COUNT_DEFAULT)]
     for number in range(count):
         by_slot[slot_of(path_of(number), SLOT_COUNT_DEFAULT)].append(number)
     for slot, numbers in enumerate(by_slot):
-        if numbers:
-            yield Reserved(slot, PROMISE_RESERVE)
-        for number in numbers:
-            yield from mutations_of(number, slot)
+        for start in range(0, len(numbers), _BATCH_OBJECTS):
+            yield slot, numbers[start : start + _BATCH_OBJECTS]
 
 
 async def _fill(disk: Path, count: int) -> None:
@@ -80,16 +76,16 @@ async def _fill(disk: Path, count: int) -> None:
         node_id=identity.node_id,
         clock=SystemClock(),
         randomness=SystemRandomness(),
-        unapplied_bytes_max=_UNAPPLIED_BYTES_MAX,
     )
     try:
-        pending = 0
-        for mutation in _all_mutations(count):
-            position = store.apply(mutation)
-            pending += 1
-            if pending == _PENDING_MAX:
-                await store.durable(position)
-                pending = 0
+        for slot, numbers in _batches(count):
+            # As a replica does: what a register holds is known before it is changed.
+            await asyncio.gather(*(store.load(slot, path_of(number)) for number in numbers))
+            position = store.apply(Reserved(slot, PROMISE_RESERVE))
+            for number in numbers:
+                for mutation in mutations_of(number, slot):
+                    position = store.apply(mutation)
+            await store.durable(position)
     finally:
         await store.close()
 
@@ -122,5 +118,4 @@ def fill_disks(disks: Sequence[Path], count: int, *, timeout_s: float) -> None:
 
 
 if __name__ == "__main__":
-    os.nice(0)
     uvloop.run(_fill(Path(sys.argv[1]), int(sys.argv[2])))

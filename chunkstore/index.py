@@ -86,7 +86,8 @@ class ListingIndex:
             raise
         self.applied: int = row[0]
         self.complete = bool(row[1])
-        self.dirty = False
+        # A process that died may have left a log that was never synced.
+        self.dirty = True
 
     def update(self, entries: Iterable[ScanEntry], applied: int) -> None:
         """Put the entries in, in one transaction with the position that they reach to."""

@@ -86,7 +86,16 @@ def _run(options: argparse.Namespace, folder: Path, tree: Tree) -> int:
             for node in cluster.nodes:
                 step.note(f"{node.name} pid={node.pid} {node.url}")
         memory_before = cluster.memory_bytes()
-        demo = Demo(cluster, report, tree, large, edition, parallel=options.parallel, seed=options.seed)
+        demo = Demo(
+            cluster,
+            report,
+            tree,
+            large,
+            edition,
+            parallel=options.parallel,
+            seed=options.seed,
+            heal_timeout_s=options.heal_timeout,
+        )
         asyncio.run(demo.run())
         if dead := cluster.dead():
             raise Failed(f"at the end {', '.join(dead)} no longer runs")
@@ -108,6 +117,8 @@ def _run(options: argparse.Namespace, folder: Path, tree: Tree) -> int:
     report.say(f"{time.monotonic() - began_s:.1f} s in all")
     if demo is not None:
         report.say(f"{demo.compared_objects:,} objects read back, {demo.compared_bytes:,} bytes compared")
+        for finding in demo.findings:
+            report.say(f"finding: {finding}")
     report.say(f"FOUND: {problem}" if problem else "no difference found")
     return 1 if problem else 0
 
@@ -178,6 +189,13 @@ def _parser() -> argparse.ArgumentParser:
         help="what is stored (default: the sources of Python's standard library)",
     )
     parser.add_argument("--parallel", type=int, default=16, metavar="N", help="operations at a time (default: 16)")
+    parser.add_argument(
+        "--heal-timeout",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="how long to wait for the node's copies (default: 30)",
+    )
     parser.add_argument("--seed", type=int, default=1, help="decides which files are changed (default: 1)")
     return parser
 

@@ -344,7 +344,8 @@ def _restore(operation: Restore, situation: Situation) -> Decision:
             return Answer()
         lifted, taken = ((version, version),), without(current.taken, version)
     live = merge_ranges((*current.live, *lifted))
-    if len(live) > LIVE_RANGES_MAX:
+    # A put may have made one run more than deletes are allowed to make; what a delete took can always come back.
+    if len(live) > LIVE_RANGES_MAX + 1:
         return Refuse(
             VersionConflict(
                 f"The path would have {len(live)} separate runs of live versions; no more than {LIVE_RANGES_MAX} are kept track of.",

@@ -198,6 +198,8 @@ class WriteRound:
         """Whether a COMMIT of a record of our own went out: from then on a failure is an unknown outcome."""
         self._may_linger = may_be_retry
         self._confirming: Applied | None = None
+        self._fully = False
+        self._full_ballot: Ballot | None = None
         self.phase = Phase.IDLE
         self._token = 0
         self._attempt = 0
@@ -295,17 +297,35 @@ class WriteRound:
         promises = tally.promised.items()
         self._finding = weigh(self._electorate, [Vote(name, p.accepted, p.record, p.chosen) for name, p in promises])
         self._version_floor = max(p.version_floor for _, p in promises)
-        self._prior = next((p.prior for _, p in promises if p.prior is not None), None)
+        self._prior = self._remembered(reply for _, reply in promises)
         if not self._finding.decided:
             return self._finish()
         return self._decide()
 
+    def _remembered(self, promises: Iterable[Promised]) -> WriteMark | None:
+        """What our write id did, by any voter's word.
+
+        Whoever accepted the successor of our record knows our mark: from its table, or from its record's list. The
+        record may be an old one: every mark in it but the last belongs to a predecessor and so is chosen, and the
+        last one is if the voter says so.
+        """
+        for promise in promises:
+            if promise.prior is not None:
+                return promise.prior
+            record = promise.record
+            mark = record.write(self._write_id) if record is not None else None
+            if record is not None and mark is not None and (promise.chosen or mark != record.writes[-1]):
+                return mark
+        return None
+
     # ---- an undecided record first becomes chosen, as it is
 
-    def _finish(self) -> list[Action]:
+    def _finish(self, *, fully: bool = False) -> list[Action]:
+        """Propose the current record again as it is; ``fully``: until it is on a write quorum, not just chosen."""
         record = self._finding.record
         assert record is not None
         self._proposal = record
+        self._fully = fully
         return self._enter(
             Phase.FINISHING,
             self._electorate.voters,
@@ -333,6 +353,8 @@ class WriteRound:
         decision = decide(self._operation, situation)
         match decision:
             case Propose():
+                if self._finding.record is not None and not self._on_write_quorum():
+                    return self._finish(fully=True)
                 return self._commit(decision.record)
             case NeedHistory():
                 return self._read_history(decision)
@@ -346,13 +368,19 @@ class WriteRound:
                 return self._end(applied)
 
     def _on_write_quorum(self) -> bool:
-        """Whether what is chosen has all the copies that an acknowledgement promises. A majority it has."""
+        """Whether the current record is known to have all the copies that an acknowledgement promises.
+
+        A chosen one is on a majority. If more is configured, it is known only of what this round brought there
+        itself: a voter that merely learnt of a record reports it too, without its bytes. So that a superseded
+        record has its copies, nothing is built on one that has not.
+        """
         electorate = self._electorate
-        return electorate.write_quorum == electorate.majority or electorate.is_write_quorum(self._finding.holders)
+        return electorate.write_quorum == electorate.majority or self._finding.ballot == self._full_ballot
 
     def _confirm(self, applied: Applied) -> list[Action]:
-        """Our write was applied at an earlier try, by a majority only: bring it to the configured write quorum first."""
-        actions = self._finish()
+        """Our write was applied at an earlier try, perhaps by a majority only: bring it to the write quorum first."""
+        self.sent_commit = True
+        actions = self._finish(fully=True)
         self._confirming = applied
         return actions
 
@@ -411,13 +439,13 @@ class WriteRound:
         tally = self._tally
         tally.accepted.add(node)
         if self.phase is Phase.FINISHING:
-            if self._confirming is not None:
-                if not self._electorate.is_write_quorum(tally.accepted):
-                    return []
-                return [*self._spread(), *self._end(self._confirming)]
-            if not self._electorate.is_majority(tally.accepted):
+            if not self._enough(tally.accepted):
                 return []
             spread = self._spread()
+            if self._fully:
+                self._full_ballot = self._ballot
+            if self._confirming is not None:
+                return [*spread, *self._end(self._confirming)]
             if isinstance(self._operation, Finish):
                 return [*spread, *self._end(self._applied(None, fresh=False))]
             # Chosen now. A ballot carries one value only, so our own record needs the next one.
@@ -426,6 +454,10 @@ class WriteRound:
             return []
         assert self._proposal is not None
         return [*self._spread(), *self._end(self._applied(self._proposal.writes[-1], fresh=True))]
+
+    def _enough(self, accepted: set[str]) -> bool:
+        """Whether these accepts end a FINISHING."""
+        return self._electorate.is_write_quorum(accepted) if self._fully else self._electorate.is_majority(accepted)
 
     def _applied(self, mark: WriteMark | None, *, fresh: bool) -> Applied:
         return Applied(self._proposal, self._ballot, mark, fresh=fresh, holders=tuple(sorted(self._tally.accepted)))
@@ -453,7 +485,7 @@ class WriteRound:
     def _lost(self, node: str, why: str) -> list[Action]:
         tally = self._tally
         tally.out[node] = why
-        if self.phase is Phase.COMMITTING or self._confirming is not None:
+        if self.phase is Phase.COMMITTING or (self.phase is Phase.FINISHING and self._fully):
             possible = self._electorate.write_quorum_possible(tally.out)
         elif self.phase is Phase.FINISHING:
             possible = self._electorate.majority_possible(tally.out)
@@ -496,7 +528,7 @@ class WriteRound:
                 )
             )
         got = len(self._electorate.voters) - len(failures)
-        return self._end(Rejected(QuorumUnavailable.of(self._electorate.majority, max(got, 0), failures)))
+        return self._end(Rejected(QuorumUnavailable.of(self._electorate.write_quorum, max(got, 0), failures)))
 
     def _end(self, outcome: Outcome) -> list[Action]:
         self.phase = Phase.FINISHED

@@ -59,7 +59,7 @@ async def test_one_dead(api: Api, cluster: Cluster, name: str, dead: int) -> Non
     before = await mixed_operations(api, f"{name}/before", 30)
     cluster.kill(dead)
     api.nodes = [node for node in range(3) if node != dead]
-    model = await mixed_operations(api, name, 200)
+    model = await mixed_operations(api, f"{name}/during", 200)
     for node in api.nodes:
         await check(api, model | before, node)
     cluster.start(dead)
@@ -101,7 +101,7 @@ async def test_one_stands_still(api: Api, cluster: Cluster, name: str, still: in
     before = await mixed_operations(api, f"{name}/before", 30)
     cluster.pause(still)
     api.nodes = [node for node in range(3) if node != still]
-    model = await mixed_operations(api, name, 120)
+    model = await mixed_operations(api, f"{name}/during", 120)
     for node in api.nodes:
         await check(api, model | before, node)
     cluster.resume(still)

@@ -78,7 +78,7 @@ def test_defaults(tmp_path):
     assert (config.cluster.replicas, config.cluster.slot_count) == (3, 256)
     assert (config.cluster.effective_write_quorum, config.cluster.effective_read_quorum) == (2, 2)
     assert (config.storage.chunk_size, config.storage.reserve) == (8 << 20, 256 << 20)
-    assert config.limits.request_timeout_s == 30
+    assert config.limits.request_timeout_s == 10
 
 
 def test_the_environment_goes_before_the_file(tmp_path):
@@ -186,7 +186,7 @@ WRONG = [
     ("log", "level", '"loud"', "debug, info, warning, error"),
     ("log", "format", "1", "json, console, auto"),
     ("limits", "request_timeout_s", "0", "more than 0"),
-    ("limits", "peer_timeout_s", "60", "at most request_timeout_s (30)"),
+    ("limits", "peer_timeout_s", "60", "at most request_timeout_s (10)"),
 ]
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from amberblob.errors import OutcomeUnknown, PreconditionFailed, QuorumUnavailable
-from node.protocol.operations import Conditions, DeleteVersion, Finish, Put
+from amberblob.errors import OutcomeUnknown, QuorumUnavailable
+from node.protocol.operations import DeleteVersion, Put
 from node.protocol.write import Applied, Phase, Rejected
 from tests.unit.node.protocol.model import PATH, Cluster, Hand, draft
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import msgspec
+import pytest
+
 from amberblob.clock import HybridClock, SystemClock
 from amberblob.limits import RECENT_WRITES_MAX
-from amberblob.wire import Learn, Reply, Request
+from amberblob.wire import Learn
 from chunkstore import MemoryStore
 from node.protocol.operations import Operation, Put
 from node.protocol.quorum import Electorate
 from node.protocol.write import Applied, Finished, Outcome, Send, Spread, Wait, WriteRound
 from node.replica import Replica
 from tests.unit.node.protocol.model import PATH, SLOT, draft
-import msgspec
-import pytest
 
 
 class NoPulls:

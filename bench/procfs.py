@@ -1,0 +1,64 @@
+"""What Linux tells of a process: CPU time, memory, open files, bytes written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_RESET_PEAK = "5"
+
+
+def cpu_s(pids: Sequence[int]) -> float:
+    """CPU seconds (user and system) that the processes have used so far, all together."""
+    total = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        total += int(fields[11]) + int(fields[12])
+    return total / _TICKS_PER_S
+
+
+def _status_kib(pid: int, key: str) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1])
+    raise ValueError(f"/proc/{pid}/status has no {key}")
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident memory."""
+    return _status_kib(pid, "VmRSS") * 1024
+
+
+def peak_rss_bytes(pid: int) -> int:
+    """The most resident memory since the start, or since :func:`reset_peak`."""
+    return _status_kib(pid, "VmHWM") * 1024
+
+
+def reset_peak(pid: int) -> None:
+    """Begin :func:`peak_rss_bytes` anew."""
+    Path(f"/proc/{pid}/clear_refs").write_text(_RESET_PEAK)
+
+
+def written_bytes(pids: Sequence[int]) -> int:
+    """Bytes that the processes caused to be sent to the disk, all together."""
+    total = 0
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/io").read_text().splitlines():
+            if line.startswith("write_bytes:"):
+                total += int(line.split()[1])
+    return total
+
+
+def open_files(pid: int, ending: str) -> int:
+    """How many different files with this ending the process has open."""
+    names = set()
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        try:
+            name = os.readlink(entry.path)
+        except OSError:
+            continue
+        if name.endswith(ending):
+            names.add(name)
+    return len(names)
