@@ -83,7 +83,7 @@ def markdown(document: Document) -> str:
         "Measured by `make bench`: three real node processes on one machine, which share its disk and cores with the",
         "load generator. Beside each figure stands its floor, measured right next to it: what the same machine does",
         "of the same kind without us. Every quantity is the median of its runs with the least and the greatest.",
-        "Reproduce it with `make bench ARGS=\"--json bench.json\"`, then `python -m bench --report bench.json`.",
+        'Reproduce it with `make bench ARGS="--json bench.json"`, then `python -m bench --report bench.json`.',
         "",
         "| fact | value |",
         "|---|---|",

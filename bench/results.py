@@ -97,7 +97,14 @@ class Recorder:
         self._notes: dict[tuple[str, str, str], str] = {}
 
     def add(
-        self, subject: str, metric: str, unit: str, value: float, *, floor: tuple[str, float] | None = None, note: str = ""
+        self,
+        subject: str,
+        metric: str,
+        unit: str,
+        value: float,
+        *,
+        floor: tuple[str, float] | None = None,
+        note: str = "",
     ) -> None:
         """One run's value; ``floor`` is the name and value of its floor."""
         key = (subject, metric, unit)

@@ -9,7 +9,7 @@ way of an entry), then by interest:
 * memory: :mod:`rules` (pure: what a mutation does), :mod:`overlay`
 * bytes: :mod:`staging` (the way in), :mod:`files`, :mod:`blobs`
 * the disk itself: :mod:`identity`, :mod:`space`, :mod:`fileops`, :mod:`recovery`, :mod:`doctor`
-* :mod:`memory`: the twin for tests and simulations
+* :mod:`memory`, :mod:`memory_state`: the twin for tests and simulations
 
 It must not know of peers, ballots' meaning, HTTP or the registry: it keeps what it is told to keep. The format
 and the reasons are in rfc/0003-on-disk-format.md.

@@ -8,39 +8,19 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from amberblob.ballot import EMPTY_REGISTER, Register, SlotState
 from amberblob.errors import ChunkCorrupt, ChunkMissing, DigestMismatch, DiskFailed, DiskFull, StorageError
 from amberblob.ids import content_hash
-from amberblob.manifest import ChunkRef, Record, Version, WriteMark, covers
+from amberblob.manifest import ChunkRef, Version, WriteMark
 from amberblob.mutations import Aborted, Accepted, Chosen, EpochSeen, Mutation, Reserved, Staged
 from amberblob.wire import HistoryRow, ScanEntry
 from chunkstore import rules
 from chunkstore.files import checked_hash, checked_ulid
 from chunkstore.index import Page
 from chunkstore.interface import BlobState, Buffer
+from chunkstore.memory_state import MemorySlot, PathState
 from chunkstore.overlay import Intent
-
-
-@dataclass(slots=True)
-class _Path:
-    """What is kept of one path beside its register."""
-
-    rows: dict[int, tuple[Version, int | None]] = field(default_factory=dict)
-    writes: dict[str, WriteMark] = field(default_factory=dict)
-    newest_chosen: Record | None = None
-
-
-@dataclass(slots=True)
-class _Slot:
-    state: SlotState
-    registers: dict[str, Register] = field(default_factory=dict)
-    paths: dict[str, _Path] = field(default_factory=dict)
-    intents: dict[str, tuple[Intent, int]] = field(default_factory=dict)
-    bodies: dict[str, bytes] = field(default_factory=dict)
-    files: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    incomplete: set[str] = field(default_factory=set)
 
 
 class MemoryStaging:
@@ -89,7 +69,7 @@ class MemoryStore:
         self.failed: str | None = None
         self.full = False
         self._wall_ms = wall_ms
-        self._slots: dict[int, _Slot] = {}
+        self._slots: dict[int, MemorySlot] = {}
         self._position = 0
         self._index: dict[str, ScanEntry] = {}
         self._paths: list[str] = []
@@ -103,7 +83,7 @@ class MemoryStore:
     def lose_slot(self, slot: int, incarnation: str) -> None:
         """The slot's database is gone; a fresh one begins. Files stay."""
         old = self._slots.get(slot)
-        fresh = _Slot(SlotState(slot=slot, incarnation=incarnation))
+        fresh = MemorySlot(SlotState(slot=slot, incarnation=incarnation))
         if old is not None:
             fresh.files, fresh.incomplete = old.files, old.incomplete
             for path in old.registers:
@@ -134,9 +114,9 @@ class MemoryStore:
 
     # -- registers
 
-    def _slot(self, slot: int) -> _Slot:
+    def _slot(self, slot: int) -> MemorySlot:
         if slot not in self._slots:
-            self._slots[slot] = _Slot(SlotState(slot=slot, incarnation=self.disk_id))
+            self._slots[slot] = MemorySlot(SlotState(slot=slot, incarnation=self.disk_id))
         return self._slots[slot]
 
     def slot_state(self, slot: int) -> SlotState:
@@ -184,12 +164,12 @@ class MemoryStore:
         self._position += 1
         return self._position
 
-    def _accepted(self, at: _Slot, mutation: Accepted) -> None:
+    def _accepted(self, at: MemorySlot, mutation: Accepted) -> None:
         before = at.registers.get(mutation.path, EMPTY_REGISTER)
         after, record = rules.accept(before, mutation), mutation.record
-        path = at.paths.setdefault(mutation.path, _Path())
-        self._add_row(path, record.previous)
-        self._add_writes(path, record.writes[:-1])
+        path = at.paths.setdefault(mutation.path, PathState())
+        path.add_row(record.previous)
+        path.add_writes(record.writes[:-1])
         if after is before:
             return
         self._set_register(at, mutation.slot, mutation.path, after)
@@ -198,7 +178,7 @@ class MemoryStore:
             if mutation.body is not None:
                 at.bodies[record.added.blob_id] = mutation.body
 
-    def _chosen(self, at: _Slot, mutation: Chosen) -> None:
+    def _chosen(self, at: MemorySlot, mutation: Chosen) -> None:
         before = at.registers.get(mutation.path, EMPTY_REGISTER)
         record, after = rules.chosen_record(before, mutation), rules.choose(before, mutation)
         if after is not before:
@@ -207,34 +187,9 @@ class MemoryStore:
             return
         if mutation.record is not None and record.added is not None:
             at.intents[record.added.blob_id] = (Intent.REFERENCED, record.added.created_at_ms)
-        path = at.paths.setdefault(mutation.path, _Path())
-        if path.newest_chosen is None or record.revision >= path.newest_chosen.revision:
-            path.newest_chosen = record
-        self._add_row(path, record.previous)
-        self._add_row(path, record.added)
-        self._add_writes(path, record.writes)
-        self._bury(path)
+        at.paths.setdefault(mutation.path, PathState()).learn(record)
 
-    def _add_row(self, path: _Path, version: Version | None) -> None:
-        if version is not None and version.version not in path.rows:
-            path.rows[version.version] = (version, None)
-            self._bury(path)
-
-    def _bury(self, path: _Path) -> None:
-        newest = path.newest_chosen
-        if newest is None:
-            return
-        for number, (version, dead_at) in path.rows.items():
-            if covers(newest.live, number):
-                path.rows[number] = (version, None)
-            elif dead_at is None and number <= newest.version_max:
-                path.rows[number] = (version, newest.deleted_at_ms or newest.changed_at_ms)
-
-    def _add_writes(self, path: _Path, marks: tuple[WriteMark, ...]) -> None:
-        for mark in marks:
-            path.writes.setdefault(mark.write_id, mark)
-
-    def _set_register(self, at: _Slot, slot: int, path: str, register: Register) -> None:
+    def _set_register(self, at: MemorySlot, slot: int, path: str, register: Register) -> None:
         at.registers[path] = register
         if path not in self._index:
             bisect.insort(self._paths, path)
@@ -242,9 +197,9 @@ class MemoryStore:
 
     # -- history and listing
 
-    def _path(self, slot: int, path: str) -> _Path:
+    def _path(self, slot: int, path: str) -> PathState:
         known = self._slots.get(slot)
-        return known.paths.get(path, _Path()) if known else _Path()
+        return known.paths.get(path, PathState()) if known else PathState()
 
     async def rows(
         self, slot: int, path: str, *, version: int | None = None, below: int | None = None, limit: int = 1000

@@ -16,12 +16,15 @@ from typing import Protocol
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
 
 MB = 1_000_000
 PIPE_WIDTH = 150
 PICTURE_CELLS = 20
+BAR_CELLS = 24
+WIDE = 120
+"""From so many columns on the table has room for the titles; the numbers are those of the lines above it."""
 _PERCENT_STEP = 10
 _BARS = " ▁▂▃▄▅▆▇█"
 
@@ -138,12 +141,12 @@ class _TerminalView:
         self._console = console
         self._label = escape(label)
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            BarColumn(bar_width=BAR_CELLS),
             TaskProgressColumn(),
-            TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
+            expand=True,
             transient=True,
         )
         self._task = self._progress.add_task(self._label, total=total or None)
@@ -199,16 +202,22 @@ class Report:
     def table(self) -> None:
         """All steps with their figures."""
         table = Table(box=SIMPLE_HEAD, title="What was done", title_justify="left")
-        table.add_column("step")
-        for name in ("operations", "MB", "seconds", "MB/s", "ops/s", "slowest s", "repeated", "errors"):
-            table.add_column(name, justify="right")
-        table.add_column("speed over time", no_wrap=True)
-        for step in self.steps:
-            table.add_row(*_row(step))
+        wide = self._console.width >= WIDE
+        titles = [escape(step.title) if wide else "" for step in self.steps]
+        table.add_column("step", justify="right")
+        if wide:
+            table.add_column("", no_wrap=True, overflow="ellipsis")
+        for name in ("ops", "MB", "s", "MB/s", "ops/s", "slowest", "repeated", "errors"):
+            table.add_column(name, justify="right", no_wrap=True)
+        if wide:
+            table.add_column("speed over time", no_wrap=True)
+        for number, (title, step) in enumerate(zip(titles, self.steps, strict=True), start=1):
+            table.add_row(str(number), *([title] if wide else []), *_row(step), *([step.picture] if wide else []))
         timed = sum(step.took_s for step in self.steps)
         table.add_section()
         table.add_row(
             "all",
+            *([""] if wide else []),
             f"{sum(step.operations for step in self.steps):,}",
             f"{sum(step.size_bytes for step in self.steps) / MB:,.1f}",
             f"{timed:,.1f}",
@@ -217,7 +226,6 @@ class Report:
             f"{max((step.slowest_s for step in self.steps), default=0.0):.2f}",
             str(sum(step.repeated for step in self.steps)),
             str(sum(step.errors for step in self.steps)),
-            "",
         )
         self._console.print(table)
 
@@ -234,7 +242,6 @@ class Report:
 def _row(step: Step) -> Iterable[str]:
     seconds = max(step.took_s, 1e-9)
     return (
-        escape(step.title),
         f"{step.operations:,}" if step.operations else "",
         f"{step.size_bytes / MB:,.1f}" if step.size_bytes else "",
         f"{step.took_s:,.1f}",
@@ -243,7 +250,6 @@ def _row(step: Step) -> Iterable[str]:
         f"{step.slowest_s:.2f}" if step.slowest_s else "",
         str(step.repeated),
         str(step.errors),
-        step.picture,
     )
 
 

@@ -43,7 +43,10 @@ async def mixed_operations(api: Api, name: str, count: int) -> dict[str, bytes |
             case "list":
                 objects, _, _ = await api.list_all(prefix=f"{name}/", limit=7)
                 assert [entry["path"] for entry in objects] == sorted(key for key, body in model.items() if body is not None)
-        slowest_s = max(slowest_s, time.monotonic() - start)
+        took_s = time.monotonic() - start
+        if took_s > 1:
+            print(f"{operation} of {path} took {took_s:.2f} s, {index} operations in")
+        slowest_s = max(slowest_s, took_s)
     print(f"slowest of {count} operations: {slowest_s:.3f} s")
     return model
 

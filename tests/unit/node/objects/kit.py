@@ -312,6 +312,15 @@ class Cluster:
         assert self.table is not None
         return self.table.slot_of(path)
 
+    def path(self, first: int, stem: str = "p") -> str:
+        """A path of which node ``first`` is the first voter: here it is asked first, and answers first."""
+        assert self.table is not None
+        for index in range(1000):
+            path = f"{stem}{index}"
+            if self.table.route_of(path).voter_nodes[0] == f"n{first}":
+                return path
+        raise AssertionError("no such path")
+
     def start(self, name: str) -> Node:
         """A node's process on its disk: at first, and again after a crash."""
         options, store = self.options, self.stores[name]

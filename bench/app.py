@@ -1,0 +1,123 @@
+"""The command: which scenarios, how much of them, and where the findings go."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from bench.cluster import ClusterFailed
+from bench.machine import commit_id, load_average, machine_facts
+from bench.report import markdown, show_facts, show_section
+from bench.results import Document, Recorder, Section, load, save
+from bench.scenarios import SCENARIOS, Plan
+
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+_GIB = 2**30
+_FULL_S = 540.0
+_QUICK_S = 100.0
+_LISTED = 1_000_000
+_LISTED_QUICK = 20_000
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description="Measure AmberBlob beside this machine's own floors."
+    )
+    parser.add_argument("--quick", action="store_true", help="one short run of each thing: to see that it works")
+    parser.add_argument("--only", nargs="+", choices=sorted(SCENARIOS), metavar="NAME", help=", ".join(SCENARIOS))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the findings here")
+    parser.add_argument("--huge", action="store_true", help="a body of 4 GiB instead of 1 GiB")
+    parser.add_argument("--folder", type=Path, help="where the clusters and floors live (default: a temporary folder)")
+    parser.add_argument("--objects", type=int, metavar="N", help=f"objects in the listing (default: {_LISTED:,})")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help=f"measure nothing; make {PAGE.name} of this JSON file"
+    )
+    return parser
+
+
+def _plan(options: argparse.Namespace, began: float) -> Plan:
+    quick = bool(options.quick)
+    return Plan(
+        runs=1 if quick else 3,
+        window_s=1.5 if quick else 3.0,
+        floor_s=0.5 if quick else 1.0,
+        starts=2 if quick else 5,
+        huge_bytes=4 * _GIB if options.huge else _GIB,
+        listed=max(1000, options.objects or (_LISTED_QUICK if quick else _LISTED)),
+        fill_timeout_s=_QUICK_S if quick else _FULL_S,
+        death_s=4.0 if quick else 8.0,
+        deadline=began + (_QUICK_S if quick else _FULL_S),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0 measured, 1 something failed, 2 wrong usage."""
+    options = _parser().parse_args(arguments)
+    if options.report is not None:
+        PAGE.parent.mkdir(exist_ok=True)
+        PAGE.write_text(markdown(load(options.report)))
+        print(f"{PAGE} made of {options.report}")
+        return 0
+    # Every process is ended on the way out of its `with`, so that a signal must come as an exception.
+    signal.signal(signal.SIGTERM, _interrupt)
+    console = Console()
+    try:
+        document = _measure(options, console, shlex.join(["python", "-m", "bench", *(arguments or sys.argv[1:])]))
+    except KeyboardInterrupt:
+        print("interrupted; nothing is left running", file=sys.stderr)
+        return 130
+    show_facts(document, console)
+    if options.json is not None:
+        save(document, options.json)
+        print(f"kept in {options.json}; python -m bench --report {options.json} makes {PAGE.name} of it")
+    return 1 if any(section.problem for section in document.sections) else 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _measure(options: argparse.Namespace, console: Console, command: str) -> Document:
+    began, started_at, load_before = time.monotonic(), datetime.now(UTC), load_average()
+    plan = _plan(options, began)
+    sections = []
+    with tempfile.TemporaryDirectory(prefix="amberblob-bench-", dir=options.folder) as folder:
+        machine = machine_facts(Path(folder))
+        for name in options.only or SCENARIOS:
+            section = _run_one(name, plan, Path(folder))
+            show_section(section, console)
+            sections.append(section)
+    return Document(
+        command=command,
+        commit=commit_id(),
+        started_at=started_at.isoformat(timespec="seconds"),
+        seconds=time.monotonic() - began,
+        machine=machine,
+        load_before=load_before,
+        load_after=load_average(),
+        sections=tuple(sections),
+    )
+
+
+def _run_one(name: str, plan: Plan, folder: Path) -> Section:
+    """One scenario in a folder of its own, removed after it; what it found until something failed is kept."""
+    title, scenario = SCENARIOS[name]
+    if time.monotonic() > plan.deadline:
+        return Section(name=name, title=title, problem="left out: the run's time was over")
+    began, recorder, problem = time.monotonic(), Recorder(), ""
+    with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=folder) as inside:
+        try:
+            scenario(plan, Path(inside), recorder)
+        except (ClusterFailed, RuntimeError, OSError) as error:
+            problem = f"failed: {error}"
+    return Section(name=name, title=title, rows=recorder.rows(), problem=problem, seconds=time.monotonic() - began)

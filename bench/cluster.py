@@ -1,0 +1,199 @@
+"""A cluster of real processes in a folder of its own: ``amberblob dev``, started, asked, and ended by its pid."""
+
+from __future__ import annotations
+
+import ctypes
+import http.client
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HOST = "127.0.0.1"
+NODES = 3
+_READY_TIMEOUT_S = 90.0
+_STOP_TIMEOUT_S = 60.0
+_PORTS = range(20_000, 30_000, NODES)
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class ClusterFailed(Exception):
+    """The cluster did not start or stop as it should."""
+
+
+def end_with_parent() -> None:
+    """For ``preexec_fn``: the kernel ends this child (SIGTERM) when the benchmark itself is killed."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _free_ports() -> int:
+    """The first of as many free ports in a row as there are nodes."""
+    for first in _PORTS:
+        with ExitStack() as stack:
+            try:
+                for port in range(first, first + NODES):
+                    probe = stack.enter_context(closing(socket.socket()))
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind((HOST, port))
+            except OSError:
+                continue
+            return first
+    raise ClusterFailed("found no free ports")
+
+
+@dataclass(slots=True)
+class Node:
+    """One node: its number from 1, port, folder, and the pid of its process."""
+
+    number: int
+    port: int
+    folder: Path
+    pid: int
+    restarted: subprocess.Popen[bytes] | None = None
+
+    @property
+    def disk(self) -> Path:
+        """Its disk's folder."""
+        return self.folder / "disk"
+
+
+@dataclass(slots=True)
+class Cluster:
+    """Three nodes on ``folder``. A context manager; started again on the same folder it has its data.
+
+    Attributes:
+        start_s: from the start of the command to the line ``ready``.
+    """
+
+    folder: Path
+    nodes: list[Node] = field(default_factory=list)
+    start_s: float = 0.0
+    _dev: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Cluster:
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the nodes' processes."""
+        return [node.pid for node in self.nodes]
+
+    @property
+    def ports(self) -> list[int]:
+        """Where the nodes answer clients."""
+        return [node.port for node in self.nodes]
+
+    def _start(self) -> None:
+        first = _free_ports()
+        command = [sys.executable, "-m", "amberblob", "dev", "--data", str(self.folder), "--port", str(first)]
+        began = time.monotonic()
+        self._dev = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs while a cluster starts
+        )
+        pids = self._read_pids(self._dev, began + _READY_TIMEOUT_S)
+        self.start_s = time.monotonic() - began
+        self.nodes = [
+            Node(number, first + number - 1, self.folder / f"node-{number}", pid) for number, pid in enumerate(pids, 1)
+        ]
+
+    def _read_pids(self, dev: subprocess.Popen[bytes], deadline: float) -> list[int]:
+        assert dev.stdout is not None, "it was opened with a pipe"
+        text = b""
+        while b"\nready\n" not in text:
+            ready, _, _ = select.select([dev.stdout], [], [], max(0.0, deadline - time.monotonic()))
+            part = dev.stdout.read1() if ready else b""  # type: ignore[attr-defined]  # a BufferedReader
+            if not part:
+                raise ClusterFailed(f"`amberblob dev` said {text.decode(errors='replace')!r} and not ready")
+            text += part
+        lines = [line.split() for line in text.decode().splitlines() if line.startswith("node-")]
+        pids = [int(word.removeprefix("pid=")) for line in lines for word in line if word.startswith("pid=")]
+        if len(pids) != NODES:
+            raise ClusterFailed(f"`amberblob dev` named {len(pids)} nodes, not {NODES}")
+        return pids
+
+    def kill(self, node: Node) -> None:
+        """SIGKILL one node."""
+        (node.restarted or _ByPid(node.pid)).send_signal(signal.SIGKILL)
+        if node.restarted is not None:
+            node.restarted.wait(_STOP_TIMEOUT_S)
+
+    def restart(self, node: Node) -> None:
+        """Start a killed node again with the same `serve` command, and wait until it is ready."""
+        config = node.folder / "node.toml"
+        log = (node.folder / "log").open("ab")
+        with log:
+            node.restarted = subprocess.Popen(
+                [sys.executable, "-m", "amberblob", "serve", "--config", str(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs while a node starts
+            )
+        node.pid = node.restarted.pid
+        deadline = time.monotonic() + _READY_TIMEOUT_S
+        while not is_ready(node.port):
+            if time.monotonic() > deadline or node.restarted.poll() is not None:
+                raise ClusterFailed(f"node-{node.number} did not come back; its log is {node.folder}/log")
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End every process; the data stays."""
+        ours = [node.restarted for node in self.nodes if node.restarted is not None]
+        if self._dev is not None:
+            ours.append(self._dev)
+        for process in ours:
+            process.terminate()
+        for process in ours:
+            try:
+                process.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+        self._dev = None
+        for node in self.nodes:
+            node.restarted = None
+
+
+@dataclass(frozen=True, slots=True)
+class _ByPid:
+    """A node that is a child of our `amberblob dev`: its pid stays its own until dev has seen it end."""
+
+    pid: int
+
+    def send_signal(self, number: int) -> None:
+        import os
+
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+
+def is_ready(port: int) -> bool:
+    """Whether the node serves."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=2.0)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

@@ -1,0 +1,293 @@
+"""What is done to the cluster: one function per scenario, each with a cluster in a folder of its own.
+
+Each adds its values run by run; a floor is measured right before or after the value that it stands beside, because
+on a shared machine nothing else is comparable.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import bulk, floors, procfs
+from bench.cluster import Cluster
+from bench.fill import OBJECTS_PER_PREFIX, fill_disks, prefix_of
+from bench.load import Measured, run_load
+from bench.results import Recorder, percentile
+from bench.worker import Job
+
+SMALL_BYTES = 4096
+LARGE_BYTES = 64 * 2**20
+_MIB = 2**20
+_US = 1e6
+_PATHS = 100
+_SETTLE_S = 2.0
+_PAGES = 20
+_RETRY_DEADLINE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How much of everything.
+
+    Attributes:
+        runs: how often each thing is measured.
+        window_s: how long a load goes on.
+        floor_s: how long a floor of small writes goes on.
+        starts: how often a cluster is started.
+        huge_bytes: of the body that is larger than memory should be.
+        listed: objects in the listing.
+        fill_timeout_s: for one disk.
+        death_s: how long the load goes on in whose middle a node dies.
+        deadline: the moment (monotonic) after which no further run begins.
+    """
+
+    runs: int
+    window_s: float
+    floor_s: float
+    starts: int
+    huge_bytes: int
+    listed: int
+    fill_timeout_s: float
+    death_s: float
+    deadline: float
+
+    def rounds(self) -> Iterator[int]:
+        """The runs, as many as time allows, at least one."""
+        for run in range(self.runs):
+            if run == 0 or time.monotonic() < self.deadline:
+                yield run
+
+
+Scenario = Callable[[Plan, Path, Recorder], None]
+
+
+def _add_load(
+    to: Recorder, subject: str, load: Measured, floor: tuple[str, float] | None, *, stored_bytes: int
+) -> None:
+    to.add(subject, "throughput", "ops/s", load.per_s, floor=floor)
+    for name, part in (("p50", 0.5), ("p99", 0.99)):
+        to.add(subject, name, "ms", load.latency_ms(part))
+    to.add(subject, "CPU of all nodes", "µs/op", load.per_op(load.nodes_cpu_s * _US))
+    to.add(subject, "CPU of the generator", "µs/op", load.per_op(load.generator_cpu_s * _US))
+    if stored_bytes:
+        to.add(
+            subject,
+            "written to disk by all nodes",
+            "bytes per byte",
+            load.per_op(load.nodes_written_bytes) / stored_bytes,
+        )
+    to.add(subject, "errors", "", sum(load.errors.values()), note=", ".join(load.errors))
+
+
+def put_small(plan: Plan, folder: Path, to: Recorder) -> None:
+    """PUT 4 KiB at 1, 16 and 64 clients, beside group commits of as many."""
+    with Cluster(folder) as cluster:
+        for run in plan.rounds():
+            for clients in (1, 16, 64):
+                floor = floors.group_commit_per_s(folder, SMALL_BYTES, clients, plan.floor_s)
+                job = Job(
+                    ports=tuple(cluster.ports), clients=clients, first_client=0, prefix=f"put/{run}/{clients}",
+                    body_bytes=SMALL_BYTES, fresh=True,
+                )  # fmt: skip
+                load = run_load(job, plan.window_s, pids=cluster.pids)
+                name = f"append + fdatasync per {clients}"
+                subject = f"PUT 4 KiB, {clients} client{'s' * (clients > 1)}"
+                _add_load(to, subject, load, (name, floor), stored_bytes=SMALL_BYTES)
+
+
+def get_small(plan: Plan, folder: Path, to: Recorder) -> None:
+    """GET 4 KiB at 16 clients, strong and local, beside a server that answers from memory without looking."""
+    clients = 16
+    with Cluster(folder) as cluster, floors.null_server(SMALL_BYTES) as (null_port, null_pid):
+        job = Job(
+            ports=tuple(cluster.ports),
+            clients=clients,
+            first_client=0,
+            prefix="get",
+            body_bytes=SMALL_BYTES,
+            paths=_PATHS,
+        )
+        _write_all(job)
+        for _ in plan.rounds():
+            null_job = Job(
+                ports=(null_port,), clients=clients, first_client=0, prefix="get", body_bytes=SMALL_BYTES, read_share=1
+            )
+            null = run_load(null_job, plan.floor_s, pids=[null_pid])
+            subject = "GET 4 KiB from the null server, 16 clients"
+            to.add(subject, "throughput (the generator's own limit)", "ops/s", null.per_s)
+            to.add(subject, "CPU of the generator", "µs/op", null.per_op(null.generator_cpu_s * _US))
+            for consistency in ("strong", "local"):
+                reading = Job(
+                    ports=tuple(cluster.ports), clients=clients, first_client=0, prefix="get", body_bytes=SMALL_BYTES,
+                    read_share=1, paths=_PATHS, headers=f"X-Amber-Consistency: {consistency}\r\n",
+                )  # fmt: skip
+                load = run_load(reading, plan.window_s, pids=cluster.pids)
+                subject = f"GET 4 KiB {consistency}, {clients} clients"
+                _add_load(to, subject, load, ("null server", null.per_s), stored_bytes=0)
+
+
+def _write_all(job: Job) -> None:
+    """PUT every path of the job's clients once, by the client's own numbering."""
+    body = os.urandom(job.body_bytes)
+    for client in range(job.first_client, job.first_client + job.clients):
+        for turn in range(job.paths):
+            port = job.ports[turn % len(job.ports)]
+            bulk.put(port, f"{job.prefix}/{client}/{turn}", len(body), body)
+
+
+def large(plan: Plan, folder: Path, to: Recorder) -> None:
+    """PUT and GET 64 MiB, one at a time."""
+    body = os.urandom(LARGE_BYTES)
+    mib = LARGE_BYTES / _MIB
+    with Cluster(folder) as cluster:
+        for run in plan.rounds():
+            copies = floors.three_copies_s(folder, body)
+            port = cluster.ports[run % len(cluster.ports)]
+            cpu = procfs.cpu_s(cluster.pids)
+            seconds = bulk.put(port, f"large/{run}", len(body), body)
+            cpu = procfs.cpu_s(cluster.pids) - cpu
+            to.add("PUT 64 MiB", "throughput", "MiB/s", mib / seconds, floor=("three files + fsync", mib / copies))
+            to.add("PUT 64 MiB", "CPU of all nodes", "ms/MiB", cpu * 1000 / mib)
+            to.add("loopback, 64 MiB from memory", "throughput", "MiB/s", mib / floors.loopback_s(body))
+            sent = floors.sendfile_s(folder, body)
+            cpu = procfs.cpu_s(cluster.pids)
+            seconds = bulk.get(port, f"large/{run}", len(body))
+            cpu = procfs.cpu_s(cluster.pids) - cpu
+            to.add("GET 64 MiB", "throughput", "MiB/s", mib / seconds, floor=("sendfile, loopback", mib / sent))
+            to.add("GET 64 MiB", "CPU of all nodes", "ms/MiB", cpu * 1000 / mib)
+
+
+def huge(plan: Plan, folder: Path, to: Recorder) -> None:
+    """PUT and GET a body of gigabytes: the nodes' memory must not follow its size."""
+    part = os.urandom(LARGE_BYTES)
+    size = f"{plan.huge_bytes / 2**30:g} GiB"
+    with Cluster(folder) as cluster:
+        for run in plan.rounds():
+            port = cluster.ports[run % len(cluster.ports)]
+            path = f"huge/{run}"
+            for name, transfer in (
+                ("PUT", lambda: bulk.put(port, path, plan.huge_bytes, part)),  # noqa: B023 - called at once
+                ("GET", lambda: bulk.get(port, path, plan.huge_bytes)),  # noqa: B023
+            ):
+                memory = bulk.PeakMemory.watch(cluster)
+                seconds = transfer()
+                above = memory.above_bytes() / _MIB
+                to.add(f"{name} {size}", "throughput", "MiB/s", plan.huge_bytes / _MIB / seconds)
+                to.add(f"{name} {size}", "peak memory above idle, worst node", "MiB", above, note="aim: under 256")
+
+
+def starts(plan: Plan, folder: Path, to: Recorder) -> None:
+    """`amberblob dev` until `ready`, on new folders and on existing data; memory when idle."""
+    for number in range(plan.starts):
+        with Cluster(folder / str(number)) as cluster:
+            to.add("amberblob dev, 3 nodes", "start on an empty folder until ready", "s", cluster.start_s)
+            time.sleep(_SETTLE_S)
+            for pid in cluster.pids:
+                to.add(
+                    "node, idle",
+                    "resident memory",
+                    "MiB",
+                    procfs.rss_bytes(pid) / _MIB,
+                    note="every node of every start",
+                )
+            if number == 0:
+                job = Job(
+                    ports=tuple(cluster.ports),
+                    clients=16,
+                    first_client=0,
+                    prefix="p",
+                    body_bytes=SMALL_BYTES,
+                    fresh=True,
+                )
+                run_load(job, plan.window_s)
+    for _ in range(plan.starts):
+        with Cluster(folder / "0") as cluster:
+            to.add("amberblob dev, 3 nodes", "start on existing data until ready", "s", cluster.start_s)
+
+
+def listing(plan: Plan, folder: Path, to: Recorder) -> None:
+    """Pages of a listing of very many objects, and what they make the nodes open."""
+    with Cluster(folder) as cluster:
+        disks = [node.disk for node in cluster.nodes]
+    began = time.monotonic()
+    fill_disks(disks, plan.listed, timeout_s=plan.fill_timeout_s)
+    size = f"{plan.listed:,} objects"
+    to.add(f"{size} on each node", "time to fill three disks", "s", time.monotonic() - began)
+    groups = plan.listed // OBJECTS_PER_PREFIX
+    queries = {
+        "1,000 under a prefix": lambda turn: f"prefix={prefix_of(turn * 7919 % groups)}&limit=1000",
+        "first 1,000 of all": lambda turn: "limit=1000",
+        "first page of groups": lambda turn: "prefix=list/&delimiter=/&limit=1000",
+        "first 10 of a middle prefix": lambda turn: f"prefix=list/{turn * 7919 % groups:06d}&limit=10",
+    }
+    with Cluster(folder) as cluster:
+        to.add(f"{size} on each node", "start until ready", "s", cluster.start_s)
+        time.sleep(_SETTLE_S)
+        for pid in cluster.pids:
+            to.add(f"{size} on each node", "resident memory, idle", "MiB", procfs.rss_bytes(pid) / _MIB)
+        before = _open_databases(cluster)
+        for _ in plan.rounds():
+            for name, query in queries.items():
+                times = []
+                for turn in range(_PAGES):
+                    seconds, text = bulk.list_page(cluster.ports[turn % len(cluster.ports)], query(turn))
+                    times.append(seconds * 1000)
+                    if turn == 0:
+                        _check_page(text, name, plan.listed)
+                to.add(f"LIST {name} of {plan.listed:,}", "p50", "ms", percentile(sorted(times), 0.5))
+                to.add(f"LIST {name} of {plan.listed:,}", "slowest of 20", "ms", max(times))
+        to.add("LIST", "slot databases open before, all nodes", "", before)
+        to.add("LIST", "slot databases open after, all nodes", "", _open_databases(cluster))
+
+
+def _open_databases(cluster: Cluster) -> int:
+    return sum(procfs.open_files(pid, "meta.sqlite3") for pid in cluster.pids)
+
+
+def _check_page(text: bytes, name: str, listed: int) -> None:
+    if not text.count(b'"version":') and not text.count(b"list/"):
+        raise RuntimeError(f"LIST {name} of {listed} answered an empty page: {text[:200]!r}")
+
+
+def death(plan: Plan, folder: Path, to: Recorder) -> None:
+    """One of three nodes killed in the middle of a mixed load; clients repeat what failed."""
+    clients = 16
+    subject = f"70 % GET, 30 % PUT, 4 KiB, {clients} clients, one node killed"
+    with Cluster(folder) as cluster:
+        job = Job(
+            ports=tuple(cluster.ports), clients=clients, first_client=0, prefix="mixed", body_bytes=SMALL_BYTES,
+            read_share=0.7, paths=20, deadline_s=_RETRY_DEADLINE_S,
+        )  # fmt: skip
+        _write_all(job)
+        for run in plan.rounds():
+            victim = cluster.nodes[-1 - run % len(cluster.nodes)]
+            load = run_load(job, plan.death_s, pids=cluster.pids, halfway=lambda: cluster.kill(victim))  # noqa: B023
+            half = plan.death_s / 2
+            before = sum(moment < half for moment in load.ends_s)
+            to.add(subject, "throughput before", "ops/s", before / half)
+            to.add(subject, "throughput after", "ops/s", (load.count - before) / half)
+            to.add(subject, "after over before", "", (load.count - before) / max(1, before))
+            moments = [half, *(moment for moment in load.ends_s if moment >= half)]
+            gap = max((later - earlier for earlier, later in zip(moments, moments[1:], strict=False)), default=half)
+            to.add(subject, "longest time without any answer after it", "ms", gap * 1000)
+            to.add(subject, "p99 over the whole run", "ms", load.latency_ms(0.99))
+            to.add(subject, "repeated attempts", "", load.retries)
+            to.add(
+                subject, "errors after the client's retry", "", sum(load.errors.values()), note=", ".join(load.errors)
+            )
+            cluster.restart(victim)
+
+
+SCENARIOS: dict[str, tuple[str, Scenario]] = {
+    "put": ("PUT 4 KiB", put_small),
+    "get": ("GET 4 KiB", get_small),
+    "large": ("PUT and GET 64 MiB", large),
+    "huge": ("A body of gigabytes", huge),
+    "start": ("Start and idle memory", starts),
+    "death": ("A node dies", death),
+    "list": ("Listing", listing),
+}
