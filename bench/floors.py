@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import uvloop
 
@@ -114,13 +115,13 @@ def null_server(answer_bytes: int) -> Iterator[tuple[int, int]]:
 class _Null(asyncio.Protocol):
     def __init__(self, answer: bytes) -> None:
         self._answer = answer
-        self._transport: asyncio.BaseTransport | None = None
+        self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        assert isinstance(self._transport, asyncio.WriteTransport)
+        assert self._transport is not None, "data comes on a connection"
         self._transport.write(self._answer)
 
 

@@ -51,8 +51,8 @@ def written_bytes(pids: Sequence[int]) -> int:
     return total
 
 
-def open_files(pid: int, ending: str) -> int:
-    """How many different files with this ending the process has open."""
+def open_files(pid: int, ending: str) -> set[str]:
+    """The files with this ending that the process has open."""
     names = set()
     for entry in os.scandir(f"/proc/{pid}/fd"):
         try:
@@ -61,4 +61,4 @@ def open_files(pid: int, ending: str) -> int:
             continue
         if name.endswith(ending):
             names.add(name)
-    return len(names)
+    return names

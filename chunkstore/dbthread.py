@@ -31,7 +31,6 @@ _UNIT_BYTES = 16 * MIB
 _INDEX_ROWS = 256
 _RETRY_CHECKPOINT_S = 1.0
 _CALLS_PER_TURN = 64
-_KEEP_OPEN_IDLE = 16
 
 
 class _Call:
@@ -52,7 +51,7 @@ class DatabaseThread:
     """Runs an :class:`Applier`. Made on the loop.
 
     Args:
-        close_idle: called on the thread now and then while there is nothing to do, with how many databases may stay open.
+        close_idle: called on the thread about once a second while there is nothing to do, with the monotonic time.
         linger_s: how long entries wait for company.
 
     Attributes:
@@ -60,7 +59,7 @@ class DatabaseThread:
         on_failed: called on the loop when the databases cannot be written; nothing is applied afterwards.
     """
 
-    def __init__(self, close_idle: Callable[[int], bool], *, linger_s: float = LINGER_S) -> None:
+    def __init__(self, close_idle: Callable[[float], object], *, linger_s: float = LINGER_S) -> None:
         self.on_applied: Callable[[int], None] = lambda position: None
         self.on_failed: Callable[[str], None] = lambda why: None
         self._close_idle = close_idle
@@ -234,7 +233,7 @@ class DatabaseThread:
         if now >= self._checkpoint_after:
             if not applier.step():
                 self._checkpoint_after = now + _RETRY_CHECKPOINT_S
-                self._close_idle(_KEEP_OPEN_IDLE)
+                self._close_idle(now)
             return True
         timeout = self._checkpoint_after - now
         if self._lingering_since is not None:

@@ -20,6 +20,7 @@ import structlog
 from amberblob.ballot import SlotState
 from chunkstore.fileops import FileOps
 from chunkstore.identity import DiskIdentity, write_identity
+from chunkstore.process import trim_memory
 from chunkstore.slotdb import SlotDatabase
 from chunkstore.sqlite import is_corrupt
 
@@ -27,6 +28,10 @@ _log = structlog.get_logger(__name__)
 
 DATABASE_NAME = "meta.sqlite3"
 _PARTS = ("", "-wal", "-shm")
+
+KEEP_OPEN_IDLE = 16
+UNUSED_S = 20.0
+_CLOSED_PER_STEP_MAX = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +61,9 @@ class SlotPool:
         self._mint = mint
         self._open_max = open_max
         self._open: OrderedDict[int, SlotDatabase] = OrderedDict()
+        self._used: set[int] = set()
+        self._age_at_s = 0.0
+        self._freed = False
         self.lost: list[LostSlot] = []
         self.on_lost: Callable[[LostSlot, SlotState], None] = lambda lost, state: None
         """Called on the database thread for each slot that is lost."""
@@ -79,6 +87,7 @@ class SlotPool:
         Raises:
             sqlite3.Error, OSError: it cannot be opened for another reason than damage.
         """
+        self._used.add(slot)
         database = self._open.get(slot)
         if database is not None:
             self._open.move_to_end(slot)
@@ -180,13 +189,28 @@ class SlotPool:
         self._identity.slots_created |= new
         write_identity(self._disk, self._identity, self._ops)
 
-    def close_idle(self, keep: int) -> bool:
-        """Close the database that was used longest ago if more than ``keep`` are open; whether one was closed."""
-        if len(self._open) <= keep:
-            return False
-        _, database = self._open.popitem(last=False)
-        database.close()
-        return True
+    def close_idle(self, now_s: float, *, keep: int = KEEP_OPEN_IDLE, unused_s: float = UNUSED_S) -> int:
+        """Close some of the databases that nobody used for ``unused_s`` to twice that; how many were closed.
+
+        At least ``keep`` stay open. ``now_s`` is monotonic. An open database costs about 140 KiB; once there is
+        nothing left to close, what was freed is given back to the system.
+        """
+        closed = 0
+        while len(self._open) > keep and closed < _CLOSED_PER_STEP_MAX:
+            slot = next(iter(self._open))
+            if slot in self._used:
+                break  # those behind it were used later still
+            self._open.pop(slot).close()
+            closed += 1
+        if closed:
+            self._freed = True
+        elif self._freed:
+            self._freed = False
+            trim_memory()
+        if now_s >= self._age_at_s:
+            self._age_at_s = now_s + unused_s
+            self._used.clear()
+        return closed
 
     def open_slots(self) -> list[int]:
         """Slots whose database is open."""

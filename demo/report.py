@@ -20,10 +20,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Column, Table
 
 MB = 1_000_000
-PIPE_WIDTH = 150
+PIPE_WIDTH = 155
 PICTURE_CELLS = 20
 BAR_CELLS = 24
-WIDE = 120
+TITLE_CELLS = 48
+WIDE = 150
 """From so many columns on the table has room for the titles; the numbers are those of the lines above it."""
 _PERCENT_STEP = 10
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -206,7 +207,7 @@ class Report:
         titles = [escape(step.title) if wide else "" for step in self.steps]
         table.add_column("step", justify="right")
         if wide:
-            table.add_column("", no_wrap=True, overflow="ellipsis")
+            table.add_column("", no_wrap=True, overflow="ellipsis", max_width=TITLE_CELLS)
         for name in ("ops", "MB", "s", "MB/s", "ops/s", "slowest", "repeated", "errors"):
             table.add_column(name, justify="right", no_wrap=True)
         if wide:

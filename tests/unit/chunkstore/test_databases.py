@@ -151,7 +151,8 @@ async def test_listing_opens_no_slot_database(kit, tmp_path: Path):
     await store.close()
     store = await kit.open(tmp_path / "d")
     await store.scan("", "", "", 1)
-    while store._pool.close_idle(0):
+    pool = store._pool
+    while await store._core._database.call(lambda: (pool.close_idle(float("inf"), keep=0), pool.open_slots())[1]):
         pass
     assert len((await store.scan("", "", "", 1000)).entries) == 8
     assert store._pool.open_slots() == []

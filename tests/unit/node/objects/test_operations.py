@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from blake3 import blake3
 
@@ -214,8 +216,6 @@ async def test_more_versions_than_a_page_of_history(monkeypatch):
 
 async def test_a_version_that_comes_up_while_the_history_is_read_is_not_shown_as_deleted():
     """A replica reads its register, then its rows; in between another write ends."""
-    import asyncio
-
     async with cluster() as made:
         await put(made[1], "p", b"one")
         await made.settle()
@@ -233,7 +233,7 @@ async def test_a_version_that_comes_up_while_the_history_is_read_is_not_shown_as
         history = asyncio.create_task(made[2].objects.versions("p"))
         await until(lambda: len(waiting) == 6)
         await put(made[3], "p", b"two")
-        await made.settle()
+        await until(lambda: all(n.register("p").chosen and len(n.store._path(n.routing.slot_of("p"), "p").rows) == 2 for n in made))
         gate.set()
         try:
             assert (await looking).tombstoned_at_ms is None
