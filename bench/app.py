@@ -54,7 +54,6 @@ def _plan(options: argparse.Namespace, began: float) -> Plan:
         starts=2 if quick else 5,
         huge_bytes=4 * _GIB if options.huge else _GIB,
         listed=max(1000, options.objects or (_LISTED_QUICK if quick else _LISTED)),
-        fill_timeout_s=_QUICK_S if quick else _FULL_S,
         death_s=4.0 if quick else 8.0,
         deadline=began + (_QUICK_S if quick else _FULL_S),
     )

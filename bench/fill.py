@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ PROCESSES_MAX = 2
 _AT_MS = 1_700_000_000_000
 _EPOCH = 1
 _COORDINATOR = "node-1"
-_BATCH_OBJECTS = 2048
+_CLEAN_MIN = 4096
 
 
 def prefix_of(group: int) -> str:
@@ -64,8 +65,8 @@ def _batches(count: int) -> Iterator[tuple[int, list[int]]]:
     for number in range(count):
         by_slot[slot_of(path_of(number), SLOT_COUNT_DEFAULT)].append(number)
     for slot, numbers in enumerate(by_slot):
-        for start in range(0, len(numbers), _BATCH_OBJECTS):
-            yield slot, numbers[start : start + _BATCH_OBJECTS]
+        if numbers:
+            yield slot, numbers
 
 
 async def _fill(disk: Path, count: int) -> None:
@@ -76,10 +77,12 @@ async def _fill(disk: Path, count: int) -> None:
         node_id=identity.node_id,
         clock=SystemClock(),
         randomness=SystemRandomness(),
+        registers_clean_max=max(_CLEAN_MIN, count // 64),
     )
     try:
         for slot, numbers in _batches(count):
-            # As a replica does: what a register holds is known before it is changed.
+            # As a replica does: what a register holds is known before it is changed. Before the first entry of a
+            # slot that is known without a question to its database.
             await asyncio.gather(*(store.load(slot, path_of(number)) for number in numbers))
             position = store.apply(Reserved(slot, PROMISE_RESERVE))
             for number in numbers:
@@ -96,7 +99,7 @@ def fill_disks(disks: Sequence[Path], count: int, *, timeout_s: float) -> None:
     Raises:
         RuntimeError: it failed, or took longer than ``timeout_s``.
     """
-    todo = list(disks)
+    todo, deadline = list(disks), time.monotonic() + timeout_s
     running: list[subprocess.Popen[bytes]] = []
     try:
         while todo or running:
@@ -105,9 +108,9 @@ def fill_disks(disks: Sequence[Path], count: int, *, timeout_s: float) -> None:
                 running.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
             oldest = running[0]
             try:
-                status = oldest.wait(timeout_s)
+                status = oldest.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                raise RuntimeError(f"filling a disk with {count} objects took more than {timeout_s:.0f} s") from None
+                raise RuntimeError(f"filling the disks with {count} objects took more than {timeout_s:.0f} s") from None
             running.pop(0)
             if status != 0:
                 raise RuntimeError(f"filling a disk ended with status {status}")

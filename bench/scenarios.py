@@ -32,6 +32,8 @@ _US = 1e6
 _PATHS = 100
 _SETTLE_S = 2.0
 _PAGES = 20
+_FILL_MIN_S = 60.0
+_CALM_MAX_S = 20.0
 _OPEN_SLOTS = 8
 _WRITERS = 16
 _RETRY_DEADLINE_S = 30.0
@@ -48,7 +50,6 @@ class Plan:
         starts: how often a cluster is started.
         huge_bytes: of the body that is larger than memory should be.
         listed: objects in the listing.
-        fill_timeout_s: for one disk.
         death_s: how long the load goes on in whose middle a node dies.
         deadline: the moment (monotonic) after which no further run begins.
     """
@@ -59,7 +60,6 @@ class Plan:
     starts: int
     huge_bytes: int
     listed: int
-    fill_timeout_s: float
     death_s: float
     deadline: float
 
@@ -234,7 +234,7 @@ def listing(plan: Plan, folder: Path, to: Recorder) -> None:
     with Cluster(folder) as cluster:
         disks = [node.disk for node in cluster.nodes]
     began = time.monotonic()
-    fill_disks(disks, plan.listed, timeout_s=plan.fill_timeout_s)
+    fill_disks(disks, plan.listed, timeout_s=max(_FILL_MIN_S, plan.deadline - began))
     size = f"{plan.listed:,} objects"
     to.add(f"{size} on each node", "time to fill three disks", "s", time.monotonic() - began)
     groups = plan.listed // OBJECTS_PER_PREFIX
@@ -252,7 +252,7 @@ def listing(plan: Plan, folder: Path, to: Recorder) -> None:
     for disk in disks:
         _limit_open_slots(disk.parent / "node.toml")
     with Cluster(folder) as cluster:
-        before = _open_databases(cluster)
+        before = _settled_databases(cluster)
         for _ in plan.rounds():
             for name, query in queries.items():
                 times = []
@@ -274,6 +274,18 @@ def _limit_open_slots(config: Path) -> None:
     document = tomllib.loads(config.read_text())
     document.setdefault("storage", {})["max_open_slots"] = _OPEN_SLOTS
     config.write_text(tomli_w.dumps(document))
+
+
+def _settled_databases(cluster: Cluster) -> set[str]:
+    """The open slot databases, once what the nodes do after a start no longer changes them."""
+    deadline, before = time.monotonic() + _CALM_MAX_S, _open_databases(cluster)
+    while time.monotonic() < deadline:
+        time.sleep(_SETTLE_S)
+        now = _open_databases(cluster)
+        if now == before:
+            break
+        before = now
+    return before
 
 
 def _open_databases(cluster: Cluster) -> set[str]:

@@ -63,6 +63,7 @@ class DatabaseThread:
         self.on_applied: Callable[[int], None] = lambda position: None
         self.on_failed: Callable[[str], None] = lambda why: None
         self._close_idle = close_idle
+        self._told_applied = 0
         self._linger_s = linger_s
         self._loop = asyncio.get_running_loop()
         self._condition = threading.Condition()
@@ -222,13 +223,22 @@ class DatabaseThread:
         applier.apply_slot(self._drain.pop())
         if not self._drain:
             self._index_behind = True
-            self._post(self.on_applied, applier.applied)
+            self._tell_applied(applier)
             # A segment may be finished now.
             self._checkpoint_after = 0.0
         return True
 
+    def _tell_applied(self, applier: Applier) -> None:
+        """Tell the loop how far the databases are, if that is news: somebody may wait for room in memory."""
+        applied = applier.applied
+        if applied > self._told_applied:
+            self._told_applied = applied
+            self._post(self.on_applied, applied)
+
     def _upkeep(self, applier: Applier) -> bool:
         """A step towards letting a segment go, or a wait."""
+        # Questions and the index apply entries too, so that nothing may be left for the next drain to tell of.
+        self._tell_applied(applier)
         now = time.monotonic()
         if now >= self._checkpoint_after:
             if not applier.step():

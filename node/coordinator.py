@@ -15,10 +15,10 @@ import structlog
 from amberblob.clock import HybridClock, Randomness
 from amberblob.errors import NotReady, PeerError
 from amberblob.ids import UlidMint
-from amberblob.wire import Query, QueryHistory, Reply, Request
+from amberblob.wire import HistoryReply, Learnt, Query, QueryHistory, RegisterReply, Reply, Request
 from node.learns import Learns
 from node.protocol.operations import Finish, Operation
-from node.protocol.quorum import Electorate
+from node.protocol.quorum import Electorate, Finding
 from node.protocol.read import NoQuorum, Read, ReadRound
 from node.protocol.write import Action, Applied, Finished, Outcome, Rejected, Send, Spread, Wait, WriteRound
 from node.transport.interface import Peers
@@ -140,8 +140,16 @@ class Coordinator:
         done: asyncio.Future[Read | NoQuorum] = loop.create_future()
 
         def end(result: Read | NoQuorum | None) -> None:
-            if result is not None and not done.done():
-                done.set_result(result)
+            if result is None or done.done():
+                return
+            done.set_result(result)
+            if isinstance(result, Read):
+                for node, reply in result.replies.items():
+                    self._repair(electorate, request.path, result.finding, node, reply)
+
+        def late(node: str, reply: Reply) -> None:
+            if not done.cancelled() and isinstance(result := done.result(), Read):
+                self._repair(electorate, request.path, result.finding, node, reply)
 
         async def ask(node: str) -> None:
             try:
@@ -149,7 +157,9 @@ class Coordinator:
             except PeerError as error:
                 end(round_.failed(node, error.detail))
             else:
-                if not done.done():
+                if done.done():
+                    late(node, reply)
+                else:
                     end(round_.answer(node, reply))
 
         for node in electorate.voters:
@@ -158,6 +168,16 @@ class Coordinator:
         if isinstance(result, NoQuorum):
             raise result.error
         return result
+
+    def _repair(self, electorate: Electorate, path: str, finding: Finding, node: str, reply: Reply) -> None:
+        """Tell a voter that answered with an older register what is chosen; it fetches the bytes by itself."""
+        if not finding.decided or finding.record is None or finding.ballot is None:
+            return
+        if not isinstance(reply, RegisterReply | HistoryReply) or not electorate.counts(node, reply.incarnation):
+            return
+        if reply.accepted is None or reply.accepted < finding.ballot:
+            item = Learnt(electorate.slot, path, electorate.epoch, finding.ballot, finding.record, finding.holders)
+            self._learns.add(node, item)
 
     async def call(self, node: str, request: Request) -> Reply:
         """One request within the peer timeout. Raises PeerError."""

@@ -84,7 +84,12 @@ class Status:
             "undecided": self._resolver.waiting,
             "workers": self._runner.status(),
         }
-        heal = {"versions_waiting": self._puller.waiting, "bytes_waiting": self._puller.waiting_bytes}
+        # What is known to be missing here. Copies are not compared in the background yet, so this is no all-clear.
+        heal = {
+            "versions_waiting": self._puller.waiting,
+            "bytes_waiting": self._puller.waiting_bytes,
+            "last_full_compare": None,
+        }
         try:
             table = self._routing.table()
         except NotReady as error:
@@ -123,12 +128,12 @@ class Status:
         }
 
     def _slots(self, table: RouteTable) -> dict[str, Any]:
-        """Slots by state: full (every voter reachable), degraded (a majority is), unavailable."""
-        counts = {"full": 0, "degraded": 0, "unavailable": 0, "joint": 0}
+        """Slots by who can be reached: all voters, a majority (degraded), or fewer. It says nothing of their content."""
+        counts = {"reachable": 0, "degraded": 0, "unavailable": 0, "joint": 0}
         for route in table.routes:
             there = sum(self._peers.reachable(member.node) for member in route.voters)
             if there == len(route.voters):
-                counts["full"] += 1
+                counts["reachable"] += 1
             elif there >= route.majority:
                 counts["degraded"] += 1
             else:

@@ -119,7 +119,7 @@ def spawn(*arguments: str, output: Any, errors: Any = subprocess.STDOUT) -> subp
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=errors,
-        preexec_fn=_die_with_parent,  # noqa: PLW1509 - nothing between fork and exec but prctl
+        preexec_fn=_die_with_parent,
     )
 
 
@@ -299,7 +299,9 @@ class Cluster:
         """Until these nodes (all, if none is named) say ready and see every node that runs."""
         async with aiohttp.ClientSession() as session:
             for index in indices or range(len(self.nodes)):
-                await until(lambda index=index: self._ready(session, index), f"node {index} ready", deadline_s=deadline_s)
+                await until(
+                    lambda index=index: self._ready(session, index), f"node {index} ready", deadline_s=deadline_s
+                )
 
     async def _ready(self, session: aiohttp.ClientSession, index: int) -> bool:
         node = self.nodes[index]
@@ -346,7 +348,8 @@ class Cluster:
         return self.nodes[index].disk / "slots" / str(slot)
 
     def chunk_files(self, index: int, path: str, blob_id: str) -> list[Path]:
-        return sorted((self.slot_folder(index, path) / "blobs" / blob_id / "chunks").glob("*"))
+        folder = self.slot_folder(index, path) / "blobs" / blob_id / "chunks"
+        return sorted(file for file in folder.glob("*") if re.fullmatch("[0-9a-f]{64}", file.name))
 
     def staged(self) -> list[Path]:
         """Whatever lies in a staging folder of any node."""
@@ -473,16 +476,16 @@ class Api:
         answer = await self._expect(200, "GET", object_url(path, "versions"), **options)
         return list(answer.json["versions"])
 
-    async def list(self, *, expect: int = 200, node: int | None = None, **query: str | int) -> Any:
+    async def page(self, *, expect: int = 200, node: int | None = None, **query: Any) -> Any:
         text = "&".join(f"{name}={quote(str(value), safe='')}" for name, value in query.items())
         return (await self._expect(expect, "GET", f"/objects?{text}", node=node)).json
 
-    async def list_all(self, **query: str | int) -> tuple[list[dict[str, Any]], list[str], int]:
+    async def list_all(self, **query: Any) -> tuple[list[dict[str, Any]], list[str], int]:
         """Every page: objects, prefixes, and how many pages it took."""
         objects: list[dict[str, Any]] = []
         prefixes: list[str] = []
         for pages in itertools.count(1):
-            page = await self.list(**query)
+            page = await self.page(**query)
             objects += page["objects"]
             prefixes += page["prefixes"]
             if "cursor" not in page:

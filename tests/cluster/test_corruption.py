@@ -18,7 +18,8 @@ async def stored(api: Api, cluster: Cluster, name: str, data: bytes) -> Answer:
     blob_id = put.json["blob_id"]
     chunks = -(-len(data) // (8 * MIB))
     await until(
-        lambda: all(len(cluster.chunk_files(node, name, blob_id)) == chunks for node in range(3)), "every node has the chunks"
+        lambda: all(len(cluster.chunk_files(node, name, blob_id)) == chunks for node in range(3)),
+        "every node has the chunks",
     )
     return put
 
@@ -46,7 +47,9 @@ async def test_a_chunk_that_rots(api: Api, cluster: Cluster, name: str, kind: st
     quarantined = set(cluster.quarantined(1))
     damage(victim, kind)
     assert (await api.get(name, node=1)).body == data
-    await until(lambda: victim.exists() and etag_of(victim.read_bytes()) == victim.name, "the chunk came back by itself")
+    await until(
+        lambda: victim.exists() and etag_of(victim.read_bytes()) == victim.name, "the chunk came back by itself"
+    )
     if kind != "missing":
         assert len(set(cluster.quarantined(1)) - quarantined) == 1
     assert (await api.get(name, node=1)).body == data
@@ -131,7 +134,7 @@ async def test_a_slot_database_that_is_garbage(api: Api, cluster: Cluster, name:
     for node in range(3):
         for path, body in bodies.items():
             assert (await api.get(path, node=node)).body == body
-        assert sorted(e["path"] for e in (await api.list(prefix=name, node=node))["objects"]) == sorted(bodies)
+        assert sorted(e["path"] for e in (await api.page(prefix=name, node=node))["objects"]) == sorted(bodies)
         await api.put(f"{other}", bodies[other], node=node)
         await api.put(name, b"written after the loss", node=node)
         assert (await api.get(name, node=node)).body == b"written after the loss"

@@ -14,8 +14,11 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 ACKNOWLEDGED_BEFORE = 40
 
 
-@pytest.mark.parametrize("victims", [(0,), (1,), (2,), (0, 1), (0, 1, 2)], ids=str)
-@pytest.mark.parametrize("round_number", [1, 2])
+@pytest.mark.parametrize(
+    ("victims", "round_number"),
+    [((0,), 1), ((1,), 1), ((2,), 1), ((0, 1), 1), ((0, 1, 2), 1), ((0, 1, 2), 2)],
+    ids=lambda value: str(value).replace(" ", ""),
+)
 async def test_killed_in_the_middle_of_writes(
     api: Api, cluster: Cluster, name: str, victims: tuple[int, ...], round_number: int
 ) -> None:
@@ -46,7 +49,7 @@ async def test_killed_in_the_middle_of_writes(
 async def test_nodes_die_one_after_the_other(api: Api, cluster: Cluster, name: str) -> None:
     stream = Stream(api, name)
     stream.begin(writers=4, rivals=4, large=0)
-    for victim in (0, 1, 2, 0, 1, 2):
+    for victim in (0, 1, 2):
         so_far = len(stream.acknowledged)
         await until(lambda so_far=so_far: len(stream.acknowledged) >= so_far + 15, "writes are acknowledged")
         cluster.kill(victim)
@@ -54,7 +57,7 @@ async def test_nodes_die_one_after_the_other(api: Api, cluster: Cluster, name: s
         await cluster.wait_ready(victim)
     await stream.end()
     await cluster.wait_ready()
-    assert (await verify(api, cluster, stream.writes))["acknowledged"] >= 90
+    assert (await verify(api, cluster, stream.writes))["acknowledged"] >= 45
 
 
 async def test_killed_again_while_it_recovers(api: Api, cluster: Cluster, name: str) -> None:

@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -41,7 +42,7 @@ Starter = Callable[..., Dev]
 
 @pytest.fixture
 def port() -> int:
-    return free_ports(3, in_a_row=True)[0]
+    return free_ports(6, in_a_row=True)[0]
 
 
 @pytest.fixture
@@ -52,7 +53,9 @@ def start(tmp_path: Path, port: int) -> Iterator[Starter]:
         errors = tmp_path / f"stderr-{len(started)}"
         begin = time.monotonic()
         with open(errors, "wb") as file:
-            process = spawn("dev", "--data", str(data), "--port", str(port), *options, output=subprocess.PIPE, errors=file)
+            process = spawn(
+                "dev", "--data", str(data), "--port", str(port), *options, output=subprocess.PIPE, errors=file
+            )
         dev = Dev(process, errors, [], [], 0.0)
         started.append(dev)
         assert process.stdout is not None
@@ -85,7 +88,9 @@ def start(tmp_path: Path, port: int) -> Iterator[Starter]:
 
 def alive(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and "amberblob" in " ".join(psutil.Process(pid).cmdline())
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and "amberblob" in " ".join(
+            psutil.Process(pid).cmdline()
+        )
     except psutil.NoSuchProcess:
         return False
 
@@ -126,12 +131,12 @@ def test_it_serves_stops_and_has_its_data_again(start: Starter) -> None:
     assert "Traceback" not in dev.errors.read_text() + again.errors.read_text()
 
 
-def test_a_second_dev_on_the_same_data_is_refused(start: Starter, tmp_path: Path) -> None:
+def test_a_second_dev_on_the_same_data_is_refused(start: Starter, tmp_path: Path, port: int) -> None:
     dev = start()
     second = subprocess.run(
-        ["env", "-i", *(f"{name}={value}" for name, value in environment().items()), *dev.process.args[:3]]  # type: ignore[index]
-        + ["dev", "--data", str(tmp_path / "data"), "--port", str(free_ports(3, in_a_row=True)[0])],
+        [sys.executable, "-m", "amberblob", "dev", "--data", str(tmp_path / "data"), "--port", str(port + 3)],
         cwd=ROOT,
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=30,
@@ -155,7 +160,9 @@ def test_a_killed_node_stays_dead_until_it_is_started_by_the_printed_command(sta
     request("PUT", f"{dev.urls[0]}/objects/while-dead", b"while-dead")
     assert not ready(dev.urls[1])
     assert not alive(dev.pids[1])
-    by_hand = subprocess.Popen(shlex.split(command), env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    by_hand = subprocess.Popen(
+        shlex.split(command), env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         until_sync(lambda: ready(dev.urls[1]), "the node is back")
         for key in ("before", "while-dead"):

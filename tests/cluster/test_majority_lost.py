@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 
-from tests.cluster.harness import KIB, Answer, Api, Cluster, object_url, until
+from tests.cluster.harness import KIB, Answer, Api, Cluster, api_of, object_url, until
 
 pytestmark = pytest.mark.cluster
 
@@ -15,7 +16,14 @@ LOCAL = {"X-Amber-Consistency": "local"}
 
 
 @pytest.mark.parametrize("still", [False, True], ids=["killed", "stopped-by-SIGSTOP"])
-async def test_two_dead(api: Api, cluster: Cluster, name: str, still: bool) -> None:
+async def test_two_dead(make_cluster: Callable[..., Cluster], name: str, still: bool) -> None:
+    cluster = make_cluster(limits={"request_timeout_s": 3, "peer_timeout_s": 1})
+    await cluster.heal()
+    async with api_of(cluster) as api:
+        await two_dead(api, cluster, name, still)
+
+
+async def two_dead(api: Api, cluster: Cluster, name: str, still: bool) -> None:
     await api.put(f"{name}/there", b"there")
     await api.put(f"{name}/other", b"other")
 

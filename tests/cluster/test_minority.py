@@ -42,7 +42,9 @@ async def mixed_operations(api: Api, name: str, count: int) -> dict[str, bytes |
                 model[path] = None
             case "list":
                 objects, _, _ = await api.list_all(prefix=f"{name}/", limit=7)
-                assert [entry["path"] for entry in objects] == sorted(key for key, body in model.items() if body is not None)
+                assert [entry["path"] for entry in objects] == sorted(
+                    key for key, body in model.items() if body is not None
+                )
         took_s = time.monotonic() - start
         if took_s > 1:
             print(f"{operation} of {path} took {took_s:.2f} s, {index} operations in")
@@ -104,7 +106,7 @@ async def test_one_stands_still(api: Api, cluster: Cluster, name: str, still: in
     before = await mixed_operations(api, f"{name}/before", 30)
     cluster.pause(still)
     api.nodes = [node for node in range(3) if node != still]
-    model = await mixed_operations(api, f"{name}/during", 120)
+    model = await mixed_operations(api, f"{name}/during", 60)
     for node in api.nodes:
         await check(api, model | before, node)
     cluster.resume(still)

@@ -63,7 +63,7 @@ async def test_the_registry_is_away(api: Api, cluster: Cluster, name: str) -> No
         for index in range(30):
             await api.put(f"{name}/{index}", b"x" * (100 if index % 3 else 100_000))
             await api.get(f"{name}/{index}")
-        assert len((await api.list(prefix=f"{name}/"))["objects"]) == 31
+        assert len((await api.page(prefix=f"{name}/"))["objects"]) == 31
         for node in range(3):
             assert (await api("GET", "/readyz", node=node)).status == 200
 

@@ -76,6 +76,23 @@ async def test_writers_without_conditions_all_get_versions_of_their_own(api: Api
         assert got.body == content(index, 50)
 
 
+async def test_nobody_starves(api: Api, name: str) -> None:
+    """Three that write one path again and again, each through a node of its own: each of them gets through."""
+    acknowledged = [0, 0, 0]
+    statuses: list[int] = []
+
+    async def write(node: int) -> None:
+        while sum(acknowledged) < 2000:
+            answer = await api("PUT", object_url(name), node=node, data=b"x" * 20)
+            statuses.append(answer.status)
+            acknowledged[node] += answer.status == 201
+
+    await asyncio.gather(*map(write, range(3)))
+    print(f"acknowledged by node: {acknowledged}")
+    assert set(statuses) == {201}, {status: statuses.count(status) for status in set(statuses)}
+    assert min(acknowledged) > 20, acknowledged
+
+
 async def test_readers_never_see_time_run_backwards(api: Api, name: str) -> None:
     await api.put(name, b"1")
     done = False

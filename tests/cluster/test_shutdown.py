@@ -20,7 +20,7 @@ def listens(port: int) -> bool:
         return probe.connect_ex((HOST, port)) == 0
 
 
-@pytest.mark.parametrize("size", [100, 300 * KIB])
+@pytest.mark.parametrize("size", [100, 20 * 1024 * KIB])
 @pytest.mark.parametrize("node", [0, 2])
 async def test_a_slow_put_is_finished(api: Api, cluster: Cluster, name: str, size: int, node: int) -> None:
     data = content(name, size)
@@ -66,7 +66,7 @@ async def test_a_slow_get_is_finished(api: Api, cluster: Cluster, name: str) -> 
 
 async def test_rolling_restart_under_writes(api: Api, cluster: Cluster, name: str) -> None:
     stream = Stream(api, name)
-    stream.begin(large=0)
+    stream.begin(rivals=0, large=0)
     for node in range(3):
         so_far = len(stream.acknowledged)
         await until(lambda so_far=so_far: len(stream.acknowledged) > so_far + 20, "writes are acknowledged")
@@ -89,9 +89,9 @@ async def test_the_request_under_way_when_all_stop(api: Api, cluster: Cluster, n
     await until(lambda: len(stream.acknowledged) > 30, "writes are acknowledged")
     for node in range(3):
         cluster.terminate(node)
-    for node in cluster.nodes:
-        assert node.process is not None
-        assert await asyncio.to_thread(node.process.wait, 30) == 0
+    for stopped in cluster.nodes:
+        assert stopped.process is not None
+        assert await asyncio.to_thread(stopped.process.wait, 30) == 0
     ending = asyncio.create_task(stream.end())
     await cluster.heal()
     await ending

@@ -94,9 +94,7 @@ async def test_a_disk_in_use(make_cluster: MakeCluster) -> None:
     original = node.config.read_text()
     http, peer = free_ports(2)
     second = node.folder / "second.toml"
-    second.write_text(
-        original.replace(f":{node.http_port}", f":{http}").replace(f":{node.peer_port}", f":{peer}")
-    )
+    second.write_text(original.replace(f":{node.http_port}", f":{http}").replace(f":{node.peer_port}", f":{peer}"))
     status, output = run_serve(second)
     assert status == 1
     assert "Traceback" not in output
@@ -185,8 +183,8 @@ async def test_garbage_on_the_peer_port(api: Api, cluster: Cluster, name: str) -
             assert len(answer) < 10_000
             assert b"HTTP" not in answer
             print(f"closed after {time.monotonic() - start:.2f} s")
-        except ConnectionError:
-            pass
+        except OSError:
+            pass  # closed before all was sent
         finally:
             writer.close()
     # Many that say nothing at all keep nobody out.

@@ -78,6 +78,8 @@ class Stream:
                 await asyncio.sleep(0.01)  # all may be down: do not spin
                 continue
             self.statuses.append(answer.status)
+            if answer.status != 201:
+                print(f"{path} through node {node}: {answer.status} {answer.json['detail']}")
             assert answer.status in (201, 503, 504), answer
             if answer.status == 201:
                 assert answer.json["etag"] == write.etag

@@ -30,7 +30,7 @@ def paths_of(objects: list[dict]) -> list[str]:
 async def test_what_a_line_tells(api: Api, name: str) -> None:
     put = (await api.put(name, b"abc", headers={"Content-Type": "text/x-own"})).json
     for node in api.nodes:
-        page = await api.list(prefix=name, node=node)
+        page = await api.page(prefix=name, node=node)
         (line,) = page["objects"]
         assert {key: line[key] for key in put} == put
         assert line["etag"] == etag_of(b"abc")
@@ -45,11 +45,11 @@ async def test_byte_order_of_utf8(api: Api, name: str) -> None:
     await put_all(api, paths)
     wanted = sorted(paths, key=str.encode)
     for node in api.nodes:
-        assert paths_of((await api.list(prefix=name, node=node))["objects"]) == wanted
+        assert paths_of((await api.page(prefix=name, node=node))["objects"]) == wanted
     objects, _, pages = await api.list_all(prefix=name, limit=1)
     assert paths_of(objects) == wanted
     assert pages == len(wanted)
-    assert paths_of((await api.list(prefix=f"{name}é"))["objects"]) == [f"{name}é"]
+    assert paths_of((await api.page(prefix=f"{name}é"))["objects"]) == [f"{name}é"]
 
 
 async def test_exact_page_boundaries(api: Api, name: str) -> None:
@@ -59,16 +59,16 @@ async def test_exact_page_boundaries(api: Api, name: str) -> None:
         objects, _, pages = await api.list_all(prefix=f"{name}/", limit=limit)
         assert paths_of(objects) == paths, limit
         assert pages == -(-len(paths) // limit), limit
-    page = await api.list(prefix=f"{name}/", limit=30)
+    page = await api.page(prefix=f"{name}/", limit=30)
     assert "cursor" not in page, "nothing comes after the last one"
 
 
 async def test_more_than_a_thousand(api: Api, name: str) -> None:
     paths = [f"{name}/{index:04}" for index in range(1003)]
     await put_all(api, paths)
-    page = await api.list(prefix=f"{name}/")
+    page = await api.page(prefix=f"{name}/")
     assert paths_of(page["objects"]) == paths[:1000]
-    rest = await api.list(prefix=f"{name}/", cursor=page["cursor"])
+    rest = await api.page(prefix=f"{name}/", cursor=page["cursor"])
     assert paths_of(rest["objects"]) == paths[1000:]
     assert "cursor" not in rest
 
@@ -77,15 +77,15 @@ async def test_delimiter(api: Api, name: str) -> None:
     tails = ["a", "b/1", "b/2", "b/c/3", "b0", "c/", "d//x", "é/x", "z"]
     await put_all(api, [f"{name}/{tail}" for tail in tails])
     for node in api.nodes:
-        page = await api.list(prefix=f"{name}/", delimiter="/", node=node)
+        page = await api.page(prefix=f"{name}/", delimiter="/", node=node)
         assert paths_of(page["objects"]) == [f"{name}/{tail}" for tail in ("a", "b0", "z")]
         assert page["prefixes"] == [f"{name}/{tail}" for tail in ("b/", "c/", "d/", "é/")]
-    inner = await api.list(prefix=f"{name}/b/", delimiter="/")
+    inner = await api.page(prefix=f"{name}/b/", delimiter="/")
     assert paths_of(inner["objects"]) == [f"{name}/b/1", f"{name}/b/2"]
     assert inner["prefixes"] == [f"{name}/b/c/"]
     # The prefix itself holds a delimiter, and may end in the middle of a name.
-    assert (await api.list(prefix=name, delimiter="/"))["prefixes"] == [f"{name}/"]
-    longer = await api.list(prefix=f"{name}/", delimiter="/c/")
+    assert (await api.page(prefix=name, delimiter="/"))["prefixes"] == [f"{name}/"]
+    longer = await api.page(prefix=f"{name}/", delimiter="/c/")
     assert longer["prefixes"] == [f"{name}/b/c/"]
     assert len(longer["objects"]) == len(tails) - 1
 
@@ -108,8 +108,8 @@ async def test_deleted_objects(api: Api, name: str) -> None:
     await put_all(api, [paths[0]])
     living = [paths[0], paths[1], paths[3], paths[5]]
     for node in api.nodes:
-        assert paths_of((await api.list(prefix=f"{name}/", node=node))["objects"]) == living
-        everything = (await api.list(prefix=f"{name}/", tombstoned=1, node=node))["objects"]
+        assert paths_of((await api.page(prefix=f"{name}/", node=node))["objects"]) == living
+        everything = (await api.page(prefix=f"{name}/", tombstoned=1, node=node))["objects"]
         assert paths_of(everything) == paths
         assert [entry["tombstoned"] for entry in everything] == [path not in living for path in paths]
     objects, _, _ = await api.list_all(prefix=f"{name}/", limit=1)
@@ -121,10 +121,10 @@ async def test_deleted_objects(api: Api, name: str) -> None:
 async def test_a_folder_of_deleted_objects_is_no_prefix(api: Api, name: str) -> None:
     await put_all(api, [f"{name}/gone/1", f"{name}/gone/2", f"{name}/there/1"])
     await api.delete(f"{name}/gone/1")
-    assert (await api.list(prefix=f"{name}/", delimiter="/"))["prefixes"] == [f"{name}/gone/", f"{name}/there/"]
+    assert (await api.page(prefix=f"{name}/", delimiter="/"))["prefixes"] == [f"{name}/gone/", f"{name}/there/"]
     await api.delete(f"{name}/gone/2")
     for node in api.nodes:
-        assert (await api.list(prefix=f"{name}/", delimiter="/", node=node))["prefixes"] == [f"{name}/there/"]
+        assert (await api.page(prefix=f"{name}/", delimiter="/", node=node))["prefixes"] == [f"{name}/there/"]
 
 
 async def test_a_listing_shows_what_was_just_acknowledged(api: Api, name: str) -> None:
@@ -132,10 +132,10 @@ async def test_a_listing_shows_what_was_just_acknowledged(api: Api, name: str) -
         path = f"{name}/{index:02}"
         await api.put(path, b"x")
         for node in api.nodes:
-            assert paths_of((await api.list(prefix=path, node=node))["objects"]) == [path]
+            assert paths_of((await api.page(prefix=path, node=node))["objects"]) == [path]
         await api.delete(path)
         for node in api.nodes:
-            assert (await api.list(prefix=path, node=node))["objects"] == []
+            assert (await api.page(prefix=path, node=node))["objects"] == []
 
 
 async def test_the_past(api: Api, name: str) -> None:
@@ -164,7 +164,7 @@ async def test_the_past(api: Api, name: str) -> None:
     assert await then(nothing) == {}
     assert await then(two) == {"a": 1, "b": 1}
     assert await then(changed) == {"b": 2, "c": 1}
-    assert [entry["path"] for entry in (await api.list(prefix=f"{name}/"))["objects"]] == [f"{name}/b"]
+    assert [entry["path"] for entry in (await api.page(prefix=f"{name}/"))["objects"]] == [f"{name}/b"]
 
 
 @pytest.mark.parametrize(
@@ -183,8 +183,8 @@ async def test_the_past(api: Api, name: str) -> None:
     ],
 )
 async def test_parameters_that_make_no_sense(api: Api, query: dict[str, str | int]) -> None:
-    await api.list(expect=400, **query)
+    await api.page(expect=400, **query)
 
 
 async def test_a_prefix_that_nothing_has(api: Api, name: str) -> None:
-    assert await api.list(prefix=f"{name}/nothing") == {"objects": [], "prefixes": []}
+    assert await api.page(prefix=f"{name}/nothing") == {"objects": [], "prefixes": []}

@@ -26,7 +26,9 @@ async def test_metrics(api: Api) -> None:
         assert answer.headers["Content-Type"].startswith(("text/plain", "application/openmetrics-text"))
         lines = answer.body.decode().splitlines()
         assert any(line.startswith("# TYPE amberblob_") for line in lines)
-        samples = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line[:1] not in ("#", "")}
+        samples = {
+            line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line[:1] not in ("#", "")
+        }
         assert samples["amberblob_ready"] == 1
         assert samples["amberblob_disk_failed"] == 0
 
@@ -35,7 +37,9 @@ async def test_cluster(api: Api, shared_cluster: Cluster) -> None:
     for node in api.nodes:
         view = (await api("GET", "/cluster", node=node)).json
         assert len({entry["node"] for entry in view["nodes"]}) == 3
-        assert {entry["http"] for entry in view["nodes"]} == {url.removeprefix("http://") for url in shared_cluster.endpoints}
+        assert {entry["http"] for entry in view["nodes"]} == {
+            url.removeprefix("http://") for url in shared_cluster.endpoints
+        }
         assert all(entry["reachable"] and entry["zone"] and entry["disk"]["id"] for entry in view["nodes"])
         assert view["slots"]["total"] == shared_cluster.slot_count
         assert view["slots"]["full"] == shared_cluster.slot_count

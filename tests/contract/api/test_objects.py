@@ -75,7 +75,7 @@ async def test_every_name_is_its_own(api: Api, suffix: str) -> None:
     assert (await api.get(path)).body == path.encode()
     encoded = "/objects/" + "".join(f"%{byte:02X}" for byte in path.encode())
     assert (await api("GET", encoded)).body == path.encode()
-    assert [entry["path"] for entry in (await api.list(prefix=path))["objects"]] == [path]
+    assert [entry["path"] for entry in (await api.page(prefix=path))["objects"]] == [path]
 
 
 @pytest.mark.parametrize("unit", ["a", "é", "😀"])
@@ -83,7 +83,7 @@ async def test_a_name_of_1024_bytes(api: Api, unit: str) -> None:
     path = unit * (1024 // len(unit.encode()))
     await api.put(path, b"long")
     assert (await api.get(path)).body == b"long"
-    assert (await api.list(prefix=path))["objects"][0]["path"] == path
+    assert (await api.page(prefix=path))["objects"][0]["path"] == path
     await api.delete(path)
 
 
@@ -165,13 +165,17 @@ async def test_a_range_outside_of_the_object(api: Api, name: str, size: int, hea
     await api.get(name, query="start=10", expect=416)
 
 
-@pytest.mark.parametrize("header", ["bytes=9-3", "bytes=x-y", "bytes=-", "bytes=1", "bytes=--1", "bytes=1-2-3", "bytes"])
+@pytest.mark.parametrize(
+    "header", ["bytes=9-3", "bytes=x-y", "bytes=-", "bytes=1", "bytes=--1", "bytes=1-2-3", "bytes"]
+)
 async def test_a_range_that_makes_no_sense(api: Api, name: str, header: str) -> None:
     await api.put(name, b"0123456789")
     assert (await api.get(name, headers={"Range": header}, expect=400)).problem == "bad-range"
 
 
-@pytest.mark.parametrize("query", ["start=5&end=5", "start=6&end=5", "start=-1", "start=x", "end=0", "end=", "start=1.5"])
+@pytest.mark.parametrize(
+    "query", ["start=5&end=5", "start=6&end=5", "start=-1", "start=x", "end=0", "end=", "start=1.5"]
+)
 async def test_start_and_end_that_make_no_sense(api: Api, name: str, query: str) -> None:
     await api.put(name, b"0123456789")
     await api.get(name, query=query, expect=400)
@@ -263,7 +267,7 @@ async def test_at(api: Api, name: str) -> None:
 async def test_at_that_is_no_time(api: Api, name: str, value: str) -> None:
     await api.put(name, b"x")
     await api.get(name, query=f"at={value}", expect=400)
-    await api.list(at=value, expect=400)
+    await api.page(at=value, expect=400)
 
 
 # -- consistency

@@ -18,9 +18,7 @@ async def write(api: Api, name: str, *bodies: bytes) -> None:
 
 async def state(api: Api, name: str) -> dict[int, bool]:
     """Version to tombstoned, as every node tells it."""
-    told = [
-        {row["version"]: row["tombstoned"] for row in await api.versions(name, node=node)} for node in api.nodes
-    ]
+    told = [{row["version"]: row["tombstoned"] for row in await api.versions(name, node=node)} for node in api.nodes]
     assert all(one == told[0] for one in told), told
     assert list(told[0]) == sorted(told[0], reverse=True)
     return told[0]

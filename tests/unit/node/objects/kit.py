@@ -195,8 +195,9 @@ class FakeStage:
         except PeerError:
             await self._inner.abort()  # as the caller's end of a connection does when close() fails
             raise
-        message = wire.decode_request(wire.encode(message))
-        reply = await self._inner.close(message, manifest, timeout_s=timeout_s)
+        decoded = wire.decode_request(wire.encode(message))
+        assert isinstance(decoded, StageClose)
+        reply = await self._inner.close(decoded, manifest, timeout_s=timeout_s)
         self._net.after("StageClose", self._source, self._to, lost)
         return wire.decode_reply(wire.encode(reply))
 
@@ -234,7 +235,9 @@ class FakePeers:
         if node == self._me:
             inner = LocalStage(node, handler, message, timeout_s)
         else:
-            inner = _WireStage(node, handler, wire.decode_request(wire.encode(message)), timeout_s)
+            decoded = wire.decode_request(wire.encode(message))
+            assert isinstance(decoded, StageOpen)
+            inner = _WireStage(node, handler, decoded, timeout_s)
         self.stages.add(inner.task)
         inner.task.add_done_callback(self.stages.discard)
         return FakeStage(self._net, self._me, node, inner, timeout_s)
@@ -325,7 +328,7 @@ class Cluster:
         """A node's process on its disk: at first, and again after a crash."""
         options, store = self.options, self.stores[name]
         hybrid = HybridClock(self.clock.wall_ms)
-        chance = SeededRandomness(hash((name, len(self.net.sent))))
+        chance = SeededRandomness(int(name[1:]) * 100_000 + len(self.net.sent))
         routing = Routing(
             node=name,
             disk_id=store.disk_id,
@@ -541,9 +544,7 @@ async def read(node: Node, view: ObjectView, offset: int = 0, length: int | None
     return b"".join([bytes(part) async for part in node.objects.read(view, offset, length)])
 
 
-async def get(
-    node: Node, path: str, *, version: int | None = None, consistency: Consistency = "strong"
-) -> bytes:
+async def get(node: Node, path: str, *, version: int | None = None, consistency: Consistency = "strong") -> bytes:
     return await read(node, await look(node, path, version=version, consistency=consistency))
 
 
@@ -580,5 +581,3 @@ async def walk(node: Node, *, limit: int, **options: Any) -> tuple[list[str], li
         assert page.next_start > start
         start = page.next_start
     raise AssertionError("the listing does not end")
-
-

@@ -222,7 +222,7 @@ async def test_a_record_that_only_the_dead_node_has_is_superseded_and_never_come
         await made.resolve(rounds=2)
         for node in made:
             assert await get(node, "p") == b"new"
-            assert [v.version.blob_id for v in await node.objects.versions("p")][0] == view.version.blob_id
+            assert next(v.version.blob_id for v in await node.objects.versions("p")) == view.version.blob_id
 
 
 @pytest.mark.parametrize("size", [5, STAGED, 70 * CHUNK])

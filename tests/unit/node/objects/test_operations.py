@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 from blake3 import blake3
@@ -233,12 +234,14 @@ async def test_a_version_that_comes_up_while_the_history_is_read_is_not_shown_as
         history = asyncio.create_task(made[2].objects.versions("p"))
         await until(lambda: len(waiting) == 6)
         await put(made[3], "p", b"two")
-        await until(lambda: all(n.register("p").chosen and len(n.store._path(n.routing.slot_of("p"), "p").rows) == 2 for n in made))
+        await until(
+            lambda: all(
+                n.register("p").chosen and len(n.store._path(n.routing.slot_of("p"), "p").rows) == 2 for n in made
+            )
+        )
         gate.set()
-        try:
+        with contextlib.suppress(NotFound):
             assert (await looking).tombstoned_at_ms is None
-        except NotFound:
-            pass
         assert [v for v in await history if v.tombstoned_at_ms is not None] == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -99,10 +100,8 @@ async def test_puts_and_deletes_at_once_leave_one_history():
         async def writer(number: int) -> None:
             for turn in range(4):
                 await put(made[(number + turn) % 3 + 1], "p", b"%d-%d" % (number, turn))
-                try:
+                with contextlib.suppress(NotFound):
                     await delete(made[(number + turn + 1) % 3 + 1], "p")
-                except NotFound:
-                    pass
 
         await asyncio.gather(*(writer(number) for number in range(5)))
         await made.settle()

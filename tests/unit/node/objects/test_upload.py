@@ -156,6 +156,8 @@ async def test_a_client_that_goes_away_while_replicas_are_slow(made, phase, held
     rules = [made.net.fault(phase, "hold", to=to) for to in held]
     task = asyncio.create_task(put(made[1], "p", content(BIG)))
     await until(lambda: all(rule.hits for rule in rules))
+    if phase == "StageClose":
+        await until(lambda: len(made.staged()) == 3 - len(held), "the bytes are durable on the others")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -203,8 +205,9 @@ async def test_one_full_disk_does_not_hinder_a_write(made, size):
         assert await get(node, "p") == data
 
 
-@pytest.mark.parametrize("size", [5, STAGED, BIG])
-@pytest.mark.parametrize("full", [(2, 3), (1, 2), (1, 2, 3)])
+@pytest.mark.parametrize(
+    "size,full", [(s, f) for s in (STAGED, BIG) for f in ((2, 3), (1, 2), (1, 2, 3))] + [(5, (1, 2, 3))]
+)
 async def test_too_many_full_disks_are_told_as_such(made, size, full):
     for number in full:
         made[number].store.full = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -92,10 +93,8 @@ async def test_a_retry_of_a_restore_is_applied_once():
         await delete(made[1], "p")
         await restore(made[1], "p", write_id="r")
         await delete(made[1], "p", write_id="again")
-        try:
+        with contextlib.suppress(NotFound):
             await restore(made[2], "p", write_id="r")
-        except NotFound:
-            pass
         with pytest.raises(NotFound):
             await look(made[3], "p")
 

@@ -1,0 +1,291 @@
+"""Corrupt and missing bytes: never wrong ones, from a peer when need be, and mended afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from amberblob.errors import ClusterError
+from node.objects import bytes as bytes_module
+from tests.unit.node.objects.kit import CHUNK, STAGED, Cluster, Node, cluster, content, delete, get, look, put, read
+
+
+@pytest.fixture
+async def made():
+    async with cluster(write_timeout_s=5.0) as running:
+        yield running
+
+
+async def stored(made: Cluster, size: int, path: str = "p"):
+    data = content(size)
+    view = await put(made[1], path, data)
+    await made.settle()
+    for node in made:
+        await node.pull()
+    chunks = await made[1].reading.chunks(made.slot(path), view.version)
+    return data, view, chunks
+
+
+def spoil(made: Cluster, node: Node, view, chunk_id: str) -> None:
+    node.store.corrupt_chunk(made.slot(view.path), view.version.blob_id, chunk_id)
+
+
+@pytest.mark.parametrize("size", [5, STAGED, 70 * CHUNK])
+async def test_a_corrupt_local_chunk_comes_from_a_peer_and_is_mended(made, size):
+    data, view, chunks = await stored(made, size)
+    spoil(made, made[1], view, chunks[-1].id)
+    assert await get(made[1], "p") == data
+    assert made[1].puller.waiting == 1
+    await made[1].pull()
+    assert made[1].puller.waiting == 0
+    made.net.sent.clear()
+    assert await get(made[1], "p") == data
+    assert made.net.count("ReadChunk") == 0
+
+
+async def test_a_corrupt_local_manifest_comes_from_a_peer_and_is_mended(made):
+    data, view, _ = await stored(made, 70 * CHUNK)
+    spoil(made, made[1], view, view.version.manifest_id)
+    assert await get(made[1], "p") == data
+    await made[1].pull()
+    made.net.sent.clear()
+    assert await get(made[1], "p") == data
+    assert made.net.count("ReadManifest") == 0
+
+
+@pytest.mark.parametrize("size", [5, STAGED, 70 * CHUNK])
+async def test_two_corrupt_copies_are_served_from_the_third(made, size):
+    data, view, chunks = await stored(made, size)
+    for number in (1, 2):
+        spoil(made, made[number], view, chunks[0].id)
+    for number in (3, 1, 2):
+        assert await get(made[number], "p") == data
+    for number in (1, 2):
+        await made[number].pull()
+    made.net.down = {"n3"}
+    for number in (1, 2):
+        assert await get(made[number], "p") == data
+
+
+@pytest.mark.parametrize("size", [5, STAGED, 70 * CHUNK])
+async def test_all_copies_corrupt_is_an_error_never_wrong_bytes(made, size):
+    data, view, chunks = await stored(made, size)
+    for node in made:
+        spoil(made, node, view, chunks[-1].id)
+    for node in made:
+        for _ in range(2):
+            with pytest.raises(ClusterError) as caught:
+                await get(node, "p")
+            assert caught.value.code == "bytes-unavailable"
+            assert set(caught.value.extra["failures"]) == {"n1", "n2", "n3"}
+    if len(chunks) > 1:
+        whole = len(data) - chunks[-1].len
+        assert await read(made[2], view, 0, whole) == data[:whole]
+
+
+async def test_all_manifests_corrupt(made):
+    _, view, _ = await stored(made, 70 * CHUNK)
+    for node in made:
+        spoil(made, node, view, view.version.manifest_id)
+    with pytest.raises(ClusterError) as caught:
+        await get(made[1], "p")
+    assert caught.value.code == "bytes-unavailable"
+
+
+@pytest.mark.parametrize("size", [5, STAGED, 70 * CHUNK])
+async def test_a_copy_that_missed_everything_serves_and_is_completed_by_its_learn(made, size):
+    made.net.fault("Commit", "drop", to="n3")
+    for phase in ("StageOpen", "Prepare"):
+        made.net.fault(phase, "drop", to="n3")
+    data = content(size)
+    await put(made[1], "p", data)
+    await made.settle()
+    made.net.heal()
+    assert made[3].register("p").chosen and made[3].puller.waiting == 1
+    assert await get(made[3], "p") == data
+    await made[3].pull()
+    made.net.down = {"n1", "n2"}
+    assert await get(made[3], "p", consistency="local") == data
+
+
+async def test_a_node_that_goes_away_in_the_middle_of_a_download(made):
+    size = 6 * CHUNK
+    data, view, chunks = await stored(made, size)
+    for chunk in chunks:
+        spoil(made, made[1], view, chunk.id)
+    parts = made[1].objects.read(view, 0, size)
+    got = bytes(await anext(parts))
+    made.net.down = {"n2"}
+    async for part in parts:
+        got += bytes(part)
+    assert got == data
+
+
+async def test_a_peer_that_sends_other_bytes_is_not_believed(made):
+    data, view, chunks = await stored(made, 3 * CHUNK)
+    spoil(made, made[1], view, chunks[1].id)
+    honest = made[2].replica.handle_read
+
+    async def lying(peer, request):
+        return (await honest(peer, request))[::-1]
+
+    made[2].replica.handle_read = lying
+    assert await get(made[1], "p") == data
+
+
+async def test_many_readers_at_once(made):
+    data, view, _ = await stored(made, 8 * CHUNK)
+    answers = await asyncio.gather(*(read(made[n % 3 + 1], view) for n in range(60)))
+    assert all(answer == data for answer in answers)
+
+
+async def test_readers_that_pause_do_not_stop_the_others(made):
+    """Clients that take nothing for a while (a paused player, a slow line) are as many as chunks in memory."""
+    data, view, _ = await stored(made, 4 * CHUNK)
+    paused = []
+    for _ in range(bytes_module.CHUNKS_IN_MEMORY_MAX):
+        parts = made[1].objects.read(view, 0, len(data))
+        try:
+            async with asyncio.timeout(0.3):
+                await anext(parts)
+        except TimeoutError:
+            break
+        paused.append(parts)
+    try:
+        async with asyncio.timeout(0.3):
+            assert await read(made[1], view) == data
+    finally:
+        for parts in paused:
+            await parts.aclose()
+
+
+async def test_mending_on_real_disks(tmp_path):
+    async with cluster(folder=tmp_path, write_timeout_s=10.0, peer_timeout_s=10.0) as made:
+        data, _, chunks = await stored(made, 70 * CHUNK)
+        [file] = (tmp_path / "n1").rglob(chunks[3].id)
+        spoilt = bytearray(file.read_bytes())
+        spoilt[100] ^= 1
+        file.write_bytes(spoilt)
+        assert await get(made[1], "p") == data
+        await made[1].pull()
+        made.net.down = {"n2", "n3"}
+        assert await get(made[1], "p", consistency="local") == data
+
+
+async def test_mending_a_manifest_on_real_disks(tmp_path):
+    async with cluster(folder=tmp_path, write_timeout_s=10.0, peer_timeout_s=10.0) as made:
+        data, view, _ = await stored(made, 70 * CHUNK)
+        [file] = [
+            f
+            for f in (tmp_path / "n1").rglob("*")
+            if f.is_file() and "manifest" in f.name and view.version.blob_id in str(f)
+        ]
+        file.unlink()
+        assert await get(made[1], "p") == data
+        await made[1].pull()
+        made.net.down = {"n2", "n3"}
+        assert await get(made[1], "p", consistency="local") == data
+
+
+# ---- explain
+
+
+async def explain(node: Node, path: str = "p"):
+    return await node.objects.explain(path)
+
+
+@pytest.mark.parametrize("size", [0, 5, STAGED, 70 * CHUNK])
+async def test_explain_a_healthy_object(made, size):
+    await stored(made, 5)
+    data = content(size) if size else b""
+    await put(made[2], "p", data)
+    await made.settle()
+    for node in made:
+        told = await explain(node)
+        assert told["healthy"], told["advice"]
+        assert told["head"] == 2 and told["revision"] == 2 and told["slot"] == made.slot("p")
+        assert [replica["state"] for replica in told["replicas"]] == ["chosen"] * 3
+        assert [version["version"] for version in told["versions"]] == [2, 1]
+        assert all(set(version["copies"].values()) == {"all"} for version in told["versions"])
+
+
+async def test_explain_an_unreachable_node(made):
+    await stored(made, STAGED)
+    made.net.down = {"n2"}
+    told = await explain(made[1])
+    assert not told["healthy"] and "n2" in told["advice"]
+    assert {r["node"]: r["state"] for r in told["replicas"]} == {"n1": "chosen", "n2": "unreachable", "n3": "chosen"}
+    assert told["versions"][0]["copies"] == {"n1": "all", "n2": "unreachable", "n3": "all"}
+
+
+async def test_explain_with_a_majority_away(made):
+    await stored(made, STAGED)
+    made.net.down = {"n1", "n2"}
+    told = await explain(made[3])
+    assert not told["healthy"] and told["head"] == 1
+
+
+async def test_explain_a_copy_that_is_behind(made):
+    await stored(made, 5)
+    made.net.down = {"n3"}
+    await put(made[1], "p", content(STAGED))
+    await made.settle()
+    made.net.heal()
+    told = await explain(made[2])
+    assert not told["healthy"]
+    assert {r["node"]: r["state"] for r in told["replicas"]} == {"n1": "chosen", "n2": "chosen", "n3": "behind"}
+    assert told["versions"][0]["copies"] == {"n1": "all", "n2": "all", "n3": "none"}
+
+
+async def test_explain_missing_bytes_then_mend_as_it_says(made):
+    data, view, chunks = await stored(made, 3 * CHUNK)
+    spoil(made, made[1], view, chunks[0].id)
+    assert await get(made[1], "p") == data  # finds it out
+    told = await explain(made[2])
+    assert told["versions"][0]["copies"] == {"n1": "some", "n2": "all", "n3": "all"}
+    assert not told["healthy"] and "n1" in told["advice"]
+    await made[1].pull()
+    assert (await explain(made[2]))["healthy"]
+
+
+async def test_explain_a_missing_manifest_then_mend_as_it_says(made):
+    """The advice is to read the object at that node."""
+    data, view, _ = await stored(made, 70 * CHUNK)
+    spoil(made, made[1], view, view.version.manifest_id)
+    assert await get(made[1], "p") == data
+    assert await get(made[1], "p") == data
+    await made[1].pull()
+    assert (await explain(made[2]))["healthy"]
+
+
+async def test_explain_a_failed_disk_and_a_lost_copy(made):
+    await stored(made, 5)
+    made[2].store.fail("broken")
+    made[3].store.lose_slot(made.slot("p"), "01ARZ3NDEKTSV4RRFFQ69G5FAV")
+    told = await explain(made[1])
+    assert {r["node"]: r["state"] for r in told["replicas"]} == {"n1": "chosen", "n2": "disk-failed", "n3": "no-vote"}
+    assert not told["healthy"] and "n2" in told["advice"] and "n3" in told["advice"]
+
+
+async def test_explain_a_deleted_object(made):
+    await stored(made, STAGED)
+    await delete(made[1], "p")
+    await made.settle()
+    told = await explain(made[2])
+    assert told["healthy"] and told["head"] is None
+    assert [(v["version"], v["tombstoned"]) for v in told["versions"]] == [(1, True)]
+
+
+async def test_explain_an_object_with_a_long_history(made):
+    """One copy was not told yet that the newest version is chosen: no bytes are missing anywhere."""
+    for index in range(104):
+        await put(made[1], "p", b"%d" % index)
+    await made.settle()
+    made.net.fault("Learn", "drop", to="n3")
+    await put(made[1], "p", b"last")
+    await made.settle()
+    told = await explain(made[1])
+    lacking = [v["version"] for v in told["versions"] if set(v["copies"].values()) != {"all"}]
+    assert lacking == [], told["advice"]
+    await look(made[1], "p")
