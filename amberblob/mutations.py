@@ -58,11 +58,16 @@ class EpochSeen(msgspec.Struct, frozen=True, array_like=True, tag="e"):
 
 
 class Staged(msgspec.Struct, frozen=True, array_like=True, tag="s"):
-    """The blob's bytes are about to be renamed into place; nothing refers to them yet."""
+    """The blob's bytes are about to be renamed into place; nothing refers to them yet.
+
+    Has no effect on a blob that was given up, unless ``revived``: then its bytes were fetched anew for a record that
+    another replica accepted, and it may be referred to after all.
+    """
 
     slot: int
     blob_id: str
     at_ms: int
+    revived: bool = False
 
 
 class Aborted(msgspec.Struct, frozen=True, array_like=True, tag="x"):

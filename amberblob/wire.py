@@ -41,7 +41,9 @@ class Prepare(Message, frozen=True, array_like=True, kw_only=True, tag="P"):
     path: str
     epoch: int
     ballot: Ballot
-    write_id: str
+    body_bytes: int = 0
+    """What an inline body will need on the disk: refused now if the disk is full, before anything is decided."""
+    write_id: str = ""
     """The replica tells what this write did, if its own record's short list does not reach back. Empty: do not look."""
 
 
@@ -273,7 +275,10 @@ class ScanReply(Message, frozen=True, array_like=True, kw_only=True, tag="s"):
 
 
 class InspectReply(Message, frozen=True, array_like=True, kw_only=True, tag="i"):
-    """A replica's view of one path. ``bytes_present`` pairs each row's version with "all", "some" or "none"."""
+    """A replica's view of one path. ``bytes_present`` pairs each row's version with "all", "some" or "none".
+
+    ``more``: there are older rows that are not told.
+    """
 
     incarnation: str
     accepted: Ballot | None
@@ -282,6 +287,7 @@ class InspectReply(Message, frozen=True, array_like=True, kw_only=True, tag="i")
     rows: tuple[HistoryRow, ...]
     bytes_present: dict[int, str]
     disk: str
+    more: bool = False
     detail: str = ""
 
 

@@ -38,7 +38,7 @@ async def stage_from(store: ReplicaStore, source: Source, slot: int, version: Ve
     """
     manifest, chunks = await _chunks(source, slot, version, holders)
     chunk_bytes = max(CHUNK_BYTES_MIN, chunks[0].len)
-    staging = await store.stage(slot, version.blob_id, chunk_bytes=chunk_bytes, size=version.size)
+    staging = await store.stage(slot, version.blob_id, chunk_bytes=chunk_bytes, size=version.size, revive=True)
     done = False
     try:
         for chunk in chunks:

@@ -31,6 +31,10 @@ _REFERENCE = (
     "ON CONFLICT(blob_id) DO UPDATE SET state = 'REFERENCED'"
 )
 _STAGE = "INSERT OR IGNORE INTO intents(blob_id, state, at_ms) VALUES (?, 'STAGED', ?)"
+_REVIVE = (
+    "INSERT INTO intents(blob_id, state, at_ms) VALUES (?, 'STAGED', ?) "
+    "ON CONFLICT(blob_id) DO UPDATE SET state = 'STAGED', at_ms = excluded.at_ms WHERE state = 'ABORTED'"
+)
 _ABORT = (
     "INSERT INTO intents(blob_id, state, at_ms) SELECT ?1, 'ABORTED', 0 "
     "WHERE NOT EXISTS (SELECT 1 FROM inline_bodies WHERE blob_id = ?1) "
@@ -92,7 +96,7 @@ class SlotBatch:
                         state = rules.change_slot(state, entry)
                     case Staged():
                         self._flush_references()
-                        self._sql.execute(_STAGE, (entry.blob_id, entry.at_ms))
+                        self._sql.execute(_REVIVE if entry.revived else _STAGE, (entry.blob_id, entry.at_ms))
                     case Aborted():
                         self._flush()
                         self._sql.execute(_ABORT, (entry.blob_id,))

@@ -43,6 +43,7 @@ class Blobs:
         self._wall_ms = wall_ms
         self._mint = mint
         self._publishing: set[Blob] = set()
+        self._discarding: set[Blob] = set()
         self._active: dict[Path, DiskStaging] = {}
         self._mending: dict[Blob, set[str]] = {}
 
@@ -78,7 +79,9 @@ class Blobs:
 
     # -- in
 
-    async def stage(self, slot: int, blob_id: str, chunk_bytes: int, size: int | None) -> DiskStaging:
+    async def stage(
+        self, slot: int, blob_id: str, chunk_bytes: int, size: int | None, revive: bool = False
+    ) -> DiskStaging:
         """See the interface."""
         checked_ulid(blob_id)
         assert chunk_bytes > 0
@@ -101,7 +104,7 @@ class Blobs:
         staging = DiskStaging(
             writer,
             self._pool,
-            publish=lambda source: self._publish(slot, blob_id, source),
+            publish=lambda source: self._publish(slot, blob_id, source, revive=revive),
             guard=self._guard,
             failed=self._failed,
             ended=ended,
@@ -117,15 +120,18 @@ class Blobs:
             raise
         return staging
 
-    async def _publish(self, slot: int, blob_id: str, source: Path) -> None:
+    async def _publish(self, slot: int, blob_id: str, source: Path, *, revive: bool) -> None:
         """``Staged`` durable, then the rename, then both parents."""
         blob = (slot, blob_id)
         overlay = self._core.overlay
-        if await self.blob_state(slot, blob_id) is BlobState.ABORTED:
+        given_up = await self.blob_state(slot, blob_id) is BlobState.ABORTED
+        if blob in self._discarding:
+            raise StorageError(f"blob {blob_id} is just being given up here; try again")
+        if given_up and not revive:
             raise StorageError(f"blob {blob_id} was given up here before; a new attempt needs a new blob id")
         self._publishing.add(blob)
         try:
-            await self._core.durable(self._core.apply(Staged(slot, blob_id, self._wall_ms())))
+            await self._core.durable(self._core.apply(Staged(slot, blob_id, self._wall_ms(), revive)))
             if overlay.intent(slot, blob_id) is Intent.ABORTED:
                 raise StorageError(f"blob {blob_id} was given up while it came in; a new attempt needs a new blob id")
         except BaseException:
@@ -297,6 +303,16 @@ class Blobs:
     async def discard(self, slot: int, blob_id: str) -> bool:
         """See the interface; whether the blob was given up."""
         checked_ulid(blob_id)
+        blob = (slot, blob_id)
+        if blob in self._discarding:
+            return False  # somebody else is at it
+        self._discarding.add(blob)
+        try:
+            return await self._discard(slot, blob_id)
+        finally:
+            self._discarding.discard(blob)
+
+    async def _discard(self, slot: int, blob_id: str) -> bool:
         overlay = self._core.overlay
         if overlay.intent(slot, blob_id) is Intent.REFERENCED:
             return False

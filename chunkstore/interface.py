@@ -165,8 +165,13 @@ class ReplicaStore(Protocol):
         """What this disk has of the blob. DURABLE counts inline bodies too."""
         ...
 
-    async def stage(self, slot: int, blob_id: str, *, chunk_bytes: int, size: int | None) -> Staging:
+    async def stage(
+        self, slot: int, blob_id: str, *, chunk_bytes: int, size: int | None, revive: bool = False
+    ) -> Staging:
         """Open the entrance for one blob. ``size`` (bytes), when known, is preallocated.
+
+        A blob that was given up stays so (finish raises StorageError) unless ``revive``: its bytes come from a
+        replica that accepted a record with it.
 
         Raises:
             DiskFull, DiskFailed: refused, nothing is left behind.

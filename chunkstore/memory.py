@@ -26,8 +26,9 @@ from chunkstore.overlay import Intent
 class MemoryStaging:
     """One blob on its way in."""
 
-    def __init__(self, store: MemoryStore, slot: int, blob_id: str, chunk_bytes: int) -> None:
+    def __init__(self, store: MemoryStore, slot: int, blob_id: str, chunk_bytes: int, *, revive: bool) -> None:
         self._store = store
+        self._revive = revive
         self._slot = slot
         self._blob_id = blob_id
         self._chunk_bytes = chunk_bytes
@@ -49,7 +50,7 @@ class MemoryStaging:
         parts = [data[at : at + step] for at in range(0, len(data), step)]
         if tuple(ChunkRef(id=content_hash(part), len=len(part)) for part in parts) != tuple(chunks):
             raise DigestMismatch("the bytes are not the chunks that were announced; nothing was stored")
-        self._store.publish(self._slot, self._blob_id, parts, manifest)
+        self._store.publish(self._slot, self._blob_id, parts, manifest, revive=self._revive)
 
     async def abort(self) -> None:
         """Forget it."""
@@ -156,7 +157,9 @@ class MemoryStore:
             case Reserved() | EpochSeen():
                 at.state = rules.change_slot(at.state, mutation)
             case Staged():
-                at.intents.setdefault(mutation.blob_id, (Intent.STAGED, mutation.at_ms))
+                known = at.intents.get(mutation.blob_id)
+                if known is None or (mutation.revived and known[0] is Intent.ABORTED):
+                    at.intents[mutation.blob_id] = (Intent.STAGED, mutation.at_ms)
             case Aborted():
                 known = at.intents.get(mutation.blob_id)
                 if known is None or known[0] is not Intent.REFERENCED:
@@ -249,18 +252,20 @@ class MemoryStore:
         here = blob_id in at.bodies or (blob_id in at.files and blob_id not in at.incomplete)
         return BlobState.DURABLE if here else BlobState.ABSENT
 
-    async def stage(self, slot: int, blob_id: str, *, chunk_bytes: int, size: int | None) -> MemoryStaging:
+    async def stage(
+        self, slot: int, blob_id: str, *, chunk_bytes: int, size: int | None, revive: bool = False
+    ) -> MemoryStaging:
         checked_ulid(blob_id)
         self.guard()
-        return MemoryStaging(self, slot, blob_id, chunk_bytes)
+        return MemoryStaging(self, slot, blob_id, chunk_bytes, revive=revive)
 
-    def publish(self, slot: int, blob_id: str, parts: list[bytes], manifest: bytes | None) -> None:
+    def publish(self, slot: int, blob_id: str, parts: list[bytes], manifest: bytes | None, *, revive: bool) -> None:
         """Keep a blob that was checked. For :class:`MemoryStaging`."""
         at = self._slot(slot)
         intent = at.intents.get(blob_id)
-        if intent is not None and intent[0] is Intent.ABORTED:
+        if intent is not None and intent[0] is Intent.ABORTED and not revive:
             raise StorageError(f"blob {blob_id} was given up here before; a new attempt needs a new blob id")
-        self.apply(Staged(slot, blob_id, self._wall_ms()))
+        self.apply(Staged(slot, blob_id, self._wall_ms(), revive))
         at.files[blob_id] = {content_hash(part): part for part in parts}
         if manifest is not None:
             at.files[blob_id][content_hash(manifest)] = manifest

@@ -203,7 +203,8 @@ class Overlay:
                 self._state_position[slot] = position
             case Staged():
                 self._saw(slot, entry.blob_id)
-                if self.intent(slot, entry.blob_id) is None:
+                intent = self.intent(slot, entry.blob_id)
+                if intent is None or (entry.revived and intent is Intent.ABORTED):
                     self._intents[slot, entry.blob_id] = (Intent.STAGED, position)
                     self.staged[slot, entry.blob_id] = entry.at_ms
             case Aborted():

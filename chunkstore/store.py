@@ -264,8 +264,10 @@ class DiskStore:
     async def blob_state(self, slot: int, blob_id: str) -> BlobState:
         return await self._blobs.blob_state(slot, blob_id)
 
-    async def stage(self, slot: int, blob_id: str, *, chunk_bytes: int, size: int | None) -> Staging:
-        return await self._blobs.stage(slot, blob_id, chunk_bytes, size)
+    async def stage(
+        self, slot: int, blob_id: str, *, chunk_bytes: int, size: int | None, revive: bool = False
+    ) -> Staging:
+        return await self._blobs.stage(slot, blob_id, chunk_bytes, size, revive)
 
     async def discard(self, slot: int, blob_id: str) -> None:
         await self._blobs.discard(slot, blob_id)

@@ -82,6 +82,7 @@ class Coordinator:
         write_id: str | None = None,
         body: bytes | None = None,
         holders: frozenset[str] | None = None,
+        hear: str | None = None,
     ) -> Applied:
         """Run one write to its end.
 
@@ -103,6 +104,7 @@ class Coordinator:
             body=body,
             holders=holders,
             may_be_retry=write_id is not None,
+            hear=hear,
         )
         run = _Run(self, round_)
         outcome = await run.outcome(self._write_timeout_s)

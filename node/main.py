@@ -199,7 +199,7 @@ class Node:
     ) -> None:
         config = self.config
         node = config.node.id
-        puller = Puller(store, routing)
+        puller = Puller(store, routing, self._clock)
         runner = Runner()
         identity = Identity(
             cluster_id=cluster.cluster_id,

@@ -179,6 +179,8 @@ class Replica:
     async def _prepare(self, message: Prepare) -> Reply:
         if not self._is_member(message.slot):
             return self._refused(message.slot, "not-a-member")
+        if message.body_bytes and self._store.full:
+            return self._refused(message.slot, "disk-full")
         register, prior = await self._register_and_prior(message)
         actions = self.slot(message.slot).prepare(self._store.slot_state(message.slot), message, register, prior)
         return await self._carry_out(message.slot, message.path, actions)
@@ -203,7 +205,7 @@ class Replica:
         if added is not None and added.size > 0 and message.body is not None:
             if len(message.body) > INLINE_BYTES_MAX or content_hash(message.body) != added.etag:
                 raise DigestMismatch("the body of a COMMIT does not match its record")
-            if self._store.full:
+            if self._store.full and not message.holders:
                 return self._refused(slot, "disk-full")
         register = await self._store.load(slot, path)
         here = NOTHING_NEEDED
@@ -224,7 +226,8 @@ class Replica:
     async def _with_bytes(self, message: Commit, added: Version) -> Commit:
         """Try to get an undecided record's bytes from those that accepted it; an inline body joins the message."""
         slot = message.slot
-        if not message.holders or await self._store.blob_state(slot, added.blob_id) is not BlobState.ABSENT:
+        # A blob that was given up here is fetched again: the holders accepted a record that refers to it.
+        if not message.holders or await self._store.blob_state(slot, added.blob_id) is BlobState.DURABLE:
             return message
         try:
             body = await self._pulls.now(slot, added, message.holders)
@@ -302,7 +305,8 @@ class Replica:
     async def _inspect(self, message: Inspect) -> Reply:
         slot, path = message.slot, message.path
         register = await self._store.load(slot, path)
-        rows = _fitting(await self._store.rows(slot, path, limit=INSPECT_ROWS_MAX))
+        found = await self._store.rows(slot, path, limit=INSPECT_ROWS_MAX)
+        rows = _fitting(found)
         versions = {row.version.version: row.version for row in rows}
         if register.record is not None and register.record.added is not None:
             versions.setdefault(register.record.added.version, register.record.added)
@@ -315,6 +319,7 @@ class Replica:
             rows=tuple(rows),
             bytes_present=present,
             disk=self._store.disk_id,
+            more=len(rows) < len(found) or len(found) >= INSPECT_ROWS_MAX,
             detail=self._store.failed or "",
         )
 

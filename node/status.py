@@ -54,12 +54,10 @@ class Status:
             return error.detail
         for electorate in electorates:
             there = [node for node in electorate.voters if self._peers.reachable(node)]
-            if not electorate.is_majority(there):
+            if not (electorate.is_write_quorum(there) and electorate.is_read_quorum(there)):
                 away = ", ".join(sorted(set(electorate.voters) - set(there)))
-                return (
-                    f"{len(there)} of the {electorate.majority} replicas that are needed are reachable; "
-                    f"waiting for {away}"
-                )
+                wanted = max(electorate.write_quorum, electorate.read_quorum)
+                return f"{len(there)} of the {wanted} replicas that are needed are reachable; waiting for {away}"
         return None
 
     def cluster(self) -> dict[str, Any]:

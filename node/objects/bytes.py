@@ -1,8 +1,9 @@
 """The bytes of a version, chunk by chunk, verified, from the nearest replica that has them.
 
 Every chunk is checked against its hash where it is read and, if it came from a peer, again here. One chunk is
-fetched ahead of the one that is being sent. How many chunks all readers together hold in memory is bounded;
-looking ahead takes a place only if one is free, so readers never wait for each other in a circle.
+fetched ahead of the one that is being sent. How many chunks all readers together hold in memory is bounded, softly
+and hard: a reader waits for a place, but clients that pause must not stop the others, so after a moment it takes one
+of the reserve. Looking ahead takes a place only if one is free, so readers never wait for each other in a circle.
 """
 
 from __future__ import annotations
@@ -33,10 +34,37 @@ from node.service import ObjectView
 
 log = structlog.get_logger(__name__)
 
-CHUNKS_IN_MEMORY_MAX = 16
+CHUNKS_IN_MEMORY = 12
+CHUNKS_IN_RESERVE = 52
+PLACE_PATIENCE_S = 0.25
 FRAME_TIMEOUT_S = 5.0
 HASH_IN_THREAD_BYTES = 256 * 1024
 SEND_PIECE_BYTES = MIB
+
+
+class Places:
+    """Room for chunks in memory: ``soft`` places that are taken freely, and ``reserve`` more after some waiting."""
+
+    def __init__(self, soft: int, reserve: int) -> None:
+        self._soft = asyncio.Semaphore(soft)
+        self._reserve = asyncio.Semaphore(reserve)
+
+    async def take_free(self) -> asyncio.Semaphore | None:
+        """A soft place if one is free now, without waiting; release it when done."""
+        if self._soft.locked():
+            return None
+        await self._soft.acquire()
+        return self._soft
+
+    async def take(self) -> asyncio.Semaphore:
+        """A place; release it when done."""
+        try:
+            async with asyncio.timeout(PLACE_PATIENCE_S):
+                await self._soft.acquire()
+        except TimeoutError:
+            await self._reserve.acquire()
+            return self._reserve
+        return self._soft
 
 
 class Reading:
@@ -47,7 +75,7 @@ class Reading:
         self._routing = routing
         self._store = store
         self._pulls = pulls
-        self._places = asyncio.Semaphore(CHUNKS_IN_MEMORY_MAX)
+        self._places = Places(CHUNKS_IN_MEMORY, CHUNKS_IN_RESERVE)
 
     async def read(self, view: ObjectView, offset: int, length: int) -> AsyncIterator[bytes | memoryview]:
         """See :meth:`node.service.ObjectService.read`."""
@@ -67,30 +95,27 @@ class Reading:
                 parts.append((chunk, low, high))
             start += chunk.len
         ahead: asyncio.Task[bytes] | None = None
-        held = 0
+        held: list[asyncio.Semaphore] = []
         try:
             for index, (chunk, low, high) in enumerate(parts):
                 if ahead is None:
-                    await self._places.acquire()
-                    held += 1
+                    held.append(await self._places.take())
                     data = await self.chunk(slot, version, chunk)
                 else:
                     data, ahead = await ahead, None
-                if index + 1 < len(parts) and not self._places.locked():
-                    await self._places.acquire()
-                    held += 1
+                if index + 1 < len(parts) and (free := await self._places.take_free()) is not None:
+                    held.append(free)
                     ahead = asyncio.get_running_loop().create_task(self.chunk(slot, version, parts[index + 1][0]))
                 piece = memoryview(data)[low:high]
                 for at in range(0, len(piece), SEND_PIECE_BYTES):
                     yield piece[at : at + SEND_PIECE_BYTES]
                 del data, piece
-                self._places.release()
-                held -= 1
+                held.pop(0).release()
         finally:
             if ahead is not None:
                 ahead.cancel()
-            for _ in range(held):
-                self._places.release()
+            for place in held:
+                place.release()
 
     async def chunks(self, slot: int, version: Version) -> tuple[ChunkRef, ...]:
         """Every chunk of a version in order. Raises: ClusterError when no replica has the manifest."""
@@ -104,9 +129,13 @@ class Reading:
                     data = await self._store.read_manifest(slot, version.blob_id, manifest_id)
                 else:
                     data = await self.fetch_manifest(node, slot, version)
-                return decode_manifest(data)
+                chunks = decode_manifest(data)
             except (PeerError, StorageError, DigestMismatch, ValueError) as error:
                 failures[node] = str(error)
+                continue
+            if self._coordinator.node in failures:
+                self._pulls.later(slot, version, (node,))
+            return chunks
         raise bytes_unavailable("the manifest", failures)
 
     async def chunk(self, slot: int, version: Version, chunk: ChunkRef) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from amberblob.errors import NotFound
 from node.coordinator import Coordinator
-from node.objects.lookup import no_such_object
+from node.objects.lookup import Lookup, no_such_object
 from node.protocol.operations import Conditions, Delete, DeleteVersion, Restore
 from node.routing import Routing
 from node.service import ObjectView
@@ -13,9 +13,10 @@ from node.service import ObjectView
 class Changing:
     """Tombstones and their lifting."""
 
-    def __init__(self, coordinator: Coordinator, routing: Routing) -> None:
+    def __init__(self, coordinator: Coordinator, routing: Routing, lookup: Lookup) -> None:
         self._coordinator = coordinator
         self._routing = routing
+        self._lookup = lookup
 
     async def delete(self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None) -> None:
         """See :meth:`node.service.ObjectService.delete`."""
@@ -29,8 +30,16 @@ class Changing:
     ) -> ObjectView:
         """See :meth:`node.service.ObjectService.restore`."""
         operation = Restore(version=version, conditions=conditions)
-        applied = await self._coordinator.write(self._routing.of(path), path, operation, write_id=write_id)
-        record = applied.record
+        electorate = self._routing.of(path)
+        applied = await self._coordinator.write(electorate, path, operation, write_id=write_id)
+        record, mark = applied.record, applied.mark
+        if (
+            mark is not None
+            and mark.version
+            and (record is None or record.head is None or record.head.version != mark.version)
+        ):
+            # A retry after later writes: the first answer told the head of that time.
+            return await self._lookup.version(electorate, path, mark.version)
         if record is None or record.head is None:
             # What was restored was deleted again before this answer, or does not exist any more.
             error = no_such_object(path, record)

@@ -67,7 +67,14 @@ class Explaining:
 
 
 def _versions(record: Record | None, replies: dict[str, InspectReply]) -> dict[int, Version]:
-    versions = {row.version.version: row.version for reply in replies.values() for row in reply.rows}
+    # A copy with a long history tells its newest rows; what lies below the end of any such page is left out.
+    floor = max((reply.rows[-1].version.version for reply in replies.values() if reply.more and reply.rows), default=0)
+    versions = {
+        row.version.version: row.version
+        for reply in replies.values()
+        for row in reply.rows
+        if row.version.version >= floor
+    }
     for version in (record.previous, record.head) if record is not None else ():
         if version is not None:
             versions[version.version] = version

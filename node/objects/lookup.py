@@ -137,8 +137,10 @@ def _views(path: str, read: Read) -> dict[int, ObjectView]:
     for reply in read.replies.values():
         if isinstance(reply, HistoryReply):
             for row in reply.rows:
-                versions[row.version.version] = row.version
-                _note_tombstone(deleted, row)
+                # The rows were read a moment after the register: a newer version is not of this state.
+                if row.version.version <= record.version_max:
+                    versions[row.version.version] = row.version
+                    _note_tombstone(deleted, row)
     for version in (record.previous, record.added):
         if version is not None:
             versions[version.version] = version

@@ -41,9 +41,8 @@ class Putting:
         first = await anext(pieces, b"")
         if len(first) <= self._inline_bytes_max:
             applied = await self._put_inline(electorate, path, blob_id, first, options)
-        else:
-            applied = await self._put_staged(electorate, path, blob_id, first, pieces, options)
-        return await self._view(electorate, path, applied)
+            return await self._view(electorate, path, applied)
+        return await self._put_staged(electorate, path, blob_id, first, pieces, options)
 
     async def _put_inline(
         self, electorate: Electorate, path: str, blob_id: str, body: bytes, options: PutOptions
@@ -67,7 +66,7 @@ class Putting:
         first: bytes,
         pieces: AsyncIterator[bytes],
         options: PutOptions,
-    ) -> Applied:
+    ) -> ObjectView:
         upload = Upload(
             self._coordinator, electorate, blob_id=blob_id, chunk_bytes=self._routing.table().cluster.chunk_bytes
         )
@@ -106,9 +105,10 @@ class Putting:
             except AmberError:
                 keep = False  # definite: nothing refers to them, and nothing will
                 raise
-            if not applied.fresh:
-                keep = False  # an earlier try with the same write id was applied, with bytes of its own
-            return applied
+            view = await self._view(electorate, path, applied)
+            # An earlier try with the same write id may have been applied, with bytes of its own.
+            keep = view.version.blob_id == blob_id
+            return view
         finally:
             if not keep:
                 await upload.abort()

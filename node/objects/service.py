@@ -27,7 +27,7 @@ class Objects:
         self._lookup = lookup
         self._reading = reading
         self._putting = Putting(coordinator, routing, lookup, inline_bytes_max=inline_bytes_max)
-        self._changing = Changing(coordinator, routing)
+        self._changing = Changing(coordinator, routing, lookup)
         self._listing = Listing(coordinator, routing, lookup)
         self._explaining = Explaining(coordinator, routing)
 

@@ -140,6 +140,8 @@ class Upload:
             try:
                 await stage.write(piece)
             except PeerError as error:
+                if error.code == "disk-full":
+                    self._full.add(node)
                 await self._drop(node, error.detail)
 
         try:
@@ -198,9 +200,6 @@ class Upload:
         stage = self._live.pop(node, None)
         self._out[node] = why
         if stage is not None:
-            # The peer may have refused for a reason of its own (a full disk): its answer tells more than the break.
-            if "disk-full" in why:
-                self._full.add(node)
             await stage.abort()
 
     def _note_refusal(self, node: str, reply: object) -> None:
@@ -221,7 +220,7 @@ class Upload:
         pending = set(tasks)
         end_s = loop.time() + patience_s
         try:
-            while pending:
+            while pending and loop.time() < end_s:
                 finished = [node for task, node in tasks.items() if task not in pending and node not in self._out]
                 ahead = [node for node in finished if done is None or node in done]
                 if self._electorate.is_write_quorum(ahead):
@@ -231,16 +230,14 @@ class Upload:
                 _, pending = await asyncio.wait(
                     pending, timeout=max(0.0, end_s - loop.time()), return_when=asyncio.FIRST_COMPLETED
                 )
-                if loop.time() >= end_s:
-                    break
-        finally:
-            for task in pending:
-                node = tasks[task]
-                task.cancel()
-                await self._drop(node, "too slow: dropped from this upload")
+        except BaseException:
+            # The caller went away: its streams stay on the list, for abort() to give them up.
             for task in tasks:
-                if task.done() and not task.cancelled():
-                    task.exception()
+                task.cancel()
+            raise
+        for task in pending:
+            task.cancel()
+            await self._drop(tasks[task], "too slow: dropped from this upload")
         for task in tasks:
             if task.done() and not task.cancelled() and (error := task.exception()) is not None:
                 raise error

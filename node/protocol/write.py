@@ -166,6 +166,8 @@ class WriteRound:
         body: the bytes of an inline put.
         holders: for a put with staged bytes: the voters that have them. COMMIT goes to these alone.
         may_be_retry: the write id came from outside, so an earlier try may have sent a COMMIT elsewhere.
+        hear: a voter whose promise must be among those that are weighed, if it answers at all: the one whose own
+            undecided record is to be settled.
     """
 
     def __init__(
@@ -182,7 +184,9 @@ class WriteRound:
         body: bytes | None = None,
         holders: frozenset[str] | None = None,
         may_be_retry: bool = False,
+        hear: str | None = None,
     ) -> None:
+        self._hear = hear
         self._electorate = electorate
         self._node = node
         self._path = path
@@ -278,6 +282,7 @@ class WriteRound:
                 path=self._path,
                 epoch=self._electorate.epoch,
                 ballot=self._ballot,
+                body_bytes=len(self._body or b""),
                 # Looking far back costs a query on each replica; a first try of a fresh id has nothing to find.
                 write_id=self._write_id if self._may_linger or self.sent_commit else "",
             ),
@@ -290,9 +295,14 @@ class WriteRound:
         return [Send(node, request, self._token) for node in nodes]
 
     def _on_promised(self, node: str, reply: Promised) -> list[Action]:
+        self._tally.promised[node] = reply
+        return self._weigh_promises()
+
+    def _weigh_promises(self) -> list[Action]:
         tally = self._tally
-        tally.promised[node] = reply
         if not self._electorate.is_read_quorum(tally.promised):
+            return []
+        if self._hear is not None and self._hear not in tally.promised and self._hear not in tally.out:
             return []
         promises = tally.promised.items()
         self._finding = weigh(self._electorate, [Vote(name, p.accepted, p.record, p.chosen) for name, p in promises])
@@ -363,9 +373,25 @@ class WriteRound:
             case Answer():
                 finding = self._finding
                 applied = Applied(finding.record, finding.ballot, decision.mark, fresh=False, holders=finding.holders)
+                if isinstance(self._operation, Finish):
+                    return [*self._tell(), *self._end(applied)]
                 if decision.mark is not None and not self._on_write_quorum():
                     return self._confirm(applied)
                 return self._end(applied)
+
+    def _tell(self) -> list[Action]:
+        """The record was chosen before, but somebody asked to have it finished: tell those that do not know."""
+        finding, electorate = self._finding, self._electorate
+        if finding.ballot is None:
+            return []
+        bare = Learnt(electorate.slot, self._path, electorate.epoch, finding.ballot)
+        whole = Learnt(electorate.slot, self._path, electorate.epoch, finding.ballot, finding.record, finding.holders)
+        told = {node for node, promise in self._tally.promised.items() if promise.chosen}
+        return [
+            Spread(node, bare if node in finding.holders else whole)
+            for node in electorate.voters
+            if not (node in finding.holders and node in told)
+        ]
 
     def _on_write_quorum(self) -> bool:
         """Whether the current record is known to have all the copies that an acknowledgement promises.
@@ -491,7 +517,9 @@ class WriteRound:
             possible = self._electorate.majority_possible(tally.out)
         else:
             possible = self._electorate.read_quorum_possible(tally.out)
-        return [] if possible else self._retry(contested=bool(tally.contested))
+        if not possible:
+            return self._retry(contested=bool(tally.contested))
+        return self._weigh_promises() if self.phase is Phase.PREPARING and node == self._hear else []
 
     def _retry(self, *, contested: bool) -> list[Action]:
         """Pause and begin anew. ``contested``: a race was lost, which is no sign that replicas are missing."""

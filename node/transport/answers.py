@@ -7,8 +7,8 @@ from typing import TypeVar
 
 import structlog
 
-from amberblob.errors import AmberError, ChunkCorrupt, ChunkMissing, PeerError
-from amberblob.wire import Failed
+from amberblob.errors import AmberError, ChunkCorrupt, ChunkMissing, PeerError, PeerUnreachable
+from amberblob.wire import Failed, Refused, Reply
 
 _log = structlog.get_logger(__name__)
 
@@ -42,3 +42,14 @@ def raised(failed: Failed, peer: str) -> AmberError:
 def again(error: PeerError, **extra: object) -> PeerError:
     """The same error for one more caller: an exception that several tasks raise collects all their tracebacks."""
     return type(error)(error.detail, code=error.code, extra={**error.extra, **extra})
+
+
+def early(reply: Reply, peer: str) -> PeerError:
+    """What a writer sees when the peer answered before the blob was complete."""
+    match reply:
+        case Failed():
+            return PeerError(f"{peer}: {reply.detail}", code=reply.code)
+        case Refused():
+            return PeerError(f"{peer} refused the blob: {reply.reason} {reply.detail}".rstrip(), code=reply.reason)
+        case _:
+            return PeerUnreachable(f"{peer} takes no more bytes of the blob: it answered already")

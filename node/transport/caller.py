@@ -8,11 +8,11 @@ from collections.abc import AsyncGenerator
 import msgspec
 
 from amberblob import wire
-from amberblob.errors import AmberError, PeerError, PeerTimeout, PeerUnreachable, WireError
+from amberblob.errors import AmberError, PeerError, PeerTimeout, WireError
 from amberblob.limits import PEER_REQUESTS_MAX
-from amberblob.wire import Done, Failed, Refused, Reply, Request, StageClose, StageOpen
+from amberblob.wire import Done, Failed, Reply, Request, StageClose, StageOpen
 from node.transport import frames
-from node.transport.answers import OVERLOADED, again, raised
+from node.transport.answers import OVERLOADED, again, early, raised
 from node.transport.connection import PING_INTERVAL_S, Connection
 from node.transport.frames import Kind
 from node.transport.handshake import Action, DiallerHandshake, Identity, Lane, Refuse
@@ -234,7 +234,7 @@ class RemoteStage:
         self._connection.finished(self.stream)
         if not self._answered.done():
             self._answered.set_result(reply)
-        self.sender.fail(_early(reply, self._connection.peer))
+        self.sender.fail(early(reply, self._connection.peer))
 
     def fail(self, error: PeerError) -> None:
         """The connection is lost."""
@@ -305,17 +305,6 @@ def _decoded(payload: memoryview) -> Reply:
         return wire.decode_reply(payload)
     except msgspec.MsgspecError as error:
         raise WireError(f"an answer that cannot be decoded: {error}") from None
-
-
-def _early(reply: Reply, peer: str) -> PeerError:
-    """What a writer sees when the peer answered before the blob was complete."""
-    match reply:
-        case Failed():
-            return PeerError(f"{peer}: {reply.detail}", code=reply.code)
-        case Refused():
-            return PeerError(f"{peer} refused the blob: {reply.reason} {reply.detail}".rstrip(), code=reply.reason)
-        case _:
-            return PeerUnreachable(f"{peer} takes no more bytes of the blob: it answered already")
 
 
 def _overdue(peer: str, request: Request | StageClose, timeout_s: float) -> str:

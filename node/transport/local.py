@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from amberblob.clock import HybridClock
 from amberblob.errors import PeerError, PeerTimeout, PeerUnreachable
 from amberblob.wire import Failed, Reply, Request, StageClose, StageOpen
-from node.transport.answers import answer, raised
+from node.transport.answers import answer, early, raised
 from node.transport.interface import Buffer, PeerHandler
 from node.transport.streams import StageInbox, StreamSender, gave_up
 
@@ -115,7 +115,4 @@ class LocalStage:
             self._sender.fail(PeerUnreachable("the node is stopping"))
             return
         reply = task.result()
-        if isinstance(reply, Failed):
-            self._sender.fail(PeerError(f"{self._node_id}: {reply.detail}", code=reply.code))
-        else:
-            self._sender.fail(PeerError(f"{self._node_id} takes no more bytes of the blob: it answered already"))
+        self._sender.fail(early(reply, self._node_id))

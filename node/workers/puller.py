@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from dataclasses import dataclass
 
 import structlog
 
+from amberblob.clock import Clock
 from amberblob.errors import AmberError
 from amberblob.manifest import Version
 from antientropy.pull import Source, complete, inline_body, stage_from
-from chunkstore.interface import ReplicaStore
+from chunkstore.interface import BlobState, ReplicaStore
 from node.routing import Routing
 from node.workers.runner import Did
 
 log = structlog.get_logger(__name__)
 
 QUEUE_MAX = 10_000
-TRIES_MAX = 3
+TRIES_MAX = 20
+RETRY_FIRST_S = 2.0
+RETRY_MAX_S = 300.0
+
+
+@dataclass(slots=True)
+class _Wanted:
+    slot: int
+    version: Version
+    holders: tuple[str, ...]
+    tries: int = 0
+    due_s: float = 0.0
 
 
 class Puller:
@@ -26,12 +39,13 @@ class Puller:
     name = "puller"
     pause_s = 1.0
 
-    def __init__(self, store: ReplicaStore, routing: Routing) -> None:
+    def __init__(self, store: ReplicaStore, routing: Routing, clock: Clock) -> None:
         self.wake = asyncio.Event()
         self.source: Source | None = None
         self._store = store
         self._routing = routing
-        self._queue: OrderedDict[str, tuple[int, Version, tuple[str, ...], int]] = OrderedDict()
+        self._clock = clock
+        self._queue: OrderedDict[str, _Wanted] = OrderedDict()
         self._staging: dict[str, asyncio.Lock] = {}
 
     @property
@@ -42,7 +56,7 @@ class Puller:
     @property
     def waiting_bytes(self) -> int:
         """How many bytes those versions have; an upper bound of what has to be fetched."""
-        return sum(version.size for _, version, _, _ in self._queue.values())
+        return sum(wanted.version.size for wanted in self._queue.values())
 
     async def now(self, slot: int, version: Version, holders: tuple[str, ...]) -> bytes | None:
         """See :meth:`node.pulls.PullRequests.now`."""
@@ -54,7 +68,7 @@ class Puller:
         lock = self._staging.setdefault(version.blob_id, asyncio.Lock())
         try:
             async with lock:
-                if (await self._store.blob_state(slot, version.blob_id)).value == "absent":
+                if await self._store.blob_state(slot, version.blob_id) is not BlobState.DURABLE:
                     await stage_from(self._store, self.source, slot, version, others)
         finally:
             if not lock.locked():
@@ -65,22 +79,27 @@ class Puller:
         """See :meth:`node.pulls.PullRequests.later`."""
         if version.size == 0 or version.blob_id in self._queue or len(self._queue) >= QUEUE_MAX:
             return
-        self._queue[version.blob_id] = (slot, version, holders, 0)
+        self._queue[version.blob_id] = _Wanted(slot, version, holders)
         self.wake.set()
 
     async def step(self) -> Did:
         """Complete one version."""
         assert self.source is not None
-        if not self._queue:
+        now_s = self._clock.monotonic_s()
+        blob_id = next((blob_id for blob_id, wanted in self._queue.items() if wanted.due_s <= now_s), None)
+        if blob_id is None:
             return Did.NOTHING
-        blob_id, (slot, version, holders, tries) = self._queue.popitem(last=False)
+        wanted = self._queue.pop(blob_id)
+        slot, version = wanted.slot, wanted.version
         try:
-            fetched = await complete(self._store, self.source, slot, version, self._others(slot, holders))
+            fetched = await complete(self._store, self.source, slot, version, self._others(slot, wanted.holders))
         except AmberError as error:
-            if tries + 1 < TRIES_MAX:
-                self._queue[blob_id] = (slot, version, holders, tries + 1)
-                return Did.NOTHING
-            log.warning("copy not completed", slot=slot, blob_id=blob_id, error=str(error))
+            wanted.tries += 1
+            if wanted.tries < TRIES_MAX:
+                wanted.due_s = self._clock.monotonic_s() + min(RETRY_MAX_S, RETRY_FIRST_S * float(1 << wanted.tries))
+                self._queue[blob_id] = wanted
+            else:
+                log.warning("copy not completed", slot=slot, blob_id=blob_id, error=str(error))
         else:
             if fetched:
                 log.info("copy completed", slot=slot, blob_id=blob_id, bytes=fetched)

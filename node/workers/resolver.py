@@ -40,17 +40,17 @@ class Resolver:
         self._randomness = randomness
         self._due: OrderedDict[tuple[int, str], float] = OrderedDict()
         self._unscanned: list[int] | None = None
+        self._overflowed = False
 
     def accepted(self, slot: int, path: str) -> None:
         """A record was accepted here and is not known to be chosen."""
+        if len(self._due) >= TRACKED_MAX and (slot, path) not in self._due:
+            # It stays undecided on disk; once there is room, the slots are looked through again.
+            self._overflowed = True
+            return
         due_s = self._clock.monotonic_s() + DELAY_S + JITTER_S * self._randomness.fraction()
         self._due[slot, path] = due_s
         self._due.move_to_end((slot, path))
-        if len(self._due) > TRACKED_MAX:
-            # They stay undecided on disk: the scan of the slots comes round to them.
-            self._due.popitem(last=False)
-            if not self._unscanned:
-                self._unscanned = self._store.slots()
 
     def decided(self, slot: int, path: str) -> None:
         """It is chosen."""
@@ -63,9 +63,10 @@ class Resolver:
 
     async def step(self) -> Did:
         """Resolve one path that is due, or look through one slot for what a restart left."""
-        if self._unscanned is None:
-            self._unscanned = self._store.slots()
-        if self._unscanned:
+        room = len(self._due) < TRACKED_MAX
+        if self._unscanned is None or (self._overflowed and not self._due and not self._unscanned):
+            self._unscanned, self._overflowed = self._store.slots(), False
+        if self._unscanned and room:
             slot = self._unscanned.pop()
             for path in await self._store.undecided(slot):
                 if (slot, path) not in self._due:
@@ -85,7 +86,7 @@ class Resolver:
             self.decided(slot, path)
             return
         try:
-            await self._coordinator.write(self._routing.electorate(slot), path, Finish())
+            await self._coordinator.write(self._routing.electorate(slot), path, Finish(), hear=self._routing.node)
         except ClusterError:
             self._due[slot, path] = self._clock.monotonic_s() + RETRY_S
             self._due.move_to_end((slot, path))

@@ -336,7 +336,7 @@ class Cluster:
             write_quorum=options.get("write_quorum", 0),
             read_quorum=options.get("read_quorum", 0),
         )
-        puller = Puller(store, routing)
+        puller = Puller(store, routing, self.clock)
         replica = Replica(store, is_member=routing.is_member, pulls=puller, clock=hybrid)
         peers = FakePeers(self.net, name, hybrid)
         coordinator = Coordinator(

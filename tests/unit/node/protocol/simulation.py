@@ -13,7 +13,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 from unittest import mock
@@ -23,10 +23,10 @@ import msgspec
 import node.protocol.operations
 import node.protocol.write
 from amberblob.ballot import Ballot, SlotState
-from amberblob.errors import NotFound, OutcomeUnknown, PreconditionFailed, QuorumUnavailable, VersionConflict
+from amberblob.errors import InsufficientStorage, NotFound, OutcomeUnknown, PreconditionFailed, QuorumUnavailable, VersionConflict
 from amberblob.manifest import Ranges, Record, Version, covers
 from amberblob.mutations import Accepted, Chosen, Mutation
-from amberblob.wire import Commit, HistoryReply, Learnt, Prepare, Query, QueryHistory, Reply, Request
+from amberblob.wire import Commit, HistoryReply, Learnt, Prepare, Query, QueryHistory, Refused, Reply, Request
 from node.protocol.operations import (
     NO_CONDITIONS,
     Conditions,
@@ -47,20 +47,10 @@ PEER_TIMEOUT = 8.0
 ROUND_TIMEOUT = 50.0
 TRIES_MAX = 3
 FINISH_TRIES_MAX = 4
-SWEEP_AGE = 30.0
 SEARCH_MAX = 50_000
 
 TOLERATE_EMPTY_RESTORE = True
 """A restore of a ``taken`` in which only skipped versions are left answers 200 and makes a record, not 404."""
-
-
-KEEP_APPLIED_BLOB = True
-"""Do not discard a staged blob that this very try got chosen. ``node.objects.put`` does discard it (``not fresh``)."""
-
-SWEEP_UNDECIDED = False
-"""Let a sweep give up what a round still works with, or what an undecided record on another node refers to.
-No promise is broken by it, but those that swept can never finish that record: the path is stuck without the others.
-"""
 
 
 class Violation(AssertionError):
@@ -96,6 +86,7 @@ class SimReplica(Replica):
     """A replica that does what ``node.replica`` does around the state machine."""
 
     disk: SimDisk
+    full = False
 
     def __init__(self, sim: Simulation, node: str, state: SlotState, *, promises_max: int) -> None:
         super().__init__(node, promises_max=promises_max)
@@ -107,6 +98,8 @@ class SimReplica(Replica):
         disk = self.disk
         match request:
             case Prepare():
+                if request.body_bytes and self.full:
+                    return self._refused_full()
                 register = disk.register(request.path)
                 record, prior = register.record, None
                 if request.write_id and record is not None and record.revision > len(record.writes):
@@ -117,7 +110,9 @@ class SimReplica(Replica):
                 here = BytesHere(durable=True)
                 if added is not None:
                     blob_id = added.blob_id
-                    if request.body is None and request.holders and blob_id not in disk.aborted:
+                    if request.body is not None and self.full and not request.holders:
+                        return self._refused_full()
+                    if request.body is None and request.holders:
                         request = self._with_bytes(request, added)
                     if request.body is not None:
                         here = BytesHere(durable=False)
@@ -134,7 +129,14 @@ class SimReplica(Replica):
         if added.inline:
             return msgspec.structs.replace(request, body=b"x")
         self.disk.bytes_of.add(blob_id)
+        self.disk.aborted.discard(blob_id)  # Staged(revived): fetched anew for a record that refers to it.
         return request
+
+    def _refused_full(self) -> Reply:
+        state = self.disk.state
+        return Refused(
+            incarnation=state.incarnation, reason="disk-full", ballot=state.ballot_floor, epoch=state.epoch
+        )
 
 
 # ---- what a client asked and was told
@@ -159,7 +161,7 @@ class Call:
     doubtful: bool = False
     """A try of it ended without a definite answer."""
     void: bool = False
-    """503, and no try was doubtful: never took effect. Or a read without an answer."""
+    """503 or 507, and no try was doubtful: never took effect. Or a read without an answer."""
 
     @property
     def etag(self) -> str:
@@ -170,7 +172,9 @@ class Call:
         asked = f"{self.kind}{'' if self.version is None else f'({self.version})'}"
         conditions = "" if self.conditions == NO_CONDITIONS else f" if {self.conditions}"
         end = "…" if self.ended is None else f"{self.ended:.1f}"
-        return f"#{self.number} {self.path} {asked}{conditions} [{self.invoked:.1f}, {end}] tries={self.tries} -> {told}"
+        return (
+            f"#{self.number} {self.path} {asked}{conditions} [{self.invoked:.1f}, {end}] tries={self.tries} -> {told}"
+        )
 
 
 READS = ("read", "read-version", "read-all")
@@ -325,7 +329,13 @@ def linearizable(calls: list[Call], first: State) -> bool | None:
 
 
 def _empty_restore(call: Call, told: tuple[Any, ...]) -> bool:
-    return call.kind == "restore" and call.version is None and told == (404,) and call.result is not None and call.result[0] == "ok"
+    return (
+        call.kind == "restore"
+        and call.version is None
+        and told == (404,)
+        and call.result is not None
+        and call.result[0] == "ok"
+    )
 
 
 # ---- the simulation
@@ -396,7 +406,9 @@ KINDS = {
     "read": {"put": 4, "delete": 1, "delete-version": 0, "restore": 0, "read": 6, "read-version": 1, "read-all": 1},
     "mixed": {"put": 5, "delete": 1, "delete-version": 1, "restore": 1, "read": 3, "read-version": 1, "read-all": 1},
 }
-KIND_CHOICES = {liked: [kind for kind, weight in weights.items() for _ in range(weight)] for liked, weights in KINDS.items()}
+KIND_CHOICES = {
+    liked: [kind for kind, weight in weights.items() for _ in range(weight)] for liked, weights in KINDS.items()
+}
 
 
 @dataclass(slots=True, eq=False)
@@ -415,7 +427,9 @@ class Run:
 
     __slots__ = ("alive", "ended", "node", "round", "sim")
 
-    def __init__(self, sim: Simulation, node: Node, round_: WriteRound, ended: Callable[[Outcome | None], None]) -> None:
+    def __init__(
+        self, sim: Simulation, node: Node, round_: WriteRound, ended: Callable[[Outcome | None], None]
+    ) -> None:
         self.sim = sim
         self.node = node
         self.round = round_
@@ -474,17 +488,17 @@ class Run:
 
 
 class Simulation:
-    """One seed. ``trace``: keep a line of text for every event."""
+    """One seed. ``trace``: keep a line of text for every event. ``fixed``: fields of the shape that are not drawn."""
 
     amnesia = False
     """A mutant: a restarted replica comes back with an empty memory and still votes."""
     forgets_promises = False
     """A mutant: a restarted replica does not raise its floor to the ceiling."""
 
-    def __init__(self, seed: int, *, trace: bool = False) -> None:
+    def __init__(self, seed: int, *, trace: bool = False, **fixed: Any) -> None:
         self.seed = seed
         self.random = random = Random(seed)
-        self.shape = shape = Shape.draw(random)
+        self.shape = shape = replace(Shape.draw(random), **fixed)
         self.log: list[str] | None = [] if trace else None
         self.now = 0.0
         self.heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -495,7 +509,6 @@ class Simulation:
         self.reachable: frozenset[str] | None = None
         self.accepts: dict[tuple[str, Ballot], set[str]] = {}
         self.chosen: dict[str, dict[Ballot, Record]] = {path: {} for path in shape.paths}
-        self.staging_over: dict[str, float] = {}
         self.ids = 0
         self.given_up = 0
         self.stuck: list[str] = []
@@ -672,18 +685,22 @@ class Simulation:
     def heal(self, links: set[tuple[str, str]]) -> None:
         self.cut -= links
 
+    def fill(self, name: str, length: float) -> None:
+        """The disk has no room for bytes for a while."""
+        self.note(f"{name} is full")
+        self.nodes[name].replica.full = True
+        self.at(length, self.empty, name)
+
+    def empty(self, name: str) -> None:
+        self.nodes[name].replica.full = False
+
     def raise_epoch(self, name: str) -> None:
         self.nodes[name].epoch = 2
 
     def sweep(self, name: str) -> None:
-        """Give up one staged blob that nothing refers to."""
+        """Give up one staged blob that nothing refers to here. (Really a day later, here at any time.)"""
         node = self.nodes[name]
-        loose = node.replica.disk.bytes_of - node.replica.disk.referenced
-        if not SWEEP_UNDECIDED:
-            loose = {blob_id for blob_id in loose if self.staging_over.get(blob_id, self.now) + SWEEP_AGE < self.now}
-            for other in self.nodes.values():
-                loose -= other.replica.disk.referenced
-        loose = sorted(loose)
+        loose = sorted(node.replica.disk.bytes_of - node.replica.disk.referenced)
         if node.up and loose:
             blob_id = self.random.choice(loose)
             self.note(f"{name} sweeps {blob_id}")
@@ -699,7 +716,7 @@ class Simulation:
         node = self.nodes[name]
         register = node.replica.disk.register(path)
         if node.up and register.accepted is not None and not register.chosen:
-            self.start_round(node, path, Finish(), lambda outcome: None)
+            self.start_round(node, path, Finish(), lambda outcome: None, hear=name)
 
     def plan(self) -> None:
         """Draw the workload and the faults."""
@@ -734,8 +751,10 @@ class Simulation:
         if random.random() < 0.15:
             for name in shape.coordinators:
                 self.at(random.random() * end, self.raise_epoch, name)
+        for _ in range(random.choice((0, 0, 0, 1, 3))):
+            self.at(random.random() * end, self.fill, random.choice(shape.nodes), random.random() * 40)
         for _ in range(random.choice((0, 0, 3))):
-            self.at(20 + random.random() * (end + 60), self.sweep, random.choice(shape.nodes))
+            self.at(random.random() * (end + 60), self.sweep, random.choice(shape.nodes))
         for _ in range(random.choice((0, 2, 4))):
             self.at(random.random() * end, self.resolve, random.choice(shape.nodes), random.choice(shape.paths))
 
@@ -757,9 +776,7 @@ class Simulation:
         path = random.choice(shape.paths)
         kind = "put" if number <= shape.warm else random.choice(KIND_CHOICES[shape.liked])
         call = Call(number, path, kind, self.now)
-        if kind in ("delete-version", "read-version"):
-            call.version = self.some_version(path)
-        elif kind == "restore" and random.random() < 0.5:
+        if kind in ("delete-version", "read-version") or (kind == "restore" and random.random() < 0.5):
             call.version = self.some_version(path)
         elif kind == "put":
             call.inline = random.random() < 0.5
@@ -831,7 +848,7 @@ class Simulation:
             if call.inline:
                 options["body"] = b"x"
             else:
-                up = [name for name in shape.nodes if self.nodes[name].up]
+                up = [name for name in shape.nodes if self.nodes[name].up and not self.nodes[name].replica.full]
                 if len(up) < shape.write_quorum:
                     self.after_failure(call)
                     return
@@ -861,18 +878,14 @@ class Simulation:
     def write_ended(
         self, call: Call, node: Node, staged: tuple[str, frozenset[str]] | None, outcome: Outcome | None
     ) -> None:
-        if staged is not None:
-            self.staging_over[staged[0]] = self.now
         if outcome is None or (isinstance(outcome, Rejected) and isinstance(outcome.error, OutcomeUnknown)):
             self.note(f"#{call.number} unknown")
             call.doubtful = True
             self.after_failure(call)
             return
-        if staged is not None and not (isinstance(outcome, Applied) and outcome.fresh):
+        if staged is not None and not (isinstance(outcome, Applied) and self.is_chosen(call.path, staged[0])):
             blob_id, holders = staged
             for name in sorted(holders):
-                if KEEP_APPLIED_BLOB and isinstance(outcome, Applied) and self.is_chosen(call.path, blob_id):
-                    break
                 if not self.drops(node.name, name, self.shape.loss):
                     self.at(self.delay(node.name, name), self.discard, name, blob_id)
         if isinstance(outcome, Applied):
@@ -880,7 +893,7 @@ class Simulation:
             self.check_copies(call, outcome)
             return
         error = outcome.error
-        if isinstance(error, QuorumUnavailable):
+        if isinstance(error, QuorumUnavailable | InsufficientStorage):
             self.after_failure(call)
         elif isinstance(error, PreconditionFailed | VersionConflict | NotFound):
             self.answered(call, (error.status,))
@@ -1171,7 +1184,9 @@ def brief(message: Any) -> str:
     record = getattr(message, "record", None)
     if record is not None:
         head = f"{record.head.version}:{record.head.blob_id}" if record.head else "-"
-        parts.append(f"r{record.revision}({record.op} head={head} live={record.live} w={[m.write_id for m in record.writes]})")
+        parts.append(
+            f"r{record.revision}({record.op} head={head} live={record.live} w={[m.write_id for m in record.writes]})"
+        )
     return " ".join(parts)
 
 
