@@ -9,7 +9,7 @@ import pytest
 
 from amberblob.ballot import Ballot
 from amberblob.clock import HybridClock, SeededRandomness, SystemClock
-from amberblob.errors import AmberError, ChunkMissing, DigestMismatch, DiskFull, PeerUnreachable, StorageError
+from amberblob.errors import AmberError, ChunkMissing, DigestMismatch, DiskFull, PeerUnreachable
 from amberblob.ids import UlidMint, content_hash
 from amberblob.limits import CHUNK_BYTES_MIN
 from amberblob.manifest import ChunkRef, Record, Version, encode_manifest
@@ -227,11 +227,16 @@ async def test_an_empty_object_needs_nothing(store):
     assert await complete(store, Nodes(Blob(1)), SLOT, version, []) == 0
 
 
-async def test_a_blob_that_was_given_up_is_not_staged_again(store):
+async def test_a_blob_that_was_given_up_is_staged_again_for_a_record_that_others_accepted(store):
     blob = Blob(3)
     await store.durable(store.apply(Aborted(SLOT, blob.version.blob_id)))
-    with pytest.raises(StorageError):
-        await stage_from(store, Nodes(blob), SLOT, blob.version, ["a"])
+    assert await store.blob_state(SLOT, blob.version.blob_id) is BlobState.ABORTED
+    await stage_from(store, Nodes(blob), SLOT, blob.version, ["a"])
+    assert await store.blob_state(SLOT, blob.version.blob_id) is BlobState.DURABLE
+    assert await all_of(store, blob) == b"".join(blob.parts)
+    refer(store, blob)
+    await store.discard(SLOT, blob.version.blob_id)
+    assert await all_of(store, blob) == b"".join(blob.parts)
 
 
 async def test_a_full_disk_refuses_and_nothing_is_left():

@@ -327,11 +327,13 @@ def caught(name: str, first: int, count: int, *, plain: bool = False) -> tuple[i
     with mutated(name):
         for seed in range(first, first + count):
             try:
-                Simulation(seed, **fixed).run()
+                sim = Simulation(seed, **fixed).run()
             except Violation as error:
                 return seed, str(error).split("\n")[0]
             except AssertionError as error:
                 return seed, f"assert {error}"
+            if sim.stuck:
+                return seed, sim.stuck[0]
     return None
 
 

@@ -23,7 +23,14 @@ import msgspec
 import node.protocol.operations
 import node.protocol.write
 from amberblob.ballot import Ballot, SlotState
-from amberblob.errors import InsufficientStorage, NotFound, OutcomeUnknown, PreconditionFailed, QuorumUnavailable, VersionConflict
+from amberblob.errors import (
+    InsufficientStorage,
+    NotFound,
+    OutcomeUnknown,
+    PreconditionFailed,
+    QuorumUnavailable,
+    VersionConflict,
+)
 from amberblob.manifest import Ranges, Record, Version, covers
 from amberblob.mutations import Accepted, Chosen, Mutation
 from amberblob.wire import Commit, HistoryReply, Learnt, Prepare, Query, QueryHistory, Refused, Reply, Request

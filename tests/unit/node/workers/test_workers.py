@@ -229,7 +229,10 @@ async def test_a_version_that_nobody_has_is_given_up_after_some_tries():
         puller = made[1].puller
         puller.later(0, version_of(b"x"), ())
         for _ in range(puller_module.TRIES_MAX):
+            assert puller.waiting == 1
             await puller.step()
+            assert await puller.step() is Did.NOTHING
+            made.clock.ahead_s += puller_module.RETRY_MAX_S
         assert puller.waiting == 0
         assert await puller.step() is Did.NOTHING
 
@@ -261,12 +264,13 @@ async def test_holders_that_are_away_for_a_while_do_not_leave_a_copy_without_its
         await put(made[1], "p", content(STAGED))
         await made.settle()
         puller = made[3].puller
-        for _ in range(5):  # once a second
-            await puller.step()
-        assert rule.hits
-        made.net.heal()
         for _ in range(5):
             await puller.step()
+            made.clock.ahead_s += 1.0
+        assert rule.hits
+        made.net.heal()
+        made.clock.ahead_s += puller_module.RETRY_MAX_S
+        await puller.step()
         made.net.down = {"n1", "n2"}
         assert await get(made[3], "p", consistency="local") == content(STAGED)
 

@@ -1,0 +1,381 @@
+"""What each kind of write makes of a record."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from amberblob.errors import NotFound, PreconditionFailed, VersionConflict
+from amberblob.limits import LIVE_RANGES_MAX, RECENT_WRITES_MAX, VERSION_MAX
+from amberblob.manifest import Record, Version, WriteMark
+from node.protocol.operations import (
+    NO_HISTORY,
+    Answer,
+    Conditions,
+    Delete,
+    DeleteVersion,
+    Finish,
+    History,
+    NeedHistory,
+    Propose,
+    Put,
+    Refuse,
+    Restore,
+    Situation,
+    decide,
+    head_facts,
+)
+from tests.unit.node.protocol.model import draft
+
+
+def row(version: int) -> Version:
+    return msgspec.structs.replace(draft(f"B{version}", f"e{version}"), version=version)
+
+
+def record(*, live=(), head=0, version_max=0, taken=(), previous=0, op="put", revision=5, writes=()) -> Record:
+    return Record(
+        revision=revision,
+        op=op,
+        version_max=version_max or head,
+        head=row(head) if head else None,
+        live=live,
+        taken=taken,
+        changed_at_ms=1,
+        deleted_at_ms=2,
+        previous=row(previous) if previous else None,
+        writes=writes,
+    )
+
+
+def situation(current=None, *, floor=0, prior=None, write_id="w", history=NO_HISTORY) -> Situation:
+    return Situation(
+        current=current, version_floor=floor, prior=prior, write_id=write_id, now_ms=77, history=history
+    )
+
+
+def proposed(operation, current=None, **options) -> Record:
+    decision = decide(operation, situation(current, **options))
+    assert isinstance(decision, Propose), decision
+    return decision.record
+
+
+def refused(operation, current=None, **options):
+    decision = decide(operation, situation(current, **options))
+    assert isinstance(decision, Refuse), decision
+    return decision.error
+
+
+PUT = Put(draft=draft("new", "e"))
+
+
+# ---- put
+
+
+def test_the_first_put():
+    made = proposed(PUT)
+    assert (made.revision, made.op, made.version_max, made.live, made.taken) == (1, "put", 1, ((1, 1),), ())
+    assert made.head is not None and made.head.version == 1 and made.head.blob_id == "new"
+    assert made.previous is None and made.deleted_at_ms == 0 and made.changed_at_ms == 77
+    assert made.writes == (WriteMark("w", "put", 1, 77),)
+    assert made.added == made.head
+
+
+def test_a_put_follows_the_highest_version_there_ever_was_and_the_floor():
+    assert proposed(PUT, record(live=((1, 1),), head=1, version_max=4)).version_max == 5
+    assert proposed(PUT, record(live=((1, 1),), head=1, version_max=4), floor=9).version_max == 10
+    assert proposed(PUT, None, floor=9).version_max == 10
+
+
+def test_a_put_vouches_for_what_the_record_before_it_added_only():
+    assert proposed(PUT, record(live=((1, 3),), head=3)).previous == row(3)
+    assert proposed(PUT, record(op="restore", live=((1, 3),), head=3)).previous is None
+
+
+def test_a_put_keeps_taken_and_the_time_of_the_last_delete():
+    made = proposed(PUT, record(op="delete", version_max=3, taken=((1, 3),)))
+    assert made.taken == ((1, 3),) and made.deleted_at_ms == 2 and made.live == ((4, 4),)
+
+
+@pytest.mark.parametrize(
+    ("live", "version_max", "requested", "wanted"),
+    [
+        (((1, 3),), 3, None, ((1, 4),)),
+        (((1, 3),), 3, 9, ((1, 9),)),  # Skipped versions do not exist: the run goes over them.
+        (((1, 3),), 4, None, ((1, 3), (5, 5))),  # 4 was deleted: the run ends before it.
+        (((1, 1), (3, 3)), 3, None, ((1, 1), (3, 4))),
+        ((), 4, None, ((5, 5),)),
+    ],
+)
+def test_live_ranges_of_a_put(live, version_max, requested, wanted):
+    current = record(live=live, head=live[-1][1] if live else 0, version_max=version_max)
+    assert proposed(Put(draft=draft("new"), requested=requested), current).live == wanted
+
+
+@pytest.mark.parametrize("requested", [1, 3, 4])
+def test_a_requested_version_must_be_new(requested):
+    error = refused(Put(draft=draft("new"), requested=requested), record(live=((1, 3),), head=3, version_max=4))
+    assert isinstance(error, VersionConflict)
+    assert error.extra["version_max"] == 4 and error.extra["head"]["version"] == 3
+
+
+def test_a_requested_version_must_be_above_the_floor():
+    assert isinstance(refused(Put(draft=draft("new"), requested=5), None, floor=5), VersionConflict)
+    assert proposed(Put(draft=draft("new"), requested=6), None, floor=5).version_max == 6
+
+
+def test_versions_run_out():
+    error = refused(PUT, record(live=((1, VERSION_MAX),), head=VERSION_MAX))
+    assert error.code == "version-exhausted" and error.status == 409
+    assert proposed(Put(draft=draft("new"), requested=VERSION_MAX)).version_max == VERSION_MAX
+    assert refused(Put(draft=draft("new"), requested=VERSION_MAX + 1)).code == "version-exhausted"
+
+
+def test_only_the_last_write_ids_stay():
+    current = record(live=((1, 1),), head=1, writes=tuple(WriteMark(f"w{n}", "put", n, 0) for n in range(8)))
+    made = proposed(PUT, current)
+    assert len(made.writes) == RECENT_WRITES_MAX
+    assert made.writes[0].write_id == "w1" and made.writes[-1].write_id == "w"
+
+
+# ---- conditions and write ids
+
+LIVE = record(live=((1, 3),), head=3)
+GONE = record(op="delete", version_max=3, taken=((1, 3),))
+
+
+@pytest.mark.parametrize(
+    ("conditions", "current", "holds"),
+    [
+        (Conditions(absent=True), None, True),
+        (Conditions(absent=True), GONE, True),
+        (Conditions(absent=True), LIVE, False),
+        (Conditions(etags=("*",)), LIVE, True),
+        (Conditions(etags=("*",)), GONE, False),
+        (Conditions(etags=("*",)), None, False),
+        (Conditions(etags=("x", "e3")), LIVE, True),
+        (Conditions(etags=("x", "e2")), LIVE, False),
+        (Conditions(etags=("x", "*")), LIVE, False),
+        (Conditions(version=3), LIVE, True),
+        (Conditions(version=2), LIVE, False),
+        (Conditions(version=0), LIVE, False),
+        (Conditions(version=0), GONE, True),
+        (Conditions(version=0), None, True),
+        (Conditions(version=3, etags=("x",)), LIVE, False),
+        (Conditions(version=2, etags=("e3",)), LIVE, False),
+    ],
+)
+def test_conditions(conditions, current, holds):
+    decision = decide(Put(draft=draft("new"), conditions=conditions), situation(current))
+    if holds:
+        assert isinstance(decision, Propose)
+    else:
+        assert isinstance(decision, Refuse) and isinstance(decision.error, PreconditionFailed)
+        assert decision.error.extra["head"] == head_facts(current)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        Delete(conditions=Conditions(version=2)),
+        DeleteVersion(version=9, conditions=Conditions(version=2)),
+        Restore(conditions=Conditions(version=2)),
+        Put(draft=draft("new"), requested=1, conditions=Conditions(version=2)),
+    ],
+)
+def test_a_condition_is_checked_before_all_else(operation):
+    assert isinstance(refused(operation, LIVE), PreconditionFailed)
+
+
+@pytest.mark.parametrize("operation", [PUT, Delete(), DeleteVersion(version=1), Restore(), Restore(version=99)])
+def test_a_known_write_id_is_answered_before_conditions(operation):
+    mark = WriteMark("w", "put", 2, 0)
+    operation = msgspec.structs.replace(operation) if isinstance(operation, msgspec.Struct) else operation
+    assert decide(operation, situation(record(live=((1, 3),), head=3, writes=(mark,)))) == Answer(mark)
+    assert decide(operation, situation(None, prior=mark)) == Answer(mark)
+    assert decide(operation, situation(GONE, prior=mark)) == Answer(mark)
+    other = situation(record(live=((1, 3),), head=3, writes=(mark,)), write_id="v")
+    assert decide(PUT, other) != Answer(mark)
+
+
+def test_finish_writes_nothing():
+    for current in (None, LIVE, GONE):
+        assert decide(Finish(), situation(current, prior=WriteMark("w", "put", 2, 0))) == Answer()
+
+
+def test_head_facts():
+    assert head_facts(None) is None and head_facts(GONE) is None
+    assert head_facts(LIVE) == {"version": 3, "blob_id": "B3", "etag": "e3", "size": 1, "created_at_ms": 0}
+
+
+# ---- delete
+
+
+def test_delete_takes_all_that_lives():
+    made = proposed(Delete(), record(live=((1, 1), (3, 3)), head=3, version_max=4))
+    assert (made.op, made.head, made.live, made.taken) == ("delete", None, (), ((1, 1), (3, 3)))
+    assert made.version_max == 4 and made.deleted_at_ms == 77 and made.revision == 6
+    assert made.writes[-1].version == 3 and made.previous == row(3)
+    assert made.added is None
+
+
+@pytest.mark.parametrize("current", [None, GONE])
+def test_nothing_to_delete(current):
+    assert isinstance(refused(Delete(), current), NotFound)
+
+
+# ---- delete one version
+
+
+def test_delete_of_an_older_version_keeps_the_head():
+    made = proposed(DeleteVersion(version=2), LIVE, history=History(rows={2: row(2)}))
+    assert (made.op, made.head, made.live, made.taken) == ("delete-version", row(3), ((1, 1), (3, 3)), ((2, 2),))
+    assert made.writes[-1].version == 2 and made.version_max == 3 and made.deleted_at_ms == 77
+
+
+def test_delete_of_an_older_version_first_asks_whether_it_exists():
+    assert decide(DeleteVersion(version=2), situation(LIVE)) == NeedHistory(version=2)
+    error = refused(DeleteVersion(version=2), LIVE, history=History(rows={}, asked=frozenset({2})))
+    assert error.code == "no-such-version" and isinstance(error, NotFound)
+
+
+def test_the_record_itself_tells_of_its_previous_version():
+    assert proposed(DeleteVersion(version=2), record(live=((1, 3),), head=3, previous=2)).live == ((1, 1), (3, 3))
+
+
+@pytest.mark.parametrize("version", [0, -1, 2, 4, 9])
+def test_delete_of_a_version_that_does_not_live(version):
+    current = record(live=((1, 1), (3, 3)), head=3)
+    assert refused(DeleteVersion(version=version), current).code == "no-such-version"
+    assert refused(DeleteVersion(version=version), None).code == "no-such-version"
+    assert refused(DeleteVersion(version=version), GONE).code == "no-such-version"
+
+
+def test_delete_of_the_head_moves_it_to_the_newest_that_lives():
+    made = proposed(DeleteVersion(version=3), record(live=((1, 3),), head=3, previous=2))
+    assert made.head == row(2) and made.live == ((1, 2),)
+    made = proposed(
+        DeleteVersion(version=3), record(live=((1, 3),), head=3), history=History(rows={2: row(2)}, complete_down_to=2)
+    )
+    assert made.head == row(2)
+
+
+def test_delete_of_the_only_version():
+    made = proposed(DeleteVersion(version=3), record(live=((3, 3),), head=3))
+    assert made.head is None and made.live == () and made.taken == ((3, 3),)
+
+
+def test_delete_of_the_head_over_versions_that_were_skipped():
+    """Live is 1..9, but only 1 and 9 exist."""
+    current = record(live=((1, 9),), head=9)
+    assert decide(DeleteVersion(version=9), situation(current)) == NeedHistory(below=9)
+    made = proposed(DeleteVersion(version=9), current, history=History(rows={1: row(1)}, complete_down_to=0))
+    assert made.head == row(1) and made.live == ((1, 8),)
+    made = proposed(DeleteVersion(version=9), current, history=History(rows={}, complete_down_to=0))
+    assert made.head is None and made.live == (), "none of them exists"
+
+
+def test_history_is_read_page_by_page_until_the_newest_is_sure():
+    current = record(live=((1, 5), (30, 30)), head=30)
+    operation = DeleteVersion(version=30)
+    assert decide(operation, situation(current)) == NeedHistory(below=6)
+    # The first page reached down to 4 and showed no live version: go on below it.
+    paged = History(rows={20: row(20), 10: row(10)}, complete_down_to=4)
+    assert decide(operation, situation(current, history=paged)) == NeedHistory(below=4)
+    # A row below the complete part is not trusted to be the newest.
+    paged = History(rows={2: row(2)}, complete_down_to=4)
+    assert decide(operation, situation(current, history=paged)) == NeedHistory(below=4)
+    paged = History(rows={2: row(2), 4: row(4)}, complete_down_to=4)
+    assert proposed(operation, current, history=paged).head == row(4)
+    # Rows above the bound, or dead, are no candidates.
+    paged = History(rows={20: row(20), 2: row(2)}, complete_down_to=0)
+    assert proposed(operation, current, history=paged).head == row(2)
+
+
+def gaps(count: int, version_max: int | None = None) -> Record:
+    """``count`` runs of one version each, the odd ones; the head is the last."""
+    return record(live=tuple((n, n) for n in range(1, 2 * count, 2)), head=2 * count - 1, version_max=version_max or 0)
+
+
+def test_too_many_gaps_by_a_delete():
+    current = record(live=((1, 3), *((n, n) for n in range(5, 2 * LIVE_RANGES_MAX + 3, 2))), head=2 * LIVE_RANGES_MAX + 1)
+    assert len(current.live) == LIVE_RANGES_MAX
+    history = History(rows={n: row(n) for n in (1, 2, 5)})
+    assert refused(DeleteVersion(version=2), current, history=history).code == "too-many-gaps"
+    # At an edge of a run, or of a whole run, there is no gap more.
+    assert len(proposed(DeleteVersion(version=1), current, history=history).live) == LIVE_RANGES_MAX
+    assert len(proposed(DeleteVersion(version=5), current, history=history).live) == LIVE_RANGES_MAX - 1
+
+
+def test_a_put_may_make_one_run_more_and_a_restore_may_bring_it_back():
+    current = gaps(LIVE_RANGES_MAX, version_max=2 * LIVE_RANGES_MAX)
+    more = proposed(PUT, current)
+    assert len(more.live) == LIVE_RANGES_MAX + 1
+    gone = proposed(Delete(), more, write_id="x")
+    assert gone.taken == more.live
+    history = History(rows={more.version_max: more.head}, asked=frozenset())
+    back = proposed(Restore(), gone, write_id="y", history=history)
+    assert back.live == more.live and back.head == more.head
+
+
+def test_too_many_gaps_by_a_restore():
+    current = gaps(LIVE_RANGES_MAX + 1, version_max=2 * LIVE_RANGES_MAX + 9)
+    version = 2 * LIVE_RANGES_MAX + 5
+    history = History(rows={version: row(version)})
+    assert refused(Restore(version=version), current, history=history).code == "too-many-gaps"
+
+
+# ---- restore
+
+
+def test_restore_of_what_the_last_delete_took():
+    made = proposed(Restore(), GONE, history=History(rows={3: row(3)}))
+    assert (made.op, made.head, made.live, made.taken) == ("restore", row(3), ((1, 3),), ())
+    assert made.writes[-1] == WriteMark("w", "restore", 3, 77) and made.version_max == 3
+    assert made.deleted_at_ms == 2, "the time of the last delete stays"
+    assert decide(Restore(), situation(GONE)) == NeedHistory(below=4)
+
+
+def test_restore_beside_a_newer_head_keeps_it():
+    current = record(live=((4, 4),), head=4, taken=((1, 3),))
+    made = proposed(Restore(), current)
+    assert made.head == row(4) and made.live == ((1, 4),) and made.taken == ()
+
+
+def test_restore_above_the_head_moves_it():
+    current = record(live=((1, 1),), head=1, version_max=3, taken=((3, 3),), op="delete-version")
+    assert proposed(Restore(), current, history=History(rows={3: row(3)})).head == row(3)
+
+
+@pytest.mark.parametrize("current", [None, record(live=((1, 1),), head=1)])
+def test_nothing_to_restore(current):
+    assert refused(Restore(), current).code == "nothing-to-restore"
+
+
+def test_restore_of_one_version():
+    assert decide(Restore(version=2), situation(GONE)) == NeedHistory(version=2)
+    made = proposed(Restore(version=2), GONE, history=History(rows={2: row(2)}, asked=frozenset({2})))
+    assert made.head == row(2) and made.live == ((2, 2),) and made.taken == ((1, 1), (3, 3))
+    assert made.writes[-1].version == 2
+
+
+@pytest.mark.parametrize("version", [-1, 0, 4])
+def test_restore_of_a_version_that_cannot_be(version):
+    assert refused(Restore(version=version), GONE).code == "no-such-version"
+
+
+def test_restore_of_a_version_that_does_not_exist():
+    history = History(rows={}, asked=frozenset({2}))
+    assert refused(Restore(version=2), GONE, history=history).code == "no-such-version"
+    assert refused(Restore(version=2), None).code == "nothing-to-restore"
+
+
+def test_restore_of_a_version_that_lives_writes_nothing():
+    assert decide(Restore(version=3), situation(LIVE)) == Answer()
+    assert decide(Restore(version=2), situation(LIVE, history=History(rows={2: row(2)}))) == Answer()
+
+
+def test_restore_of_a_skipped_version_within_a_live_run_is_refused():
+    current = record(live=((1, 9),), head=9)
+    assert decide(Restore(version=5), situation(current)) == NeedHistory(version=5)
+    history = History(rows={}, asked=frozenset({5}))
+    assert refused(Restore(version=5), current, history=history).code == "no-such-version"
