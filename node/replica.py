@@ -208,6 +208,9 @@ class Replica:
             if self._store.full and not message.holders:
                 return self._refused(slot, "disk-full")
         register = await self._store.load(slot, path)
+        if register.accepted == message.ballot and message.body is not None:
+            # Accepted before, or learnt without its bytes: the disk tells which.
+            message = msgspec.structs.replace(message, body=None)
         here = NOTHING_NEEDED
         if added is not None and added.size > 0:
             if message.body is None:

@@ -114,12 +114,14 @@ class History:
     Attributes:
         rows: by version.
         asked: single versions that were asked for (so a version that is here and not in ``rows`` does not exist).
-        complete_down_to: every existing version at or above this and below the first bound asked is in
-            ``rows``; None when no bound was asked; 0 when the end was reached.
+        below: the highest bound that was asked for.
+        complete_down_to: every existing version at or above this and below ``below`` is in ``rows``; None when no
+            bound was asked; 0 when the end was reached.
     """
 
     rows: Mapping[int, Version]
     asked: frozenset[int] = frozenset()
+    below: int = 0
     complete_down_to: int | None = None
 
 
@@ -317,6 +319,15 @@ def _delete_version(operation: DeleteVersion, situation: Situation) -> Decision:
     )
 
 
+def _nothing_taken() -> Refuse:
+    return Refuse(
+        NotFound(
+            "Nothing to restore: no delete took anything away since the last restore. Name a version with ?restore=N.",
+            code="nothing-to-restore",
+        )
+    )
+
+
 def _restore(operation: Restore, situation: Situation) -> Decision:
     current, version = situation.current, operation.version
     if current is None:
@@ -327,12 +338,13 @@ def _restore(operation: Restore, situation: Situation) -> Decision:
     taken: Ranges
     if version is None:
         if not current.taken:
-            return Refuse(
-                NotFound(
-                    "Nothing to restore: no delete took anything away since the last restore. Name a version with ?restore=N.",
-                    code="nothing-to-restore",
-                )
-            )
+            return _nothing_taken()
+        # Ranges run over versions that a client skipped: what was taken may by now be nothing that exists.
+        newest = _newest_live(current.taken, current, situation.history)
+        if isinstance(newest, NeedHistory):
+            return newest
+        if newest is None:
+            return _nothing_taken()
         lifted, taken = current.taken, ()
     else:
         row = _row(version, current, situation.history)
@@ -392,7 +404,7 @@ def _newest_live(live: Ranges, current: Record, history: History) -> Version | N
     if best is not None and best == bound - 1:
         return candidates[best]
     seen = history.complete_down_to
-    if seen is None:
+    if seen is None or history.below < bound:
         return NeedHistory(below=bound)
     if best is not None and best >= seen:
         return candidates[best]

@@ -113,6 +113,9 @@ class ReplicaSlot:
         if message.epoch < state.epoch or message.ballot.epoch != message.epoch:
             return [self._refuse(state, "epoch", bar)]
         if register.accepted == message.ballot:
+            # A copy that merely learnt of the record has its ballot and not its bytes: that is no durable copy.
+            if message.record.added is not None and not here.durable:
+                return [self._refuse(state, "bytes-missing", bar)]
             return [Respond(AcceptedReply(incarnation=state.incarnation))]
         promised = self._promises.get(message.path, BALLOT_ZERO)
         if message.ballot < bar or (message.ballot == bar and message.ballot != promised):

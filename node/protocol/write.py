@@ -28,10 +28,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from amberblob.ballot import Ballot
 from amberblob.errors import AmberError, InsufficientStorage, OutcomeUnknown, QuorumUnavailable
+from amberblob.limits import VERSION_MAX
 from amberblob.manifest import Record, Version, WriteMark
 from amberblob.wire import (
     AcceptedReply,
@@ -581,6 +582,7 @@ def extend_history(history: History, wanted: NeedHistory, replies: Iterable[Hist
                 if version is not None:
                     rows[version.version] = version
     if wanted.version is not None:
-        return History(rows=rows, asked=history.asked | {wanted.version}, complete_down_to=history.complete_down_to)
+        return replace(history, rows=rows, asked=history.asked | {wanted.version})
     down_to = max((reply.rows[-1].version.version for reply in replies if reply.more and reply.rows), default=0)
-    return History(rows=rows, asked=history.asked, complete_down_to=down_to)
+    below = max(history.below, wanted.below if wanted.below is not None else VERSION_MAX)
+    return replace(history, rows=rows, below=below, complete_down_to=down_to)

@@ -56,11 +56,11 @@ TRIES_MAX = 3
 FINISH_TRIES_MAX = 4
 SEARCH_MAX = 50_000
 
-TOLERATE_EMPTY_RESTORE = True
+TOLERATE_EMPTY_RESTORE = False
 """A restore of a ``taken`` in which only skipped versions are left answers 200 and makes a record, not 404."""
 
 
-TOLERATE_LEARNT_COPIES = True
+TOLERATE_LEARNT_COPIES = False
 """Count a copy that answered a COMMIT with "accepted" only because it had learnt that very ballot, without its bytes.
 
 A finding: with a write quorum above a majority such an answer is counted as a durable copy, and it is none.

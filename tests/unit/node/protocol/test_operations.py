@@ -251,7 +251,9 @@ def test_delete_of_the_head_moves_it_to_the_newest_that_lives():
     made = proposed(DeleteVersion(version=3), record(live=((1, 3),), head=3, previous=2))
     assert made.head == row(2) and made.live == ((1, 2),)
     made = proposed(
-        DeleteVersion(version=3), record(live=((1, 3),), head=3), history=History(rows={2: row(2)}, complete_down_to=2)
+        DeleteVersion(version=3),
+        record(live=((1, 3),), head=3),
+        history=History(rows={2: row(2)}, below=100, complete_down_to=2),
     )
     assert made.head == row(2)
 
@@ -265,9 +267,9 @@ def test_delete_of_the_head_over_versions_that_were_skipped():
     """Live is 1..9, but only 1 and 9 exist."""
     current = record(live=((1, 9),), head=9)
     assert decide(DeleteVersion(version=9), situation(current)) == NeedHistory(below=9)
-    made = proposed(DeleteVersion(version=9), current, history=History(rows={1: row(1)}, complete_down_to=0))
+    made = proposed(DeleteVersion(version=9), current, history=History(rows={1: row(1)}, below=100, complete_down_to=0))
     assert made.head == row(1) and made.live == ((1, 8),)
-    made = proposed(DeleteVersion(version=9), current, history=History(rows={}, complete_down_to=0))
+    made = proposed(DeleteVersion(version=9), current, history=History(rows={}, below=100, complete_down_to=0))
     assert made.head is None and made.live == (), "none of them exists"
 
 
@@ -276,15 +278,15 @@ def test_history_is_read_page_by_page_until_the_newest_is_sure():
     operation = DeleteVersion(version=30)
     assert decide(operation, situation(current)) == NeedHistory(below=6)
     # The first page reached down to 4 and showed no live version: go on below it.
-    paged = History(rows={20: row(20), 10: row(10)}, complete_down_to=4)
+    paged = History(rows={20: row(20), 10: row(10)}, below=100, complete_down_to=4)
     assert decide(operation, situation(current, history=paged)) == NeedHistory(below=4)
     # A row below the complete part is not trusted to be the newest.
-    paged = History(rows={2: row(2)}, complete_down_to=4)
+    paged = History(rows={2: row(2)}, below=100, complete_down_to=4)
     assert decide(operation, situation(current, history=paged)) == NeedHistory(below=4)
-    paged = History(rows={2: row(2), 4: row(4)}, complete_down_to=4)
+    paged = History(rows={2: row(2), 4: row(4)}, below=100, complete_down_to=4)
     assert proposed(operation, current, history=paged).head == row(4)
     # Rows above the bound, or dead, are no candidates.
-    paged = History(rows={20: row(20), 2: row(2)}, complete_down_to=0)
+    paged = History(rows={20: row(20), 2: row(2)}, below=100, complete_down_to=0)
     assert proposed(operation, current, history=paged).head == row(2)
 
 
@@ -336,7 +338,8 @@ def test_restore_of_what_the_last_delete_took():
 
 def test_restore_beside_a_newer_head_keeps_it():
     current = record(live=((4, 4),), head=4, taken=((1, 3),))
-    made = proposed(Restore(), current)
+    assert decide(Restore(), situation(current)) == NeedHistory(below=4), "does anything of it exist?"
+    made = proposed(Restore(), current, history=History(rows={3: row(3)}))
     assert made.head == row(4) and made.live == ((1, 4),) and made.taken == ()
 
 

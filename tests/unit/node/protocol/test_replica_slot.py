@@ -301,10 +301,12 @@ def test_a_record_that_adds_nothing_needs_no_bytes():
     assert isinstance(copy.commit(ballot(1), DELETED, here=BytesHere(durable=False, aborted=True)), AcceptedReply)
 
 
-def test_what_is_only_learnt_is_answered_as_accepted():
+def test_what_is_only_learnt_is_no_accept_until_its_bytes_are_here():
     copy = Copy()
     copy.learn(ballot(3), RECORD)
-    assert isinstance(copy.commit(ballot(3), here=ABSENT), AcceptedReply)
+    refused = copy.commit(ballot(3), here=ABSENT)
+    assert isinstance(refused, Refused) and refused.reason == "bytes-missing"
+    assert isinstance(copy.commit(ballot(3), here=BytesHere(durable=True)), AcceptedReply)
     assert copy.persisted == []
 
 

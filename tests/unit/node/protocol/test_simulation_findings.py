@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from amberblob.errors import NotFound
 from node.protocol.operations import Delete, Finish, Put, Restore
 from node.protocol.write import Applied, Rejected
@@ -11,7 +9,6 @@ from tests.unit.node.protocol.model import Cluster, draft
 from tests.unit.node.protocol.test_traces import only_newest
 
 
-@pytest.mark.xfail(strict=True, reason="a copy that only learnt a ballot answers its COMMIT with accepted")
 def test_a_learnt_ballot_is_no_durable_copy():
     """W = 3. The COMMIT to c is late; a Finish (the resolver) sees a and b, and its LEARN reaches c before the COMMIT."""
     cluster = Cluster(write_quorum=3)
@@ -28,7 +25,6 @@ def test_a_learnt_ballot_is_no_durable_copy():
     assert not isinstance(put.outcome, Applied) or have == ["a", "b", "c"], have
 
 
-@pytest.mark.xfail(strict=True, reason="taken is a range: skipped versions in it look like something to restore")
 def test_a_restore_with_nothing_left_to_restore_is_refused():
     cluster = Cluster()
     operations = (
