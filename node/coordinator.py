@@ -27,6 +27,9 @@ log = structlog.get_logger(__name__)
 
 BACKOFF_FIRST_S = 0.01
 BACKOFF_MAX_S = 0.6
+CONTESTED_FIRST_S = 0.004
+CONTESTED_MAX_S = 0.1
+"""A race is over within a few round trips; who rests long while the winner goes on never catches up."""
 FINISH_TRIES_MAX = 4
 
 
@@ -106,7 +109,7 @@ class Coordinator:
             may_be_retry=write_id is not None,
             hear=hear,
         )
-        run = _Run(self, round_)
+        run = _Run(self, electorate.slot, round_)
         outcome = await run.outcome(self._write_timeout_s)
         self._counters.met_counter(electorate.slot, round_.counter)
         if isinstance(outcome, Rejected):
@@ -189,10 +192,15 @@ class Coordinator:
         """Hand a LEARN to the batcher."""
         self._learns.add(action.node, action.item)
 
-    def backoff_s(self, attempt: int) -> float:
+    def backoff_s(self, wait: Wait) -> float:
         """A jittered pause: uniform below a bound that doubles with each attempt."""
-        bound = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * float(1 << min(attempt, 10)))
+        first_s, max_s = (CONTESTED_FIRST_S, CONTESTED_MAX_S) if wait.contested else (BACKOFF_FIRST_S, BACKOFF_MAX_S)
+        bound = min(max_s, first_s * float(1 << min(wait.attempt, 10)))
         return bound * (0.25 + 0.75 * self._randomness.fraction())
+
+    def counter(self, slot: int) -> int:
+        """The highest ballot counter that this node has met in the slot."""
+        return self._counters.counter(slot)
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a request in the background; it is waited for at :meth:`close`."""
@@ -212,7 +220,8 @@ class Coordinator:
 class _Run:
     """One round on its way."""
 
-    def __init__(self, coordinator: Coordinator, round_: WriteRound) -> None:
+    def __init__(self, coordinator: Coordinator, slot: int, round_: WriteRound) -> None:
+        self._slot = slot
         self._coordinator = coordinator
         self._round = round_
         self._loop = asyncio.get_running_loop()
@@ -232,9 +241,7 @@ class _Run:
                 case Send():
                     self._coordinator.spawn(self._send(action))
                 case Wait():
-                    self._loop.call_later(
-                        self._coordinator.backoff_s(action.attempt), self._feed, self._round.wake, action.token
-                    )
+                    self._loop.call_later(self._coordinator.backoff_s(action), self._wake, action.token)
                 case Spread():
                     self._coordinator.spread(action)
                 case Finished():
@@ -242,6 +249,10 @@ class _Run:
                         self._done.set_result(action.outcome)
                 case _:
                     assert_never(action)
+
+    def _wake(self, token: int) -> None:
+        self._round.counter = max(self._round.counter, self._coordinator.counter(self._slot))
+        self._feed(self._round.wake, token)
 
     def _feed(self, event: Callable[..., list[Action]], *args: Any) -> None:
         # A round whose caller went away stops here; what it sent is finished by others if need be.

@@ -125,6 +125,7 @@ class Replica:
 
     async def handle(self, peer: str, request: Request) -> Reply:
         """Answer anything but StageOpen, ReadChunk and ReadManifest."""
+        log.debug("peer request", kind=type(request).__name__)
         match request:
             case Prepare():
                 return await self._prepare(request)
@@ -368,6 +369,7 @@ class Replica:
                 chunks = decode_manifest(manifest)
             await staging.finish(chunks, manifest)
             done = True
+            log.info("blob staged", slot=slot, blob_id=message.blob_id, chunks=len(chunks))
         except DiskFull as error:
             return self._refused(slot, "disk-full", error.detail)
         except DiskFailed as error:

@@ -9,7 +9,7 @@ aiohttp reads and frames the requests. Added here:
 - a client that has closed its sending side still gets its answer, and a body that it cut off fails at once.
 
 What this relies on inside aiohttp has no public name: ``_messages`` and ``_ErrInfo`` (the parsed requests that
-wait), ``_waiter`` (pending exactly while no request is being handled) and ``_request_in_progress``. The tests
+wait), ``_waiter`` (pending exactly while no request is being handled). The tests
 of this package exercise each of them on real sockets.
 """
 
@@ -141,7 +141,7 @@ class Connection(RequestHandler):
         for _, body in self._messages:
             if not body.is_eof() and body.exception() is None:
                 body.set_exception(cut_off)
-        return self._request_in_progress or bool(self._messages)
+        return not self._idle()
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -28,6 +28,8 @@ STUCK_S = 20.0
 OPEN_S = 5.0
 CLOSE_S = 60.0
 LAGGARD_GRACE_S = 0.5
+UNREACHABLE_GRACE_S = 0.05
+"""For a node that did not answer lately; it may be back."""
 
 
 class Digests:
@@ -122,8 +124,11 @@ class Upload:
             else:
                 self._live[node] = stage
 
+        there = all(self._coordinator.peers.reachable(node) for node in self._electorate.voters)
         await self._each(
-            {node: one(node) for node in self._electorate.voters}, patience_s=OPEN_S, grace_s=LAGGARD_GRACE_S
+            {node: one(node) for node in self._electorate.voters},
+            patience_s=OPEN_S,
+            grace_s=LAGGARD_GRACE_S if there else UNREACHABLE_GRACE_S,
         )
         self._need_quorum()
 

@@ -78,10 +78,15 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Call ``wake(token)`` after a jittered pause that grows with ``attempt`` (1, 2, …)."""
+    """Call ``wake(token)`` after a jittered pause that grows with ``attempt`` (0, 1, 2, …).
+
+    ``contested``: a race was lost, so the pause is to be short; else replicas are missing. Before waking, raise
+    ``counter`` to what the slot has met meanwhile: a rival may have gone far ahead.
+    """
 
     attempt: int
     token: int
+    contested: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +234,10 @@ class WriteRound:
 
     def wake(self, token: int) -> list[Action]:
         """The pause that :class:`Wait` asked for is over."""
-        if self.phase is not Phase.WAITING or token != self._token:
+        if token != self._token or self.phase is Phase.FINISHED:
             return []
+        # In the middle of a phase: somebody refused us for a higher ballot, and a silent replica keeps us waiting for
+        # the majority that we could still have. A higher ballot does not need it.
         return self._prepare()
 
     def answer(self, node: str, token: int, reply: Reply) -> list[Action]:
@@ -504,10 +511,13 @@ class WriteRound:
         self.counter = max(self.counter, reply.ballot.counter)
         if reply.reason == "disk-full":
             self._full.add(node)
+        nudge: list[Action] = []
         if reply.reason == "ballot":
+            if not self._tally.contested:
+                nudge = [Wait(0, self._token, contested=True)]
             self._tally.contested.add(node)
         detail = f" ({reply.detail})" if reply.detail else ""
-        return self._lost(node, f"refused: {reply.reason}{detail}")
+        return self._lost(node, f"refused: {reply.reason}{detail}") or nudge
 
     def _lost(self, node: str, why: str) -> list[Action]:
         tally = self._tally
@@ -531,7 +541,7 @@ class WriteRound:
                 return self._give_up()
         self.phase = Phase.WAITING
         self._token += 1
-        return [Wait(self._attempt, self._token)]
+        return [Wait(self._attempt, self._token, contested=contested)]
 
     def _give_up(self) -> list[Action]:
         failures = self._tally.out or self._last_failures

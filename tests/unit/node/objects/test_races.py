@@ -8,7 +8,7 @@ import contextlib
 import pytest
 
 from amberblob.clock import SeededRandomness
-from amberblob.errors import NotFound, PreconditionFailed
+from amberblob.errors import NotFound, PreconditionFailed, QuorumUnavailable
 from node.protocol.operations import Conditions
 from tests.unit.node.objects.kit import STAGED, cluster, content, delete, get, look, put, read
 
@@ -34,7 +34,7 @@ async def test_conditional_increments_lose_no_update(faults):
                         write_id=f"{number}-{view.version.version}",
                     )  # fmt: skip
                     return
-                except PreconditionFailed:
+                except (PreconditionFailed, QuorumUnavailable):
                     await asyncio.sleep(chance.fraction() * 0.02)
 
         await asyncio.gather(*(increment(number) for number in range(20)))
