@@ -236,6 +236,8 @@ class WriteRound:
         """The pause that :class:`Wait` asked for is over."""
         if token != self._token or self.phase is Phase.FINISHED:
             return []
+        if self.phase is not Phase.WAITING and not self._tally.contested:
+            return []
         # In the middle of a phase: somebody refused us for a higher ballot, and a silent replica keeps us waiting for
         # the majority that we could still have. A higher ballot does not need it.
         return self._prepare()

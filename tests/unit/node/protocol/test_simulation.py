@@ -17,7 +17,7 @@ SEEDS = 2000
 SLACK = 500
 """How many seeds a mutant may take from its start. If all live: ``python -m tests.unit.node.protocol.mutants NAME 20000``."""
 
-STARTS = {"write_id_looked_up_in_the_findings_record_only": 2200}
+STARTS = {"promise_forgotten_by_a_restart": 750, "write_id_looked_up_in_the_findings_record_only": 6000}
 
 
 @pytest.mark.timeout(110)

@@ -326,12 +326,23 @@ def test_above_a_majority_nothing_is_built_on_what_is_not_everywhere():
 def test_a_lost_race_begins_anew_above_what_was_seen():
     round_, actions = begin(counter=3)
     at = token(actions)
-    assert round_.answer("a", at, refuse("a", counter=40)) == []
+    nudge = round_.answer("a", at, refuse("a", counter=40))
+    assert nudge == [Wait(0, at, contested=True)] and round_.phase is Phase.PREPARING
     wait = round_.answer("c", at, refuse("c", counter=12))
-    assert wait == [Wait(1, wait[0].token)] and round_.phase is Phase.WAITING
+    assert wait == [Wait(1, wait[0].token, contested=True)] and round_.phase is Phase.WAITING
+    assert round_.wake(at) == [], "the nudge is of a phase that is over"
     actions = round_.wake(wait[0].token)
     assert {p.ballot for p in sent(actions, Prepare).values()} == {Ballot(4, 41, "a", "op")}
     assert round_.counter == 41
+
+
+def test_a_silent_replica_does_not_hold_up_a_round_that_another_refused():
+    round_, actions = begin(counter=3)
+    at = token(actions)
+    round_.answer("a", at, promise("a"))
+    (nudge,) = round_.answer("b", at, refuse("b", counter=40))  # c says nothing: a majority may yet come
+    actions = round_.wake(nudge.token)
+    assert {p.ballot for p in sent(actions, Prepare).values()} == {Ballot(4, 41, "a", "op")}
 
 
 def test_unreachable_replicas_end_a_round_that_sent_nothing():
