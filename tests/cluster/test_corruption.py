@@ -50,8 +50,12 @@ async def test_a_chunk_that_rots(api: Api, cluster: Cluster, name: str, kind: st
     await until(
         lambda: victim.exists() and etag_of(victim.read_bytes()) == victim.name, "the chunk came back by itself"
     )
-    if kind != "missing":
-        assert len(set(cluster.quarantined(1)) - quarantined) == 1
+    moved = len(set(cluster.quarantined(1)) - quarantined)
+    if kind == "bit":
+        assert moved == 1
+    else:
+        # A file of the wrong length may also be noticed and replaced by the copy's own completion, before it is read.
+        assert moved <= 1
     assert (await api.get(name, node=1)).body == data
     half = size // 2
     part = await api.get(name, node=1, headers={"Range": f"bytes={half}-"}, expect=206)
