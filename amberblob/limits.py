@@ -56,7 +56,7 @@ CLOCK_AHEAD_MAX_S = 60.0
 PROMISE_RESERVE = 4096
 """Ballot counters reserved by one durable write, so that a promise needs no fsync of its own."""
 
-PROMISES_IN_MEMORY_MAX = 4096
+PROMISES_IN_MEMORY_MAX = 256
 """Per slot. Beyond it the oldest promises are folded into the slot's floor, which refuses at least as much."""
 
 assert CHUNK_BYTES_MIN >= INLINE_BYTES_MAX, "an inline body is never more than one chunk"

@@ -106,6 +106,7 @@ async def _main(config: NodeConfig) -> int:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             starting.cancel()
+            await asyncio.wait({starting})
         elif not starting.cancelled() and starting.exception() is not None:
             failed = True
         else:
@@ -251,6 +252,7 @@ class Node:
         actual_port = await peer_server.start()
         self._closers.push_async_callback(peer_server.close)
 
+        self._closers.push_async_callback(puller.close)
         self._closers.push_async_callback(runner.close)
         host, port = _host_port(config.http.listen)
         http = HttpServer(

@@ -180,6 +180,9 @@ class Replica:
     async def _prepare(self, message: Prepare) -> Reply:
         if not self._is_member(message.slot):
             return self._refused(message.slot, "not-a-member")
+        if self._store.failed is not None:
+            # Nothing that is promised or accepted from now on would survive a restart.
+            return self._refused(message.slot, "disk-failed", self._store.failed)
         if message.body_bytes and self._store.full:
             return self._refused(message.slot, "disk-full")
         register, prior = await self._register_and_prior(message)
@@ -203,6 +206,8 @@ class Replica:
         slot, path, added = message.slot, message.path, message.record.added
         if not self._is_member(slot):
             return self._refused(slot, "not-a-member")
+        if self._store.failed is not None:
+            return self._refused(slot, "disk-failed", self._store.failed)
         if added is not None and added.size > 0 and message.body is not None:
             if len(message.body) > INLINE_BYTES_MAX or content_hash(message.body) != added.etag:
                 raise DigestMismatch("the body of a COMMIT does not match its record")

@@ -48,6 +48,8 @@ class Status:
         """Why the node does not serve reads and writes; None when it does."""
         if self.phase is not None:
             return self.phase
+        if self._store.failed is not None:
+            return f"the disk takes no more writes: {self._store.failed}"
         try:
             electorates = self._routing.distinct_electorates()
         except NotReady as error:

@@ -37,6 +37,7 @@ log = structlog.get_logger(__name__)
 CHUNKS_IN_MEMORY = 12
 CHUNKS_IN_RESERVE = 52
 PLACE_PATIENCE_S = 0.25
+RESERVE_PATIENCE_S = 10.0
 FRAME_TIMEOUT_S = 5.0
 HASH_IN_THREAD_BYTES = 256 * 1024
 SEND_PIECE_BYTES = MIB
@@ -61,10 +62,18 @@ class Places:
         try:
             async with asyncio.timeout(PLACE_PATIENCE_S):
                 await self._soft.acquire()
+            return self._soft
         except TimeoutError:
-            await self._reserve.acquire()
-            return self._reserve
-        return self._soft
+            pass
+        try:
+            async with asyncio.timeout(RESERVE_PATIENCE_S):
+                await self._reserve.acquire()
+        except TimeoutError:
+            raise ClusterError(
+                "This node holds as many chunks for slow readers as it may. Ask another node, or try again.",
+                code="overloaded",
+            ) from None
+        return self._reserve
 
 
 class Reading:

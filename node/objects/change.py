@@ -39,7 +39,7 @@ class Changing:
             and (record is None or record.head is None or record.head.version != mark.version)
         ):
             # A retry after later writes: the first answer told the head of that time.
-            return await self._lookup.version(electorate, path, mark.version)
+            return await self._lookup.written(electorate, path, mark)
         if record is None or record.head is None:
             # What was restored was deleted again before this answer, or does not exist any more.
             error = no_such_object(path, record)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 from amberblob.errors import NotFound, PeerError, QuorumUnavailable
 from amberblob.limits import LIST_LIMIT_MAX
+from amberblob.prefixes import after_prefix, group_of
 from amberblob.wire import QueryScan, ScanEntry, ScanReply
 from node.coordinator import Coordinator
 from node.objects.lookup import Lookup
-from node.objects.prefixes import after_prefix, group_of
 from node.routing import Routing
 from node.service import ListedObject, ListPage
 

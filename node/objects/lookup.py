@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from amberblob.errors import NotFound
+from amberblob.errors import ClusterError, NotFound, OutcomeUnknown
 from amberblob.limits import HISTORY_PAGE_MAX
-from amberblob.manifest import Record, Version, covers
+from amberblob.manifest import Record, Version, WriteMark, covers
 from amberblob.wire import HistoryReply, HistoryRow, Query, QueryHistory
 from chunkstore.interface import ReplicaStore
 from node.coordinator import Coordinator
@@ -54,6 +54,20 @@ class Lookup:
         if view is None:
             raise no_such_version(path, version)
         return view
+
+    async def written(self, electorate: Electorate, path: str, mark: WriteMark) -> ObjectView:
+        """The version that an earlier try of a write made, for the first answer to a retry.
+
+        Raises: OutcomeUnknown when it cannot be read now: the write is applied, so no other error would be true.
+        """
+        try:
+            return await self.version(electorate, path, mark.version)
+        except (ClusterError, NotFound) as error:
+            raise OutcomeUnknown(
+                f"The write was applied as version {mark.version}, but what it made cannot be read now ({error.detail}) "
+                "Send it again with the same X-Amber-Write-Id for the whole answer.",
+                extra={"version": mark.version, "write_id": mark.write_id},
+            ) from error
 
     async def _at(self, electorate: Electorate, path: str, at_ms: int) -> ObjectView:
         for view in await self.versions(electorate, path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 from amberblob.errors import AmberError, BadRequest, DigestMismatch, OutcomeUnknown
@@ -19,8 +18,6 @@ from node.routing import Routing
 from node.service import ObjectView, PutOptions
 
 PIECE_BYTES = MIB
-BODY_IDLE_S = 60.0
-"""A client that sends nothing for this long is given up."""
 
 
 class Putting:
@@ -119,7 +116,7 @@ class Putting:
         if record.head is not None and record.head.version == mark.version:
             return ObjectView(path=path, version=record.head)
         # A retry whose version is no longer the head: the first answer is found in the history.
-        return await self._lookup.version(electorate, path, mark.version)
+        return await self._lookup.written(electorate, path, mark)
 
 
 async def _pieces(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -127,13 +124,7 @@ async def _pieces(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     parts: list[bytes] = []
     size = 0
     while True:
-        try:
-            async with asyncio.timeout(BODY_IDLE_S):
-                data = await anext(body, None)
-        except TimeoutError:
-            raise BadRequest(
-                f"The body stood still for {BODY_IDLE_S:.0f} s. Nothing was stored: send it again.", code="body-timeout"
-            ) from None
+        data = await anext(body, None)
         if data is None:
             break
         if data:

@@ -54,7 +54,6 @@ class ReplicaSlot:
     def __init__(self, state: SlotState, *, promises_max: int = PROMISES_IN_MEMORY_MAX) -> None:
         self._promises: OrderedDict[str, Ballot] = OrderedDict()
         self._promises_max = promises_max
-        self._ceiling = state.promise_ceiling
         # Whatever was promised before this process started lies at or below the ceiling.
         restart_floor = floor_ballot(state.epoch, state.promise_ceiling) if state.promise_ceiling else BALLOT_ZERO
         self._floor = max(state.ballot_floor, restart_floor)
@@ -81,9 +80,8 @@ class ReplicaSlot:
             return [self._refuse(state, "ballot", bar)]
         if message.epoch > state.epoch:
             actions.append(Persist(EpochSeen(message.slot, message.epoch)))
-        if message.ballot.counter > self._ceiling:
-            self._ceiling = message.ballot.counter + PROMISE_RESERVE
-            actions.append(Persist(Reserved(message.slot, self._ceiling)))
+        if message.ballot.counter > state.promise_ceiling:
+            actions.append(Persist(Reserved(message.slot, message.ballot.counter + PROMISE_RESERVE)))
         self._promise(message.path, message.ballot)
         actions.append(
             Respond(
@@ -130,8 +128,6 @@ class ReplicaSlot:
             actions.append(Persist(EpochSeen(message.slot, message.epoch)))
         body = None if here.durable else message.body
         actions.append(Persist(Accepted(message.slot, message.path, message.ballot, message.record, body)))
-        # The accepted ballot is durable and bars all that the promise barred.
-        self._promises.pop(message.path, None)
         actions.append(Respond(AcceptedReply(incarnation=state.incarnation)))
         return actions
 

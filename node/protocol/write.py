@@ -344,6 +344,8 @@ class WriteRound:
         """Propose the current record again as it is; ``fully``: until it is on a write quorum, not just chosen."""
         record = self._finding.record
         assert record is not None
+        if record.write(self._write_id) is not None:
+            self.sent_commit = True  # an earlier try's record is ours too
         self._proposal = record
         self._fully = fully
         return self._enter(

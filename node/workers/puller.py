@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import structlog
 
 from amberblob.clock import Clock
-from amberblob.errors import AmberError
+from amberblob.errors import AmberError, PeerTimeout
 from amberblob.manifest import Version
 from antientropy.pull import Source, complete, inline_body, stage_from
 from chunkstore.interface import BlobState, ReplicaStore
@@ -21,6 +21,8 @@ log = structlog.get_logger(__name__)
 QUEUE_MAX = 10_000
 TRIES_MAX = 20
 RETRY_FIRST_S = 2.0
+NOW_PATIENCE_S = 2.0
+"""How long a COMMIT waits for bytes; well below the time that its coordinator waits for the answer."""
 RETRY_MAX_S = 300.0
 
 
@@ -46,7 +48,7 @@ class Puller:
         self._routing = routing
         self._clock = clock
         self._queue: OrderedDict[str, _Wanted] = OrderedDict()
-        self._staging: dict[str, asyncio.Lock] = {}
+        self._staging: dict[str, asyncio.Task[None]] = {}
 
     @property
     def waiting(self) -> int:
@@ -64,16 +66,29 @@ class Puller:
         others = self._others(slot, holders)
         if version.inline:
             return await inline_body(self.source, slot, version, others)
-        # Two rounds may ask for the same blob at once; the second finds it staged.
-        lock = self._staging.setdefault(version.blob_id, asyncio.Lock())
-        try:
-            async with lock:
-                if await self._store.blob_state(slot, version.blob_id) is not BlobState.DURABLE:
-                    await stage_from(self._store, self.source, slot, version, others)
-        finally:
-            if not lock.locked():
-                self._staging.pop(version.blob_id, None)
+        # A pull of its own: rounds come and go within seconds, a large blob takes longer, and two rounds may want it.
+        task = self._staging.get(version.blob_id)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._stage(slot, version, others))
+            self._staging[version.blob_id] = task
+            task.add_done_callback(lambda _: self._staging.pop(version.blob_id, None))
+        done, _ = await asyncio.wait({task}, timeout=NOW_PATIENCE_S)
+        if not done:
+            raise PeerTimeout(f"blob {version.blob_id} is still being fetched; it will be here for a later attempt")
+        task.result()
         return None
+
+    async def _stage(self, slot: int, version: Version, others: list[str]) -> None:
+        assert self.source is not None
+        if await self._store.blob_state(slot, version.blob_id) is not BlobState.DURABLE:
+            await stage_from(self._store, self.source, slot, version, others)
+
+    async def close(self) -> None:
+        """Give up what is being staged."""
+        tasks = list(self._staging.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def later(self, slot: int, version: Version, holders: tuple[str, ...]) -> None:
         """See :meth:`node.pulls.PullRequests.later`."""

@@ -12,11 +12,11 @@ import pytest
 
 from amberblob.ballot import Ballot
 from amberblob.mutations import Accepted, Chosen
+from amberblob.prefixes import after_prefix
 from amberblob.wire import ScanEntry
 from chunkstore import schema
 from chunkstore.fileops import FileOps
 from chunkstore.index import ListingIndex
-from chunkstore.rules import after_prefix
 from chunkstore.slotdb import SlotDatabase
 from chunkstore.sqlite import SchemaTooNew, iso_of, migrate, ms_of
 

@@ -11,7 +11,6 @@ from blake3 import blake3
 
 from amberblob.errors import BadRequest, DigestMismatch, InsufficientStorage, QuorumUnavailable
 from amberblob.limits import MIB
-from node.objects import put as put_module
 from node.objects import upload as upload_module
 from node.service import PutOptions
 from tests.unit.node.objects.kit import CHUNK, STAGED, Cluster, cluster, content, get, look, put, until
@@ -162,19 +161,6 @@ async def test_a_client_that_goes_away_while_replicas_are_slow(made, phase, held
     with pytest.raises(asyncio.CancelledError):
         await task
     made.net.heal()
-    await nothing_left(made)
-
-
-async def test_a_body_that_stands_still(made, monkeypatch):
-    monkeypatch.setattr(put_module, "BODY_IDLE_S", 0.05)
-
-    async def body():
-        yield content(BIG)
-        await asyncio.Event().wait()
-
-    with pytest.raises(BadRequest) as caught:
-        await made[1].objects.put("p", body(), options())
-    assert caught.value.code == "body-timeout"
     await nothing_left(made)
 
 
