@@ -163,7 +163,7 @@ class QuorumUnavailable(ClusterError):
         seen = "; ".join(f"{node}: {why}" for node, why in sorted(failures.items())) or "no answer in time"
         return cls(
             f"{got} of the {wanted} replicas that are needed answered ({seen}). "
-            "Nothing was applied: try again, and look at /cluster for nodes that are down.",
+            "Nothing was changed by this: try again, and look at /cluster for nodes that are down.",
             extra={"wanted": wanted, "got": got, "failures": dict(failures)},
         )
 

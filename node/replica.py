@@ -17,7 +17,7 @@ from amberblob.clock import HybridClock
 from amberblob.errors import BadRequest, DigestMismatch, DiskFailed, DiskFull, PeerError, StorageError
 from amberblob.ids import content_hash, valid_hash, valid_ulid
 from amberblob.limits import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, FRAME_BYTES_MAX, HISTORY_PAGE_MAX, INLINE_BYTES_MAX
-from amberblob.manifest import Version, WriteMark, decode_manifest
+from amberblob.manifest import Record, Version, WriteMark, decode_manifest
 from amberblob.wire import (
     Commit,
     Discard,
@@ -214,9 +214,9 @@ class Replica:
             if self._store.full and not message.holders:
                 return self._refused(slot, "disk-full")
         register = await self._store.load(slot, path)
-        if register.accepted == message.ballot and message.body is not None:
-            # Accepted before, or learnt without its bytes: the disk tells which.
-            message = msgspec.structs.replace(message, body=None)
+        if register.accepted == message.ballot and message.body is not None and added is not None:
+            # Accepted before, or (a LEARN overtook this) learnt without its bytes: then keep them.
+            message = await self._keep_body(message, added)
         here = NOTHING_NEEDED
         if added is not None and added.size > 0:
             if message.body is None:
@@ -230,7 +230,25 @@ class Replica:
         actions = self.slot(slot).commit(self._store.slot_state(slot), message, register, here)
         if any(isinstance(action, Persist) for action in actions):
             self.on_undecided(slot, path)
+            self._complete_previous(slot, message.record, register)
         return await self._carry_out(slot, path, actions)
+
+    async def _keep_body(self, message: Commit, added: Version) -> Commit:
+        """The bytes of an inline version that the register already refers to; the message without them."""
+        body = message.body
+        if body and await self._store.blob_state(message.slot, added.blob_id) is not BlobState.DURABLE:
+            try:
+                await self._store.install_chunk(message.slot, added, added.chunks[0], body)
+            except StorageError as error:
+                log.info("body not kept", slot=message.slot, blob_id=added.blob_id, error=str(error))
+        return msgspec.structs.replace(message, body=None)
+
+    def _complete_previous(self, slot: int, record: Record | None, before: Register) -> None:
+        """A record whose predecessor was never seen here brings that one's row, not its bytes: fetch them."""
+        previous = record.previous if record is not None else None
+        known = before.record.added if before.record is not None else None
+        if previous is not None and (known is None or known.blob_id != previous.blob_id):
+            self._pulls.later(slot, previous, ())
 
     async def _with_bytes(self, message: Commit, added: Version) -> Commit:
         """Try to get an undecided record's bytes from those that accepted it; an inline body joins the message."""
@@ -268,6 +286,8 @@ class Replica:
         added = item.record.added if item.record is not None else None
         if actions and added is not None and added.size > 0:
             self._pulls.later(item.slot, added, item.holders)
+        if actions:
+            self._complete_previous(item.slot, item.record, register)
 
     async def _query(self, message: Query) -> Reply:
         slot = message.slot

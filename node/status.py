@@ -8,6 +8,7 @@ from typing import Any
 from amberblob.errors import NotReady
 from amberblob.metrics import Metrics
 from chunkstore.interface import ReplicaStore
+from node.protocol.quorum import Electorate
 from node.routing import Routing
 from node.transport.interface import Peers
 from node.workers.puller import Puller
@@ -55,12 +56,25 @@ class Status:
         except NotReady as error:
             return error.detail
         for electorate in electorates:
-            there = [node for node in electorate.voters if self._peers.reachable(node)]
+            there = self._voting(electorate)
             if not (electorate.is_write_quorum(there) and electorate.is_read_quorum(there)):
                 away = ", ".join(sorted(set(electorate.voters) - set(there)))
                 wanted = max(electorate.write_quorum, electorate.read_quorum)
                 return f"{len(there)} of the {wanted} replicas that are needed are reachable; waiting for {away}"
         return None
+
+    def _voting(self, electorate: Electorate) -> list[str]:
+        """The voters that are reachable with the disk that the route names, by what this node knows."""
+        nodes = self._routing.table().nodes
+        lost = self._store.incarnations()
+        return [
+            node
+            for node, incarnation in electorate.voters.items()
+            if node in nodes
+            and nodes[node].disk_id == incarnation
+            and self._peers.reachable(node)
+            and not (node == self._node and electorate.slot in lost)
+        ]
 
     def cluster(self) -> dict[str, Any]:
         """The answer of ``GET /cluster``: this node's view."""
@@ -124,14 +138,15 @@ class Status:
             "alive": watcher is not None and node in watcher.alive,
             "disk": {"id": info.disk_id, "capacity_bytes": info.capacity_bytes},
             "slots": len(mine),
-            "votes": sum(table.votes(slot, node) for slot in mine),
+            "votes": sum(table.votes(slot, node) for slot in mine)
+            - (len(self._store.incarnations()) if node == self._node else 0),
         }
 
     def _slots(self, table: RouteTable) -> dict[str, Any]:
         """Slots by who can be reached: all voters, a majority (degraded), or fewer. It says nothing of their content."""
         counts = {"reachable": 0, "degraded": 0, "unavailable": 0, "joint": 0}
         for route in table.routes:
-            there = sum(self._peers.reachable(member.node) for member in route.voters)
+            there = len(self._voting(self._routing.electorate(route.slot)))
             if there == len(route.voters):
                 counts["reachable"] += 1
             elif there >= route.majority:

@@ -80,14 +80,22 @@ def cluster_problems(cluster: Mapping[str, Any]) -> list[str]:
     for node in nodes_of(cluster):
         if node.get("reachable") is False:
             problems.append(f"{name_of(node)} is unreachable: start it again, or look at its log and at the network")
+        votes, slots_held = node.get("votes"), node.get("slots")
+        if isinstance(votes, int) and isinstance(slots_held, int) and votes < slots_held:
+            problems.append(
+                f"{name_of(node)} votes in {votes} of its {slots_held} slots: its disk or some slot databases were lost or "
+                "replaced, so those slots have fewer copies to lose"
+            )
         problems += _disk_problems(name_of(node), node.get("disk"))
     slots = cluster.get("slots")
     if isinstance(slots, Mapping):
         unavailable, degraded = slots.get("unavailable"), slots.get("degraded")
         if isinstance(unavailable, int) and unavailable > 0:
-            problems.append(f"{unavailable} slots are unavailable: less than a majority of their replicas is reachable")
+            problems.append(
+                f"{unavailable} slots are unavailable: less than a majority of their replicas is reachable and votes"
+            )
         if isinstance(degraded, int) and degraded > 0:
-            problems.append(f"{degraded} slots are degraded: they serve, but not every replica is reachable")
+            problems.append(f"{degraded} slots are degraded: they serve, but not every replica is reachable and votes")
     return problems
 
 

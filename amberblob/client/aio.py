@@ -17,7 +17,7 @@ from ulid import ULID
 from amberblob.client.bodies import BytesBody, Hashed, Source, prepare_body
 from amberblob.client.http import CONNECTIONS_MAX, READ_BUFFER_BYTES, Http, Request, Timeouts
 from amberblob.client.reader import ObjectReader
-from amberblob.client.retry import Endpoints, Retrying, RetryPolicy
+from amberblob.client.retry import ATTEMPT_HEADER, Endpoints, Retrying, RetryPolicy
 from amberblob.client.targets import listing_target, object_target
 from amberblob.client.types import (
     META_PREFIX,
@@ -392,6 +392,8 @@ class AsyncClient:
         if_version: int | None = None,
     ) -> dict[str, str]:
         headers = {"X-Amber-Write-Id": write_id if write_id is not None else str(ULID())}
+        if write_id is None:
+            headers[ATTEMPT_HEADER] = "first"
         if if_none_match is not None:
             headers["If-None-Match"] = _quoted(if_none_match)
         if if_match is not None:

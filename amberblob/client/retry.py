@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -19,6 +19,9 @@ import aiohttp
 from amberblob.client.http import Answer, Http, Request
 from amberblob.clock import Clock, Randomness, SystemClock, SystemRandomness
 from amberblob.errors import AmberError, ConfigError, NotReady, OutcomeUnknown, PeerError, PeerUnreachable
+
+ATTEMPT_HEADER = "X-Amber-Attempt"
+"""``first`` as long as no attempt of the write can have been applied."""
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -131,6 +134,10 @@ class Retrying:
                     raise
                 endpoints.failed(index)
                 failures.append(error)
+                if maybe_applied(error) and ATTEMPT_HEADER in request.headers:
+                    # From now on a node that cannot decide must not say that nothing was applied.
+                    headers = {name: value for name, value in request.headers.items() if name != ATTEMPT_HEADER}
+                    request = replace(request, headers=headers)
             else:
                 endpoints.succeeded(index)
                 return answer

@@ -38,7 +38,7 @@ async def put(context: Context, call: Call) -> Answer:
     expects_continue = _expects_continue(call.request)
     # From here on the request itself is fine. The client is told to go on when the body is first asked for.
     body = _body(call.request, expects_continue, context.body_stall_s)
-    view = await outcome_of(context.service.put(path, body, options))
+    view = await outcome_of(context.service.put(path, body, options), call.headers)
     headers = version_headers(view.version)
     headers["Location"] = "/objects/" + encode_path(path)
     return json_answer(201, written_json(view), headers)
@@ -99,6 +99,9 @@ def _options(request: BaseRequest, version: int | None) -> PutOptions:
     headers = request.headers
     if "Content-Range" in headers or "Range" in headers:
         raise bad_header("A PUT stores a whole object: Range and Content-Range cannot be meant. Leave them out.")
+    coding = headers.get("Transfer-Encoding", "chunked").strip().lower()
+    if coding != "chunked":
+        raise bad_header(f"Transfer-Encoding {coding!r} is not understood here: send the body plain, or chunked.")
     size = request.content_length
     if size is None and "Transfer-Encoding" not in headers:
         size = 0

@@ -24,6 +24,7 @@ async def restore(context: Context, call: Call) -> Answer:
             version=restored_version_of(query),
             conditions=write_conditions(call.headers),
             write_id=write_id_of(call.headers),
-        )
+        ),
+        call.headers,
     )
     return json_answer(200, written_json(view), version_headers(view.version))

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import structlog
 
-from amberblob.errors import ClusterError, DiskFull, OutcomeUnknown, RequestError
+from amberblob.errors import ClusterError, DiskFull, NotReady, OutcomeUnknown, QuorumUnavailable, RequestError
 from amberblob.limits import WRITE_ID_CHARS_MAX
 from node.http.conditions import Headers, bad_header, single
 
@@ -30,17 +30,42 @@ def write_id_of(headers: Headers) -> str | None:
     return value
 
 
-async def outcome_of(write: Awaitable[_T]) -> _T:
+def may_be_repeat(headers: Headers) -> bool:
+    """Whether an earlier attempt of this write may have reached the replicas.
+
+    Anything with a write id may be one, unless the client says ``X-Amber-Attempt: first``: that no attempt before
+    this one can have been applied.
+
+    Raises:
+        BadRequest: bad-header.
+    """
+    attempt = single(headers, "X-Amber-Attempt")
+    if attempt not in (None, "first", "repeat"):
+        raise bad_header("X-Amber-Attempt is 'first' or 'repeat'.")
+    return attempt != "first" and single(headers, "X-Amber-Write-Id") is not None
+
+
+async def outcome_of(write: Awaitable[_T], headers: Headers) -> _T:
     """Wait for a write, and let nothing out of it but what a client may be told of a write.
 
-    A refusal is a 4xx, a 503 says that nothing was applied, and everything that was not foreseen is *unknown*:
+    A refusal is a 4xx, a 503 says that nothing was or will be applied, and everything that was not foreseen is *unknown*:
     a plain 500 would say nothing about whether the write may still appear.
 
     Raises:
         OutcomeUnknown: it failed in a way that says nothing about whether it was applied.
     """
+    repeat = may_be_repeat(headers)
     try:
         return await write
+    except (NotReady, QuorumUnavailable) as error:
+        if not repeat:
+            raise
+        # This attempt applied nothing; but a 503 must not hide what an earlier one may still become.
+        raise OutcomeUnknown(
+            f"{error.detail} An earlier attempt with this X-Amber-Write-Id may have been applied, or may yet be: "
+            "repeat it with the same id to learn which.",
+            extra={**error.extra, "attempt": error.code},
+        ) from error
     except (RequestError, ClusterError, DiskFull):
         raise
     except Exception as error:

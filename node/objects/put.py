@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from amberblob.errors import AmberError, BadRequest, DigestMismatch, OutcomeUnknown
+from amberblob.errors import AmberError, BadRequest, DigestMismatch, OutcomeUnknown, VersionConflict
 from amberblob.ids import EMPTY_HASH
 from amberblob.limits import INLINE_BYTES_MAX, MIB
 from amberblob.manifest import ChunkRef, Version
@@ -37,13 +37,13 @@ class Putting:
         pieces = _pieces(body)
         first = await anext(pieces, b"")
         if len(first) <= self._inline_bytes_max:
-            applied = await self._put_inline(electorate, path, blob_id, first, options)
-            return await self._view(electorate, path, applied)
+            applied, etag = await self._put_inline(electorate, path, blob_id, first, options)
+            return _same_content(await self._view(electorate, path, applied), etag)
         return await self._put_staged(electorate, path, blob_id, first, pieces, options)
 
     async def _put_inline(
         self, electorate: Electorate, path: str, blob_id: str, body: bytes, options: PutOptions
-    ) -> Applied:
+    ) -> tuple[Applied, str]:
         digests = Digests(name for name, _ in options.digests)
         digests.update(body)
         _check_body(options, len(body), digests)
@@ -53,7 +53,7 @@ class Putting:
             blob_id, self._coordinator.clock.now_ms(), len(body), etag, options, chunks, None, len(chunks), inline=True
         )
         operation = Put(draft=draft, requested=options.version, conditions=options.conditions)
-        return await self._coordinator.write(electorate, path, operation, write_id=options.write_id, body=body)
+        return await self._coordinator.write(electorate, path, operation, write_id=options.write_id, body=body), etag
 
     async def _put_staged(
         self,
@@ -105,7 +105,7 @@ class Putting:
             view = await self._view(electorate, path, applied)
             # An earlier try with the same write id may have been applied, with bytes of its own.
             keep = view.version.blob_id == blob_id
-            return view
+            return _same_content(view, digests.etag)
         finally:
             if not keep:
                 await upload.abort()
@@ -117,6 +117,18 @@ class Putting:
             return ObjectView(path=path, version=record.head)
         # A retry whose version is no longer the head: the first answer is found in the history.
         return await self._lookup.written(electorate, path, mark)
+
+
+def _same_content(view: ObjectView, etag: str) -> ObjectView:
+    """The view, if it is of the content that was sent. Raises: VersionConflict (write-id-reused)."""
+    if view.version.etag != etag:
+        raise VersionConflict(
+            f"The write id was used before on this path, for other content (version {view.version.version}). Nothing was "
+            "changed: a write id names one request; make a new one.",
+            code="write-id-reused",
+            extra={"version": view.version.version},
+        )
+    return view
 
 
 async def _pieces(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

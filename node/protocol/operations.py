@@ -74,6 +74,13 @@ class Finish:
 
 Operation = Put | Delete | DeleteVersion | Restore | Finish
 
+_OPS: Mapping[type[Operation], Op] = {
+    Put: "put",
+    Delete: "delete",
+    DeleteVersion: "delete-version",
+    Restore: "restore",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Propose:
@@ -189,6 +196,14 @@ def decide(operation: Operation, situation: Situation) -> Decision:
         return Answer()
     mark = situation.prior or (current.write(situation.write_id) if current else None)
     if mark is not None:
+        if mark.op != _OPS[type(operation)]:
+            return Refuse(
+                VersionConflict(
+                    f"The write id {mark.write_id!r} was used before on this path, for a {mark.op}. Nothing was changed: "
+                    "a write id names one request; make a new one.",
+                    code="write-id-reused",
+                )
+            )
         return Answer(mark)
     failed = check(operation.conditions, current)
     if failed is not None:

@@ -184,9 +184,25 @@ def test_a_condition_is_checked_before_all_else(operation):
     assert isinstance(refused(operation, LIVE), PreconditionFailed)
 
 
-@pytest.mark.parametrize("operation", [PUT, Delete(), DeleteVersion(version=1), Restore(), Restore(version=99)])
-def test_a_known_write_id_is_answered_before_conditions(operation):
-    mark = WriteMark("w", "put", 2, 0)
+OPERATIONS = [
+    (PUT, "put"),
+    (Delete(), "delete"),
+    (DeleteVersion(version=1), "delete-version"),
+    (Restore(), "restore"),
+    (Restore(version=99), "restore"),
+]
+
+
+@pytest.mark.parametrize(("operation", "op"), OPERATIONS)
+def test_a_write_id_of_another_kind_of_write_is_refused(operation, op):
+    for other in {"put", "delete", "delete-version", "restore"} - {op}:
+        mark = WriteMark("w", other, 2, 0)
+        assert refused(operation, record(live=((1, 3),), head=3, writes=(mark,))).code == "write-id-reused"
+
+
+@pytest.mark.parametrize(("operation", "op"), OPERATIONS)
+def test_a_known_write_id_is_answered_before_conditions(operation, op):
+    mark = WriteMark("w", op, 2, 0)
     assert decide(operation, situation(record(live=((1, 3),), head=3, writes=(mark,)))) == Answer(mark)
     assert decide(operation, situation(None, prior=mark)) == Answer(mark)
     assert decide(operation, situation(GONE, prior=mark)) == Answer(mark)
