@@ -8,27 +8,36 @@ wait for more than one database's checkpoint.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
+import msgspec
 import structlog
 
 from amberblob.ballot import Register, SlotState
 from amberblob.mutations import Accepted, Chosen
 from chunkstore.applying import SlotBatch
 from chunkstore.codec import Batch
-from chunkstore.fileops import FileOps
+from chunkstore.fileops import FileOps, is_no_room
 from chunkstore.index import ListingIndex
-from chunkstore.pool import LostSlot, SlotPool
+from chunkstore.pool import LostSlot, SlotPool, is_damage
 from chunkstore.rules import scan_entry
 from chunkstore.segments import segment_path
 from chunkstore.sqlite import is_corrupt, is_full
 
 _log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
 _REBUILD_BATCH = 5000
+_OPENING = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR_SHMSIZE)
+_SCARCE_BYTES = 1 << 20
+_TELL_FULL_S = 60.0
 
 
 @dataclass(slots=True)
@@ -75,6 +84,9 @@ class Applier:
         self._release_ballast = release_ballast
         self._segments: list[_Segment] = []
         self._groups: dict[int, Batch] = {}
+        self._group_bytes: dict[int, int] = {}
+        self._to_forget: set[int] = set()
+        self._tell_full_at = float("-inf")
         self._listing: dict[tuple[int, str], Register | None] = {}
         self.taken = 0
         self.waiting_entries = 0
@@ -89,9 +101,49 @@ class Applier:
         for _, entry in self._groups.get(lost.slot, ()):
             if isinstance(entry, Accepted | Chosen):
                 self._listing[lost.slot, entry.path] = None
-        if self.index is not None and self.index.complete:
-            self.index.forget_slot(lost.slot)
         self.on_slot_lost(lost, state)
+        if self.index is not None and self.index.complete:
+            self._to_forget.add(lost.slot)
+            self._forget_lost(self.index)
+
+    def _forget_lost(self, index: ListingIndex) -> None:
+        """Take the rows of lost slots out of the index. Without room for that they are still to be forgotten."""
+        for slot in sorted(self._to_forget):
+            self.with_room(partial(index.forget_slot, slot))
+            self._to_forget.discard(slot)
+
+    # -- room
+
+    def is_no_room(self, error: Exception) -> bool:
+        """Whether the error says that the disk is full, and not that it is broken."""
+        if isinstance(error, sqlite3.Error):
+            # SQLite does not tell a full disk from others where it opens files and where it makes the -shm longer.
+            code = getattr(error, "sqlite_errorcode", 0)
+            return is_full(error) or (code in _OPENING and self._ops.free_bytes(self._disk) < _SCARCE_BYTES)
+        return isinstance(error, OSError) and is_no_room(error)
+
+    def make_room(self, error: Exception) -> bool:
+        """Drop the ballast if ``error`` says that the disk is full; whether there was something to drop."""
+        return self.is_no_room(error) and self._release_ballast()
+
+    def tell_full(self, error: Exception) -> None:
+        """Log, at most once a minute, that the databases wait for room."""
+        now = time.monotonic()
+        if now >= self._tell_full_at:
+            self._tell_full_at = now + _TELL_FULL_S
+            _log.error(
+                "disk-full", disk=str(self._disk), error=str(error), waiting_entries=self.waiting_entries,
+                action="what is durable waits in the journal and is applied once there is room: free space",
+            )  # fmt: skip
+
+    def with_room(self, work: Callable[[], T]) -> T:
+        """Do ``work``, and once more when it meets a full disk that has ballast to drop."""
+        try:
+            return work()
+        except (sqlite3.Error, OSError) as error:
+            if not self.make_room(error):
+                raise
+        return work()
 
     # -- handing over
 
@@ -116,6 +168,7 @@ class Applier:
         groups, listing = self._groups, self._listing
         indexed = 0 if self.index is None else self.index.applied
         slots: set[int] = set()
+        share = batch.size_bytes // len(batch.entries)
         registers = batch.registers or [None] * len(batch.entries)
         for item, register in zip(batch.entries, registers, strict=True):
             entry = item[1]
@@ -124,15 +177,17 @@ class Applier:
             group = groups.get(slot)
             if group is None:
                 groups[slot] = [item]
+                self._group_bytes[slot] = share
             else:
                 group.append(item)
+                self._group_bytes[slot] += share
             if isinstance(entry, Accepted | Chosen) and item[0] > indexed:
                 listing[slot, entry.path] = register
         self.taken = batch.entries[-1][0]
         self.add_segment(batch.segment, self.taken)
         self.touch(batch.segment, slots, self.taken)
         self.waiting_entries += len(batch.entries)
-        self.waiting_bytes += batch.size_bytes
+        self.waiting_bytes += share * len(batch.entries)
 
     # -- applying
 
@@ -144,6 +199,8 @@ class Applier:
     @property
     def listed(self) -> int:
         """Position up to which everything is in the index."""
+        if self._to_forget:
+            return 0
         return self.taken if not self._listing else 0 if self.index is None else self.index.applied
 
     def is_applied(self, slot: int | None, position: int) -> bool:
@@ -163,7 +220,7 @@ class Applier:
         """Bring one slot's database up to what was handed over, in one transaction.
 
         Raises:
-            sqlite3.Error, OSError: the disk is broken, or full beyond its ballast.
+            sqlite3.Error, OSError: the disk is broken, or full beyond its ballast; nothing was applied.
         """
         group = self._groups.get(slot)
         if group is None:
@@ -173,8 +230,7 @@ class Applier:
                 self._listing[slot, path] = register
         del self._groups[slot]
         self.waiting_entries -= len(group)
-        if not self._groups:
-            self.waiting_bytes = 0
+        self.waiting_bytes -= self._group_bytes.pop(slot)
 
     def _apply_group(self, slot: int, group: Batch) -> dict[str, Register]:
         attempts = 3
@@ -182,10 +238,10 @@ class Applier:
             attempts -= 1
             try:
                 return SlotBatch(self._pool.get(slot)).apply(group)
-            except sqlite3.Error as error:
-                if attempts and is_corrupt(error):
+            except (sqlite3.Error, OSError, msgspec.DecodeError) as error:
+                if attempts and is_damage(error):
                     self._pool.retire(slot, str(error))
-                elif not (attempts and is_full(error) and self._release_ballast()):
+                elif not (attempts and self.make_room(error)):
                     raise
 
     def apply_all(self) -> None:
@@ -199,31 +255,30 @@ class Applier:
         index = self.index
         if index is None or not index.complete:
             self._listing.clear()
+            self._to_forget.clear()
             return True
+        self._forget_lost(index)
         if not self._listing and index.applied >= self.taken:
             return True
         keys = list(islice(self._listing, limit))
         for key in keys:
-            if self._listing[key] is None:
+            # A slot that turns out to be lost takes its keys away, but for those that are still to be applied.
+            if key in self._listing and self._listing[key] is None:
                 # Memory did not know the register: its slot's database does, once it has the entries.
                 self.apply_slot(key[0])
-        rows = [scan_entry(*key, found) for key in keys if (found := self._listing[key]) and found.record]
+        rows = [scan_entry(*key, found) for key in keys if (found := self._listing.get(key)) and found.record]
         # The position goes up with the last rows; until then a replay would repeat some, which does no harm.
-        applied = self.taken if len(keys) == len(self._listing) else index.applied
+        is_all = sum(key in self._listing for key in keys) == len(self._listing)
+        applied = self.taken if is_all else index.applied
         try:
-            try:
-                index.update(rows, applied)
-            except sqlite3.Error as error:
-                if not (is_full(error) and self._release_ballast()):
-                    raise
-                index.update(rows, applied)
+            self.with_room(lambda: index.update(rows, applied))
         except sqlite3.Error as error:
             if not is_corrupt(error):
                 raise
             self.remake_index(str(error))
             keys = list(self._listing)
         for key in keys:
-            del self._listing[key]
+            self._listing.pop(key, None)
         return not self._listing
 
     # -- the index
@@ -246,7 +301,9 @@ class Applier:
     def ready_index(self) -> ListingIndex:
         """The index, filled; made anew from the slot databases if need be."""
         index = self.index
-        assert index is not None, "open_index comes first"
+        if index is None:
+            # It was damaged, and there was no room for a new one then.
+            index = self.index = ListingIndex(self._disk, self._ops)
         if not index.complete:
             self._fill(index)
         return index
@@ -254,8 +311,9 @@ class Applier:
     def remake_index(self, why: str) -> ListingIndex:
         """Throw a damaged index away and make it anew."""
         _log.error("index-damaged", error=why, action="made anew from the slot databases")
-        assert self.index is not None
-        self.index.close()
+        if self.index is not None:
+            self.index.close()
+            self.index = None
         for part in ("", "-wal", "-shm"):
             self._ops.unlink(self._disk / f"index.sqlite3{part}")
         self.index = ListingIndex(self._disk, self._ops)
@@ -269,29 +327,50 @@ class Applier:
         index.begin_rebuild()
         count = 0
         for done, slot in enumerate(slots, start=1):
-            entries = []
-            for path, register in self._pool.get(slot).registers():
-                entries.append(scan_entry(slot, path, register))
-                if len(entries) >= _REBUILD_BATCH:
-                    index.update(entries, 0)
-                    count += len(entries)
-                    entries = []
-            index.update(entries, 0)
-            count += len(entries)
+            count += self._list_slot(index, slot)
             index.checkpoint()
             if done % 16 == 0:
                 _log.info("index-rebuild", slots_done=done, slots=len(slots), objects=count)
         index.end_rebuild(self.taken)
         _log.info("index-rebuilt", slots=len(slots), objects=count)
 
+    def _list_slot(self, index: ListingIndex, slot: int) -> int:
+        registers = self._pool.get(slot).registers()
+        count = 0
+        while True:
+            try:
+                rows = [scan_entry(slot, *found) for found in islice(registers, _REBUILD_BATCH)]
+            except (sqlite3.Error, msgspec.DecodeError) as error:
+                if not is_damage(error):
+                    raise
+                self._pool.retire(slot, str(error))
+                index.forget_slot(slot)
+                return 0
+            if not rows:
+                return count
+            index.update(rows, 0)
+            count += len(rows)
+
     # -- checkpoints
 
     def step(self, *, everything: bool = False) -> bool:
         """One small piece of work towards letting the oldest finished segment go; False when there is none.
 
+        False, too, when the disk is full: the ballast is dropped then, and the caller tries again a little later.
+
         The newest segment is still written to; with ``everything`` (at close) it counts as finished too, and
         its databases are synced, but its file stays: it tells the next start where positions go on.
         """
+        try:
+            return self._step(everything=everything)
+        except (sqlite3.Error, OSError) as error:
+            if not self.is_no_room(error):
+                raise
+            self.make_room(error)
+            self.tell_full(error)
+            return False
+
+    def _step(self, *, everything: bool) -> bool:
         if not self._segments or (len(self._segments) == 1 and not everything):
             return False
         segment = self._segments[0]
@@ -308,8 +387,8 @@ class Applier:
                 database = self._pool.get(slot)
                 if not database.checkpoint():
                     return False
-            except sqlite3.Error as error:
-                if not is_corrupt(error):
+            except (sqlite3.Error, msgspec.DecodeError) as error:
+                if not is_damage(error):
                     raise
                 self._pool.retire(slot, str(error))
             segment.to_sync.pop()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Callable
+import contextlib
+import errno
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from amberblob.errors import ChunkCorrupt, ChunkMissing, DigestMismatch, DiskFailed, StorageError
 from amberblob.ids import content_hash
@@ -22,14 +23,25 @@ from chunkstore.interface import BlobState
 from chunkstore.overlay import Intent
 from chunkstore.slotdb import BlobFacts
 from chunkstore.space import SpaceGuard
-from chunkstore.staging import ChunkWriter, DiskStaging, as_storage_error
+from chunkstore.staging import (
+    ChunkWriter,
+    DiskStaging,
+    as_storage_error,
+    is_broken,
+    is_failed_sync,
+    retrieve,
+    settled,
+)
 
 T = TypeVar("T")
 Blob = tuple[int, str]
 
 
 class Blobs:
-    """Chunk files and inline bodies."""
+    """Chunk files and inline bodies.
+
+    Whatever changes a blob's folder in ``blobs/`` (publishing, mending, giving up) does so alone: see :meth:`_alone`.
+    """
 
     def __init__(
         self, core: DiskCore, files: BlobFiles, ops: FileOps, space: SpaceGuard, pool: Executor,
@@ -44,7 +56,9 @@ class Blobs:
         self._mint = mint
         self._publishing: set[Blob] = set()
         self._discarding: set[Blob] = set()
+        self._busy: dict[Blob, asyncio.Future[None]] = {}
         self._active: dict[Path, DiskStaging] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._mending: dict[Blob, set[str]] = {}
 
     async def _run(self, function: Callable[[], T]) -> T:
@@ -53,7 +67,7 @@ class Blobs:
     async def _run_writing(self, function: Callable[[], T]) -> T:
         self._guard(0)
         try:
-            return await self._run(function)
+            return await settled(asyncio.get_running_loop().run_in_executor(self._pool, function))
         except OSError as error:
             raise self._failed(error) from error
 
@@ -61,7 +75,31 @@ class Blobs:
         try:
             return await self._run(function)
         except OSError as error:
+            if is_failed_sync(error):
+                raise self._failed(error) from error
+            if not is_broken(error):
+                raise StorageError(f"a file cannot be read: {error}. The disk goes on; try again.") from error
             raise DiskFailed(f"the disk cannot be read: {error}. Look at the kernel's log and at the disk.") from error
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, blob: Blob) -> AsyncIterator[None]:
+        """Nobody else changes the blob's folder meanwhile."""
+        while (other := self._busy.get(blob)) is not None:
+            await asyncio.wait([other])
+        done = self._busy[blob] = asyncio.get_running_loop().create_future()
+        try:
+            yield
+        finally:
+            del self._busy[blob]
+            done.set_result(None)
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do it, also when the caller goes away."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(retrieve)
+        return await asyncio.shield(task)
 
     def _guard(self, size_bytes: int) -> None:
         self._core.journal.raise_if_failed()
@@ -86,11 +124,8 @@ class Blobs:
         checked_ulid(blob_id)
         assert chunk_bytes > 0
         self._guard(size or 0)
-        folder = self._files.staging_folder(slot) / blob_id
-        if folder in self._active:
-            # A second try while the first one is still being cleared away.
-            folder = folder.with_name(f"{blob_id}.{self._mint()}")
-        place = folder
+        # Never a name that was used before: an earlier try may still be being cleared away.
+        folder = place = self._files.staging_folder(slot) / f"{blob_id}.{self._mint()}"
 
         def ended() -> None:
             self._active.pop(place, None)
@@ -111,9 +146,9 @@ class Blobs:
         )
         self._active[folder] = staging
         try:
-            await self._run(create)
+            await settled(asyncio.get_running_loop().run_in_executor(self._pool, create))
         except OSError as error:
-            self._active.pop(folder, None)
+            await staging.abort()
             raise self._failed(error) from error
         except BaseException:
             await staging.abort()
@@ -121,40 +156,60 @@ class Blobs:
         return staging
 
     async def _publish(self, slot: int, blob_id: str, source: Path, *, revive: bool) -> None:
-        """``Staged`` durable, then the rename, then both parents."""
+        """``Staged`` durable, then the rename, then both parents. Must not be left before it ends."""
         blob = (slot, blob_id)
         overlay = self._core.overlay
-        given_up = await self.blob_state(slot, blob_id) is BlobState.ABORTED
-        if blob in self._discarding:
-            raise StorageError(f"blob {blob_id} is just being given up here; try again")
-        if given_up and not revive:
-            raise StorageError(f"blob {blob_id} was given up here before; a new attempt needs a new blob id")
-        self._publishing.add(blob)
-        try:
-            await self._core.durable(self._core.apply(Staged(slot, blob_id, self._wall_ms(), revive)))
-            if overlay.intent(slot, blob_id) is Intent.ABORTED:
-                raise StorageError(f"blob {blob_id} was given up while it came in; a new attempt needs a new blob id")
-        except BaseException:
-            self._publishing.discard(blob)
-            raise
-        move = asyncio.get_running_loop().run_in_executor(self._pool, self._put_in_place, slot, blob_id, source)
-        # Also when the caller goes away: until the folders are synced the blob must not be called durable.
-        move.add_done_callback(lambda _: self._publishing.discard(blob))
-        await asyncio.shield(move)
-        overlay.mark_complete(slot, blob_id, complete=True)
+        async with self._alone(blob):
+            if await self.blob_state(slot, blob_id) is BlobState.ABORTED and not revive:
+                raise StorageError(f"blob {blob_id} was given up here before; a new attempt needs a new blob id")
+            # Until the folders are synced the blob must not be called durable.
+            self._publishing.add(blob)
+            self._mending.pop(blob, None)
+            try:
+                await self._core.durable(self._core.apply(Staged(slot, blob_id, self._wall_ms(), revive)))
+                if overlay.intent(slot, blob_id) is not Intent.ABORTED:
+                    await self._settle_files(lambda: self._put_in_place(slot, blob_id, source))
+                if overlay.intent(slot, blob_id) is Intent.ABORTED:
+                    await self._settle_files(lambda: self._files.remove_blob(slot, blob_id))
+                    raise StorageError(
+                        f"blob {blob_id} was given up while it came in; a new attempt needs a new blob id"
+                    )
+                overlay.mark_complete(slot, blob_id, complete=True)
+            finally:
+                self._publishing.discard(blob)
+
+    async def _settle_files(self, function: Callable[[], object]) -> None:
+        await settled(asyncio.get_running_loop().run_in_executor(self._pool, function))
 
     def _put_in_place(self, slot: int, blob_id: str, source: Path) -> None:
         target = self._files.blob_folder(slot, blob_id)
-        if target.is_dir():
-            if (target / INCOMPLETE_NAME).exists():
+        if (target / INCOMPLETE_NAME).exists():
+            self._files.remove_blob(slot, blob_id)
+        if self._files.is_complete(slot, blob_id):
+            self._drop_second(source, target)
+            return
+        try:
+            self._ops.rename(source, target)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not self._files.is_complete(slot, blob_id):
+                raise
+            self._drop_second(source, target)
+            return
+        try:
+            self._ops.fsync_dir(target.parent)
+            self._ops.fsync_dir(source.parent)
+        except OSError:
+            # In place, and nobody knows whether for good: it must not be found there.
+            try:
                 self._files.remove_blob(slot, blob_id)
-            else:
-                self._ops.remove_tree(source)
-                self._ops.fsync_dir(target.parent)
-                return
-        self._ops.rename(source, target)
+            except OSError as error:
+                raise OSError(errno.EIO, f"{target} cannot be made durable nor taken away: {error}") from error
+            raise
+
+    def _drop_second(self, source: Path, target: Path) -> None:
+        """The blob is in place already: that copy stays, once its folder entry is durable."""
         self._ops.fsync_dir(target.parent)
-        self._ops.fsync_dir(source.parent)
+        self._ops.remove_tree(source)
 
     # -- state
 
@@ -168,23 +223,38 @@ class Blobs:
         """See the interface. Asks the database only about blobs that memory cannot tell."""
         checked_ulid(blob_id)
         overlay = self._core.overlay
-        intent = overlay.intent(slot, blob_id)
-        if intent is Intent.ABORTED:
+        known = self._state_now(slot, blob_id)
+        if known is not None:
+            return known
+        if overlay.is_unheard_of(slot, blob_id):
+            return BlobState.ABSENT
+        if overlay.intent(slot, blob_id) is not Intent.STAGED:
+            facts = await self._facts(slot, blob_id)
+            # What came in while the answer was on its way counts for more than the answer.
+            known = self._state_now(slot, blob_id)
+            if known is not None:
+                return known
+            if facts.has_body:
+                return BlobState.DURABLE
+            if facts.intent == Intent.ABORTED.value and overlay.intent(slot, blob_id) is None:
+                return BlobState.ABORTED
+        complete = await self._run_reading(lambda: self._files.is_complete(slot, blob_id))
+        known = self._state_now(slot, blob_id)
+        if known is not None:
+            return known
+        return BlobState.DURABLE if complete else BlobState.ABSENT
+
+    def _state_now(self, slot: int, blob_id: str) -> BlobState | None:
+        """What memory says; None when it cannot tell. To be asked again after every await."""
+        overlay = self._core.overlay
+        blob = (slot, blob_id)
+        if overlay.intent(slot, blob_id) is Intent.ABORTED:
             return BlobState.ABORTED
-        if (slot, blob_id) in self._publishing:
+        if blob in self._publishing or blob in self._discarding:
             return BlobState.ABSENT
         if overlay.body(slot, blob_id) is not None or overlay.is_complete(slot, blob_id):
             return BlobState.DURABLE
-        if overlay.is_unheard_of(slot, blob_id):
-            return BlobState.ABSENT
-        if intent is not Intent.STAGED:
-            facts = await self._facts(slot, blob_id)
-            if facts.has_body:
-                return BlobState.DURABLE
-            if facts.intent == Intent.ABORTED.value:
-                return BlobState.ABORTED
-        complete = await self._run(lambda: self._files.is_complete(slot, blob_id))
-        return BlobState.DURABLE if complete and (slot, blob_id) not in self._publishing else BlobState.ABSENT
+        return None
 
     # -- out
 
@@ -247,8 +317,9 @@ class Blobs:
             await self._core.durable(self._core.apply(BodyKept(slot, blob_id, data)))
             return
         self._guard(len(data))
-        await self._run_writing(lambda: self._files.install_chunk(slot, blob_id, chunk, data))
-        await self._mended(slot, version, chunk.id)
+        async with self._alone((slot, blob_id)):
+            await self._run_writing(lambda: self._files.install_chunk(slot, blob_id, chunk, data))
+            await self._mended(slot, version, chunk.id)
 
     async def install_manifest(self, slot: int, version: Version, manifest: bytes) -> None:
         """See the interface."""
@@ -257,9 +328,10 @@ class Blobs:
             raise DigestMismatch(f"version {version.version} of blob {blob_id} has no manifest file")
         manifest_id = checked_hash(version.manifest_id)
         self._guard(len(manifest))
-        await self._run_writing(lambda: self._files.install_manifest(slot, blob_id, manifest_id, manifest))
-        self._mending.pop((slot, blob_id), None)
-        await self._mended(slot, version, None)
+        async with self._alone((slot, blob_id)):
+            await self._run_writing(lambda: self._files.install_manifest(slot, blob_id, manifest_id, manifest))
+            self._mending.pop((slot, blob_id), None)
+            await self._mended(slot, version, None)
 
     async def _mended(self, slot: int, version: Version, chunk_id: str | None) -> None:
         """Count what is still missing, and take the mark off the folder when nothing is."""
@@ -301,34 +373,37 @@ class Blobs:
     # -- giving up
 
     async def discard(self, slot: int, blob_id: str) -> bool:
-        """See the interface; whether the blob was given up."""
+        """See the interface; whether the blob was given up. One that is being published is so afterwards."""
         checked_ulid(blob_id)
-        blob = (slot, blob_id)
-        if blob in self._discarding:
-            return False  # somebody else is at it
-        self._discarding.add(blob)
-        try:
-            return await self._discard(slot, blob_id)
-        finally:
-            self._discarding.discard(blob)
+        return await self._to_the_end(self._discard(slot, blob_id))
 
     async def _discard(self, slot: int, blob_id: str) -> bool:
         overlay = self._core.overlay
-        if overlay.intent(slot, blob_id) is Intent.REFERENCED:
-            return False
-        facts = await self._facts(slot, blob_id)
-        if facts.intent == Intent.REFERENCED.value or facts.has_body or facts.has_row:
-            return False
-        if overlay.intent(slot, blob_id) is Intent.REFERENCED:
-            return False
-        await self._core.durable(self._core.apply(Aborted(slot, blob_id)))
-        # The database decides: a reference may have come in while this coroutine waited.
-        facts = await self._facts(slot, blob_id)
-        if facts.intent != Intent.ABORTED.value:
-            return False
-        overlay.mark_complete(slot, blob_id, complete=False)
-        await self._run_reading(lambda: self._files.remove_blob(slot, blob_id))
-        return True
+        blob = (slot, blob_id)
+        async with self._alone(blob):
+            if overlay.intent(slot, blob_id) is Intent.REFERENCED:
+                return False
+            facts = await self._facts(slot, blob_id)
+            if facts.intent == Intent.REFERENCED.value or facts.has_row:
+                overlay.staged.pop(blob, None)  # a second copy came in of what is referred to
+                return False
+            if facts.has_body or overlay.intent(slot, blob_id) is Intent.REFERENCED:
+                return False
+            # From here to the end of the removal nobody is told that the blob is durable.
+            self._discarding.add(blob)
+            try:
+                position = self._core.apply(Aborted(slot, blob_id))
+                overlay.mark_complete(slot, blob_id, complete=False)
+                self._mending.pop(blob, None)
+                await self._core.durable(position)
+                # The database decides: a reference may have come in while this coroutine waited.
+                facts = await self._facts(slot, blob_id)
+                if facts.intent != Intent.ABORTED.value or overlay.intent(slot, blob_id) is Intent.REFERENCED:
+                    return False
+                await self._run_reading(lambda: self._files.remove_blob(slot, blob_id))
+                return True
+            finally:
+                self._discarding.discard(blob)
 
     async def sweep_staged(self, older_than_ms: int, limit: int) -> int:
         """See the interface."""
@@ -340,11 +415,8 @@ class Blobs:
         return count
 
     async def close(self) -> None:
-        """Abort what is on its way in."""
+        """Abort what is on its way in, and let end what cannot be stopped."""
         for staging in list(self._active.values()):
             await staging.abort()
-
-    def remove_aborted(self, slot: int, blob_id: str) -> None:
-        """At start: remove the files of a blob that was given up just before the process died. Blocks."""
-        if os.path.isdir(self._files.blob_folder(slot, blob_id)):
-            self._files.remove_blob(slot, blob_id)
+        while self._tasks:
+            await asyncio.wait(list(self._tasks))

@@ -164,6 +164,15 @@ def _frame_at(data: Any, offset: int, salt_crc: int) -> tuple[int, int, int] | N
     return sequence, length, payload_crc
 
 
+def is_frame(data: bytes, sequence: int, salt: bytes) -> bool:
+    """Whether ``data`` begins with a whole valid frame of this sequence number."""
+    found = _frame_at(data, 0, zlib.crc32(salt))
+    if found is None or found[0] != sequence:
+        return False
+    _, length, payload_crc = found
+    return zlib.crc32(data[FRAME_HEADER_BYTES : FRAME_HEADER_BYTES + length]) == payload_crc
+
+
 def _later_sequence(data: Any, start: int, salt_crc: int) -> int:
     highest, at = 0, data.find(FRAME_MAGIC, start)
     while at >= 0:

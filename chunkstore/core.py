@@ -12,17 +12,20 @@ import sqlite3
 from collections.abc import Callable
 from typing import TypeVar
 
+import msgspec
 import structlog
 
 from amberblob.ballot import EMPTY_REGISTER, Register, SlotState
+from amberblob.errors import DiskFailed, StorageError
 from amberblob.limits import MIB
+from amberblob.mutations import Accepted
 from chunkstore.applier import Applier, DurableBatch
 from chunkstore.codec import Entry
 from chunkstore.dbthread import DatabaseThread
 from chunkstore.index import ListingIndex
-from chunkstore.journal import Journal
+from chunkstore.journal import CLOSED, Journal
 from chunkstore.overlay import Overlay, entry_bytes
-from chunkstore.pool import LostSlot, SlotPool
+from chunkstore.pool import LostSlot, SlotPool, is_damage
 from chunkstore.segments import SegmentWriter
 from chunkstore.slotdb import SlotDatabase
 from chunkstore.sqlite import is_corrupt
@@ -31,7 +34,9 @@ _log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 UNAPPLIED_BYTES_MAX = 64 * MIB
-"""When more than this waits to be applied, durable() waits too."""
+"""When more than this waits to be applied, durable() waits too; at twice that, bodies are refused."""
+
+_SLACK_BYTES = 8 * MIB
 
 
 class DiskCore:
@@ -48,6 +53,8 @@ class DiskCore:
         self._journal: Journal | None = None
         self._drained: list[asyncio.Future[None]] = []
         self._loop = asyncio.get_running_loop()
+        self._closing = False
+        self._closed = False
         self.failed: str | None = None
         applier.on_slot_lost = self._slot_lost_on_thread
         database.on_applied = self.applied
@@ -66,17 +73,38 @@ class DiskCore:
     # -- entries
 
     def apply(self, entry: Entry) -> int:
-        """To memory now, to the journal soon; returns the position. Raises DiskFailed."""
+        """To memory now, to the journal soon; returns the position.
+
+        Raises:
+            DiskFailed: the disk takes no more writes.
+            StorageError: ``disk-busy``: the entry carries a body, and too much waits for the disk already.
+        """
+        if self._closing:
+            raise DiskFailed(CLOSED)
         self.journal.raise_if_failed()
+        waiting = self.overlay.unapplied_bytes
+        bound = self._unapplied_bytes_max + max(self._unapplied_bytes_max, _SLACK_BYTES)
+        if waiting > bound and isinstance(entry, Accepted) and entry.body is not None:
+            raise StorageError(
+                f"{waiting // MIB} MiB wait to be written to the disk, which does not keep up. Try again later; if it "
+                "lasts, look at the disk's latency.",
+                code="disk-busy",
+            )
         size_bytes = entry_bytes(entry)
         register = self.overlay.apply(entry, self.journal.next_position, size_bytes)
         return self.journal.append(entry, size_bytes, register)
 
     async def durable(self, position: int) -> None:
         """Wait for the sync, and for the databases when they are far behind. Raises DiskFailed."""
+        if position <= 0:
+            return
+        if self._closed:
+            raise DiskFailed(CLOSED)
         await self.journal.durable(position)
         while self.overlay.unapplied_bytes > self._unapplied_bytes_max:
             self.journal.raise_if_failed()
+            if self._closed:
+                raise DiskFailed(CLOSED)
             future = self._loop.create_future()
             self._drained.append(future)
             await future
@@ -129,12 +157,13 @@ class DiskCore:
 
         def run() -> T:
             try:
-                return question(self._pool.get(slot))
-            except sqlite3.Error as error:
-                if not is_corrupt(error):
+                return applier.with_room(lambda: question(self._pool.get(slot)))
+            except (sqlite3.Error, msgspec.DecodeError) as error:
+                if not is_damage(error):
                     raise
                 return question(self._pool.retire(slot, str(error)))
 
+        applier = self._applier
         if barrier > self.journal.durable_position:
             self.journal.flush()
         return await self._database.call(run, slot=slot, barrier=barrier, on_result=on_result)
@@ -145,7 +174,7 @@ class DiskCore:
 
         def run() -> T:
             try:
-                return question(applier.ready_index())
+                return applier.with_room(lambda: question(applier.ready_index()))
             except sqlite3.Error as error:
                 if not is_corrupt(error):
                     raise
@@ -175,6 +204,9 @@ class DiskCore:
 
     async def close(self) -> None:
         """Make everything durable, apply it, checkpoint, end the threads."""
+        self._closing = True
         if self._journal is not None:
             await self._journal.close()
         await self._database.close()
+        self._closed = True
+        self._wake_drained(DiskFailed(CLOSED))

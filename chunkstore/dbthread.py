@@ -20,7 +20,7 @@ import structlog
 from amberblob.errors import DiskFailed
 from amberblob.limits import MIB
 from chunkstore.applier import Applier, DurableBatch
-from chunkstore.journal import FAILED_REMEDY
+from chunkstore.journal import CLOSED, FAILED_REMEDY
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -30,6 +30,7 @@ UNIT_ENTRIES = 16_384
 _UNIT_BYTES = 16 * MIB
 _INDEX_ROWS = 256
 _RETRY_CHECKPOINT_S = 1.0
+_RETRY_FULL_S = 1.0
 _CALLS_PER_TURN = 64
 
 
@@ -76,6 +77,7 @@ class DatabaseThread:
         self._waiting = False
         self._stopping = False
         self._checkpoint_after = 0.0
+        self._full_until = 0.0
         self._failed: str | None = None
         self.applier: Applier | None = None
         self._thread = threading.Thread(target=self._run, name="amber-database", daemon=True)
@@ -108,6 +110,9 @@ class DatabaseThread:
         """
         future: asyncio.Future[T] = self._loop.create_future()
         with self._condition:
+            if self._stopping:
+                future.set_exception(DiskFailed(CLOSED))
+                return future
             if self._failed is not None and barrier > self._fed_position:
                 future.set_exception(DiskFailed(self._failed))
                 return future
@@ -143,7 +148,7 @@ class DatabaseThread:
 
     def _run(self) -> None:
         try:
-            while self._turn():
+            while self._turn_or_wait():
                 pass
             self._finish()
         except Exception as error:
@@ -163,8 +168,37 @@ class DatabaseThread:
                     self._condition.wait()
             if stuck:
                 self._post(_deliver, [(call, None, DiskFailed(why)) for call in stuck])
+        self._refuse_left(why)
         if self.applier is not None:
             self.applier.close()
+
+    def _turn_or_wait(self) -> bool:
+        """A turn. When the disk is full the ballast goes, and what could not be applied is tried again later."""
+        try:
+            return self._turn()
+        except (sqlite3.Error, OSError) as error:
+            applier = self.applier
+            if applier is None or not applier.is_no_room(error):
+                raise
+            applier.tell_full(error)
+            if applier.make_room(error):
+                return True
+            self._tell_applied(applier)
+            self._full_until = time.monotonic() + _RETRY_FULL_S
+            # At the end nobody waits for room: the next start applies what the journal holds.
+            return not self._stopping
+
+    def _wait_for_room(self) -> bool:
+        """Wait while the disk was full a moment ago; questions about what is applied are answered meanwhile."""
+        remaining = self._full_until - time.monotonic()
+        if remaining <= 0 or self._stopping:
+            return False
+        with self._condition:
+            if not (self._fed or self._stopping or any(map(self._is_ready, self._calls))):
+                self._waiting = True
+                self._condition.wait(remaining)
+                self._waiting = False
+        return True
 
     def _turn(self) -> bool:
         """Do one piece of work, or wait for some; False at the end."""
@@ -178,6 +212,8 @@ class DatabaseThread:
         while self._fed:
             applier.take(self._fed.popleft())
         self._answer()
+        if self._wait_for_room():
+            return True
         unblocked = self._unblock(applier)
         # Also while questions keep coming: the journal waits for what is drained.
         if self._drain_some(applier) or unblocked:
@@ -289,15 +325,18 @@ class DatabaseThread:
         self._post(_deliver, answers)
 
     def _finish(self) -> None:
-        with self._condition:
-            left, self._calls = self._calls, []
-        self._post(_deliver, [(call, None, DiskFailed("the disk was closed")) for call in left])
+        self._refuse_left(CLOSED)
         applier = self.applier
         if applier is None:
             return
         while applier.step(everything=True):
             pass
         applier.close()
+
+    def _refuse_left(self, why: str) -> None:
+        with self._condition:
+            left, self._calls = self._calls, []
+        self._post(_deliver, [(call, None, DiskFailed(why)) for call in left])
 
 
 def _deliver(answers: list[tuple[_Call, Any, Exception | None]]) -> None:

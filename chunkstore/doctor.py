@@ -28,7 +28,7 @@ from chunkstore.segments import judge
 Severity = Literal["info", "warning", "error"]
 Progress = Callable[[str], None]
 
-_REPAIR = "A running node with healthy peers repairs this by itself; `amberblob cluster heal` hurries it."
+_REPAIR = "Reading the object through this node mends its copy, as long as a peer has the bytes."
 _REBUILD = "Start the node: the slot is set aside and rebuilt from its peers."
 
 

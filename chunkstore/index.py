@@ -15,9 +15,10 @@ import msgspec
 import structlog
 
 from amberblob.ballot import Ballot
+from amberblob.prefixes import after_prefix, group_of
 from amberblob.wire import ScanEntry
 from chunkstore.fileops import FileOps
-from chunkstore.rules import after_prefix, group_of, is_visible
+from chunkstore.rules import is_visible
 from chunkstore.schema import INDEX_MIGRATIONS
 from chunkstore.slotdb import json_text
 from chunkstore.sqlite import SchemaTooNew, checkpoint, connect, is_corrupt, migrate

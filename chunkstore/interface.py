@@ -113,6 +113,8 @@ class ReplicaStore(Protocol):
 
         Raises:
             DiskFailed: the disk takes no more writes; nothing was applied.
+            StorageError: code ``disk-busy``: an inline body comes along, and too much waits for the disk; nothing was
+                applied.
         """
         ...
 

@@ -26,6 +26,11 @@ _log = structlog.get_logger(__name__)
 LAZY_S = 0.02
 """How long an entry that nobody waits for may stay unwritten."""
 
+SYNC_S_MAX = 30.0
+"""A write with its sync that takes longer is taken for one that never ends: the disk has failed."""
+
+_LOOKS = 10
+_JOIN_S = 1.0
 _BATCH_BYTES_MAX = 8 * MIB
 
 
@@ -50,6 +55,12 @@ class Journal:
         self._wake: SimpleQueue[bool] = SimpleQueue()
         self._woken = False
         self._lazy: asyncio.TimerHandle | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        self._batches = 0
+        self._writing = 0
+        self._seen = (0, 0)
+        self._hung = False
+        self._ended = False
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self.next_position = next_position
         self.durable_position = next_position - 1
@@ -79,12 +90,34 @@ class Journal:
         if self._queue and not self._woken:
             self._woken = True
             self._wake.put(True)
+            if self._watch is None:
+                self._watch = self._loop.call_later(SYNC_S_MAX / _LOOKS, self._look)
+
+    def _look(self) -> None:
+        """See whether the thread is still at the same batch; after as many looks as are allowed the disk has failed.
+
+        Looks are counted rather than time, so that a process that was stopped for a while does not fail its disk.
+        """
+        self._watch = None
+        writing = self._writing
+        if self.failed is not None or self._ended or not (writing or self._woken):
+            return
+        batch, looks = self._seen
+        looks = looks + 1 if writing and writing == batch else 0
+        self._seen = (writing, looks)
+        if looks >= _LOOKS:
+            self._hung = True
+            self.fail(f"a write to the journal has not ended for {SYNC_S_MAX:.0f} s: the disk hangs. {FAILED_REMEDY}")
+            return
+        self._watch = self._loop.call_later(SYNC_S_MAX / _LOOKS, self._look)
 
     async def durable(self, position: int) -> None:
         """Wait until everything up to ``position`` is synced. Raises DiskFailed."""
         if position <= self.durable_position:
             return
         self.raise_if_failed()
+        if self._ended:
+            raise DiskFailed(CLOSED)
         assert position < self.next_position, "nobody can wait for what was not applied"
         future = self._loop.create_future()
         self._waiters.append((position, future))
@@ -102,6 +135,9 @@ class Journal:
             return
         self.failed = why
         self._on_failed(why)
+        self._refuse_waiters(why)
+
+    def _refuse_waiters(self, why: str) -> None:
         waiters, self._waiters = self._waiters, []
         for _, future in waiters:
             if not future.done():
@@ -128,15 +164,24 @@ class Journal:
                 self._lazy = self._loop.call_later(LAZY_S, self.flush)
 
     async def close(self) -> None:
-        """Write what is queued and end the thread."""
+        """Write what is queued and end the thread; one that hangs in a write is left behind."""
         if self._lazy is not None:
             self._lazy.cancel()
             self._lazy = None
         self._wake.put(False)
-        await asyncio.to_thread(self._thread.join)
+        while self._thread.is_alive() and not self._hung:
+            if self._writing and self._watch is None:
+                self._look()
+            await asyncio.to_thread(self._thread.join, _JOIN_S)
         # The thread's last callbacks are queued before this coroutine goes on.
         await asyncio.sleep(0)
-        self._writer.close()
+        self._ended = True
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        self._refuse_waiters(CLOSED)
+        if not self._thread.is_alive():
+            self._writer.close()
 
     # -- the thread's side
 
@@ -166,12 +211,19 @@ class Journal:
             going = self._wake.get()
             wrote = False
             while batch := self._take():
+                self._batches += 1
+                self._writing = self._batches
                 try:
                     self._writer.append(batch.entries)
                 except Exception as error:
                     if not isinstance(error, OSError):
                         _log.exception("journal-thread-died")
                     self._post(self.fail, f"the journal cannot be written: {error!r}. {FAILED_REMEDY}")
+                    return
+                finally:
+                    self._writing = 0
+                if self._hung:
+                    # The disk was given up meanwhile; nobody is told, and nothing is written again.
                     return
                 wrote = True
                 batch.segment = self._writer.number
@@ -184,6 +236,8 @@ class Journal:
         self._woken = False
         self.flush()
 
+
+CLOSED = "the disk was closed: the node is stopping, or the store was closed before its users."
 
 FAILED_REMEDY = (
     "The disk takes no more writes until the process starts anew; look at the kernel's log and at the disk, "

@@ -14,6 +14,7 @@ from amberblob.errors import ChunkCorrupt, ChunkMissing, DigestMismatch, DiskFai
 from amberblob.ids import content_hash
 from amberblob.manifest import ChunkRef, Version, WriteMark
 from amberblob.mutations import Aborted, Accepted, Chosen, EpochSeen, Mutation, Reserved, Staged
+from amberblob.prefixes import group_of
 from amberblob.wire import HistoryRow, ScanEntry
 from chunkstore import rules
 from chunkstore.files import checked_hash, checked_ulid
@@ -229,7 +230,7 @@ class MemoryStore:
         for path in self._paths[bisect.bisect_left(self._paths, max(prefix, start)) :]:
             if not path.startswith(prefix):
                 break
-            group, entry = rules.group_of(path, prefix, delimiter), self._index[path]
+            group, entry = group_of(path, prefix, delimiter), self._index[path]
             if group is not None:
                 if group == done or not rules.is_visible(entry):
                     continue

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from amberblob.ballot import SlotState
@@ -32,6 +33,13 @@ _PARTS = ("", "-wal", "-shm")
 KEEP_OPEN_IDLE = 16
 UNUSED_S = 20.0
 _CLOSED_PER_STEP_MAX = 32
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether the error says that the slot's file, or a row in it, is damaged: the slot is to be retired."""
+    if isinstance(error, sqlite3.Error):
+        return is_corrupt(error) or str(error).startswith("Could not decode to UTF-8")
+    return isinstance(error, msgspec.DecodeError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +72,7 @@ class SlotPool:
         self._used: set[int] = set()
         self._age_at_s = 0.0
         self._freed = False
+        self._half_retired: dict[int, SlotState] = {}
         self.lost: list[LostSlot] = []
         self.on_lost: Callable[[LostSlot, SlotState], None] = lambda lost, state: None
         """Called on the database thread for each slot that is lost."""
@@ -104,8 +113,8 @@ class SlotPool:
                 database = SlotDatabase(slot, path, self._identity.disk_id, create=True)
             else:
                 database = SlotDatabase(slot, path, self._identity.disk_id, create=False)
-        except sqlite3.Error as error:
-            if not is_corrupt(error):
+        except (sqlite3.Error, msgspec.DecodeError) as error:
+            if not is_damage(error):
                 raise
             return self.retire(slot, str(error))
         self._open[slot] = database
@@ -121,8 +130,8 @@ class SlotPool:
         path = self.folder(slot) / DATABASE_NAME
         try:
             database = SlotDatabase(slot, path, self._identity.disk_id, create=False)
-        except sqlite3.Error as error:
-            if not is_corrupt(error):
+        except (sqlite3.Error, msgspec.DecodeError) as error:
+            if not is_damage(error):
                 raise
             _log.warning("slot-database-unfinished", slot=slot, error=str(error), action="made anew from the journal")
             for part in _PARTS:
@@ -131,30 +140,30 @@ class SlotPool:
             self._open[slot] = database
 
     def retire(self, slot: int, why: str) -> SlotDatabase:
-        """Give the slot's database up: move it to quarantine, begin a fresh one with a new incarnation."""
+        """Give the slot's database up: move it to quarantine, begin a fresh one with a new incarnation.
+
+        Raises:
+            sqlite3.Error, OSError: it could not be done, for want of room perhaps; the next :meth:`get` goes on.
+        """
         old = self._open.pop(slot, None)
-        known = old.state if old is not None else None
         if old is not None:
+            self._half_retired[slot] = old.state
             with contextlib.suppress(sqlite3.Error):
                 old.close()
         incarnation = self._mint()
         path = self.folder(slot) / DATABASE_NAME
         # From here on the slot counts as lost, even if this process dies before the fresh database is there.
-        if slot not in self._identity.slots_created:
-            self._identity.slots_created.add(slot)
-            write_identity(self._disk, self._identity, self._ops)
+        self._record_created({slot})
         quarantine = self._move_away(slot, path, incarnation)
         self._ops.make_dirs(path.parent)
-        database = SlotDatabase(slot, path, incarnation, create=True)
-        if known is not None:
-            state = SlotState(
-                slot=slot, incarnation=incarnation, epoch=known.epoch, ballot_floor=known.ballot_floor,
-                version_floor=known.version_floor, promise_ceiling=known.promise_ceiling,
-            )  # fmt: skip
-            with database.transaction():
-                database.write_meta(state, 0)
-        database.checkpoint()
-        self._ops.fsync_dir(path.parent)
+        try:
+            database = self._begin_anew(slot, path, incarnation)
+        except BaseException:
+            # Half a database must not be taken for the slot's: it may bear the wrong incarnation.
+            for part in _PARTS:
+                self._ops.unlink(path.with_name(path.name + part))
+            raise
+        self._half_retired.pop(slot, None)
         self._open[slot] = database
         lost = LostSlot(slot=slot, incarnation=incarnation, why=why, quarantine=quarantine)
         self.lost.append(lost)
@@ -163,6 +172,24 @@ class SlotPool:
             action="the slot is a learner here until it was rebuilt from its peers; keep the quarantine folder until then",
         )  # fmt: skip
         self.on_lost(lost, database.state)
+        return database
+
+    def _begin_anew(self, slot: int, path: Path, incarnation: str) -> SlotDatabase:
+        database = SlotDatabase(slot, path, incarnation, create=True)
+        try:
+            known = self._half_retired.get(slot)
+            if known is not None:
+                state = SlotState(
+                    slot=slot, incarnation=incarnation, epoch=known.epoch, ballot_floor=known.ballot_floor,
+                    version_floor=known.version_floor, promise_ceiling=known.promise_ceiling,
+                )  # fmt: skip
+                with database.transaction():
+                    database.write_meta(state, 0)
+            database.checkpoint()
+            self._ops.fsync_dir(path.parent)
+        except BaseException:
+            database.close()
+            raise
         return database
 
     def _move_away(self, slot: int, path: Path, incarnation: str) -> str | None:
@@ -186,8 +213,19 @@ class SlotPool:
         for slot in sorted(new):
             self._ops.fsync_dir(self.folder(slot))
         self._ops.fsync_dir(self._disk / "slots")
+        self._record_created(new)
+
+    def _record_created(self, slots: set[int]) -> None:
+        new = slots - self._identity.slots_created
+        if not new:
+            return
         self._identity.slots_created |= new
-        write_identity(self._disk, self._identity, self._ops)
+        try:
+            write_identity(self._disk, self._identity, self._ops)
+        except BaseException:
+            # What is not written down is not so: the next try writes it.
+            self._identity.slots_created -= new
+            raise
 
     def close_idle(self, now_s: float, *, keep: int = KEEP_OPEN_IDLE, unused_s: float = UNUSED_S) -> int:
         """Close some of the databases that nobody used for ``unused_s`` to twice that; how many were closed.

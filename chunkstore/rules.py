@@ -84,30 +84,3 @@ def scan_entry(slot: int, path: str, register: Register) -> ScanEntry:
 def is_visible(entry: ScanEntry) -> bool:
     """Whether the entry can stand for its group in a listing: it has a live version, or may get one."""
     return entry.version > 0 or not entry.chosen
-
-
-_LAST = 0x10FFFF
-_SURROGATES = range(0xD800, 0xE000)
-
-
-def after_prefix(prefix: str) -> str | None:
-    """The least text that is greater than every text beginning with ``prefix``; None when there is none.
-
-    By code points, which is the byte order of UTF-8. Surrogates are no text and are jumped over.
-    """
-    while prefix:
-        last = ord(prefix[-1]) + 1
-        if last in _SURROGATES:
-            last = _SURROGATES.stop
-        if last <= _LAST:
-            return prefix[:-1] + chr(last)
-        prefix = prefix[:-1]
-    return None
-
-
-def group_of(path: str, prefix: str, delimiter: str) -> str | None:
-    """The text up to and with the first delimiter after the prefix; None when there is none, or no delimiter."""
-    if not delimiter:
-        return None
-    at = path.find(delimiter, len(prefix))
-    return None if at < 0 else path[: at + len(delimiter)]

@@ -1,11 +1,18 @@
 """The journal's files: read and judge them at start, append to them, begin new ones.
 
 A segment is created with its room reserved and its header synced, and the folder synced, before the first
-batch goes in. After every start a new one is begun; what older ones hold is only read.
+batch goes in. After every start a new one is begun; of what older ones hold, only the end is written again.
+
+**Read is not durable.** A process that was killed between its write and its sync leaves a good frame that only
+the page cache has, and after a failed sync such a page even counts as clean. So before anything that was read is
+used, the last batch of every segment is written again, the same bytes in the same place, and synced. More is not
+needed: batch n+1 is written, and a segment begun, only after batch n was synced. It takes no room, and a crash
+within it leaves what was there: the batch, or a torn tail that nobody was told of.
 """
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import re
@@ -19,6 +26,7 @@ import structlog
 from amberblob.errors import JournalCorrupt
 from amberblob.limits import MIB
 from chunkstore.codec import (
+    FRAME_HEADER_BYTES,
     SALT_BYTES,
     SEGMENT_HEADER_BYTES,
     Batch,
@@ -28,8 +36,10 @@ from chunkstore.codec import (
     Verdict,
     decide,
     decode_payload,
+    decode_segment_header,
     encode_batch,
     encode_segment_header,
+    is_frame,
     scan_segment,
 )
 from chunkstore.fileops import FileOps, is_no_room
@@ -110,11 +120,33 @@ def judge(folder: Path, disk_id: str) -> tuple[list[SegmentScan], Verdict]:
     return scans, decide(scans, disk_id)
 
 
+def _settle(folder: Path, scan: SegmentScan, ops: FileOps) -> None:
+    """Make durable for sure what a segment holds, by writing its last batch (or its header) again."""
+    assert scan.header is not None
+    path = segment_path(folder, scan.number)
+    start = scan.frames[-1].payload_offset - FRAME_HEADER_BYTES if scan.frames else 0
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        data = os.pread(fd, scan.stop - start, start)
+        # A page whose sync failed may have left the cache since the scan, and then the disk's older bytes are read.
+        if scan.frames:
+            same = len(data) == scan.stop - start and is_frame(data, scan.frames[-1].sequence, scan.header.salt)
+        else:
+            same = decode_segment_header(data) == scan.header
+        if not same:
+            raise OSError(errno.EIO, "the end of the segment changed while it was read; start again", str(path))
+        ops.write_at(fd, [data], start)
+        ops.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def recover(folder: Path, disk_id: str, ops: FileOps, *, is_new: bool) -> Recovered:
-    """Read the journal, cut a torn tail, and delete a segment whose creation was interrupted.
+    """Read the journal, cut a torn tail, delete a segment whose creation was interrupted, make the rest durable.
 
     Raises:
         JournalCorrupt: something that was durable is damaged or missing.
+        OSError: what was read cannot be made durable, so nobody may be told of it.
     """
     ops.make_dirs(folder)
     scans, verdict = judge(folder, disk_id)
@@ -131,6 +163,11 @@ def recover(folder: Path, disk_id: str, ops: FileOps, *, is_new: bool) -> Recove
         ops.unlink(segment_path(folder, number))
         ops.fsync_dir(folder)
     kept = tuple(scan for scan in scans if scan.header is not None)
+    for scan in kept:
+        _settle(folder, scan, ops)
+    # A killed process may have left the names unsynced too: of the segments, and of the folder itself.
+    ops.fsync_dir(folder)
+    ops.fsync_dir(folder.parent)
     next_position = 1
     for scan in kept:
         assert scan.header is not None
@@ -145,7 +182,8 @@ def recover(folder: Path, disk_id: str, ops: FileOps, *, is_new: bool) -> Recove
     return Recovered(
         folder=folder,
         scans=kept,
-        next_number=max((scan.number for scan in scans), default=0) + 1,
+        # A deleted segment's number is used again: a gap would look like a loss.
+        next_number=max((scan.number for scan in kept), default=0) + 1,
         next_sequence=verdict.next_sequence,
         next_position=next_position,
     )

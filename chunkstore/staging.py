@@ -3,29 +3,62 @@
 Order, for a power cut at any instant: every chunk file synced; the manifest synced; the chunks folder and the
 blob's folder synced; the entry ``Staged`` durable in the journal; one rename into ``blobs/``; both parents
 synced. Only then does finish return.
+
+From the check of the bytes on there is no way back: sealing and publishing are one task that belongs to the staging
+and runs to its end whoever goes away. The files are removed by the same task or not at all, so that nothing is ever
+removed while it is being put in place.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import TypeVar
 
+import structlog
 from blake3 import blake3
 
-from amberblob.errors import DigestMismatch, DiskFailed
+from amberblob.errors import DigestMismatch, DiskFailed, StorageError
 from amberblob.limits import KIB
 from amberblob.manifest import ChunkRef
 from chunkstore.fileops import Buffer, FileOps, is_no_room
 from chunkstore.files import MANIFEST_NAME, checked_hash
+
+_log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 PIECE_BYTES = 512 * KIB
 """Bytes are handed to the threads in pieces of at least this size, so that the interpreter lock is let go."""
 
 _SYNCS_MAX = 4
 """Chunks of one blob that may be waiting for their sync."""
+
+_BROKEN = (errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV, errno.EUCLEAN)
+"""What a disk says that cannot be relied on any more. Everything else is the trouble of one blob."""
+
+
+async def settled(future: asyncio.Future[T]) -> T:
+    """The result of a thread's work. Whoever is cancelled meanwhile is so only after the work has ended."""
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        retrieve(future)
+        raise cancelled
+    return future.result()
+
+
+def retrieve(future: asyncio.Future[T]) -> None:
+    """Nobody has to ask for the error of a future that is done."""
+    if not future.cancelled():
+        future.exception()
 
 
 class ChunkWriter:
@@ -51,6 +84,15 @@ class ChunkWriter:
     def write(self, pieces: list[Buffer]) -> list[int]:
         """Append bytes; returns descriptors of files that became complete: to be synced and closed."""
         complete: list[int] = []
+        try:
+            self._write(pieces, complete)
+        except BaseException:
+            for fd in complete:
+                os.close(fd)
+            raise
+        return complete
+
+    def _write(self, pieces: list[Buffer], complete: list[int]) -> None:
         for piece in pieces:
             view = memoryview(piece)
             while view:
@@ -63,7 +105,6 @@ class ChunkWriter:
                 view = view[len(part) :]
                 if self._offset == self._chunk_bytes:
                     complete.append(self.end_chunk())
-        return complete
 
     def _begin(self) -> None:
         self._path = self.folder / "chunks" / f"{self._index}.part"
@@ -84,10 +125,11 @@ class ChunkWriter:
     def end_chunk(self) -> int:
         """Give the file its name; returns its descriptor, to be synced and closed by the caller."""
         chunk_id = checked_hash(self._hasher.hexdigest())
-        fd, self._fd = self._fd, -1
-        if os.fstat(fd).st_size != self._offset:
-            os.ftruncate(fd, self._offset)
+        # The descriptor stays the writer's own, to be closed by remove, until nothing can fail any more.
+        if os.fstat(self._fd).st_size != self._offset:
+            os.ftruncate(self._fd, self._offset)
         self._ops.rename(self._path, self.folder / "chunks" / chunk_id)
+        fd, self._fd = self._fd, -1
         self.refs.append(ChunkRef(id=chunk_id, len=self._offset))
         return fd
 
@@ -144,6 +186,7 @@ class DiskStaging:
         self._job: asyncio.Future[list[int]] | None = None
         self._syncs: list[asyncio.Future[None]] = []
         self._over = False
+        self._ending: asyncio.Task[None] | None = None
 
     async def write(self, data: Buffer) -> None:
         """Append bytes; waits while the previous piece is still being written."""
@@ -158,6 +201,7 @@ class DiskStaging:
 
     async def _hand_over(self) -> None:
         await self._settle_job()
+        self._raise_if_over()
         if not self._pieces:
             return
         try:
@@ -179,14 +223,13 @@ class DiskStaging:
             self._job = None
             await self.abort()
             raise self._failed(error) from error
+        # What the job left open is closed by whoever aborts.
+        self._raise_if_over()
         self._job = None
+        # All of them are handed over before any is waited for: each one closes its own descriptor, whatever happens.
         for fd in complete:
-            await self._start_sync(fd)
-
-    async def _start_sync(self, fd: int) -> None:
-        sync: asyncio.Future[None] = self._loop.run_in_executor(self._pool, self._writer.sync_chunk, fd)
-        self._syncs.append(sync)
-        if len(self._syncs) > _SYNCS_MAX:
+            self._syncs.append(self._loop.run_in_executor(self._pool, self._writer.sync_chunk, fd))
+        while len(self._syncs) > _SYNCS_MAX:
             await self._await_sync(self._syncs[0])
 
     async def _await_sync(self, sync: asyncio.Future[None]) -> None:
@@ -204,8 +247,10 @@ class DiskStaging:
         try:
             await self._hand_over()
             await self._settle_job()
+            self._raise_if_over()
             if self._writer.is_open:
-                await self._start_sync(await self._run(self._writer.end_chunk))
+                self._job = self._loop.run_in_executor(self._pool, lambda: [self._writer.end_chunk()])
+                await self._settle_job()
             if tuple(self._writer.refs) != tuple(chunks):
                 raise DigestMismatch(
                     f"the bytes make {len(self._writer.refs)} chunks that are not the {len(chunks)} that were announced; "
@@ -213,48 +258,87 @@ class DiskStaging:
                 )
             while self._syncs:
                 await self._await_sync(self._syncs[0])
-            await self._run(lambda: self._writer.seal(manifest))
-            await self._publish(self._writer.folder)
-        except OSError as error:
-            await self.abort()
-            raise self._failed(error) from error
+            self._raise_if_over()
         except BaseException:
             await self.abort()
             raise
-        self._end()
+        await asyncio.shield(self._begin_ending(self._seal_and_publish(manifest)))
 
-    async def _run(self, function: Callable[[], object]) -> int:
-        result = await self._loop.run_in_executor(self._pool, function)
-        return result if isinstance(result, int) else 0
-
-    async def abort(self) -> None:
-        """Remove what was written; nothing happens after the end."""
+    def _raise_if_over(self) -> None:
         if self._over:
-            return
+            raise StorageError("the blob was given up while it came in: the disk is being closed; try again")
+
+    def _begin_ending(self, ending: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """What ends the staging: a task that nobody's cancellation reaches."""
+        assert not self._over, "a staging ends once"
         self._over = True
         self._pieces.clear()
+        self._ending = self._loop.create_task(ending)
+        self._ending.add_done_callback(retrieve)
+        return self._ending
+
+    async def _seal_and_publish(self, manifest: bytes | None) -> None:
+        try:
+            await settled(self._loop.run_in_executor(self._pool, self._writer.seal, manifest))
+            await self._publish(self._writer.folder)
+        except OSError as error:
+            await self._remove()
+            raise self._failed(error) from error
+        except BaseException:
+            await self._remove()
+            raise
+        finally:
+            self._ended()
+
+    async def abort(self) -> None:
+        """Remove what was written, or wait for the end that is under way; what was published stays."""
+        if self._ending is None:
+            self._begin_ending(self._clear())
+        assert self._ending is not None
+        await asyncio.wait([self._ending])
+
+    async def _clear(self) -> None:
         jobs: list[asyncio.Future[object]] = [job for job in (self._job, *self._syncs) if job is not None]  # type: ignore[misc]
         try:
             # What is under way in a thread must end before its files may go.
-            results = await asyncio.shield(asyncio.gather(*jobs, return_exceptions=True)) if jobs else []
+            results = await settled(asyncio.gather(*jobs, return_exceptions=True)) if jobs else []
             for result in results:
                 if isinstance(result, list):
                     for fd in result:
                         os.close(fd)
-            await asyncio.shield(self._loop.run_in_executor(self._pool, self._writer.remove))
+            await self._remove()
         finally:
             self._ended()
 
-    def _end(self) -> None:
-        if not self._over:
-            self._over = True
-            self._ended()
+    async def _remove(self) -> None:
+        try:
+            await settled(self._loop.run_in_executor(self._pool, self._writer.remove))
+        except OSError as error:
+            # Whoever waits is told why the blob did not come in; the next start clears the folder.
+            _log.warning("staging-left", folder=str(self._writer.folder), error=str(self._failed(error)))
+
+
+def is_failed_sync(error: OSError) -> bool:
+    """Whether it came out of a sync: then nobody knows what is on the disk, whatever the error's number is."""
+    at = error.__traceback__
+    while at is not None:
+        if at.tb_frame.f_code.co_name in ("fsync", "fdatasync"):
+            return True
+        at = at.tb_next
+    return False
+
+
+def is_broken(error: OSError) -> bool:
+    """Whether the disk is to blame, and not this one file or this process (names, descriptors, rights)."""
+    return not is_no_room(error) and (error.errno in _BROKEN or is_failed_sync(error))
 
 
 def as_storage_error(error: OSError, report: Callable[[str], None], full: Callable[[], Exception]) -> Exception:
-    """DiskFull for want of room; anything else is reported as the disk's failure, and DiskFailed."""
+    """DiskFull for want of room, DiskFailed (and reported) when the disk is to blame; else an error of this blob."""
     if is_no_room(error):
         return full()
+    if not is_broken(error):
+        return StorageError(f"a blob cannot be written: {error}. The disk goes on; try again.")
     why = f"a blob cannot be written: {error}. Look at the kernel's log and at the disk, then restart the node."
     report(why)
     return DiskFailed(why)

@@ -304,14 +304,4 @@ class DiskStore:
         self._lock.close()
 
 
-def raise_open_files_limit() -> int:
-    """Raise this process's soft limit of open files to the hard one; returns it. For the node's main."""
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 65_536 if hard == resource.RLIM_INFINITY else hard
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return wanted
-
-
 assert os.name == "posix", "durable renames and folder syncs are relied on"

@@ -17,7 +17,9 @@ from amberblob.ids import content_hash
 from amberblob.manifest import ChunkRef
 from amberblob.mutations import Accepted, EpochSeen, Reserved
 from chunkstore import BlobState
-from chunkstore.segments import segment_numbers, segment_path
+from chunkstore.codec import FRAME_HEADER_BYTES
+from chunkstore.fileops import FileOps
+from chunkstore.segments import recover, scan_file, segment_numbers, segment_path
 
 
 async def test_everything_is_there_after_a_clean_close(kit, tmp_path: Path):
@@ -291,3 +293,163 @@ async def test_lazy_entries_are_written_without_anybody_waiting(kit, tmp_path: P
     store.apply(Accepted(1, "a", ballot, record, b"body"))
     assert store.position(1, "a") > 0
     await kit.until(lambda: store.position(1, "a") == 0)
+
+
+class PowerOps(FileOps):
+    """Knows which bytes of the journal a power cut would leave: those that this process wrote and then synced.
+
+    A sync without a write adds nothing, as after a sync that failed in the process before.
+    """
+
+    def __init__(self, journal: Path, durable: dict[str, bytes]) -> None:
+        self.journal = journal
+        self.durable = {name: bytearray(data) for name, data in durable.items()}
+        self.pending: list[tuple[str, int, bytes]] = []
+        self.before_create: list[dict[str, bytes]] = []
+
+    def _name(self, fd: int) -> str | None:
+        path = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        return path.name if path.parent == self.journal else None
+
+    def create(self, path: Path) -> int:
+        if path.parent == self.journal:
+            self.before_create.append({name: bytes(data) for name, data in self.durable.items()})
+        return super().create(path)
+
+    def write_at(self, fd, buffers, offset):
+        if (name := self._name(fd)) is not None:
+            self.pending.append((name, offset, b"".join(buffers)))
+        return super().write_at(fd, buffers, offset)
+
+    def _synced(self, fd: int) -> None:
+        name = self._name(fd)
+        if name is None:
+            return
+        image = self.durable.setdefault(name, bytearray())
+        image.extend(bytes(os.fstat(fd).st_size - len(image)))
+        for written, offset, data in self.pending:
+            if written == name:
+                image[offset : offset + len(data)] = data
+        self.pending = [item for item in self.pending if item[0] != name]
+
+    def fsync(self, fd: int) -> None:
+        super().fsync(fd)
+        self._synced(fd)
+
+    def fdatasync(self, fd: int) -> None:
+        super().fdatasync(fd)
+        self._synced(fd)
+
+
+def _without_last_frame(folder: Path, number: int) -> bytes:
+    """The segment as the disk has it when its last batch (or its header) was written and never synced."""
+    data, scan = bytearray(segment_path(folder, number).read_bytes()), scan_file(folder, number)
+    start = scan.frames[-1].payload_offset - FRAME_HEADER_BYTES if scan.frames else 0
+    data[start : scan.stop] = bytes(scan.stop - start)
+    return bytes(data)
+
+
+async def _killed_before_the_sync(kit, tmp_path: Path) -> Path:
+    """A disk with "a" acknowledged, and a batch with "b" and a promise that were written and not synced."""
+    store = await kit.open(tmp_path / "d", linger_s=60.0)
+    await kit.put(store, 1, "a")
+    before = kit.copy(tmp_path / "d", tmp_path / "before")
+    store.apply(Reserved(1, 4096))
+    await kit.put(store, 1, "b")
+    # The databases of before with the journal of after: nothing is applied that is not durable.
+    (before / "journal/00000001.log").write_bytes((tmp_path / "d/journal/00000001.log").read_bytes())
+    return before
+
+
+async def test_what_recovery_answers_from_survives_a_power_cut(kit, tmp_path: Path):
+    folder = await _killed_before_the_sync(kit, tmp_path)
+    journal = folder / "journal"
+    bare = kit.copy(folder, tmp_path / "bare")
+    ops = PowerOps(journal, {"00000001.log": _without_last_frame(journal, 1)})
+    store = await kit.open(folder, ops=ops, linger_s=60.0)
+    register = await store.load(1, "b")
+    assert register.record is not None and store.slot_state(1).promise_ceiling == 4096
+    (first,) = ops.before_create
+    assert first["00000001.log"] == segment_path(journal, 1).read_bytes(), "durable before a new segment is begun"
+    for step in range(2):
+        if step:
+            await kit.put(store, 1, "c")
+        cut = kit.copy(bare, tmp_path / f"cut{step}")
+        for name, data in ops.durable.items():
+            (cut / "journal" / name).write_bytes(data)
+        again = await kit.open(cut)
+        assert (await again.load(1, "b")).record == register.record
+        assert (await again.load(1, "a")).chosen and (await again.load(1, "c")).chosen == bool(step)
+        assert again.slot_state(1).promise_ceiling == 4096
+
+
+async def test_every_kept_segment_is_made_durable(kit, tmp_path: Path):
+    folder = await _killed_before_the_sync(kit, tmp_path)
+    disk_id = scan_file(folder / "journal", 1).header.disk_id
+    # Two starts that got no further than a header.
+    for number in range(2):
+        await kit.open(folder, linger_s=60.0)
+        folder = kit.copy(folder, tmp_path / f"copy{number}")
+    journal = folder / "journal"
+    numbers = segment_numbers(journal)
+    assert numbers == [1, 2, 3]
+    ops = PowerOps(journal, {segment_path(journal, n).name: _without_last_frame(journal, n) for n in numbers})
+    recovered = recover(journal, disk_id, ops, is_new=False)
+    assert recovered.next_number == 4 and not ops.pending
+    assert ops.durable == {path.name: path.read_bytes() for path in journal.iterdir()}
+
+
+@pytest.mark.parametrize("call", ["write", "fsync"])
+async def test_nothing_is_answered_when_the_journal_cannot_be_made_durable(kit, tmp_path: Path, faulty, call: str):
+    folder = await _killed_before_the_sync(kit, tmp_path)
+    faulty.errors[call] = OSError(5, "I/O error")
+    with pytest.raises(OSError, match="I/O error"):
+        await kit.open(folder, ops=faulty)
+    assert segment_numbers(folder / "journal") == [1], "no new segment, so the end may still be torn"
+    store = await kit.open(folder)
+    assert (await store.load(1, "b")).record is not None
+
+
+async def test_a_power_cut_while_the_end_is_written_again(kit, tmp_path: Path):
+    folder = await _killed_before_the_sync(kit, tmp_path)
+    whole = segment_path(folder / "journal", 1).read_bytes()
+    bare = _without_last_frame(folder / "journal", 1)
+    scan = scan_file(folder / "journal", 1)
+    start = scan.frames[-1].payload_offset - FRAME_HEADER_BYTES
+    for count, have in enumerate([0, 1, 20, 28, 60, scan.stop - start - 9, scan.stop - start]):
+        cut = kit.copy(folder, tmp_path / f"cut{count}")
+        at = start + have
+        segment_path(cut / "journal", 1).write_bytes(whole[:at] + bare[at:])
+        for _ in range(3):
+            store = await kit.open(cut)
+            assert (await store.load(1, "a")).chosen
+            assert (await store.load(1, "b")).chosen == (at == scan.stop)
+            await kit.put(store, 1, "c")
+            await store.close()
+
+
+async def test_an_end_that_changes_between_reading_and_rewriting_is_said(kit, tmp_path: Path):
+    folder = await _killed_before_the_sync(kit, tmp_path)
+    bare = _without_last_frame(folder / "journal", 1)
+    disk_id = scan_file(folder / "journal", 1).header.disk_id
+    (folder / "journal/00000002.log").write_bytes(bytes(8192))
+
+    class Evicting(FileOps):
+        def unlink(self, path: Path) -> None:
+            super().unlink(path)
+            segment_path(folder / "journal", 1).write_bytes(bare)
+
+    with pytest.raises(OSError, match="changed while it was read"):
+        recover(folder / "journal", disk_id, Evicting(), is_new=False)
+    recovered = recover(folder / "journal", disk_id, FileOps(), is_new=False)
+    assert [len(scan.frames) for scan in recovered.scans] == [1]
+
+
+async def test_a_start_after_an_unfinished_segment_leaves_no_gap(kit, tmp_path: Path):
+    folder = await _killed_before_the_sync(kit, tmp_path)
+    (folder / "journal/00000002.log").write_bytes(bytes(1 << 20))
+    store = await kit.open(folder, linger_s=60.0)
+    assert segment_numbers(folder / "journal") == [1, 2]
+    await kit.put(store, 1, "c")
+    again = await kit.open(kit.copy(folder, tmp_path / "copy"))
+    assert (await again.load(1, "b")).chosen and (await again.load(1, "c")).chosen
