@@ -385,7 +385,9 @@ async def test_what_recovery_answers_from_survives_a_power_cut(kit, tmp_path: Pa
 
 async def test_every_kept_segment_is_made_durable(kit, tmp_path: Path):
     folder = await _killed_before_the_sync(kit, tmp_path)
-    disk_id = scan_file(folder / "journal", 1).header.disk_id
+    header = scan_file(folder / "journal", 1).header
+    assert header is not None
+    disk_id = header.disk_id
     # Two starts that got no further than a header.
     for number in range(2):
         await kit.open(folder, linger_s=60.0)
@@ -431,7 +433,9 @@ async def test_a_power_cut_while_the_end_is_written_again(kit, tmp_path: Path):
 async def test_an_end_that_changes_between_reading_and_rewriting_is_said(kit, tmp_path: Path):
     folder = await _killed_before_the_sync(kit, tmp_path)
     bare = _without_last_frame(folder / "journal", 1)
-    disk_id = scan_file(folder / "journal", 1).header.disk_id
+    header = scan_file(folder / "journal", 1).header
+    assert header is not None
+    disk_id = header.disk_id
     (folder / "journal/00000002.log").write_bytes(bytes(8192))
 
     class Evicting(FileOps):
