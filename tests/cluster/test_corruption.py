@@ -29,7 +29,10 @@ def damage(file: Path, kind: str) -> None:
     match kind:
         case "bit":
             data[len(data) // 2] ^= 1
-            file.write_bytes(data)
+            # At once: a copy that is just being completed must not meet a file of the wrong length in between.
+            other = file.with_name("damaged")
+            other.write_bytes(data)
+            other.replace(file)
         case "truncated":
             file.write_bytes(data[:-1])
         case "empty":
