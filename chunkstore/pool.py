@@ -71,7 +71,7 @@ class SlotPool:
         self._open: OrderedDict[int, SlotDatabase] = OrderedDict()
         self._used: set[int] = set()
         self._age_at_s = 0.0
-        self._freed = False
+        self._freed = True  # recovery opened every database once
         self._half_retired: dict[int, SlotState] = {}
         self.lost: list[LostSlot] = []
         self.on_lost: Callable[[LostSlot, SlotState], None] = lambda lost, state: None
