@@ -37,7 +37,7 @@ Every error says whose fault it is, whether trying again can help, what was seen
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 
@@ -197,6 +197,16 @@ class InsufficientStorage(ClusterError):
     status = 507
     title = "Insufficient storage"
     retryable = False
+
+    @classmethod
+    def of(cls, full: Iterable[str]) -> InsufficientStorage:
+        """Build it from the evidence: the nodes whose disks refused the bytes."""
+        nodes = sorted(full)
+        return cls(
+            f"The disks of {', '.join(nodes)} are full, so too few replicas can take the object. "
+            "Nothing was stored: delete something or add disks.",
+            extra={"full": nodes},
+        )
 
 
 class StorageError(AmberError):

@@ -253,9 +253,5 @@ class Upload:
 
     def _error(self, got: int) -> AmberError:
         if self._full and not self._electorate.write_quorum_possible(self._full):
-            return InsufficientStorage(
-                f"The disks of {', '.join(sorted(self._full))} are full, so too few replicas can take the object. "
-                "Nothing was stored: delete something or add disks.",
-                extra={"full": sorted(self._full)},
-            )
+            return InsufficientStorage.of(self._full)
         return QuorumUnavailable.of(self._electorate.write_quorum, got, self._out)

@@ -443,9 +443,8 @@ class WriteRound:
         if not self._electorate.is_read_quorum(tally.history):
             return []
         if any(r.accepted is not None and r.accepted > self._ballot for r in tally.history.values()):
-            return self._retry(
-                contested=True
-            )  # Somebody went past us: what we hold is old, our COMMIT would be refused.
+            # Somebody went past us: what we hold is old, our COMMIT would be refused.
+            return self._retry(contested=True)
         self._history = extend_history(self._history, self._wanted, tally.history.values())
         return self._decide()
 
@@ -561,15 +560,7 @@ class WriteRound:
                 )
             )
         if self._full and not self._electorate.write_quorum_possible(self._full):
-            return self._end(
-                Rejected(
-                    InsufficientStorage(
-                        f"The disks of {', '.join(sorted(self._full))} are full, so too few replicas can take the object. "
-                        "Nothing was stored: delete something or add disks.",
-                        extra={"full": sorted(self._full)},
-                    )
-                )
-            )
+            return self._end(Rejected(InsufficientStorage.of(self._full)))
         got = len(self._electorate.voters) - len(failures)
         return self._end(Rejected(QuorumUnavailable.of(self._electorate.write_quorum, max(got, 0), failures)))
 
