@@ -10,7 +10,7 @@ STAMP_RUN := $(VENV)/.stamp-runtime
 STAMP_DEV := $(VENV)/.stamp-dev
 LOCK_VENV := .venv-lock
 PIP       := $(BIN)/python -m pip --disable-pip-version-check
-CODE      := $(wildcard amberblob node registry chunkstore antientropy tests bench bench.py demo demo.py)
+CODE      := $(wildcard amberblob node registry chunkstore antientropy sim tests bench bench.py demo demo.py)
 
 PIP_TOOLS   := pip-tools==7.6.2
 PIP_COMPILE := CUSTOM_COMPILE_COMMAND="make lock" $(LOCK_VENV)/bin/pip-compile --quiet --generate-hashes \

@@ -35,7 +35,6 @@ from amberblob.manifest import Ranges, Record, Version, covers
 from amberblob.mutations import Accepted, Chosen, Mutation
 from amberblob.wire import Commit, HistoryReply, Learnt, Prepare, Query, QueryHistory, Refused, Reply, Request
 from node.protocol.operations import (
-    NO_CONDITIONS,
     Conditions,
     Delete,
     DeleteVersion,
@@ -48,17 +47,14 @@ from node.protocol.quorum import Electorate
 from node.protocol.read import NoQuorum, Read, ReadRound
 from node.protocol.replica import BytesHere
 from node.protocol.write import Action, Applied, Finished, Outcome, Rejected, Send, Spread, Wait, WriteRound
+from sim.history import READS, Call
+from sim.linearizability import linearizable
 from tests.unit.node.protocol.model import SLOT, Broken, Disk, Replica, draft
 
 PEER_TIMEOUT = 8.0
 ROUND_TIMEOUT = 50.0
 TRIES_MAX = 3
 FINISH_TRIES_MAX = 4
-SEARCH_MAX = 50_000
-
-TOLERATE_EMPTY_RESTORE = False
-"""A restore of a ``taken`` in which only skipped versions are left answers 200 and makes a record, not 404."""
-
 
 TOLERATE_LEARNT_COPIES = False
 """Count a copy that answered a COMMIT with "accepted" only because it had learnt that very ballot, without its bytes.
@@ -151,205 +147,6 @@ class SimReplica(Replica):
     def _refused_full(self) -> Reply:
         state = self.disk.state
         return Refused(incarnation=state.incarnation, reason="disk-full", ballot=state.ballot_floor, epoch=state.epoch)
-
-
-# ---- what a client asked and was told
-
-
-@dataclass(slots=True, eq=False)
-class Call:
-    """One operation of a client: all tries of one write id."""
-
-    number: int
-    path: str
-    kind: str
-    invoked: float
-    version: int | None = None
-    conditions: Conditions = NO_CONDITIONS
-    inline: bool = True
-    write_id: str | None = None
-    ended: float | None = None
-    result: tuple[Any, ...] | None = None
-    """("ok", version), ("same",), (412,), (409,), (404,), ("read", …); None: unknown, or never answered."""
-    tries: int = 0
-    doubtful: bool = False
-    """A try of it ended without a definite answer."""
-    void: bool = False
-    """503 or 507, and no try was doubtful: never took effect. Or a read without an answer."""
-
-    @property
-    def etag(self) -> str:
-        return f"e{self.number}"
-
-    def __str__(self) -> str:
-        told = "void" if self.void else self.result
-        asked = f"{self.kind}{'' if self.version is None else f'({self.version})'}"
-        conditions = "" if self.conditions == NO_CONDITIONS else f" if {self.conditions}"
-        end = "…" if self.ended is None else f"{self.ended:.1f}"
-        return (
-            f"#{self.number} {self.path} {asked}{conditions} [{self.invoked:.1f}, {end}] tries={self.tries} -> {told}"
-        )
-
-
-READS = ("read", "read-version", "read-all")
-
-
-# ---- the sequential specification
-
-State = tuple[int, int, int, int, tuple[tuple[int, str], ...]]
-"""(revision, version_max, live, taken, ((version, etag), …)); live and taken are bit masks over versions."""
-
-
-def _etag_of(state: State, version: int) -> str | None:
-    for number, etag in state[4]:
-        if number == version:
-            return etag
-    return None
-
-
-def apply_call(call: Call, state: State) -> tuple[tuple[Any, ...], State]:
-    """What one write does to the state when it happens at one moment, alone."""
-    revision, version_max, live, taken, versions = state
-    head = live.bit_length() - 1 if live else 0
-    conditions = call.conditions
-    if conditions is not NO_CONDITIONS:
-        if conditions.absent and head:
-            return (412,), state
-        if conditions.etags and (
-            not head or (conditions.etags != ("*",) and _etag_of(state, head) not in conditions.etags)
-        ):
-            return (412,), state
-        if conditions.version is not None and conditions.version != head:
-            return (412,), state
-    kind, version = call.kind, call.version
-    if kind == "put":
-        number = version_max + 1 if version is None else version
-        if number <= version_max:
-            return (409,), state
-        return ("ok", number), (revision + 1, number, live | 1 << number, taken, (*versions, (number, call.etag)))
-    if kind == "delete":
-        if not head:
-            return (404,), state
-        return ("ok", head), (revision + 1, version_max, 0, live, versions)
-    if kind == "delete-version":
-        assert version is not None
-        if not live >> version & 1:
-            return (404,), state
-        return ("ok", version), (revision + 1, version_max, live & ~(1 << version), 1 << version, versions)
-    assert kind == "restore"
-    if version is None:
-        if not taken:
-            return (404,), state
-        lifted, taken = taken, 0
-    else:
-        if _etag_of(state, version) is None:
-            return (404,), state
-        if live >> version & 1:
-            return ("same",), state
-        lifted = 1 << version
-        taken &= ~lifted
-    live |= lifted
-    return ("ok", live.bit_length() - 1), (revision + 1, version_max, live, taken, versions)
-
-
-def shows(call: Call, state: State) -> bool:
-    """Whether a read of this state tells what the call was told."""
-    revision, version_max, live, _taken, versions = state
-    assert call.result is not None
-    told = call.result[1]
-    if call.kind == "read-version":
-        etag = _etag_of(state, call.version or 0)
-        return told == (None if etag is None else (etag, bool(live >> (call.version or 0) & 1)))
-    if call.kind == "read-all":
-        record, rows = told
-        if rows != tuple((number, etag, bool(live >> number & 1)) for number, etag in reversed(versions)):
-            return False
-    else:
-        record = told
-    if record is None:
-        return revision == 0
-    head = live.bit_length() - 1 if live else 0
-    return (
-        record.revision == revision
-        and record.version_max == version_max
-        and (record.head.version if record.head else 0) == head
-        and (record.head is None or record.head.etag == _etag_of(state, head))
-        and all(covers(record.live, number) == bool(live >> number & 1) for number, _ in versions)
-    )
-
-
-def linearizable(calls: list[Call], first: State) -> bool | None:
-    """Whether the calls on one path have an order that respects time and the specification (Wing-Gong-Lowe).
-
-    None: the search was given up.
-    """
-    at_the_end: set[str] | None = None
-    for call in calls:
-        if call.kind == "read-all" and call.number < 0 and call.result is not None:
-            at_the_end = {etag for _, etag, _ in call.result[1][1]}
-    todo: list[tuple[float, float, Call, bool]] = []
-    for call in calls:
-        if call.void:
-            continue
-        known = call.result is not None
-        if not known and call.kind in READS:
-            continue
-        if not known and call.kind == "put" and at_the_end is not None:
-            # Versions never vanish (the last read is checked against all of them): so it is known whether it happened.
-            if call.etag not in at_the_end:
-                continue
-            todo.append((call.invoked, float("inf"), call, True))
-            continue
-        todo.append((call.invoked, call.ended if known and call.ended is not None else float("inf"), call, known))
-    todo.sort(key=lambda item: item[1])
-    count = len(todo)
-    must = sum(1 << index for index, item in enumerate(todo) if item[3])
-    seen: set[tuple[int, State]] = set()
-    stack: list[tuple[int, State]] = [(0, first)]
-    while stack:
-        done, state = stack.pop()
-        if done & must == must:
-            return True
-        if (done, state) in seen:
-            continue
-        seen.add((done, state))
-        if len(seen) > SEARCH_MAX:
-            return None
-        limit = float("inf")
-        following: list[tuple[int, State]] = []
-        for index in range(count):
-            if done >> index & 1:
-                continue
-            invoked, ended, call, needed = todo[index]
-            if invoked > limit:
-                continue
-            if needed and ended < limit:
-                limit = ended  # Sorted by end: the first one that is not done bounds all that follow.
-            after = done | 1 << index
-            if call.kind in READS:
-                if shows(call, state):
-                    following.append((after, state))
-                continue
-            told, changed = apply_call(call, state)
-            if call.result is None:
-                if changed is not state:
-                    following.append((after, changed))
-            elif told == call.result:
-                following.append((after, changed))
-            elif TOLERATE_EMPTY_RESTORE and _empty_restore(call, told):
-                following.append((after, (state[0] + 1, *state[1:])))
-        stack += reversed(following)
-    return False
-
-
-def _empty_restore(call: Call, told: tuple[Any, ...]) -> bool:
-    return (
-        call.kind == "restore"
-        and call.version is None
-        and told == (404,)
-        and call.result is not None
-        and call.result[0] == "ok"
-    )
 
 
 # ---- the simulation

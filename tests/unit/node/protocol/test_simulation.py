@@ -8,9 +8,11 @@ import pytest
 
 from amberblob.manifest import WriteMark
 from node.protocol.operations import Conditions
+from sim.history import Call
+from sim.linearizability import linearizable
 from tests.unit.node.protocol import simulation
 from tests.unit.node.protocol.mutants import MUTANTS, caught
-from tests.unit.node.protocol.simulation import Call, Simulation, linearizable
+from tests.unit.node.protocol.simulation import Simulation
 
 SEEDS = 2000
 
