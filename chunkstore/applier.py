@@ -8,7 +8,6 @@ wait for more than one database's checkpoint.
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -77,11 +76,15 @@ class Applier:
         index: the listing index; replaced when it has to be made anew.
     """
 
-    def __init__(self, disk: Path, pool: SlotPool, ops: FileOps, release_ballast: Callable[[], bool]) -> None:
+    def __init__(
+        self, disk: Path, pool: SlotPool, ops: FileOps, release_ballast: Callable[[], bool],
+        monotonic_s: Callable[[], float],
+    ) -> None:  # fmt: skip
         self._disk = disk
         self._pool = pool
         self._ops = ops
         self._release_ballast = release_ballast
+        self._monotonic_s = monotonic_s
         self._segments: list[_Segment] = []
         self._groups: dict[int, Batch] = {}
         self._group_bytes: dict[int, int] = {}
@@ -128,7 +131,7 @@ class Applier:
 
     def tell_full(self, error: Exception) -> None:
         """Log, at most once a minute, that the databases wait for room."""
-        now = time.monotonic()
+        now = self._monotonic_s()
         if now >= self._tell_full_at:
             self._tell_full_at = now + _TELL_FULL_S
             _log.error(

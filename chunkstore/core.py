@@ -29,6 +29,7 @@ from chunkstore.pool import LostSlot, SlotPool, is_damage
 from chunkstore.segments import SegmentWriter
 from chunkstore.slotdb import SlotDatabase
 from chunkstore.sqlite import is_corrupt
+from chunkstore.threads import Threads
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -44,12 +45,14 @@ class DiskCore:
 
     def __init__(
         self, overlay: Overlay, database: DatabaseThread, applier: Applier, pool: SlotPool, *, unapplied_bytes_max: int,
+        threads: Threads,
     ) -> None:  # fmt: skip
         self.overlay = overlay
         self._database = database
         self._applier = applier
         self._pool = pool
         self._unapplied_bytes_max = unapplied_bytes_max
+        self._threads = threads
         self._journal: Journal | None = None
         self._drained: list[asyncio.Future[None]] = []
         self._loop = asyncio.get_running_loop()
@@ -62,7 +65,7 @@ class DiskCore:
 
     def start(self, writer: SegmentWriter, next_position: int) -> None:
         """Begin to take entries."""
-        self._journal = Journal(writer, next_position, self._durable_batch, self._journal_failed)
+        self._journal = Journal(writer, next_position, self._durable_batch, self._journal_failed, self._threads)
 
     @property
     def journal(self) -> Journal:

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import structlog
 
+from amberblob.clock import Clock
 from amberblob.errors import DiskFailed
 from amberblob.limits import MIB
 from chunkstore.applier import Applier, DurableBatch
 from chunkstore.journal import CLOSED, FAILED_REMEDY
+from chunkstore.threads import Threads
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -60,14 +60,17 @@ class DatabaseThread:
         on_failed: called on the loop when the databases cannot be written; nothing is applied afterwards.
     """
 
-    def __init__(self, close_idle: Callable[[float], object], *, linger_s: float = LINGER_S) -> None:
+    def __init__(
+        self, close_idle: Callable[[float], object], *, clock: Clock, threads: Threads, linger_s: float = LINGER_S
+    ) -> None:
         self.on_applied: Callable[[int], None] = lambda position: None
         self.on_failed: Callable[[str], None] = lambda why: None
         self._close_idle = close_idle
+        self._monotonic_s = clock.monotonic_s
         self._told_applied = 0
         self._linger_s = linger_s
         self._loop = asyncio.get_running_loop()
-        self._condition = threading.Condition()
+        self._condition = threads.condition()
         self._calls: list[_Call] = []
         self._fed: deque[DurableBatch] = deque()
         self._lingering_since: float | None = None
@@ -80,8 +83,7 @@ class DatabaseThread:
         self._full_until = 0.0
         self._failed: str | None = None
         self.applier: Applier | None = None
-        self._thread = threading.Thread(target=self._run, name="amber-database", daemon=True)
-        self._thread.start()
+        self._thread = threads.start("amber-database", self._run)
 
     # -- the loop's side
 
@@ -184,13 +186,13 @@ class DatabaseThread:
             if applier.make_room(error):
                 return True
             self._tell_applied(applier)
-            self._full_until = time.monotonic() + _RETRY_FULL_S
+            self._full_until = self._monotonic_s() + _RETRY_FULL_S
             # At the end nobody waits for room: the next start applies what the journal holds.
             return not self._stopping
 
     def _wait_for_room(self) -> bool:
         """Wait while the disk was full a moment ago; questions about what is applied are answered meanwhile."""
-        remaining = self._full_until - time.monotonic()
+        remaining = self._full_until - self._monotonic_s()
         if remaining <= 0 or self._stopping:
             return False
         with self._condition:
@@ -243,7 +245,7 @@ class DatabaseThread:
             if not applier.waiting_entries:
                 self._lingering_since = None
                 return False
-            now = time.monotonic()
+            now = self._monotonic_s()
             if self._lingering_since is None:
                 self._lingering_since = now
             is_due = (
@@ -275,7 +277,7 @@ class DatabaseThread:
         """A step towards letting a segment go, or a wait."""
         # Questions and the index apply entries too, so that nothing may be left for the next drain to tell of.
         self._tell_applied(applier)
-        now = time.monotonic()
+        now = self._monotonic_s()
         if now >= self._checkpoint_after:
             if not applier.step():
                 self._checkpoint_after = now + _RETRY_CHECKPOINT_S

@@ -7,10 +7,8 @@ After the first error nothing is written again: the kernel may have dropped the 
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
 
 import structlog
 
@@ -20,6 +18,7 @@ from amberblob.limits import MIB
 from chunkstore.applier import DurableBatch
 from chunkstore.codec import Batch, Entry
 from chunkstore.segments import SegmentWriter
+from chunkstore.threads import Signals, Threads
 
 _log = structlog.get_logger(__name__)
 
@@ -45,14 +44,14 @@ class Journal:
 
     def __init__(
         self, writer: SegmentWriter, next_position: int, on_durable: Callable[[DurableBatch], None],
-        on_failed: Callable[[str], None],
+        on_failed: Callable[[str], None], threads: Threads,
     ) -> None:  # fmt: skip
         self._writer = writer
         self._on_durable = on_durable
         self._on_failed = on_failed
         self._loop = asyncio.get_running_loop()
         self._queue: deque[tuple[int, Entry, int, Register | None]] = deque()
-        self._wake: SimpleQueue[bool] = SimpleQueue()
+        self._wake: Signals = threads.signals()
         self._woken = False
         self._lazy: asyncio.TimerHandle | None = None
         self._watch: asyncio.TimerHandle | None = None
@@ -65,8 +64,7 @@ class Journal:
         self.next_position = next_position
         self.durable_position = next_position - 1
         self.failed: str | None = None
-        self._thread = threading.Thread(target=self._run, name="amber-journal", daemon=True)
-        self._thread.start()
+        self._thread = threads.start("amber-journal", self._run)
 
     # -- the loop's side
 

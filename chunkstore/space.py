@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import structlog
 from amberblob.errors import DiskFull
 from amberblob.limits import MIB
 from chunkstore.fileops import FileOps
+from chunkstore.threads import Threads
 
 _log = structlog.get_logger(__name__)
 
@@ -30,13 +30,20 @@ class SpaceGuard:
         monotonic_s: seconds; the free room is asked for at most every half second.
     """
 
-    def __init__(self, disk: Path, ops: FileOps, reserve_bytes: int, monotonic_s: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        disk: Path,
+        ops: FileOps,
+        reserve_bytes: int,
+        monotonic_s: Callable[[], float],
+        threads: Threads | None = None,
+    ) -> None:
         self._disk = disk
         self._ops = ops
         self._reserve_bytes = reserve_bytes
         self._monotonic_s = monotonic_s
         self._ballast_bytes = min(BALLAST_BYTES_MAX, reserve_bytes // 4)
-        self._lock = threading.Lock()
+        self._lock = (threads or Threads()).lock()
         self._asked_s = float("-inf")
         self._free_bytes = 0
 

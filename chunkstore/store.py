@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,6 +33,8 @@ from chunkstore.pool import LostSlot, SlotPool
 from chunkstore.recovery import SlotFacts, recover_databases, recover_journal
 from chunkstore.segments import SEGMENT_BYTES_DEFAULT, Recovered, SegmentWriter
 from chunkstore.space import RESERVE_BYTES_DEFAULT, SpaceGuard
+from chunkstore.staging import retrieve
+from chunkstore.threads import Threads
 
 _log = structlog.get_logger(__name__)
 
@@ -60,9 +61,9 @@ def _make_disk_folder(path: Path) -> Path:
     return path
 
 
-def _safe_mint(clock: Clock, randomness: Randomness) -> Callable[[], str]:
+def _safe_mint(clock: Clock, randomness: Randomness, threads: Threads) -> Callable[[], str]:
     """A mint for this disk's own names that any of its threads may use."""
-    mint, lock = UlidMint(HybridClock(clock.wall_ms), randomness), threading.Lock()
+    mint, lock = UlidMint(HybridClock(clock.wall_ms), randomness), threads.lock()
 
     def minted() -> str:
         with lock:
@@ -107,6 +108,7 @@ class DiskStore:
         open_databases_max: int | None = None,
         linger_s: float = LINGER_S,
         ops: FileOps | None = None,
+        threads: Threads | None = None,
     ) -> DiskStore:
         """Open a disk, or format an empty folder (created if absent); replay what is not applied.
 
@@ -118,6 +120,7 @@ class DiskStore:
             open_databases_max: slot databases open at a time; by default 256, fewer when files are scarce.
             linger_s: how long entries wait in memory for company on their way into the databases.
             ops: the system calls; tests make them fail.
+            threads: where the disk's own threads come from; a simulation brings its own.
 
         Raises:
             DiskInUse: another process has it.
@@ -125,23 +128,23 @@ class DiskStore:
             JournalCorrupt: something that was acknowledged may be lost.
             OSError: it cannot be read or written.
         """
-        ops = ops or FileOps()
-        mint = _safe_mint(clock, randomness)
+        ops, threads = ops or FileOps(), threads or Threads()
+        mint = _safe_mint(clock, randomness, threads)
         path = await asyncio.to_thread(_make_disk_folder, path)
         new = DiskIdentity(disk_id=mint(), cluster_id=cluster_id, node_id=node_id)
         lock = DiskLock(path)
         overlay: Overlay
         database: DatabaseThread | None = None
-        threads = ThreadPoolExecutor(_IO_THREADS, thread_name_prefix="amber-io")
+        io_threads = ThreadPoolExecutor(_IO_THREADS, thread_name_prefix="amber-io")
         try:
             identity, is_new = open_identity(path, new, ops)
-            space = SpaceGuard(path, ops, reserve_bytes, clock.monotonic_s)
+            space = SpaceGuard(path, ops, reserve_bytes, clock.monotonic_s, threads)
             files = BlobFiles(path, ops, mint)
             pool = SlotPool(path, identity, ops, mint, open_max=open_databases_max or _open_max())
-            applier = Applier(path, pool, ops, space.release_ballast)
+            applier = Applier(path, pool, ops, space.release_ballast, clock.monotonic_s)
             overlay = Overlay(identity.disk_id, clean_max=registers_clean_max)
-            database = DatabaseThread(pool.close_idle, linger_s=linger_s)
-            core = DiskCore(overlay, database, applier, pool, unapplied_bytes_max=unapplied_bytes_max)
+            database = DatabaseThread(pool.close_idle, clock=clock, threads=threads, linger_s=linger_s)
+            core = DiskCore(overlay, database, applier, pool, unapplied_bytes_max=unapplied_bytes_max, threads=threads)
 
             def recover() -> tuple[Recovered, SegmentWriter, list[SlotFacts]]:
                 recovered = recover_journal(path, identity.disk_id, ops, is_new=is_new)
@@ -160,11 +163,11 @@ class DiskStore:
                 overlay.set_slot(fact.state, fact.newest_blob_id, fact.staged)
             core.start(writer, recovered.next_position)
             database.start(applier)
-            blobs = Blobs(core, files, ops, space, threads, clock.wall_ms, mint)
+            blobs = Blobs(core, files, ops, space, io_threads, clock.wall_ms, mint)
         except BaseException:
             if database is not None:
                 await database.close()
-            threads.shutdown()
+            io_threads.shutdown()
             lock.close()
             raise
         _log.info(
@@ -172,13 +175,13 @@ class DiskStore:
             sqlite=sqlite3.sqlite_version, new=is_new,
         )  # fmt: skip
         return cls(
-            disk=path, identity=identity, lock=lock, core=core, blobs=blobs, pool=pool, space=space, threads=threads
+            disk=path, identity=identity, lock=lock, core=core, blobs=blobs, pool=pool, space=space, threads=io_threads
         )
 
     def _tend_ballast(self) -> None:
         if self._closed:
             return
-        self._threads.submit(self._space.ensure_ballast)
+        self._loop.run_in_executor(self._threads, self._space.ensure_ballast).add_done_callback(retrieve)
         self._ballast_timer = self._loop.call_later(_BALLAST_EVERY_S, self._tend_ballast)
 
     # -- about the disk

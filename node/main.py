@@ -25,27 +25,18 @@ from amberblob.clock import HybridClock, SystemClock, SystemRandomness
 from amberblob.config import NodeConfig
 from amberblob.errors import AmberError, ConfigError, NotReady, RegistryUnavailable
 from amberblob.ids import UlidMint
-from amberblob.limits import INLINE_BYTES_MAX
 from amberblob.metrics import Metrics
 from chunkstore.identity import read_identity
 from chunkstore.store import DiskStore
-from node.coordinator import Coordinator
+from node.assembly import assemble
 from node.http.app import build_app
 from node.http.server import HttpServer
 from node.logs import configure_logs
-from node.objects.bytes import Reading
-from node.objects.lookup import Lookup
-from node.objects.service import Objects
-from node.replica import Replica
 from node.routing import Routing
 from node.status import Status
 from node.transport.clients import PeerClients
 from node.transport.handshake import Identity
 from node.transport.server import PeerServer
-from node.workers.puller import Puller
-from node.workers.resolver import Resolver
-from node.workers.runner import Runner
-from node.workers.sweeper import Sweeper
 from registry.bootstrap import ClusterSettings, ensure_cluster, ensure_routes, register_node
 from registry.cache import load_cache
 from registry.factory import open_registry
@@ -58,7 +49,6 @@ log = structlog.get_logger(__name__)
 THREADS = 4
 """For hashing and other work off the loop; the disk has threads of its own."""
 
-STAGED_TTL_S = 900.0
 ROUTES_PATIENCE_S = 10.0
 ROUTE_CACHE = "routes.json"
 OPEN_FILES_WANTED = 65_536
@@ -200,64 +190,50 @@ class Node:
     ) -> None:
         config = self.config
         node = config.node.id
-        puller = Puller(store, routing, self._clock)
-        runner = Runner()
         identity = Identity(
             cluster_id=cluster.cluster_id,
             node_id=node,
             secret=config.cluster.secret.reveal().encode(),
             clock=self._hybrid,
         )
-        replica = Replica(
-            store,
-            is_member=routing.is_member,
-            pulls=puller,
-            clock=self._hybrid,
-        )
-        peers = PeerClients(identity, routing.address, replica)
-        self._closers.push_async_callback(peers.close)
-        coordinator = Coordinator(
-            node=node,
-            peers=peers,
-            counters=replica,
+        parts = assemble(
+            routing=routing,
+            store=store,
+            connect=lambda replica: PeerClients(identity, routing.address, replica),
+            clock=self._clock,
+            hybrid=self._hybrid,
             mint=self._mint,
-            clock=self._hybrid,
             randomness=self._randomness,
             peer_timeout_s=config.limits.peer_timeout_s,
-            write_timeout_s=config.limits.request_timeout_s,
-            read_timeout_s=config.limits.request_timeout_s,
+            request_timeout_s=config.limits.request_timeout_s,
         )
-        self._closers.push_async_callback(coordinator.close, config.limits.shutdown_timeout_s)
-        resolver = Resolver(coordinator, routing, store, self._clock, self._randomness)
-        replica.on_undecided, replica.on_decided = resolver.accepted, resolver.decided
-        lookup = Lookup(coordinator, routing, store)
-        reading = Reading(coordinator, routing, store, puller)
-        puller.source = reading
-        objects = Objects(coordinator, routing, lookup, reading, inline_bytes_max=INLINE_BYTES_MAX)
+        peers = parts.peers
+        self._closers.push_async_callback(peers.close)
+        self._closers.push_async_callback(parts.coordinator.close, config.limits.shutdown_timeout_s)
         status = Status(
             node=node,
             routing=routing,
             watcher=lambda: self._watcher,
             peers=peers,
             store=store,
-            resolver=resolver,
-            puller=puller,
-            runner=runner,
+            resolver=parts.resolver,
+            puller=parts.puller,
+            runner=parts.runner,
             version=software_version(),
         )
         status.add_gauges(self._metrics)
 
         peer_host, peer_port = _host_port(config.peer.listen)
-        peer_server = PeerServer(peer_host, peer_port, replica, identity)
+        peer_server = PeerServer(peer_host, peer_port, parts.replica, identity)
         actual_port = await peer_server.start()
         self._closers.push_async_callback(peer_server.close)
 
-        self._closers.push_async_callback(puller.close)
-        self._closers.push_async_callback(runner.close)
+        self._closers.push_async_callback(parts.puller.close)
+        self._closers.push_async_callback(parts.runner.close)
         host, port = _host_port(config.http.listen)
         http = HttpServer(
             build_app(
-                objects,
+                parts.objects,
                 status,
                 token=config.http.token.reveal() or None,
                 metrics=self._metrics,
@@ -301,8 +277,7 @@ class Node:
         self._closers.push_async_callback(self._watcher.stop)
         for other in table.nodes:
             peers.reachable(other)  # begins to connect
-        for worker in (resolver, puller, Sweeper(store, self._clock, ttl_s=STAGED_TTL_S)):
-            runner.start(worker)
+        parts.start_workers()
         status.phase = None
         log.info(
             "serving", http=f"http://{config.http.advertised}", peer=me.peer_address, slots=len(table.slots_of(node))

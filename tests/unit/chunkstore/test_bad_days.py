@@ -6,6 +6,7 @@ import asyncio
 import errno
 import sqlite3
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -120,7 +121,7 @@ async def test_what_could_not_be_written_to_disk_toml_is_written_later(kit, tmp_
 @pytest.mark.parametrize("name", ["checkpoint", "write_meta"])
 async def test_a_slot_that_is_half_retired_is_retired_and_keeps_its_promises(kit, tmp_path: Path, monkeypatch, name):
     pool, identity = _pool(kit, tmp_path / "d", FileOps())
-    applier = Applier(tmp_path / "d", pool, FileOps(), lambda: False)
+    applier = Applier(tmp_path / "d", pool, FileOps(), lambda: False, time.monotonic)
     applier.take(DurableBatch(1, [(1, Reserved(3, 77))], [], 1))
     applier.apply_slot(3)
     ceiling = pool.get(3).state.promise_ceiling
@@ -197,7 +198,7 @@ async def test_calls_that_wait_when_a_failed_disk_is_closed_return(kit, tmp_path
 
 async def test_a_slot_that_is_lost_while_the_index_is_brought_up(kit, tmp_path: Path):
     pool, _ = _pool(kit, tmp_path / "d", FileOps())
-    applier = Applier(tmp_path / "d", pool, FileOps(), lambda: False)
+    applier = Applier(tmp_path / "d", pool, FileOps(), lambda: False, time.monotonic)
     applier.open_index(1)
     applier.ready_index()
     ballot, record = kit.ballot(), kit.record()
@@ -220,7 +221,7 @@ async def test_a_slot_that_is_lost_while_the_index_is_brought_up(kit, tmp_path: 
 
 def test_what_waits_is_counted_down_slot_by_slot(kit, tmp_path: Path):
     pool, _ = _pool(kit, tmp_path / "d", FileOps())
-    applier = Applier(tmp_path / "d", pool, FileOps(), lambda: False)
+    applier = Applier(tmp_path / "d", pool, FileOps(), lambda: False, time.monotonic)
     applier.take(DurableBatch(1, [(1, Reserved(1, 5)), (2, Reserved(2, 5))], [], 1000))
     applier.take(DurableBatch(1, [(3, Reserved(2, 6))], [], 300))
     assert applier.waiting_bytes == 1300

@@ -18,12 +18,13 @@ from amberblob.ballot import Register
 from amberblob.clock import HybridClock, SeededRandomness, SystemClock
 from amberblob.errors import PeerError, PeerTimeout, PeerUnreachable
 from amberblob.ids import UlidMint
-from amberblob.limits import CHUNK_BYTES_MIN, INLINE_BYTES_MAX
+from amberblob.limits import CHUNK_BYTES_MIN
 from amberblob.wire import Failed, Refused, Reply, Request, StageClose, StageOpen
 from chunkstore.interface import ReplicaStore
 from chunkstore.memory import MemoryStore
 from chunkstore.overlay import Intent
 from chunkstore.store import DiskStore
+from node.assembly import assemble
 from node.coordinator import Coordinator
 from node.objects.bytes import Reading
 from node.objects.lookup import Lookup
@@ -336,31 +337,32 @@ class Cluster:
             write_quorum=options.get("write_quorum", 0),
             read_quorum=options.get("read_quorum", 0),
         )
-        puller = Puller(store, routing, self.clock)
-        replica = Replica(store, is_member=routing.is_member, pulls=puller, clock=hybrid)
-        peers = FakePeers(self.net, name, hybrid)
-        coordinator = Coordinator(
-            node=name,
-            peers=peers,
-            counters=replica,
+        parts = assemble(
+            routing=routing,
+            store=store,
+            connect=lambda replica: FakePeers(self.net, name, hybrid),
+            clock=self.clock,
+            hybrid=hybrid,
             mint=UlidMint(hybrid, chance),
-            clock=hybrid,
             randomness=chance,
             peer_timeout_s=options.get("peer_timeout_s", 2.0),
-            write_timeout_s=options.get("write_timeout_s", 1.5),
-            read_timeout_s=options.get("read_timeout_s", 2.0),
+            request_timeout_s=options.get("request_timeout_s", 1.5),
         )
-        resolver = Resolver(coordinator, routing, store, self.clock, chance)
-        replica.on_undecided, replica.on_decided = resolver.accepted, resolver.decided
-        lookup = Lookup(coordinator, routing, store)
-        reading = Reading(coordinator, routing, store, puller)
-        puller.source = reading
-        objects = Objects(coordinator, routing, lookup, reading, inline_bytes_max=INLINE_BYTES_MAX)
-        sweeper = Sweeper(store, self.clock, ttl_s=900.0)
         node = Node(
-            name, store, routing, peers, replica, coordinator, lookup, reading, objects, puller, resolver, sweeper
+            name,
+            store,
+            routing,
+            parts.peers,
+            parts.replica,
+            parts.coordinator,
+            parts.lookup,
+            parts.reading,
+            parts.objects,
+            parts.puller,
+            parts.resolver,
+            parts.sweeper,
         )
-        self.net.handlers[name] = replica
+        self.net.handlers[name] = parts.replica
         self.nodes[name] = node
         return node
 

@@ -13,7 +13,7 @@ from tests.unit.node.objects.kit import CHUNK, STAGED, Cluster, Node, cluster, c
 
 @pytest.fixture
 async def made():
-    async with cluster(write_timeout_s=5.0) as running:
+    async with cluster(request_timeout_s=5.0) as running:
         yield running
 
 
@@ -161,7 +161,7 @@ async def test_readers_that_pause_do_not_stop_the_others(made):
 
 
 async def test_mending_on_real_disks(tmp_path):
-    async with cluster(folder=tmp_path, write_timeout_s=10.0, peer_timeout_s=10.0) as made:
+    async with cluster(folder=tmp_path, request_timeout_s=10.0, peer_timeout_s=10.0) as made:
         data, _, chunks = await stored(made, 70 * CHUNK)
         [file] = (tmp_path / "n1").rglob(chunks[3].id)
         spoilt = bytearray(file.read_bytes())
@@ -174,7 +174,7 @@ async def test_mending_on_real_disks(tmp_path):
 
 
 async def test_mending_a_manifest_on_real_disks(tmp_path):
-    async with cluster(folder=tmp_path, write_timeout_s=10.0, peer_timeout_s=10.0) as made:
+    async with cluster(folder=tmp_path, request_timeout_s=10.0, peer_timeout_s=10.0) as made:
         data, view, _ = await stored(made, 70 * CHUNK)
         [file] = [
             f

@@ -146,7 +146,7 @@ async def test_a_503_never_appears_later(phase, do):
 @pytest.mark.parametrize("do", ["drop", "lose"])
 @pytest.mark.parametrize("size", [5, STAGED])
 async def test_once_a_commit_was_sent_the_outcome_is_unknown_and_a_retry_applies_it_once(size, do):
-    async with cluster(write_timeout_s=0.4) as made:
+    async with cluster(request_timeout_s=0.4) as made:
         data = body(size)
         for to in ("n2", "n3"):
             made.net.fault("Commit", do, to=to)
@@ -427,7 +427,7 @@ async def test_a_write_given_up_by_its_client_in_mid_round_is_all_or_nothing():
 
 
 async def test_write_quorum_three_is_not_acknowledged_with_two():
-    async with cluster(write_quorum=3, write_timeout_s=0.5) as made:
+    async with cluster(write_quorum=3, request_timeout_s=0.5) as made:
         assert (await put(made[1], "p", SMALL)).version.version == 1
         assert (await put(made[1], "q", content(STAGED))).version.version == 1
         made.net.down.add("n3")
@@ -439,7 +439,7 @@ async def test_write_quorum_three_is_not_acknowledged_with_two():
 
 
 async def test_write_quorum_three_a_retry_is_not_acknowledged_with_two_either():
-    async with cluster(write_quorum=3, write_timeout_s=0.5) as made:
+    async with cluster(write_quorum=3, request_timeout_s=0.5) as made:
         made.net.fault("Commit", "drop", to="n3")
         made.net.fault("Prepare", "drop", to="n3")
         made.net.fault("Learn", "drop", to="n3")
@@ -453,7 +453,7 @@ async def test_write_quorum_three_a_retry_is_not_acknowledged_with_two_either():
 
 
 async def test_read_quorum_three_needs_all_three():
-    async with cluster(read_quorum=3, write_timeout_s=0.5) as made:
+    async with cluster(read_quorum=3, request_timeout_s=0.5) as made:
         await put(made[1], "p", SMALL)
         assert await get(made[2], "p") == SMALL
         made.net.down.add("n3")

@@ -17,7 +17,7 @@ LAST = "\U0010ffff"
 
 @pytest.fixture
 async def made():
-    async with cluster(write_timeout_s=5.0) as running:
+    async with cluster(request_timeout_s=5.0) as running:
         yield running
 
 
@@ -180,7 +180,7 @@ async def test_a_replica_that_fails_in_the_middle_of_a_listing(made, monkeypatch
 
 
 async def test_a_thousand_dead_entries_before_a_live_one():
-    async with cluster(write_timeout_s=30.0) as made:
+    async with cluster(request_timeout_s=30.0) as made:
         dead = [f"d/{index:04}" for index in range(1100)]
         await asyncio.gather(*(put(made[i % 3 + 1], path) for i, path in enumerate(dead)))
         await asyncio.gather(*(delete(made[i % 3 + 1], path) for i, path in enumerate(dead)))
@@ -290,7 +290,7 @@ async def test_five_nodes(small_scans):
 
 
 async def test_real_disks(tmp_path, small_scans):
-    async with cluster(folder=tmp_path, write_timeout_s=10.0, peer_timeout_s=10.0) as made:
+    async with cluster(folder=tmp_path, request_timeout_s=10.0, peer_timeout_s=10.0) as made:
         await fill(made, PATHS, dead=["a/1", "c/1", "c/2"])
         alive = [path for path in PATHS if path not in ("a/1", "c/1", "c/2")]
         for prefix in ("", "a/", LAST):

@@ -26,7 +26,7 @@ def short_times(monkeypatch):
 
 @pytest.fixture
 async def made():
-    async with cluster(write_timeout_s=2.0) as running:
+    async with cluster(request_timeout_s=2.0) as running:
         yield running
 
 
@@ -239,7 +239,7 @@ async def test_one_failed_disk_does_not_hinder_a_write(made, size, failed):
 
 
 async def test_aborted_uploads_leave_nothing_on_real_disks(tmp_path):
-    async with cluster(folder=tmp_path, peer_timeout_s=10.0, write_timeout_s=10.0) as made:
+    async with cluster(folder=tmp_path, peer_timeout_s=10.0, request_timeout_s=10.0) as made:
 
         async def body():
             yield content(BIG)

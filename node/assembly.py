@@ -1,0 +1,109 @@
+"""The parts of a node that need no socket and no thread of their own, put together in one way.
+
+``node.main`` gives them a disk and real connections; a simulation gives them its own. So whatever a simulation
+shows is shown of the composition that runs in production.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from amberblob.clock import Clock, HybridClock, Randomness
+from amberblob.ids import UlidMint
+from amberblob.limits import INLINE_BYTES_MAX
+from chunkstore.interface import ReplicaStore
+from node.coordinator import Coordinator
+from node.objects.bytes import Reading
+from node.objects.lookup import Lookup
+from node.objects.service import Objects
+from node.replica import Replica
+from node.routing import Routing
+from node.transport.interface import Peers
+from node.workers.puller import Puller
+from node.workers.resolver import Resolver
+from node.workers.runner import Runner, Worker
+from node.workers.sweeper import Sweeper
+
+P = TypeVar("P", bound=Peers)
+
+STAGED_TTL_S = 900.0
+"""An upload that nothing refers to after this time is given up; far above any write's deadline."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts(Generic[P]):
+    """What a node consists of, between its disk and its sockets."""
+
+    peers: P
+    replica: Replica
+    coordinator: Coordinator
+    lookup: Lookup
+    reading: Reading
+    objects: Objects
+    puller: Puller
+    resolver: Resolver
+    sweeper: Sweeper
+    runner: Runner
+
+    def workers(self) -> tuple[Worker, ...]:
+        """The background work, in the order in which it is started."""
+        return (self.resolver, self.puller, self.sweeper)
+
+    def start_workers(self) -> None:
+        """Begin the background work."""
+        for worker in self.workers():
+            self.runner.start(worker)
+
+
+def assemble(
+    *,
+    routing: Routing,
+    store: ReplicaStore,
+    connect: Callable[[Replica], P],
+    clock: Clock,
+    hybrid: HybridClock,
+    mint: UlidMint,
+    randomness: Randomness,
+    peer_timeout_s: float,
+    request_timeout_s: float,
+) -> Parts[P]:
+    """Put a node's parts together; nothing runs yet.
+
+    Args:
+        connect: makes the way to the other nodes; given this node's own answerer.
+        peer_timeout_s: how long one request to one peer may take.
+        request_timeout_s: how long a read or write may take.
+    """
+    puller = Puller(store, routing, clock)
+    replica = Replica(store, is_member=routing.is_member, pulls=puller, clock=hybrid)
+    peers = connect(replica)
+    coordinator = Coordinator(
+        node=routing.node,
+        peers=peers,
+        counters=replica,
+        mint=mint,
+        clock=hybrid,
+        randomness=randomness,
+        peer_timeout_s=peer_timeout_s,
+        write_timeout_s=request_timeout_s,
+        read_timeout_s=request_timeout_s,
+    )
+    resolver = Resolver(coordinator, routing, store, clock, randomness)
+    replica.on_undecided, replica.on_decided = resolver.accepted, resolver.decided
+    lookup = Lookup(coordinator, routing, store)
+    reading = Reading(coordinator, routing, store, puller)
+    puller.source = reading
+    return Parts(
+        peers=peers,
+        replica=replica,
+        coordinator=coordinator,
+        lookup=lookup,
+        reading=reading,
+        objects=Objects(coordinator, routing, lookup, reading, inline_bytes_max=INLINE_BYTES_MAX),
+        puller=puller,
+        resolver=resolver,
+        sweeper=Sweeper(store, clock, ttl_s=STAGED_TTL_S),
+        runner=Runner(),
+    )
