@@ -121,23 +121,18 @@ class SlotPool:
         return database
 
     def remake_unfinished(self, slot: int) -> None:
-        """At start, before the journal is replayed: delete a database that was never made durable if it is damaged.
+        """At start, before the journal is replayed: delete a database that was never made durable.
 
-        Every entry of such a slot is still in the journal, so nothing is lost and the incarnation stays.
+        It was never synced, so that after a power cut it may hold anything, also what looks sound. Every entry of such a
+        slot is still in the journal, so nothing is lost and the incarnation stays.
         """
         if slot in self._identity.slots_created:
             return
         path = self.folder(slot) / DATABASE_NAME
-        try:
-            database = SlotDatabase(slot, path, self._identity.disk_id, create=False)
-        except (sqlite3.Error, msgspec.DecodeError) as error:
-            if not is_damage(error):
-                raise
-            _log.warning("slot-database-unfinished", slot=slot, error=str(error), action="made anew from the journal")
-            for part in _PARTS:
-                self._ops.unlink(path.with_name(path.name + part))
-        else:
-            self._open[slot] = database
+        _log.info("slot-database-unfinished", slot=slot, action="made anew from the journal")
+        # The main file last: SQLite drops a log beside an empty database, and must not take it for that of a new one.
+        for part in reversed(_PARTS):
+            self._ops.unlink(path.with_name(path.name + part))
 
     def retire(self, slot: int, why: str) -> SlotDatabase:
         """Give the slot's database up: move it to quarantine, begin a fresh one with a new incarnation.

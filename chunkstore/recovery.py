@@ -1,15 +1,20 @@
 """From a folder to a state: what happens between opening a disk and its first answer. Blocks.
 
-Belongs to the database thread. In order: the journal is judged (and its torn tail cut), leftovers in staging
+Belongs to the database thread. In order: what a killed process left unsynced is synced, the journal is judged (and its torn tail cut), leftovers in staging
 are removed, every slot database is opened once (a lost one is replaced), what the databases lack is replayed
 from the journal, the index is filled if it has to be, and a new journal segment is begun.
 """
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
+import msgspec
 import structlog
 
 from amberblob.ballot import SlotState
@@ -21,10 +26,12 @@ from chunkstore.dbthread import UNIT_ENTRIES
 from chunkstore.fileops import FileOps
 from chunkstore.files import BlobFiles
 from chunkstore.overlay import Intent
-from chunkstore.pool import SlotPool
+from chunkstore.pool import SlotPool, is_damage
 from chunkstore.segments import Recovered, SegmentWriter, recover
+from chunkstore.slotdb import SlotDatabase
 
 _log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +44,10 @@ class SlotFacts:
 
 
 def recover_journal(disk: Path, disk_id: str, ops: FileOps, *, is_new: bool) -> Recovered:
-    """Judge and mend the journal. Raises JournalCorrupt."""
+    """Judge and mend the journal. Raises JournalCorrupt, OSError."""
+    # A process that was killed may have left folders and renames that only memory has. Whoever meets them takes them
+    # for durable, because those who make them sync them; so they are made durable before anything is built on them.
+    ops.sync_filesystem(disk)
     # A disk that died between its formatting and its first segment holds nothing yet.
     untouched = is_new or not (disk / "slots").exists()
     return recover(disk / "journal", disk_id, ops, is_new=untouched)
@@ -78,19 +88,36 @@ def recover_databases(
     applier.ready_index()
     for lost in pool.lost:
         applier.relist(lost.slot)
+    for slot, blob_id in aborted:
+        if _ask(pool, slot, partial(_is_given_up, blob_id)):
+            files.remove_blob(slot, blob_id)
     facts = []
     for slot in pool.known_slots():
-        database = pool.get(slot)
-        staged = database.staged()
-        if staged:
+        found = _ask(pool, slot, _facts_of)
+        if found.staged:
             files.sync_slot(slot)
-        facts.append(SlotFacts(state=database.state, newest_blob_id=database.newest_blob_id(), staged=staged))
-    for slot, blob_id in aborted:
-        if pool.get(slot).blob_facts(blob_id).intent == Intent.ABORTED.value:
-            files.remove_blob(slot, blob_id)
+        facts.append(found)
     writer.begin(recovered.next_position)
     applier.add_segment(writer.number, recovered.next_position - 1)
     return facts
+
+
+def _facts_of(database: SlotDatabase) -> SlotFacts:
+    return SlotFacts(state=database.state, newest_blob_id=database.newest_blob_id(), staged=database.staged())
+
+
+def _is_given_up(blob_id: str, database: SlotDatabase) -> bool:
+    return database.blob_facts(blob_id).intent == Intent.ABORTED.value
+
+
+def _ask(pool: SlotPool, slot: int, question: Callable[[SlotDatabase], T]) -> T:
+    """Ask a slot's database; one that turns out to be damaged is replaced, and the other slots go on."""
+    try:
+        return question(pool.get(slot))
+    except (sqlite3.Error, msgspec.DecodeError) as error:
+        if not is_damage(error):
+            raise
+        return question(pool.retire(slot, str(error)))
 
 
 def _replay(

@@ -94,6 +94,8 @@ class SlotDatabase:
         row = self.connection.execute(
             "SELECT incarnation, epoch, ballot_floor, version_floor, promise_ceiling, applied_position FROM slot_meta"
         ).fetchone()
+        if row is None or not isinstance(row[0], str) or not all(isinstance(row[at], int) for at in (1, 3, 4, 5)):
+            raise msgspec.ValidationError(f"slot_meta holds {row!r}")
         incarnation, epoch, ballot_floor, version_floor, ceiling, applied = row
         state = SlotState(
             slot=self.slot,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -80,13 +82,55 @@ async def test_a_slot_database_that_rots_while_running(kit, tmp_path: Path):
 async def test_an_unfinished_database_is_made_anew_from_the_journal(kit, tmp_path: Path):
     store = await kit.open(tmp_path / "d")
     await kit.put(store, 1, "a")
-    await store.scan("", "", "", 1)
+    assert await store.rows(1, "a")
     folder = kit.copy(tmp_path / "d", tmp_path / "copy")
+    assert (folder / "slots/1/meta.sqlite3").exists()
     for path in (folder / "slots/1").glob("meta.sqlite3*"):
         path.write_bytes(b"torn" * 500)
     again = await kit.open(folder)
     assert again.lost_slots == [] and again.incarnations() == {}
     assert (await again.load(1, "a")).chosen
+
+
+async def test_an_unfinished_database_is_not_believed(kit, tmp_path: Path):
+    """It was never synced: after a power cut it may look sound and lack what was acknowledged."""
+    store = await kit.open(tmp_path / "d")
+    await kit.put(store, 1, "p")
+    assert await store.rows(1, "p")
+    folder = kit.copy(tmp_path / "d", tmp_path / "copy")
+    with closing(sqlite3.connect(folder / "slots/1/meta.sqlite3")) as database:
+        database.execute("DELETE FROM registers")
+        database.execute("DELETE FROM blobs")
+        database.commit()
+    again = await kit.open(folder)
+    assert (await again.load(1, "p")).chosen and again.lost_slots == []
+
+
+@pytest.mark.parametrize("table", ["intents", "slot_meta", "registers"])
+async def test_damage_that_shows_only_at_the_end_of_a_start(kit, tmp_path: Path, table: str):
+    await _used_disk(kit, tmp_path / "d")
+    path = tmp_path / "d/slots/1/meta.sqlite3"
+    with closing(sqlite3.connect(path)) as database:
+        (root,) = database.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (table,)).fetchone()
+        (size,) = database.execute("PRAGMA page_size").fetchone()
+    with path.open("r+b") as file:
+        file.seek((root - 1) * size)
+        file.write(b"\xff" * size)
+    store = await kit.open(tmp_path / "d")
+    await store.load(1, "p1")
+    assert [lost.slot for lost in store.lost_slots] == [1]
+    assert (await store.load(0, "p0")).chosen
+
+
+async def test_a_database_that_says_nonsense_of_itself_is_lost(kit, tmp_path: Path):
+    await _used_disk(kit, tmp_path / "d")
+    with closing(sqlite3.connect(tmp_path / "d/slots/1/meta.sqlite3")) as database:
+        database.execute("DELETE FROM slot_meta")
+        database.execute("PRAGMA ignore_check_constraints = ON")
+        database.execute("INSERT INTO slot_meta(id, incarnation, promise_ceiling) VALUES (1, 'x', 'rubbish')")
+        database.commit()
+    store = await kit.open(tmp_path / "d")
+    assert [lost.slot for lost in store.lost_slots] == [1]
 
 
 @pytest.mark.parametrize("damage", ["missing", "garbage"])
