@@ -1,0 +1,156 @@
+"""``python -m sim``: worlds of whole nodes, each decided by its seed."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+SEEDS_PER_PROCESS = 25
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@dataclass(slots=True)
+class Result:
+    """What became of one seed."""
+
+    seed: int
+    digest: str = ""
+    story: str = ""
+    fired: Counter[str] = field(default_factory=Counter)
+    operations: int = 0
+    virtual_s: float = 0.0
+    took_s: float = 0.0
+
+
+def play(seed: int, operations: int = 200, folder: Path | None = None, *, trace: bool = False) -> Result:
+    """Run one seed to its end."""
+    from sim.check import WrongHistory
+    from sim.world import World
+
+    # What is left of a killed process ends at the end, and not quietly.
+    sys.unraisablehook = lambda _: None
+    # A collection at a moment that no seed decides would end coroutines of the dead.
+    gc.collect()
+    gc.disable()
+    began = time.perf_counter()
+    world = World(seed, operations=operations, folder=folder, keep_trace=trace)
+    result = Result(seed)
+    try:
+        world.run()
+    except Exception as error:
+        path = error.path if isinstance(error, WrongHistory) else None
+        result.story = world.story(error, path=path)
+        if not isinstance(error, AssertionError):
+            import traceback
+
+            result.story += "\n" + "".join(traceback.format_exception(error)[-12:])
+        elif error.__cause__ is not None:
+            import traceback
+
+            result.story += "\n" + "".join(traceback.format_exception(error.__cause__)[-12:])
+    finally:
+        gc.enable()
+    if trace and world.trace is not None:
+        print("\n".join(world.trace))
+    result.digest = world.digest
+    result.fired = world.fired
+    result.operations = len(world.calls)
+    result.virtual_s = world.loop.time()
+    result.took_s = time.perf_counter() - began
+    return result
+
+
+def _many(seeds: list[int], operations: int, folder: Path | None, jobs: int) -> Iterator[Result]:
+    if jobs == 1 and len(seeds) == 1:
+        yield play(seeds[0], operations, folder)
+        return
+    context = multiprocessing.get_context("fork")
+    with context.Pool(jobs, maxtasksperchild=SEEDS_PER_PROCESS) as pool:
+        yield from pool.imap_unordered(_play_one, [(seed, operations, folder) for seed in seeds])
+
+
+def _play_one(task: tuple[int, int, Path | None]) -> Result:
+    return play(*task)
+
+
+def _same_hashes() -> None:
+    """Sets of strings are walked in an order that differs between processes unless their hashes are fixed."""
+    if os.environ.get("PYTHONHASHSEED") != "0":
+        os.environ["PYTHONHASHSEED"] = "0"
+        os.execv(sys.executable, [sys.executable, "-m", "sim", *sys.argv[1:]])
+
+
+@app.command()
+def main(
+    seed: Annotated[int | None, typer.Option(help="Play this one seed.")] = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds to play.", min=1)] = 100,
+    first: Annotated[int, typer.Option(help="The first of them.")] = 1,
+    operations: Annotated[int, typer.Option(help="Operations of the clients in each.", min=1)] = 200,
+    jobs: Annotated[int, typer.Option(help="Processes.", min=1)] = os.cpu_count() or 1,
+    twice: Annotated[bool, typer.Option("--twice", help="Play each seed twice and compare the traces.")] = False,
+    trace: Annotated[bool, typer.Option("--trace", help="With --seed: print everything that happens.")] = False,
+    folder: Annotated[Path | None, typer.Option(help="Where the disks go; in memory by default.")] = None,
+    minutes: Annotated[float, typer.Option(help="Go on with new seeds for so long instead.")] = 0.0,
+) -> None:
+    """Play worlds of 3 to 5 whole nodes under every fault there is; ends with 1 when a promise was broken.
+
+    A seed decides everything: a failing one is a bug report. See docs/testing.md.
+    """
+    _same_hashes()
+    if seed is not None and trace:
+        result = play(seed, operations, folder, trace=True)
+        _report([result], 0.0)
+        raise typer.Exit(1 if result.story else 0)
+    wanted = [seed] if seed is not None else list(range(first, first + seeds))
+    began = time.perf_counter()
+    results: list[Result] = []
+    while True:
+        for number, result in enumerate(_many(wanted, operations, folder, jobs), start=1):
+            results.append(result)
+            if result.story:
+                print(result.story, flush=True)
+            if sys.stderr.isatty():
+                print(f"\r{number}/{len(wanted)} seeds", end="", file=sys.stderr, flush=True)
+        if time.perf_counter() - began >= minutes * 60 or any(result.story for result in results):
+            break
+        wanted = [number + len(wanted) for number in wanted]
+    different = []
+    if twice:
+        again = {result.seed: result for result in _many(wanted, operations, folder, jobs)}
+        different = [r.seed for r in results if r.seed in again and again[r.seed].digest != r.digest]
+    _report(results, time.perf_counter() - began)
+    if different:
+        print(f"not deterministic: seeds {different} gave two different traces")
+    elif twice:
+        print(f"deterministic: {len(wanted)} seeds gave the same trace twice")
+    raise typer.Exit(1 if different or any(result.story for result in results) else 0)
+
+
+def _report(results: list[Result], took_s: float) -> None:
+    fired: Counter[str] = Counter()
+    for result in results:
+        fired += result.fired
+    bad = sorted(result.seed for result in results if result.story)
+    print("happened: " + ", ".join(f"{what} {count}" for what, count in sorted(fired.items())))
+    print(
+        f"{len(results)} seeds, {sum(r.operations for r in results)} operations, "
+        f"{sum(r.virtual_s for r in results):.0f} virtual seconds in {took_s:.1f} s; "
+        f"{len(bad)} broken{': ' + ', '.join(map(str, bad[:20])) if bad else ''}"
+    )
+    if len(results) == 1:
+        print(f"trace {results[0].digest}")
+
+
+if __name__ == "__main__":
+    app()

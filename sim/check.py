@@ -1,0 +1,183 @@
+"""The judgement of a world: progress after the healing, and that nothing of what was promised is missing."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from amberblob.errors import AmberError
+from sim.clients import Client, NoAnswer, NotServing, Violation
+from sim.history import Call
+from sim.linearizability import search
+
+if TYPE_CHECKING:
+    from sim.machine import Machine
+    from sim.world import World
+
+
+class WrongHistory(Violation):
+    """Of one path; the story tells of that one only."""
+
+    def __init__(self, path: str, text: str) -> None:
+        super().__init__(text)
+        self.path = path
+
+
+async def judge(world: World) -> None:
+    """Wait for progress, then check everything. Raises: Violation."""
+    from sim.world import PROGRESS_S
+
+    began = world.loop.time()
+    try:
+        async with asyncio.timeout(PROGRESS_S):
+            await _all_serve(world)
+            for machine in world.machines:
+                for path in _paths(world):
+                    await _works(world, machine, path)
+    except TimeoutError:
+        waiting = {machine.name: machine.error for machine in world.machines if not machine.serving}
+        raise Violation(
+            f"no progress within {PROGRESS_S:g} s after everything was healed; not serving: {waiting}"
+        ) from None
+    world.event(f"everything works {world.loop.time() - began:.1f} s after the healing")
+    await _listings(world)
+    await _rows(world)
+    for machine in world.machines:
+        lost = {slot.slot for slot in machine.store.lost_slots} if machine.store is not None else set()
+        if lost - machine.disk.damaged:
+            raise Violation(
+                f"{machine.name} gave up the databases of slots {sorted(lost)} although nobody damaged them"
+            )
+    for path in _paths(world):
+        _history(world, path)
+
+
+def _paths(world: World) -> list[str]:
+    return sorted({call.path for call in world.calls})
+
+
+async def _all_serve(world: World) -> None:
+    while not all(machine.serving and machine.store and not machine.store.failed for machine in world.machines):
+        await asyncio.sleep(0.1)
+
+
+async def _works(world: World, machine: Machine, path: str) -> None:
+    """A write and a read of everything go through, through this node."""
+    client = Client(world, world.library.random)
+    put = Call(len(world.calls) + 1, path, "put", world.loop.time(), write_id=f"w{world.seed}-{len(world.calls) + 1}")
+    world.calls.append(put)
+    await _until_answered(world, client, put, machine)
+    look = Call(-len(world.calls), path, "read-all", world.loop.time())
+    world.calls.append(look)
+    await _until_answered(world, client, look, machine)
+    assert look.result is not None
+    for number, etag, live in look.result[1][1]:
+        if live:
+            await _bytes(world, client, machine, path, number, etag)
+
+
+async def _until_answered(world: World, client: Client, call: Call, machine: Machine) -> None:
+    """Ask this one node until it answers."""
+    from amberblob.ids import content_hash
+
+    body = world.library.content(call.number, 0.0) if call.kind == "put" else b""
+    if call.kind == "put":
+        call.content = content_hash(body)
+    while call.result is None:
+        call.tries += 1
+        told = await client._try(call, machine, body)
+        call.story += (f"{machine.name}: {told}",)
+        if call.result is None:
+            await asyncio.sleep(0.2)
+    call.ended = world.loop.time()
+    world.note(f"end {call}")
+    if call.kind == "put" and call.result[0] != "ok":
+        raise WrongHistory(call.path, f"a plain PUT through {machine.name} after the healing: {call}")
+
+
+async def _bytes(world: World, client: Client, machine: Machine, path: str, number: int, etag: str) -> None:
+    while True:
+        try:
+            view = await client.at(
+                machine, lambda objects: objects.lookup(path, version=number, at_ms=None, consistency="strong")
+            )
+            if view.version.etag != etag:
+                raise WrongHistory(
+                    path, f"{path}@{number} has the etag {etag} in the list and {view.version.etag} alone"
+                )
+            await client.at(machine, partial(client.read_bytes, view=view))
+            return
+        except (NotServing, NoAnswer, AmberError):
+            await asyncio.sleep(0.2)
+
+
+async def _listings(world: World) -> None:
+    """Each node lists exactly the paths that have a live head."""
+    for machine in world.machines:
+        client = Client(world, world.library.random)
+
+        async def page(client: Client = client, machine: Machine = machine) -> Any:
+            while True:
+                try:
+                    return await client.at(
+                        machine,
+                        lambda objects: objects.list(
+                            prefix="", delimiter="", limit=1000, start="", tombstoned=False, at_ms=None
+                        ),
+                    )
+                except (NotServing, NoAnswer, AmberError):
+                    await asyncio.sleep(0.2)
+
+        async with asyncio.timeout(60.0):
+            listed = {item.path: (item.version, item.etag) for item in (await page()).objects}
+        for path in _paths(world):
+            last = [call for call in world.calls if call.path == path and call.number < 0][-1]
+            assert last.result is not None
+            rows = last.result[1][1]
+            head = next(((number, etag) for number, etag, live in rows if live), None)
+            if listed.get(path) != head:
+                raise WrongHistory(path, f"{machine.name} lists {path} as {listed.get(path)}, and its head is {head}")
+
+
+async def _rows(world: World) -> None:
+    """No version of a path is two blobs, on whatever disk."""
+    named: dict[tuple[str, int], tuple[str, str]] = {}
+    for machine in world.machines:
+        store = machine.store
+        assert store is not None and world.table is not None
+        for path in _paths(world):
+            slot = world.table.slot_of(path)
+            if slot not in store.slots():
+                continue
+            assert machine.process is not None
+            asking = world.loop.create_task(store.rows(slot, path), context=machine.process.context())
+            for row in await asking:
+                blob_id, first = named.setdefault((path, row.version.version), (row.version.blob_id, machine.name))
+                if blob_id != row.version.blob_id:
+                    raise WrongHistory(
+                        path,
+                        f"{path}@{row.version.version} is blob {blob_id} on {first} and "
+                        f"{row.version.blob_id} on {machine.name}",
+                    )
+
+
+def _history(world: World, path: str) -> None:
+    calls = [call for call in world.calls if call.path == path]
+    last = [call for call in calls if call.number < 0][-1]
+    assert last.result is not None
+    rows = {number: etag for number, etag, _ in last.result[1][1]}
+    for call in calls:
+        if call.kind == "put" and call.result is not None and call.result[0] == "ok":
+            number = call.result[1]
+            if rows.get(number) != call.content:
+                raise WrongHistory(
+                    path, f"{path}@{number} was acknowledged as {call.content}, and at the end it is {rows.get(number)}"
+                )
+            world.fired["acknowledged versions"] += 1
+    found = search(calls)
+    world.fired["histories"] += 1
+    if found.verdict is None:
+        world.fired["searches given up"] += 1
+    elif not found.verdict:
+        raise WrongHistory(path, f"no order of the operations explains what {found.stuck} was told")

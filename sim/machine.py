@@ -1,0 +1,165 @@
+"""One simulated machine: a disk that outlives its processes, a clock that may be wrong, and a node that runs on it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from amberblob.clock import HybridClock, SeededRandomness
+from amberblob.errors import AmberError
+from amberblob.ids import UlidMint
+from chunkstore.store import DiskStore
+from node.assembly import Parts, assemble
+from node.routing import Routing
+from registry.routes import RouteTable
+from sim.disk import SimDisk, SimFileOps
+from sim.loop import Process, SimLoop
+from sim.network import Network, Peer, SimPeers
+from sim.threads import SimThreads
+
+CLUSTER_ID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+WALL_MS = 1_800_000_000_000
+
+SEGMENT_BYTES = 128 * 1024
+RESERVE_BYTES = 64 * 1024
+
+
+class SimClock:
+    """A machine's clocks: the world's time, and an opinion about the date."""
+
+    def __init__(self, loop: SimLoop) -> None:
+        self._loop = loop
+        self.skew_ms = 0
+        self.drift = 0.0
+
+    def wall_ms(self) -> int:
+        return WALL_MS + self.skew_ms + int(self._loop.time() * 1000 * (1 + self.drift))
+
+    def monotonic_s(self) -> float:
+        return self._loop.time()
+
+
+@dataclass(slots=True, kw_only=True)
+class Settings:
+    """What all nodes of a world have in common."""
+
+    write_quorum: int
+    read_quorum: int
+    peer_timeout_s: float = 3.0
+    request_timeout_s: float = 10.0
+    registers_clean_max: int = 64
+    open_databases_max: int = 8
+
+
+class Machine:
+    """See the module.
+
+    Args:
+        table: the routes, once they are known.
+        told: what a node cannot start for is told here; the world decides whether it may be.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        loop: SimLoop,
+        random: Random,
+        disk: SimDisk,
+        network: Network,
+        settings: Settings,
+        table: Callable[[], RouteTable | None],
+    ) -> None:
+        self.name = name
+        self.disk = disk
+        self.clock = SimClock(loop)
+        self.lives = 0
+        self.process: Process | None = None
+        self.store: DiskStore | None = None
+        self.parts: Parts[SimPeers] | None = None
+        self.error: str | None = None
+        """Why the last start failed."""
+        self._loop = loop
+        self._random = random
+        self._network = network
+        self._settings = settings
+        self._table = table
+        self._starting: asyncio.Task[None] | None = None
+
+    @property
+    def serving(self) -> bool:
+        """Whether clients can be served."""
+        return self.process is not None and self.process.alive and self.parts is not None
+
+    def boot(self) -> None:
+        """Start a node on the disk as it is now."""
+        assert self.process is None or not self.process.alive
+        self.lives += 1
+        self.error = None
+        self.parts = self.store = None
+        process = self.process = Process(f"{self.name}/{self.lives}")
+        self._starting = self._loop.create_task(self._start(process), context=process.context())
+
+    async def started(self) -> None:
+        """Wait for the start that is under way."""
+        while self._starting is not None and not self._starting.done() and self.process and self.process.alive:
+            await asyncio.sleep(0.01)
+
+    async def _start(self, process: Process) -> None:
+        settings, disk = self._settings, self.disk
+        randomness = SeededRandomness(self._random.getrandbits(64))
+        hybrid = HybridClock(self.clock.wall_ms)
+        try:
+            store = await DiskStore.open(
+                disk.folder,
+                cluster_id=CLUSTER_ID,
+                node_id=self.name,
+                clock=self.clock,
+                randomness=randomness,
+                reserve_bytes=RESERVE_BYTES,
+                segment_bytes=SEGMENT_BYTES,
+                registers_clean_max=settings.registers_clean_max,
+                open_databases_max=settings.open_databases_max,
+                ops=SimFileOps(disk, process),
+                threads=SimThreads(self._loop, self._random),
+            )
+        except (AmberError, OSError) as error:
+            self.error = repr(error)
+            return
+        self.store = store
+        # Routes need the disks of all; the first time they are made when all have one.
+        while self._table() is None:
+            await asyncio.sleep(0.01)
+        routing = Routing(
+            node=self.name,
+            disk_id=store.disk_id,
+            table=self._table,
+            write_quorum=settings.write_quorum,
+            read_quorum=settings.read_quorum,
+        )
+        parts = assemble(
+            routing=routing,
+            store=store,
+            connect=lambda replica: SimPeers(self._network, self.name, process, replica),
+            clock=self.clock,
+            hybrid=hybrid,
+            mint=UlidMint(hybrid, randomness),
+            randomness=randomness,
+            peer_timeout_s=settings.peer_timeout_s,
+            request_timeout_s=settings.request_timeout_s,
+        )
+        self._network.peers[self.name] = Peer(process, parts.replica)
+        parts.start_workers()
+        self.parts = parts
+
+    def kill(self, *, power: bool) -> None:
+        """End the process at this very moment; with ``power``, what was not synced is at risk too."""
+        process = self.process
+        assert process is not None and process.alive
+        process.alive = False
+        self.disk.crash(power=power)
+        self._loop.kill(process)
+        self._network.died(self.name)
+        self.parts = self.store = None

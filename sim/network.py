@@ -1,0 +1,333 @@
+"""The network between simulated nodes: real messages through the real codec, and everything that may happen to them.
+
+A request can be lost, doubled, late, or arrive while its answer does not; links can be cut one way or both. What a
+broken TCP connection would tell the caller at once, it is told at once; what a silent one would not, it waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from amberblob import wire
+from amberblob.errors import PeerError, PeerTimeout, PeerUnreachable
+from amberblob.wire import Failed, Reply, Request, StageClose, StageOpen
+from node.transport.answers import answer, early, raised
+from node.transport.interface import Buffer, PeerHandler
+from node.transport.streams import StageInbox, StreamSender
+from sim.loop import Process, SimLoop
+
+PIECE_BYTES = 50_000
+SILENCE_S = 6.0
+"""How long a stream that goes nowhere stays open at its receiver: what unanswered pings would take."""
+
+
+@dataclass(slots=True)
+class Peer:
+    """A node as the network sees it in its present life."""
+
+    process: Process
+    handler: PeerHandler
+
+
+@dataclass(eq=False)
+class Network:
+    """Who reaches whom, how well, and how fast."""
+
+    loop: SimLoop
+    random: Random
+    fired: Counter[str]
+    note: Callable[[str], None]
+    peers: dict[str, Peer] = field(default_factory=dict)
+    cut: set[tuple[str, str]] = field(default_factory=set)
+    """Directed links on which nothing arrives."""
+    loss: float = 0.0
+    doubling: float = 0.0
+    latency_s: float = 0.0005
+    spikes: float = 0.0
+    """The part of all messages that are a hundred times as late."""
+    slow: dict[str, float] = field(default_factory=dict)
+    stages: dict[SimStage, None] = field(default_factory=dict)
+
+    def delay_s(self, source: str, target: str) -> float:
+        """How long a message takes; the next one may overtake it."""
+        delay = self.latency_s * (0.3 + self.random.expovariate(1.0))
+        if self.spikes and self.random.random() < self.spikes:
+            self.fired["late message"] += 1
+            delay *= 100
+        return delay * max(self.slow.get(source, 1.0), self.slow.get(target, 1.0))
+
+    def loses(self, source: str, target: str, kind: str) -> bool:
+        """Whether a message does not arrive."""
+        if (source, target) in self.cut:
+            self.fired["cut message"] += 1
+            return True
+        if self.loss and self.random.random() < self.loss:
+            self.fired["lost message"] += 1
+            self.note(f"{source} -> {target} {kind} lost")
+            return True
+        return False
+
+    def up(self, name: str) -> Peer | None:
+        """A node that runs, or None."""
+        peer = self.peers.get(name)
+        return peer if peer is not None and peer.process.alive else None
+
+    def later(self, delay_s: float, context: contextvars.Context, what: Callable[..., Any], *args: Any) -> None:
+        """Call ``what`` as code of the process whose context it is."""
+        self.loop.call_later(delay_s, what, *args, context=context)
+
+    def died(self, name: str) -> None:
+        """A process ended: the other ends of its connections learn of it."""
+        for stage in list(self.stages):
+            stage.peer_died(name)
+
+
+class SimPeers:
+    """:class:`node.transport.interface.Peers` of one node in one of its lives."""
+
+    def __init__(self, network: Network, me: str, process: Process, handler: PeerHandler) -> None:
+        self._network = network
+        self._me = me
+        self._process = process
+        self._handler = handler
+        self._failed: set[str] = set()
+
+    async def call(self, node: str, request: Request, *, timeout_s: float) -> Reply:
+        reply = await self._ask(node, request, timeout_s, self._handle)
+        assert not isinstance(reply, bytes)
+        return reply
+
+    async def fetch(self, node: str, request: Request, *, timeout_s: float) -> AsyncIterator[bytes]:
+        data = await self._ask(node, request, timeout_s, self._read)
+        if isinstance(data, Failed):
+            raise raised(data, node)
+        assert isinstance(data, bytes)
+        for at in range(0, len(data), PIECE_BYTES):
+            yield data[at : at + PIECE_BYTES]
+
+    @staticmethod
+    async def _handle(handler: PeerHandler, peer: str, request: Request) -> Reply:
+        return await answer(handler.handle(peer, request), request)
+
+    @staticmethod
+    async def _read(handler: PeerHandler, peer: str, request: Request) -> bytes | Failed:
+        return await answer(handler.handle_read(peer, request), request)
+
+    async def _ask(self, node: str, request: Request, timeout_s: float, serve: Callable[..., Any]) -> Reply | bytes:
+        kind = type(request).__name__
+        try:
+            async with asyncio.timeout(timeout_s):
+                if node == self._me:
+                    found: Reply | bytes = await serve(self._handler, self._me, request)
+                    return found
+                result: asyncio.Future[Reply | bytes] = self._network.loop.create_future()
+                self._send(node, kind, wire.encode(request), serve, result)
+                reply = await result
+                self._failed.discard(node)
+                return reply
+        except TimeoutError:
+            self._failed.add(node)
+            raise PeerTimeout(f"{node} did not answer {kind} within {timeout_s:.3g} s") from None
+        except PeerUnreachable:
+            self._failed.add(node)
+            raise
+
+    def _send(
+        self, node: str, kind: str, payload: bytes, serve: Callable[..., Any], result: asyncio.Future[Any]
+    ) -> None:
+        network, random = self._network, self._network.random
+        if network.loses(self._me, node, kind):
+            if random.random() < 0.5 and (self._me, node) not in network.cut:
+                self._break(node, result)
+            return
+        # What is on its way arrives, also when its sender has died meanwhile.
+        arrive = (self._arrive, node, kind, payload, serve)
+        network.later(network.delay_s(self._me, node), contextvars.Context(), *arrive, result)
+        if network.doubling and random.random() < network.doubling:
+            network.fired["doubled message"] += 1
+            twin: asyncio.Future[Any] = network.loop.create_future()
+            twin.add_done_callback(lambda done: done.exception(), context=contextvars.Context())
+            delay_s = network.delay_s(self._me, node) * 3
+            network.later(delay_s, contextvars.Context(), *arrive, twin)
+
+    def _break(self, node: str, result: asyncio.Future[Any]) -> None:
+        network = self._network
+        context = self._process.context()
+        network.later(network.delay_s(node, self._me), context, self._told, result, PeerUnreachable(f"{node}: reset"))
+
+    def _arrive(
+        self, node: str, kind: str, payload: bytes, serve: Callable[..., Any], result: asyncio.Future[Any]
+    ) -> None:
+        network = self._network
+        peer = network.up(node)
+        if peer is None:
+            self._break(node, result)
+            return
+
+        async def work() -> None:
+            request = wire.decode_request(payload)
+            network.note(f"{self._me} -> {node} {kind}")
+            reply = await serve(peer.handler, self._me, request)
+            encoded = reply if isinstance(reply, bytes) else wire.encode(reply)
+            if network.loses(node, self._me, f"answer to {kind}"):
+                return
+            again = encoded if isinstance(reply, bytes) else wire.decode_reply(encoded)
+            network.note(f"{node} -> {self._me} {type(reply).__name__} to {kind}")
+            network.later(network.delay_s(node, self._me), self._process.context(), self._told, result, again)
+
+        network.loop.create_task(work(), context=peer.process.context())
+
+    @staticmethod
+    def _told(result: asyncio.Future[Any], told: Any) -> None:
+        if result.done():
+            return
+        if isinstance(told, Exception):
+            result.set_exception(told)
+        else:
+            result.set_result(told)
+
+    async def stage(self, node: str, message: StageOpen, *, timeout_s: float) -> SimStage:
+        network = self._network
+        if node != self._me:
+            await asyncio.sleep(network.delay_s(self._me, node))
+            if network.loses(self._me, node, "StageOpen"):
+                self._failed.add(node)
+                raise PeerUnreachable(f"the connection to {node} broke")
+        peer = network.up(node)
+        if peer is None:
+            self._failed.add(node)
+            raise PeerUnreachable(f"{node} is down")
+        decoded = wire.decode_request(wire.encode(message))
+        assert isinstance(decoded, StageOpen)
+        return SimStage(network, self._me, self._process, node, peer, decoded, timeout_s)
+
+    def reachable(self, node: str) -> bool:
+        return node == self._me or node not in self._failed
+
+
+class SimStage:
+    """A blob on its way to one node: in order, until the link is cut or an end of it dies."""
+
+    def __init__(
+        self, network: Network, me: str, process: Process, node: str, peer: Peer, message: StageOpen, stall_s: float
+    ) -> None:
+        self._network = network
+        self._me = me
+        self._mine = process.context
+        self._node = node
+        self._theirs = peer.process.context
+        self._stall_s = stall_s
+        self._arrives_s = 0.0
+        self._broken = False
+        self._inbox = StageInbox(self._credit)
+        self._sender = StreamSender(self._put)
+        self._reply: asyncio.Future[Reply] = network.loop.create_future()
+        self._reply.add_done_callback(lambda reply: reply.cancelled() or reply.exception())
+        work = answer(peer.handler.handle_stage(me, message, self._inbox), message)
+        task = network.loop.create_task(work, context=peer.process.context())
+        task.add_done_callback(self._answered)
+        network.stages[self] = None
+
+    # -- the sending end
+
+    async def write(self, data: Buffer) -> None:
+        try:
+            await self._sender.send(data, stall_s=self._stall_s)
+        except TimeoutError:
+            error = PeerTimeout(f"{self._node} took no bytes of the blob for {self._stall_s:g} s")
+            self._sender.fail(error)
+            raise error from None
+
+    async def close(self, message: StageClose, manifest: bytes | None, *, timeout_s: float) -> Reply:
+        decoded = wire.decode_request(wire.encode(message))
+        assert isinstance(decoded, StageClose)
+        self._in_order(self._close_inbox, decoded, manifest)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(self._reply)
+        except TimeoutError:
+            raise PeerTimeout(f"{self._node} did not finish the blob within {timeout_s:.3g} s") from None
+
+    async def abort(self) -> None:
+        error = PeerUnreachable(f"{self._me} gave the blob up")
+        self._sender.fail(error)
+        self._in_order(self._inbox.fail, error)
+
+    def _close_inbox(self, message: StageClose, manifest: bytes | None) -> None:
+        if self._broken:
+            return
+        self._inbox.close(message)
+        if manifest:
+            self._inbox.keep_manifest(manifest)
+        self._inbox.end()
+
+    # -- the way there and back
+
+    def _in_order(self, what: Callable[..., None], *args: Any) -> None:
+        network = self._network
+        if self._broken:
+            return
+        if (self._me, self._node) in network.cut:
+            self._break()
+            return
+        now = network.loop.time()
+        # Strictly later than the one before: timers of one instant come in any order.
+        self._arrives_s = max(self._arrives_s + 1e-6, now + network.delay_s(self._me, self._node))
+        network.later(self._arrives_s - now, self._theirs(), what, *args)
+
+    def _put(self, data: bytes | memoryview) -> None:
+        self._in_order(self._feed, bytes(data))
+
+    def _feed(self, data: bytes) -> None:
+        if not self._broken:
+            self._inbox.feed(data)
+
+    def _credit(self, size_bytes: int) -> None:
+        network = self._network
+        network.later(network.delay_s(self._node, self._me), self._mine(), self._sender.grant, size_bytes)
+
+    def _answered(self, task: asyncio.Task[Reply]) -> None:
+        network = self._network
+        network.stages.pop(self, None)
+        if task.cancelled() or (self._node, self._me) in network.cut:
+            return
+        reply = wire.decode_reply(wire.encode(task.result()))
+        network.later(network.delay_s(self._node, self._me), self._mine(), self._told, reply)
+
+    def _told(self, reply: Reply) -> None:
+        self._sender.fail(early(reply, self._node))
+        if not self._reply.done():
+            self._reply.set_result(reply)
+
+    # -- ends
+
+    def _break(self) -> None:
+        """The link is cut: each end finds out by itself, late."""
+        self._broken = True
+        network = self._network
+        silent = PeerUnreachable("the connection fell silent")
+        network.later(SILENCE_S, self._mine(), self._fail_sender, silent)
+        network.later(SILENCE_S, self._theirs(), self._inbox.fail, silent)
+
+    def _fail_sender(self, error: PeerError) -> None:
+        self._sender.fail(error)
+        if not self._reply.done():
+            self._reply.set_exception(error)
+
+    def peer_died(self, name: str) -> None:
+        """One of the processes at the ends is gone."""
+        network = self._network
+        error = PeerUnreachable(f"{name} closed the connection")
+        delay_s = network.delay_s(self._me, self._node)
+        if name == self._node:
+            network.stages.pop(self, None)
+            network.later(delay_s, self._mine(), self._fail_sender, error)
+        elif name == self._me:
+            self._broken = True
+            network.later(delay_s, self._theirs(), self._inbox.fail, error)

@@ -1,0 +1,115 @@
+"""What a seed draws before anything happens: how large the world is, how it is used, and what goes wrong in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from random import Random
+from typing import Any
+
+FAULTS = (
+    "kill",
+    "kill all",
+    "power cut",
+    "power cut all",
+    "restart",
+    "pause",
+    "isolate",
+    "cut one way",
+    "split",
+    "slow node",
+    "slow disk",
+    "full disk",
+    "sync error",
+    "clock jump",
+    "bit rot",
+    "database damage",
+    "bad network",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Everything about a world that is not the course of events.
+
+    Attributes:
+        faults: the kinds that this world knows; one comes about every ``fault_gap_s``.
+        retries: how many tries a client gives a write.
+        think_s: a client's mean pause between operations.
+        staged: the part of all bodies that are too large to travel in messages.
+    """
+
+    nodes: int
+    replicas: int
+    slots: int
+    write_quorum: int
+    read_quorum: int
+    clients: int
+    operations: int
+    paths: int
+    liked: str
+    staged: float
+    think_s: float
+    retries: int
+    conditional: float
+    faults: tuple[str, ...]
+    fault_gap_s: float
+    fault_s: float
+    loss: float
+    doubling: float
+    latency_s: float
+    spikes: float
+    disk_latency_s: float
+    strict_disk: bool
+    registers_clean_max: int
+    open_databases_max: int
+
+    @classmethod
+    def draw(cls, random: Random, operations: int) -> Shape:
+        """The shape of a seed's world."""
+        nodes = random.choice((3, 3, 3, 3, 4, 5))
+        replicas = 5 if nodes == 5 and random.random() < 0.5 else 3
+        majority = replicas // 2 + 1
+        known = tuple(fault for fault in FAULTS if random.random() < 0.45) or (random.choice(FAULTS),)
+        # A copy whose database was lost does not vote again before it is rebuilt: nobody may be wanted whom there is not.
+        votes = replicas - ("database damage" in known)
+        return cls(
+            nodes=nodes,
+            replicas=replicas,
+            slots=random.choice((1, 2, 4)),
+            write_quorum=majority if random.random() < 0.8 else random.randint(majority, votes),
+            read_quorum=0 if random.random() < 0.9 else random.randint(majority, votes),
+            clients=random.choice((2, 4, 8)),
+            operations=operations,
+            paths=random.choice((3, 6, 12)),
+            liked=random.choice(("put", "delete", "restore", "read", "mixed")),
+            staged=random.choice((0.0, 0.05, 0.25)),
+            think_s=random.choice((0.02, 0.2, 0.8)),
+            retries=random.choice((1, 3, 5)),
+            conditional=random.choice((0.1, 0.3, 0.6)),
+            faults=known,
+            fault_gap_s=random.choice((0.3, 1.5, 5.0)),
+            fault_s=random.choice((0.1, 2.0, 12.0)),
+            loss=random.choice((0.0, 0.0, 0.01, 0.1)),
+            doubling=random.choice((0.0, 0.0, 0.05)),
+            latency_s=random.choice((0.0003, 0.002, 0.02)),
+            spikes=random.choice((0.0, 0.0, 0.03)),
+            disk_latency_s=random.choice((0.0002, 0.002, 0.01)),
+            strict_disk=random.random() < 0.5,
+            registers_clean_max=random.choice((1, 8, 1000)),
+            open_databases_max=random.choice((1, 2, 8)),
+        )
+
+    def __str__(self) -> str:
+        def shown(value: Any) -> str:
+            return "/".join(value) if isinstance(value, tuple) else str(value)
+
+        return " ".join(f"{item.name}={shown(getattr(self, item.name))}" for item in fields(self))
+
+
+KINDS = {
+    "put": {"put": 8, "delete": 1, "delete-version": 1, "restore": 1, "read": 3, "read-version": 1, "read-all": 1},
+    "delete": {"put": 4, "delete": 3, "delete-version": 3, "restore": 1, "read": 3, "read-version": 1, "read-all": 1},
+    "restore": {"put": 4, "delete": 3, "delete-version": 2, "restore": 5, "read": 3, "read-version": 1, "read-all": 1},
+    "read": {"put": 4, "delete": 1, "delete-version": 0, "restore": 0, "read": 7, "read-version": 1, "read-all": 1},
+    "mixed": {"put": 5, "delete": 1, "delete-version": 1, "restore": 1, "read": 3, "read-version": 1, "read-all": 1},
+}
