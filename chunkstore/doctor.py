@@ -112,7 +112,11 @@ def examine(disk: Path, *, deep: bool, progress: Progress = lambda text: None) -
         pass
     for slot in _slots(disk, identity):
         progress(f"slot {slot}")
-        _examine_slot(disk, slot, report)
+        if slot in identity.slots_created or (disk / "slots" / str(slot) / DATABASE_NAME).exists():
+            _examine_slot(disk, slot, report)
+        else:
+            # An upload made the folder; whatever else happened to the slot is still in the journal.
+            report.add("info", f"slots/{slot}", "the slot has no database yet", "Nothing to do.")
     return report
 
 

@@ -200,6 +200,8 @@ class BlobFiles:
         self.prepare_slot(slot)
         gone = self.staging_folder(slot) / f"{blob_id}.{self._mint()}"
         self._ops.rename(folder, gone)
+        # Before anything in it goes: after a power cut it must not be back in place, less some of its files.
+        self._ops.fsync_dir(folder.parent)
         self._ops.remove_tree(gone)
         return True
 
