@@ -190,7 +190,7 @@ class DiskStaging:
 
     async def write(self, data: Buffer) -> None:
         """Append bytes; waits while the previous piece is still being written."""
-        assert not self._over, "write after the end"
+        self._raise_if_over()
         if not len(data):
             return
         # Only bytes cannot change under our hands.
@@ -243,7 +243,7 @@ class DiskStaging:
 
     async def finish(self, chunks: tuple[ChunkRef, ...], manifest: bytes | None) -> None:
         """Check, make durable, put in place, say STAGED."""
-        assert not self._over, "finish after the end"
+        self._raise_if_over()
         try:
             await self._hand_over()
             await self._settle_job()
@@ -306,6 +306,9 @@ class DiskStaging:
                 if isinstance(result, list):
                     for fd in result:
                         os.close(fd)
+                elif isinstance(result, OSError):
+                    # The blob goes anyway; but a disk that fails has failed, whoever meets it.
+                    self._failed(result)
             await self._remove()
         finally:
             self._ended()

@@ -41,7 +41,6 @@ def play(seed: int, operations: int = 200, folder: Path | None = None, *, trace:
     # What is left of a killed process ends at the end, and not quietly.
     sys.unraisablehook = lambda _: None
     # A collection at a moment that no seed decides would end coroutines of the dead.
-    gc.collect()
     gc.disable()
     began = time.perf_counter()
     world = World(seed, operations=operations, folder=folder, keep_trace=trace)
@@ -60,6 +59,7 @@ def play(seed: int, operations: int = 200, folder: Path | None = None, *, trace:
 
             result.story += "\n" + "".join(traceback.format_exception(error.__cause__)[-12:])
     finally:
+        # Collected only once everything of this world has come to rest.
         gc.enable()
     if trace and world.trace is not None:
         print("\n".join(world.trace))
@@ -84,6 +84,36 @@ def _play_one(task: tuple[int, int, Path | None]) -> Result:
     return play(*task)
 
 
+def _hunt(task: tuple[str, int, int, Path | None]) -> tuple[str, int, str]:
+    """Play seeds with a mutant until it is caught; its name, the number of seeds (0: it survived), and how."""
+    from sim.mutants import MUTANTS
+
+    name, seeds, operations, folder = task
+    with MUTANTS[name]():
+        for seed in range(1, seeds + 1):
+            result = play(seed, operations, folder)
+            if result.story:
+                return name, seed, result.story.splitlines()[0]
+    return name, 0, ""
+
+
+def _hunt_all(seeds: int, operations: int, folder: Path | None, jobs: int) -> int:
+    """Hunt every mutant; how many survived."""
+    from sim.mutants import MUTANTS
+
+    survived = 0
+    tasks = [(name, seeds, operations, folder) for name in MUTANTS]
+    with multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=1) as pool:
+        for name, seed, how in pool.imap_unordered(_hunt, tasks):
+            if seed:
+                print(f"{name}: caught after {seed} seeds: {how[:160]}", flush=True)
+            else:
+                survived += 1
+                print(f"{name}: SURVIVED {seeds} seeds", flush=True)
+    print(f"{len(tasks)} mutants, {survived} survived")
+    return survived
+
+
 def _same_hashes() -> None:
     """Sets of strings are walked in an order that differs between processes unless their hashes are fixed."""
     if os.environ.get("PYTHONHASHSEED") != "0":
@@ -101,6 +131,9 @@ def main(
     twice: Annotated[bool, typer.Option("--twice", help="Play each seed twice and compare the traces.")] = False,
     trace: Annotated[bool, typer.Option("--trace", help="With --seed: print everything that happens.")] = False,
     folder: Annotated[Path | None, typer.Option(help="Where the disks go; in memory by default.")] = None,
+    mutants: Annotated[
+        bool, typer.Option("--mutants", help="Play up to --seeds with each deliberate bug; all must be caught.")
+    ] = False,
     minutes: Annotated[float, typer.Option(help="Go on with new seeds for so long instead.")] = 0.0,
 ) -> None:
     """Play worlds of 3 to 5 whole nodes under every fault there is; ends with 1 when a promise was broken.
@@ -108,6 +141,8 @@ def main(
     A seed decides everything: a failing one is a bug report. See docs/testing.md.
     """
     _same_hashes()
+    if mutants:
+        raise typer.Exit(1 if _hunt_all(seeds, operations, folder, jobs) else 0)
     if seed is not None and trace:
         result = play(seed, operations, folder, trace=True)
         _report([result], 0.0)

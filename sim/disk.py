@@ -22,7 +22,7 @@ import shutil
 import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
@@ -85,6 +85,8 @@ class SimDisk:
     trouble: Trouble = field(default_factory=Trouble)
     life: int = 0
     unsynced: list[Unsynced] = field(default_factory=list)
+    dropped: list[Unsynced] = field(default_factory=list)
+    """Bytes whose sync failed: the kernel takes them for clean and may forget them, power cut or not."""
     entries: list[Entry] = field(default_factory=list)
     damaged: set[int] = field(default_factory=set)
     """Slots whose database was damaged on purpose."""
@@ -112,6 +114,22 @@ class SimDisk:
         if self.unsynced:
             self.unsynced = [write for write in self.unsynced if write.inode != inode]
 
+    def sync_failed(self, inode: int) -> None:
+        """Nobody knows what of a file's bytes is durable, and no later sync makes them so."""
+        self.dropped += [write for write in self.unsynced if write.inode == inode]
+        self.file_synced(inode)
+
+    def all_synced(self) -> None:
+        """Everything is durable, SQLite's logs too."""
+        self.unsynced.clear()
+        self.entries.clear()
+        for log in self.folder.glob("**/*.sqlite3-wal"):
+            with open(log, "rb") as file:
+                head = file.read(32)
+            if len(head) == 32:
+                frame = 24 + int.from_bytes(head[8:12], "big")
+                self._checkpointed[self.relative(log), head[16:24]] = (log.stat().st_size - 32) // frame
+
     def folder_synced(self, path: Path) -> None:
         """A folder's entries are durable."""
         if not self.entries:
@@ -127,19 +145,28 @@ class SimDisk:
     def crash(self, *, power: bool) -> None:
         """The machine's process is dead: put what it finds when it starts again into a new folder."""
         old = self.folder
-        inodes = self._inodes(old) if power else {}
+        lost = [*self.dropped, *self.unsynced] if power else self.dropped
+        inodes = self._inodes(old, [*self.dropped, *self.unsynced])
         self.life += 1
         new = self.folder
         shutil.copytree(old, new, symlinks=True, ignore=shutil.ignore_patterns("*-shm", "lock"))
         self._lose_databases(old, new, lose=power)
+        self._lose_bytes(new, lost, inodes)
+        self.dropped.clear()
         if power:
-            self._lose_bytes(new, inodes)
             self._lose_entries(new)
-        self.unsynced.clear()
-        self.entries.clear()
+            self.unsynced.clear()
+            self.entries.clear()
+        else:
+            # The system goes on: what the process did not sync is there, and still only in memory.
+            self.unsynced = [
+                replace(write, inode=(new / inodes[write.inode]).stat().st_ino)
+                for write in self.unsynced
+                if write.inode in inodes
+            ]
 
-    def _inodes(self, folder: Path) -> dict[int, Path]:
-        wanted = {write.inode for write in self.unsynced}
+    def _inodes(self, folder: Path, writes: list[Unsynced]) -> dict[int, Path]:
+        wanted = {write.inode for write in writes}
         found: dict[int, Path] = {}
         if wanted:
             for base, _, names in os.walk(folder):
@@ -150,9 +177,9 @@ class SimDisk:
                         found[inode] = path.relative_to(folder)
         return found
 
-    def _lose_bytes(self, new: Path, inodes: dict[int, Path]) -> None:
+    def _lose_bytes(self, new: Path, lost: list[Unsynced], inodes: dict[int, Path]) -> None:
         by_inode: dict[int, list[Unsynced]] = {}
-        for write in self.unsynced:
+        for write in lost:
             if write.inode in inodes:
                 by_inode.setdefault(write.inode, []).append(write)
         for inode, writes in by_inode.items():
@@ -310,7 +337,7 @@ class SimFileOps(FileOps):
     def _changed(self, parent: Path, what: str, undo: Callable[[Path], None]) -> None:
         disk = self._disk
         if parent.is_relative_to(disk.folder):
-            disk.entries.append(Entry(parent, what, undo))
+            disk.entries.append(Entry(disk.relative(parent), what, undo))
 
     # -- the calls
 
@@ -329,8 +356,13 @@ class SimFileOps(FileOps):
         return super().write_at(fd, buffers, offset)
 
     def fdatasync(self, fd: int) -> None:
-        self._enter(sync=True)
-        self._disk.file_synced(os.fstat(fd).st_ino)
+        inode = os.fstat(fd).st_ino
+        try:
+            self._enter(sync=True)
+        except OSError:
+            self._disk.sync_failed(inode)
+            raise
+        self._disk.file_synced(inode)
 
     def fsync(self, fd: int) -> None:
         self.fdatasync(fd)
@@ -339,7 +371,11 @@ class SimFileOps(FileOps):
         if not path.is_dir():
             raise FileNotFoundError(errno.ENOENT, "no such folder", str(path))
         self._enter(sync=True)
-        self._disk.folder_synced(path)
+        self._disk.folder_synced(self._disk.relative(path))
+
+    def sync_filesystem(self, path: Path) -> None:
+        self._enter(sync=True)
+        self._disk.all_synced()
 
     def allocate(self, fd: int, size_bytes: int) -> None:
         self._enter(writes=True)

@@ -93,6 +93,8 @@ class SimLoop(asyncio.BaseEventLoop):
         super().__init__()
         self._now = 0.0
         self._hub = getcurrent()
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._order = itertools.count()
         self.turns = 0
         self.turns_max = 0
         """How many callbacks may run in all; 0: any number. A livelock in virtual time ends here."""
@@ -104,29 +106,38 @@ class SimLoop(asyncio.BaseEventLoop):
     def time(self) -> float:
         return self._now
 
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        # Timers of one instant go in the order in which they were set.
+        heapq.heappush(self._timers, (when, next(self._order), timer))
+        return timer
+
     def create_future(self) -> SimFuture:
         return SimFuture(loop=self)
 
     def _write_to_self(self) -> None:
         """Nobody has to be woken: there is one thread."""
 
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """It is passed over when its time comes."""
+
     def _process_events(self, event_list: list[Any]) -> None:
         """There are none."""
 
     def _run_once(self) -> None:
-        ready, scheduled = self._ready, self._scheduled  # type: ignore[attr-defined]
+        ready, timers = self._ready, self._timers  # type: ignore[attr-defined]
         while not ready:
-            if not scheduled:
+            if not timers:
                 raise Deadlock("nothing is ready, and nothing will ever be")
-            timer = heapq.heappop(scheduled)
-            timer._scheduled = False
+            when, _, timer = heapq.heappop(timers)
             if not timer._cancelled:
-                self._now = max(self._now, timer._when)
+                self._now = max(self._now, when)
                 ready.append(timer)
         now = self._now
-        while scheduled and scheduled[0]._when <= now:
-            timer = heapq.heappop(scheduled)
-            timer._scheduled = False
+        while timers and timers[0][0] <= now:
+            timer = heapq.heappop(timers)[2]
             if not timer._cancelled:
                 ready.append(timer)
         for _ in range(len(ready)):

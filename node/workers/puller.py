@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -71,12 +72,18 @@ class Puller:
         if task is None:
             task = asyncio.get_running_loop().create_task(self._stage(slot, version, others))
             self._staging[version.blob_id] = task
-            task.add_done_callback(lambda _: self._staging.pop(version.blob_id, None))
+            task.add_done_callback(partial(self._staged, version.blob_id))
         done, _ = await asyncio.wait({task}, timeout=NOW_PATIENCE_S)
         if not done:
             raise PeerTimeout(f"blob {version.blob_id} is still being fetched; it will be here for a later attempt")
         task.result()
         return None
+
+    def _staged(self, blob_id: str, task: asyncio.Task[None]) -> None:
+        self._staging.pop(blob_id, None)
+        # Whoever asked may have stopped waiting.
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.info("blob not fetched", blob_id=blob_id, error=str(error))
 
     async def _stage(self, slot: int, version: Version, others: list[str]) -> None:
         assert self.source is not None

@@ -284,3 +284,16 @@ async def test_an_abort_from_elsewhere_ends_a_writer(kit, tmp_path: Path):
     with pytest.raises((StorageError, DigestMismatch)):
         await finishing
     assert _left(tmp_path / "d") == []
+
+
+async def test_bytes_that_come_after_the_disk_was_closed(kit, tmp_path: Path):
+    """Found by the simulation of whole nodes: an upload under way at a stop was an internal error."""
+    store = await kit.open(tmp_path / "d")
+    staging = await store.stage(1, kit.mint(), chunk_bytes=CHUNK, size=None)
+    await staging.write(b"x" * 10)
+    await store.close()
+    with pytest.raises(StorageError, match="given up"):
+        await staging.write(b"y")
+    with pytest.raises(StorageError, match="given up"):
+        await staging.finish((), None)
+    await staging.abort()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
+import msgspec
 import pytest
 
 from amberblob.clock import SeededRandomness
-from amberblob.errors import OutcomeUnknown, PeerUnreachable
+from amberblob.errors import OutcomeUnknown, PeerTimeout, PeerUnreachable
 from amberblob.ids import content_hash
 from amberblob.manifest import ChunkRef, Version
 from chunkstore.interface import BlobState
@@ -305,6 +307,26 @@ async def test_a_pull_that_fails_leaves_nothing():
 
 
 # ---- Sweeper
+
+
+async def test_a_fetch_that_fails_after_its_asker_went_away_is_heard_of(monkeypatch):
+    """Found by the simulation of whole nodes: the loop told of an exception that nobody had retrieved."""
+    monkeypatch.setattr(puller_module, "NOW_PATIENCE_S", 0.01)
+    unheard: list[dict] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+    async with cluster() as made:
+        view = await put(made[1], "p", content(STAGED))
+        await made.settle()
+        held = made.net.fault("ReadChunk", "hold", to="n1", source="n3")
+        made.net.down.add("n2")
+        unknown = msgspec.structs.replace(view.version, blob_id="01ARZ3NDEKTSV4RRFFQ69G5FAV")
+        with pytest.raises(PeerTimeout):
+            await made[3].puller.now(made.slot("p"), unknown, ("n1",))
+        held.released.set()
+        await until(lambda: not made[3].puller._staging)
+        gc.collect()
+        await asyncio.sleep(0)
+        assert unheard == []
 
 
 async def test_the_sweeper_removes_what_is_old_and_nobody_refers_to():

@@ -1,0 +1,128 @@
+"""The real code with one thing wrong at a time: what the worlds have to notice, or they prove nothing.
+
+``python -m sim --mutants`` plays seeds with each until a promise is broken, and fails if one survives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+from amberblob.ballot import BALLOT_ZERO, EMPTY_REGISTER, Register
+from chunkstore.core import DiskCore
+from chunkstore.files import BlobFiles
+from chunkstore.journal import Journal
+from chunkstore.pool import SlotPool
+from chunkstore.staging import ChunkWriter
+from node.protocol.quorum import Finding
+from node.protocol.read import Read, ReadRound
+from node.protocol.replica import ReplicaSlot
+from sim.disk import SimFileOps
+
+MUTANTS: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {}
+
+
+def mutant(make: Callable[[], contextlib.AbstractContextManager[Any]]) -> Callable[[], Any]:
+    """Register a mutant under its function's name."""
+    MUTANTS[make.__name__.replace("_", "-")] = make
+    return make
+
+
+@mutant
+def acknowledged_before_the_sync() -> contextlib.AbstractContextManager[Any]:
+    async def durable(self: Journal, position: int) -> None:
+        self.raise_if_failed()
+
+    return mock.patch.object(Journal, "durable", durable)
+
+
+@mutant
+def synced_only_in_name() -> contextlib.AbstractContextManager[Any]:
+    return mock.patch.object(SimFileOps, "fdatasync", lambda self, fd: self._enter(sync=True))
+
+
+@mutant
+def folders_never_synced() -> contextlib.AbstractContextManager[Any]:
+    return mock.patch.object(SimFileOps, "fsync_dir", lambda self, path: self._enter(sync=True))
+
+
+@mutant
+def chunks_never_synced() -> contextlib.AbstractContextManager[Any]:
+    import os
+
+    return mock.patch.object(ChunkWriter, "sync_chunk", lambda self, fd: os.close(fd))
+
+
+@mutant
+def unfinished_databases_believed() -> contextlib.AbstractContextManager[Any]:
+    return mock.patch.object(SlotPool, "remake_unfinished", lambda self, slot: None)
+
+
+@mutant
+def chunks_not_verified() -> contextlib.AbstractContextManager[Any]:
+    def read(self: BlobFiles, slot: int, blob_id: str, path: Any, wanted_id: str, wanted_len: int | None) -> bytes:
+        return bytes(path.read_bytes())
+
+    return mock.patch.object(BlobFiles, "_read", read)
+
+
+@mutant
+def a_promise_that_a_restart_forgets() -> contextlib.AbstractContextManager[Any]:
+    original = ReplicaSlot.__init__
+
+    def init(self: ReplicaSlot, state: Any, **options: Any) -> None:
+        original(self, state, **options)
+        self._floor = BALLOT_ZERO
+
+    return mock.patch.object(ReplicaSlot, "__init__", init)
+
+
+@mutant
+def commit_ignores_a_newer_promise() -> contextlib.AbstractContextManager[Any]:
+    original = ReplicaSlot.commit
+
+    def commit(self: ReplicaSlot, state: Any, message: Any, register: Register, here: Any) -> Any:
+        promised = self._promises.pop(message.path, None)
+        actions = original(self, state, message, register, here)
+        if promised is not None:
+            self._promises[message.path] = promised
+        return actions
+
+    return mock.patch.object(ReplicaSlot, "commit", commit)
+
+
+@mutant
+def a_read_asks_one_replica() -> contextlib.AbstractContextManager[Any]:
+    def answer(self: ReadRound, node: str, reply: Any) -> Read:
+        finding = Finding(
+            getattr(reply, "accepted", None), getattr(reply, "record", None), decided=True, holders=(node,)
+        )
+        return Read(finding, {node: reply})
+
+    return mock.patch.object(ReadRound, "answer", answer)
+
+
+@mutant
+def a_lost_register_is_empty() -> contextlib.AbstractContextManager[Any]:
+    """A database that was lost keeps its old name, so that its empty memory votes."""
+    original = SlotPool.retire
+
+    def retire(self: SlotPool, slot: int, why: str) -> Any:
+        with mock.patch.object(self, "_mint", lambda: self._identity.disk_id):
+            return original(self, slot, why)
+
+    return mock.patch.object(SlotPool, "retire", retire)
+
+
+@mutant
+def a_register_out_of_memory_is_empty() -> contextlib.AbstractContextManager[Any]:
+    original = DiskCore.load
+
+    async def load(self: DiskCore, slot: int, path: str) -> Register:
+        if self.overlay.peek(slot, path) is None and slot in self.overlay.known():
+            self.overlay.loaded(slot, path, EMPTY_REGISTER, 0)
+        return await original(self, slot, path)
+
+    return mock.patch.object(DiskCore, "load", load)
