@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -15,7 +16,28 @@ from typing import Annotated
 
 import typer
 
+from sim.shape import FAULTS
+
 SEEDS_PER_PROCESS = 25
+FIRING_SEEDS = 200
+FIRES = (
+    *FAULTS,
+    "acknowledged versions",
+    "bytes read",
+    "client gave up",
+    "cut database log",
+    "cut message",
+    "disk full",
+    "doubled message",
+    "late message",
+    "lost answer",
+    "lost database",
+    "lost folder entry",
+    "lost message",
+    "lost write",
+    "torn write",
+)
+"""What must really have happened in a run of that many seeds; else the run shows nothing."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -114,6 +136,12 @@ def _hunt_all(seeds: int, operations: int, folder: Path | None, jobs: int) -> in
     return survived
 
 
+def _of_commit() -> int:
+    """A number that each commit has for itself."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+    return 1_000_000 + int(commit[:8], 16)
+
+
 def _same_hashes() -> None:
     """Sets of strings are walked in an order that differs between processes unless their hashes are fixed."""
     if os.environ.get("PYTHONHASHSEED") != "0":
@@ -126,6 +154,9 @@ def main(
     seed: Annotated[int | None, typer.Option(help="Play this one seed.")] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds to play.", min=1)] = 100,
     first: Annotated[int, typer.Option(help="The first of them.")] = 1,
+    of_commit: Annotated[
+        bool, typer.Option("--of-commit", help="Take the second half of the seeds from the commit that is checked out.")
+    ] = False,
     operations: Annotated[int, typer.Option(help="Operations of the clients in each.", min=1)] = 200,
     jobs: Annotated[int, typer.Option(help="Processes.", min=1)] = os.cpu_count() or 1,
     twice: Annotated[bool, typer.Option("--twice", help="Play each seed twice and compare the traces.")] = False,
@@ -148,6 +179,10 @@ def main(
         _report([result], 0.0)
         raise typer.Exit(1 if result.story else 0)
     wanted = [seed] if seed is not None else list(range(first, first + seeds))
+    if of_commit:
+        other = _of_commit()
+        wanted[seeds // 2 :] = range(other, other + seeds - seeds // 2)
+        print(f"seeds {wanted[0]} to {wanted[seeds // 2 - 1]}, and {other} to {wanted[-1]}", flush=True)
     began = time.perf_counter()
     results: list[Result] = []
     while True:
@@ -165,6 +200,10 @@ def main(
         again = {result.seed: result for result in _many(wanted, operations, folder, jobs)}
         different = [r.seed for r in results if r.seed in again and again[r.seed].digest != r.digest]
     _report(results, time.perf_counter() - began)
+    asleep = [fault for fault in FIRES if not sum(result.fired[fault] for result in results)]
+    if len(results) >= FIRING_SEEDS and asleep:
+        print(f"never happened in {len(results)} seeds: {', '.join(asleep)}")
+        raise typer.Exit(1)
     if different:
         print(f"not deterministic: seeds {different} gave two different traces")
     elif twice:

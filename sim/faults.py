@@ -17,6 +17,10 @@ EXPECTED_AT_START = ("simulated:", "free room", "in reserve")
 """What a start may fail for: the faults that are injected, and their consequences while they last."""
 
 
+FAULTS_MAX = 150
+"""In one world; a few seeds would else do little but start nodes."""
+
+
 class Faults:
     """Breaks machines, disks and links of a world; :meth:`heal` ends it all."""
 
@@ -35,7 +39,7 @@ class Faults:
     async def breaking(self) -> None:
         """One fault after another."""
         world, random = self._world, self._random
-        while not self._over:
+        for _ in range(FAULTS_MAX):
             await asyncio.sleep(random.expovariate(1.0) * world.shape.fault_gap_s)
             self._strike(random.choice(world.shape.faults))
 
