@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +17,10 @@ from typing import Annotated
 
 import typer
 
+from sim.check import WrongHistory
+from sim.mutants import MUTANTS
 from sim.shape import FAULTS
+from sim.world import World
 
 SEEDS_PER_PROCESS = 25
 FIRING_SEEDS = 200
@@ -57,9 +61,6 @@ class Result:
 
 def play(seed: int, operations: int = 200, folder: Path | None = None, *, trace: bool = False) -> Result:
     """Run one seed to its end."""
-    from sim.check import WrongHistory
-    from sim.world import World
-
     # What is left of a killed process ends at the end, and not quietly.
     sys.unraisablehook = lambda _: None
     # A collection at a moment that no seed decides would end coroutines of the dead.
@@ -70,16 +71,11 @@ def play(seed: int, operations: int = 200, folder: Path | None = None, *, trace:
     try:
         world.run()
     except Exception as error:
-        path = error.path if isinstance(error, WrongHistory) else None
-        result.story = world.story(error, path=path)
-        if not isinstance(error, AssertionError):
-            import traceback
-
-            result.story += "\n" + "".join(traceback.format_exception(error)[-12:])
-        elif error.__cause__ is not None:
-            import traceback
-
-            result.story += "\n" + "".join(traceback.format_exception(error.__cause__)[-12:])
+        where = (error.path, error.until_s) if isinstance(error, WrongHistory) else (None, None)
+        cause = error.__cause__ if isinstance(error, AssertionError) else error
+        result.story = world.story(error, path=where[0], until_s=where[1])
+        if cause is not None:
+            result.story += "\n" + "".join(traceback.format_exception(cause)[-12:])
     finally:
         # Collected only once everything of this world has come to rest.
         gc.enable()
@@ -108,8 +104,6 @@ def _play_one(task: tuple[int, int, Path | None]) -> Result:
 
 def _hunt(task: tuple[str, int, int, Path | None]) -> tuple[str, int, str]:
     """Play seeds with a mutant until it is caught; its name, the number of seeds (0: it survived), and how."""
-    from sim.mutants import MUTANTS
-
     name, seeds, operations, folder = task
     with MUTANTS[name]():
         for seed in range(1, seeds + 1):
@@ -121,8 +115,6 @@ def _hunt(task: tuple[str, int, int, Path | None]) -> tuple[str, int, str]:
 
 def _hunt_all(seeds: int, operations: int, folder: Path | None, jobs: int) -> int:
     """Hunt every mutant; how many survived."""
-    from sim.mutants import MUTANTS
-
     survived = 0
     tasks = [(name, seeds, operations, folder) for name in MUTANTS]
     with multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=1) as pool:

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 class WrongHistory(Violation):
     """Of one path; the story tells of that one only."""
 
-    def __init__(self, path: str, text: str) -> None:
+    def __init__(self, path: str, text: str, until_s: float | None = None) -> None:
         super().__init__(text)
         self.path = path
+        self.until_s = until_s
+        """What began later has nothing to do with it."""
 
 
 async def judge(world: World) -> None:
@@ -184,4 +186,5 @@ def _history(world: World, path: str) -> None:
     if found.verdict is None:
         world.fired["searches given up"] += 1
     elif not found.verdict:
-        raise WrongHistory(path, f"no order of the operations explains what {found.stuck} was told")
+        until_s = found.stuck.ended if found.stuck is not None else None
+        raise WrongHistory(path, f"no order of the operations explains what {found.stuck} was told", until_s)

@@ -140,11 +140,10 @@ class Faults:
                 self._to_damage = True
             case "bad network":
                 network = self._world.network
-                before = network.loss, network.spikes
                 network.loss, network.spikes = random.choice((0.05, 0.3, 0.7)), random.choice((0.0, 0.2))
 
                 def back() -> None:
-                    network.loss, network.spikes = before
+                    network.loss, network.spikes = self._world.shape.loss, self._world.shape.spikes
 
                 self._for_a_while(f"bad network: loses {network.loss}", back)
             case _:

@@ -1,6 +1,8 @@
 """The real code with one thing wrong at a time: what the worlds have to notice, or they prove nothing.
 
-``python -m sim --mutants`` plays seeds with each until a promise is broken, and fails if one survives.
+``python -m sim --mutants`` plays seeds with each until a promise is broken, and fails if one survives. These are the bugs
+of what stands around the protocol; those of the protocol itself have thousands of smaller worlds to be caught in
+(``sim.model``, ``tests/unit/node/protocol/mutants.py``): a promise that a restart forgets needs three coincidences at once.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-from amberblob.ballot import BALLOT_ZERO, EMPTY_REGISTER, Register
+from amberblob.ballot import EMPTY_REGISTER, Register
 from chunkstore.core import DiskCore
 from chunkstore.files import BlobFiles
 from chunkstore.journal import Journal
@@ -66,17 +68,6 @@ def chunks_not_verified() -> contextlib.AbstractContextManager[Any]:
         return bytes(path.read_bytes())
 
     return mock.patch.object(BlobFiles, "_read", read)
-
-
-@mutant
-def a_promise_that_a_restart_forgets() -> contextlib.AbstractContextManager[Any]:
-    original = ReplicaSlot.__init__
-
-    def init(self: ReplicaSlot, state: Any, **options: Any) -> None:
-        original(self, state, **options)
-        self._floor = BALLOT_ZERO
-
-    return mock.patch.object(ReplicaSlot, "__init__", init)
 
 
 @mutant

@@ -80,7 +80,7 @@ class Shape:
             read_quorum=0 if random.random() < 0.9 else random.randint(majority, votes),
             clients=random.choice((2, 4, 8)),
             operations=operations,
-            paths=random.choice((3, 6, 12)),
+            paths=random.choice((1, 3, 6, 12)),
             liked=random.choice(("put", "delete", "restore", "read", "mixed")),
             staged=random.choice((0.0, 0.05, 0.25)),
             think_s=random.choice((0.02, 0.2, 0.8)),

@@ -25,6 +25,15 @@ from sim.shape import Shape
 
 CHUNK_BYTES = 64 * 1024
 _HASH = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{56}\b")
+EVENTS_SHOWN = 40
+CALLS_SHOWN = 40
+_SHORTER = (
+    ("Conditions", ""),
+    ("absent=False, ", ""),
+    ("etags=(), ", ""),
+    (", version=None", ""),
+    (", version_max=None", ""),
+)
 PROGRESS_S = 60.0
 """Within this virtual time after the healing everything must work again through every node."""
 
@@ -231,11 +240,24 @@ class World:
 
     # -- for people
 
-    def story(self, error: BaseException, *, path: str | None = None) -> str:
+    def story(self, error: BaseException, *, path: str | None = None, until_s: float | None = None) -> str:
         """What happened, short enough to be read."""
-        calls = [call for call in self.calls if path is None or call.path == path]
-        lines = [f"seed {self.seed}: {error}", f"world: {self.shape}", "events:", *self.events[-60:], "operations:"]
-        return _HASH.sub(r"\1", "\n".join([*lines, *(str(call) for call in calls[-60:])]))
+        last_s = self.loop.time() if until_s is None else until_s
+        calls = [call for call in self.calls if path in (None, call.path) and call.invoked <= last_s]
+        events = [line for line in self.events if float(line[:9]) <= last_s]
+        told = [call for call in calls if not call.void]
+        lines = [
+            f"seed {self.seed}: {error}",
+            f"world: {self.shape}",
+            "the last events:",
+            *events[-EVENTS_SHOWN:],
+            f"the last operations ({len(calls) - len(told)} of {len(calls)} certainly did nothing and are left out):",
+            *(str(call) for call in told[-CALLS_SHOWN:]),
+        ]
+        text = _HASH.sub(r"\1", "\n".join(lines))
+        for long, short in _SHORTER:
+            text = text.replace(long, short)
+        return text
 
 
 def _memory() -> Path | None:
