@@ -7,6 +7,7 @@ a round ends are left to run into their own timeouts: a third replica's accept i
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, assert_never
 
@@ -73,6 +74,7 @@ class Coordinator:
         self._write_timeout_s = write_timeout_s
         self._read_timeout_s = read_timeout_s
         self._tasks: set[asyncio.Task[None]] = set()
+        self.turns = Turns()
         self._closed = False
         self._learns = Learns(peers, self.spawn, timeout_s=peer_timeout_s)
 
@@ -109,7 +111,7 @@ class Coordinator:
             may_be_retry=write_id is not None,
             hear=hear,
         )
-        run = _Run(self, electorate.slot, round_)
+        run = _Run(self, electorate.slot, path, round_)
         outcome = await run.outcome(self._write_timeout_s)
         self._counters.met_counter(electorate.slot, round_.counter)
         if isinstance(outcome, Rejected):
@@ -217,23 +219,75 @@ class Coordinator:
             task.cancel()
 
 
+class Turns:
+    """One round at a time per path, first come, first served.
+
+    Rounds of one node on one path only get into each other's way: each PREPARE refuses the COMMITs of all before it.
+    With dozens of them none comes through. So only nodes are rivals, and there are few of those.
+    """
+
+    def __init__(self) -> None:
+        self._queues: dict[str, deque[asyncio.Future[None]]] = {}
+
+    def take(self, path: str) -> asyncio.Future[None]:
+        """Stand in line; done when it is one's turn."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue = self._queues.setdefault(path, deque())
+        queue.append(turn)
+        if len(queue) == 1:
+            turn.set_result(None)
+        return turn
+
+    def leave(self, path: str, turn: asyncio.Future[None]) -> None:
+        """Let the next one have it, whether one's turn had come or not."""
+        queue = self._queues[path]
+        queue.remove(turn)
+        if not queue:
+            del self._queues[path]
+        elif not queue[0].done():
+            queue[0].set_result(None)
+
+
 class _Run:
     """One round on its way."""
 
-    def __init__(self, coordinator: Coordinator, slot: int, round_: WriteRound) -> None:
+    def __init__(self, coordinator: Coordinator, slot: int, path: str, round_: WriteRound) -> None:
         self._slot = slot
+        self._path = path
         self._coordinator = coordinator
         self._round = round_
         self._loop = asyncio.get_running_loop()
         self._done: asyncio.Future[Outcome] = self._loop.create_future()
+        self._started = False
 
     async def outcome(self, timeout_s: float) -> Outcome:
-        timer = self._loop.call_later(timeout_s, lambda: self._carry_out(self._round.deadline()))
+        """The round's end, at the latest when ``timeout_s`` is over. It starts when the path's turn is its own."""
+        timer = self._loop.call_later(timeout_s, self._deadline)
+        turns = self._coordinator.turns
+        turn = turns.take(self._path)
         try:
-            self._carry_out(self._round.start())
+            if not turn.done():
+                await asyncio.wait((turn, self._done), return_when=asyncio.FIRST_COMPLETED)
+                # A rival may have gone far ahead meanwhile.
+                self._round.counter = max(self._round.counter, self._coordinator.counter(self._slot))
+            if not self._done.done():
+                self._started = True
+                self._carry_out(self._round.start())
             return await self._done
         finally:
             timer.cancel()
+            turns.leave(self._path, turn)
+
+    def _deadline(self) -> None:
+        if self._started:
+            self._carry_out(self._round.deadline())
+        elif not self._done.done():
+            error = NotReady(
+                "So many writes of this object wait on this node that its turn did not come in time. Nothing was applied: "
+                "try again later, or write it less often.",
+                code="contended",
+            )
+            self._done.set_result(Rejected(error))
 
     def _carry_out(self, actions: list[Action]) -> None:
         for action in actions:

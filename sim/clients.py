@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from multidict import CIMultiDict, CIMultiDictProxy
-
 from amberblob.errors import (
     AmberError,
     DiskFull,
@@ -185,10 +183,7 @@ class Client:
         """What the node's HTTP layer does with the request."""
         if call.kind in READS:
             return await self._look(objects, call)
-        told: CIMultiDict[str] = CIMultiDict({"X-Amber-Write-Id": call.write_id or ""})
-        if not call.doubtful:
-            told["X-Amber-Attempt"] = "first"
-        headers = CIMultiDictProxy(told)
+        repeat = call.doubtful
         path, version, conditions, write_id = call.path, call.version, call.conditions, call.write_id
         match call.kind:
             case "put":
@@ -201,17 +196,17 @@ class Client:
                     digests=(),
                     write_id=write_id,
                 )
-                view = await outcome_of(objects.put(path, pieces(body), options), headers)
+                view = await outcome_of(objects.put(path, pieces(body), options), repeat=repeat)
                 if view.version.etag != call.content:
                     raise Violation(f"{call} was told the etag {view.version.etag}")
                 return ("ok", view.version.version)
             case "restore":
                 restoring = objects.restore(path, version=version, conditions=conditions, write_id=write_id)
-                view = await outcome_of(restoring, headers)
+                view = await outcome_of(restoring, repeat=repeat)
                 return ("done", view.version.version)
             case _:
                 deleting = objects.delete(path, version=version, conditions=conditions, write_id=write_id)
-                await outcome_of(deleting, headers)
+                await outcome_of(deleting, repeat=repeat)
                 return ("ok",)
 
     async def _look(self, objects: Objects, call: Call) -> tuple[Any, ...]:

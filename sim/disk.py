@@ -119,17 +119,6 @@ class SimDisk:
         self.dropped += [write for write in self.unsynced if write.inode == inode]
         self.file_synced(inode)
 
-    def all_synced(self) -> None:
-        """Everything is durable, SQLite's logs too."""
-        self.unsynced.clear()
-        self.entries.clear()
-        for log in self.folder.glob("**/*.sqlite3-wal"):
-            with open(log, "rb") as file:
-                head = file.read(32)
-            if len(head) == 32:
-                frame = 24 + int.from_bytes(head[8:12], "big")
-                self._checkpointed[self.relative(log), head[16:24]] = (log.stat().st_size - 32) // frame
-
     def folder_synced(self, path: Path) -> None:
         """A folder's entries are durable."""
         if not self.entries:
@@ -372,10 +361,6 @@ class SimFileOps(FileOps):
             raise FileNotFoundError(errno.ENOENT, "no such folder", str(path))
         self._enter(sync=True)
         self._disk.folder_synced(self._disk.relative(path))
-
-    def sync_filesystem(self, path: Path) -> None:
-        self._enter(sync=True)
-        self._disk.all_synced()
 
     def allocate(self, fd: int, size_bytes: int) -> None:
         self._enter(writes=True)

@@ -128,7 +128,7 @@ class Faults:
             case "slow disk" | "full disk" | "sync error":
                 self._disk(machine, fault)
             case "clock jump":
-                machine.clock.skew_ms = random.choice((-3_600_000, -40_000, -500, 0, 500, 40_000))
+                machine.clock.skew_ms = random.choice((-3_600_000, -40_000, -500, 0, 500, 40_000, 3_600_000))
                 machine.clock.drift = random.choice((0.0, 0.01, -0.01))
                 self._world.fired[fault] += 1
                 self._note(f"clock jump: {name} by {machine.clock.skew_ms} ms")

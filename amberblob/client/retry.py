@@ -18,7 +18,15 @@ import aiohttp
 
 from amberblob.client.http import Answer, Http, Request
 from amberblob.clock import Clock, Randomness, SystemClock, SystemRandomness
-from amberblob.errors import AmberError, ConfigError, NotReady, OutcomeUnknown, PeerError, PeerUnreachable
+from amberblob.errors import (
+    AmberError,
+    ConfigError,
+    NotReady,
+    OutcomeUnknown,
+    PeerError,
+    PeerUnreachable,
+    RequestError,
+)
 
 ATTEMPT_HEADER = "X-Amber-Attempt"
 """``first`` as long as no attempt of the write can have been applied."""
@@ -131,7 +139,10 @@ class Retrying:
                 answer = await attempt(endpoints.urls[index], request, within_s=left_s)
             except AmberError as error:
                 if not worth_repeating(error):
-                    raise
+                    # A refusal of the request is about all its attempts; what a node says of itself only about this one.
+                    if isinstance(error, RequestError) or not any(map(maybe_applied, failures)):
+                        raise
+                    raise _give_up(request, [*failures, error], replayable=True) from error
                 endpoints.failed(index)
                 failures.append(error)
                 if maybe_applied(error) and ATTEMPT_HEADER in request.headers:

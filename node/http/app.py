@@ -26,6 +26,7 @@ from node.http.get import close_iterator
 from node.http.problem import internal_error, problem, unparsable
 from node.http.routes import OPEN_RESOURCES, route
 from node.http.target import Resource, parse_target
+from node.http.writes import may_be_repeat, not_hiding
 from node.service import NodeStatus, ObjectService
 
 SERVER_NAME = "AmberBlob"
@@ -140,8 +141,8 @@ class App:
                 raise BadRequest("This is HTTP/0.9 or older. Speak HTTP/1.1.")
             call.target = target = parse_target(call.request.raw_path)
             self._authorize(call, target.resource)
-            self._admit(target.resource)
             call.operation, handler = route(target.resource, call.request.method)
+            self._admit(target.resource, call)
             return await handler(self._context, call)
         except (RequestError, ClusterError) as error:
             return problem(error, call.request_id)
@@ -152,13 +153,16 @@ class App:
             _log.error("request_failed", operation=call.operation, error_type=type(error).__name__, exc_info=True)
             return problem(internal_error(), call.request_id)
 
-    def _admit(self, resource: Resource) -> None:
+    def _admit(self, resource: Resource, call: Call) -> None:
         if self._in_flight > self._requests_max and resource not in OPEN_RESOURCES:
-            raise NotReady(
+            error = NotReady(
                 f"{self._in_flight} requests are under way on this node, and it takes {self._requests_max}. "
                 "Nothing was applied: ask another node, or try again.",
                 code="overloaded",
             )
+            if call.request.method not in ("GET", "HEAD") and may_be_repeat(call.headers):
+                raise not_hiding(error)
+            raise error
 
     def _authorize(self, call: Call, resource: Resource) -> None:
         if self._token is None or resource in OPEN_RESOURCES:

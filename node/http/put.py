@@ -19,7 +19,7 @@ from node.http.digests import digests_of
 from node.http.parameters import version_of
 from node.http.refusals import ExpectationFailed, RequestTimeout
 from node.http.views import META_PREFIX, version_headers, written_json
-from node.http.writes import outcome_of, write_id_of
+from node.http.writes import may_be_repeat, outcome_of, write_id_of
 from node.service import PutOptions
 
 PARAMETERS = frozenset(("version",))
@@ -35,10 +35,11 @@ async def put(context: Context, call: Call) -> Answer:
     path = call.path()
     query = call.query(PARAMETERS)
     options = _options(call.request, version_of(query))
+    repeat = may_be_repeat(call.headers)
     expects_continue = _expects_continue(call.request)
     # From here on the request itself is fine. The client is told to go on when the body is first asked for.
     body = _body(call.request, expects_continue, context.body_stall_s)
-    view = await outcome_of(context.service.put(path, body, options), call.headers)
+    view = await outcome_of(context.service.put(path, body, options), repeat=repeat)
     headers = version_headers(view.version)
     headers["Location"] = "/objects/" + encode_path(path)
     return json_answer(201, written_json(view), headers)

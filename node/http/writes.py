@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import structlog
 
-from amberblob.errors import ClusterError, DiskFull, NotReady, OutcomeUnknown, QuorumUnavailable, RequestError
+from amberblob.errors import AmberError, ClusterError, DiskFull, OutcomeUnknown, RequestError
 from amberblob.limits import WRITE_ID_CHARS_MAX
 from node.http.conditions import Headers, bad_header, single
 
@@ -45,28 +45,34 @@ def may_be_repeat(headers: Headers) -> bool:
     return attempt != "first" and single(headers, "X-Amber-Write-Id") is not None
 
 
-async def outcome_of(write: Awaitable[_T], headers: Headers) -> _T:
+def not_hiding(error: AmberError) -> OutcomeUnknown:
+    """What a repeated attempt is told when it applied nothing: a 503 or 507 must not hide what an earlier one may become."""
+    return OutcomeUnknown(
+        f"{error.detail} An earlier attempt with this X-Amber-Write-Id may have been applied, or may yet be: "
+        "repeat it with the same id to learn which.",
+        extra={**error.extra, "attempt": error.code},
+    )
+
+
+async def outcome_of(write: Awaitable[_T], *, repeat: bool) -> _T:
     """Wait for a write, and let nothing out of it but what a client may be told of a write.
 
     A refusal is a 4xx, a 503 says that nothing was or will be applied, and everything that was not foreseen is *unknown*:
     a plain 500 would say nothing about whether the write may still appear.
 
+    Args:
+        repeat: whether an earlier attempt may have been applied (:func:`may_be_repeat`).
+
     Raises:
         OutcomeUnknown: it failed in a way that says nothing about whether it was applied.
     """
-    repeat = may_be_repeat(headers)
     try:
         return await write
-    except (NotReady, QuorumUnavailable) as error:
-        if not repeat:
+    except (ClusterError, DiskFull) as error:
+        if not repeat or isinstance(error, OutcomeUnknown):
             raise
-        # This attempt applied nothing; but a 503 must not hide what an earlier one may still become.
-        raise OutcomeUnknown(
-            f"{error.detail} An earlier attempt with this X-Amber-Write-Id may have been applied, or may yet be: "
-            "repeat it with the same id to learn which.",
-            extra={**error.extra, "attempt": error.code},
-        ) from error
-    except (RequestError, ClusterError, DiskFull):
+        raise not_hiding(error) from error
+    except RequestError:
         raise
     except Exception as error:
         _log.exception("write_failed_unexpectedly", error_type=type(error).__name__)

@@ -509,6 +509,9 @@ class Api:
 async def api_of(cluster: Cluster) -> AsyncIterator[Api]:
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
+        # aiohttp repeats a broken PUT or DELETE in silence, which would count an answer for another request's.
+        assert session._retry_connection, "aiohttp has changed: does it still repeat requests?"
+        session._retry_connection = False
         yield Api(cluster, session)
 
 

@@ -9,12 +9,13 @@ import msgspec
 import pytest
 
 from amberblob.ballot import Ballot
-from amberblob.errors import NotReady, PeerTimeout, PeerUnreachable
+from amberblob.errors import NotReady, PeerTimeout, PeerUnreachable, PreconditionFailed
 from amberblob.manifest import ChunkRef, Record, Version
 from amberblob.wire import Commit, Discard, Done, Failed, Learn, Learnt, Ping, Prepare, Query, QueryHistory, Refused
 from chunkstore.interface import BlobState
 from node import learns as learns_module
 from node.learns import Learns
+from node.protocol.operations import Conditions
 from node.status import Status
 from node.workers.runner import Runner
 from tests.unit.node.objects.kit import STAGED, cluster, content, delete, get, look, put, table_of, until
@@ -427,3 +428,36 @@ async def test_peers_that_time_out_are_told_by_name():
         made.net.fault("Ping", "hold")
         with pytest.raises(PeerTimeout):
             await made[1].coordinator.call("n2", Ping(now_ms=0))
+
+
+async def test_writes_of_one_path_take_turns_on_a_node():
+    """Found by racing 32 clients for one path: rounds of one node refused each other's COMMITs until all ran out of time."""
+    async with cluster(request_timeout_s=30.0) as made:
+        results = await asyncio.gather(
+            *(put(made[1 + n % 3], "p", b"%d" % n, conditions=Conditions(absent=True)) for n in range(48)),
+            return_exceptions=True,
+        )
+        assert sum(not isinstance(result, BaseException) for result in results) == 1
+        assert sum(isinstance(result, PreconditionFailed) for result in results) == 47
+        assert all(not node.coordinator.turns._queues for node in made)
+
+
+async def test_a_write_whose_turn_does_not_come_was_not_applied():
+    async with cluster(request_timeout_s=30.0, peer_timeout_s=30.0) as made:
+        for node in ("n1", "n2", "n3"):
+            made.net.fault("Prepare", "hold", to=node, times=1)
+        first = asyncio.create_task(put(made[1], "p", b"1"))
+        await until(lambda: made.net.count("Prepare") == 3)
+        made[1].coordinator._write_timeout_s = 0.1
+        second = asyncio.create_task(put(made[1], "p", b"2"))
+        gone = asyncio.create_task(put(made[1], "p", b"3"))
+        await asyncio.sleep(0)
+        gone.cancel()
+        with pytest.raises(NotReady, match="turn did not come") as caught:
+            await second
+        assert caught.value.code == "contended" and caught.value.status == 503
+        assert made.net.count("Prepare") == 3
+        made.net.heal()
+        await first
+        await asyncio.gather(gone, return_exceptions=True)
+        assert not made[1].coordinator.turns._queues

@@ -217,3 +217,15 @@ def test_what_the_parser_raises_is_always_explained() -> None:
     for error in (None, ValueError("inside"), RuntimeError()):
         refusal = unparsable(error)
         assert refusal.status == 400 and "inside" not in refusal.detail
+
+
+async def test_a_node_with_too_much_to_do_hides_no_earlier_attempt() -> None:
+    async with serving(requests_max=0) as world:
+        answer = await world.ask("PUT", "/objects/a", body=b"x")
+        assert (answer.status, answer.problem["type"]) == (503, "overloaded")
+        answer = await world.ask("PUT", "/objects/a", "X-Amber-Write-Id: w", "X-Amber-Attempt: first", body=b"x")
+        assert (answer.status, answer.problem["type"]) == (503, "overloaded")
+        answer = await world.ask("PUT", "/objects/a", "X-Amber-Write-Id: w", body=b"x")
+        assert (answer.status, answer.problem["type"]) == (504, "outcome-unknown")
+        answer = await world.ask("GET", "/objects/a", "X-Amber-Write-Id: w")
+        assert (answer.status, answer.problem["type"]) == (503, "overloaded")

@@ -391,6 +391,22 @@ async def test_the_outcomes_of_a_write(world: World, error: BaseException, statu
 
 
 @pytest.mark.parametrize(
+    "error", [QuorumUnavailable("two are down"), NotReady("starting"), InsufficientStorage("no room"), DiskFull("none")]
+)
+async def test_no_refusal_of_a_repeated_write_hides_its_earlier_attempt(world: World, error: AmberError) -> None:
+    """The 507 was found by the nemesis: a write that was told "nothing was stored" appeared later."""
+    world.service.fail = error
+    for method, target in (("PUT", "/objects/a"), ("DELETE", "/objects/a"), ("POST", "/objects/a?restore")):
+        answer = await world.ask(method, target, "X-Amber-Write-Id: w")
+        assert (answer.status, answer.problem["type"]) == (504, "outcome-unknown")
+        assert answer.problem["attempt"] == error.code
+        answer = await world.ask(method, target, "X-Amber-Write-Id: w", "X-Amber-Attempt: first")
+        assert (answer.status, answer.problem["type"]) == (error.status, error.code)
+        answer = await world.ask(method, target, "X-Amber-Write-Id: w", "X-Amber-Attempt: third")
+        assert (answer.status, answer.problem["type"]) == (400, "bad-header")
+
+
+@pytest.mark.parametrize(
     ("error", "status", "code"),
     [
         (QuorumUnavailable("two are down"), 503, "quorum-unavailable"),
