@@ -34,6 +34,7 @@ from chunkstore.staging import (
 )
 
 T = TypeVar("T")
+_TASKS_S = 2.0
 Blob = tuple[int, str]
 
 
@@ -418,5 +419,7 @@ class Blobs:
         """Abort what is on its way in, and let end what cannot be stopped."""
         for staging in list(self._active.values()):
             await staging.abort()
-        while self._tasks:
-            await asyncio.wait(list(self._tasks))
+        # On a full disk a removal waits for room, perhaps for ever. It then ends as the databases do; the next start
+        # finds in the journal that the blob was given up.
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=_TASKS_S)

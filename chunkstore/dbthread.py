@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 import structlog
 
 from amberblob.clock import Clock
-from amberblob.errors import DiskFailed
+from amberblob.errors import DiskFailed, DiskFull
 from amberblob.limits import MIB
 from chunkstore.applier import Applier, DurableBatch
 from chunkstore.journal import CLOSED, FAILED_REMEDY
+from chunkstore.sqlite import is_full
 from chunkstore.threads import Threads
 
 _log = structlog.get_logger(__name__)
@@ -32,6 +33,9 @@ _INDEX_ROWS = 256
 _RETRY_CHECKPOINT_S = 1.0
 _RETRY_FULL_S = 1.0
 _CALLS_PER_TURN = 64
+
+
+FULL_REMEDY = "Free space on the disk or add some. A node needs a few MiB to start; what it holds is safe meanwhile."
 
 
 class _Call:
@@ -349,6 +353,8 @@ def _deliver(answers: list[tuple[_Call, Any, Exception | None]]) -> None:
             continue
         if error is None:
             call.future.set_result(value)
+        elif isinstance(error, sqlite3.Error) and is_full(error):
+            call.future.set_exception(DiskFull(f"a database needs room, and there is none: {error}. {FULL_REMEDY}"))
         elif isinstance(error, sqlite3.Error):
             call.future.set_exception(DiskFailed(f"a database cannot be read: {error}. {FAILED_REMEDY}"))
         else:

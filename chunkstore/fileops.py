@@ -7,12 +7,10 @@ raises ``OSError`` where it wants. All methods block and belong to worker thread
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import functools
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 Buffer = bytes | bytearray | memoryview
@@ -23,16 +21,6 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def is_no_room(error: OSError) -> bool:
     """Whether the error says that the disk is full (and not that it is broken)."""
     return error.errno in _NO_ROOM
-
-
-@functools.cache
-def _syncfs() -> Callable[[int], int] | None:
-    """The C library's syncfs, which sets errno; None where there is none."""
-    try:
-        function: Callable[[int], int] = ctypes.CDLL(None, use_errno=True).syncfs
-    except (OSError, AttributeError):
-        return None
-    return function
 
 
 class FileOps:
@@ -67,20 +55,6 @@ class FileOps:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self.fsync(fd)
-        finally:
-            os.close(fd)
-
-    def sync_filesystem(self, path: Path) -> None:
-        """Make everything on the file system of the folder ``path`` durable, whoever wrote it: bytes and names."""
-        syncfs = _syncfs()
-        if syncfs is None:
-            os.sync()
-            return
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            if syncfs(fd):
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number), str(path))
         finally:
             os.close(fd)
 

@@ -142,7 +142,10 @@ class BlobFiles:
 
     def _mark_incomplete(self, folder: Path) -> None:
         marker = folder / INCOMPLETE_NAME
-        if not marker.exists():
+        if marker.exists():
+            # Whoever put it there may have been killed before the sync.
+            self._ops.fsync_dir(folder)
+        else:
             self._ops.write_file(marker, b"A repair or a quarantine: not every chunk is here.\n")
 
     def _begin_mending(self, slot: int, blob_id: str) -> Path:
@@ -186,6 +189,10 @@ class BlobFiles:
             return False
         marker = folder / INCOMPLETE_NAME
         if marker.exists():
+            # A chunk that was found here may be a killed process's, who did not come to sync its name.
+            if chunks:
+                self._ops.fsync_dir(folder / "chunks")
+            self._ops.fsync_dir(folder)
             self._ops.unlink(marker)
             self._ops.fsync_dir(folder)
         return True
@@ -217,8 +224,17 @@ class BlobFiles:
                     count += 1
         return count
 
-    def sync_slot(self, slot: int) -> None:
-        """Make the folder entries of ``blobs`` and ``staging`` durable (a crash may have come before that)."""
-        for folder in (self.slot_folder(slot) / "blobs", self.staging_folder(slot)):
-            if folder.is_dir():
-                self._ops.fsync_dir(folder)
+    def sync_names(self) -> None:
+        """At start: make the folders of all slots durable, and the names of the blobs in them.
+
+        A process that was killed may have left some that only memory has. Who meets them takes them for durable, as
+        whoever makes them syncs them. (A folder under repair has its mark until what is in it is synced.)
+        """
+        slots = self._disk / "slots"
+        if not slots.is_dir():
+            return
+        for name in os.listdir(slots):
+            for folder in (slots / name / "blobs", slots / name / "staging", slots / name):
+                if folder.is_dir():
+                    self._ops.fsync_dir(folder)
+        self._ops.fsync_dir(slots)

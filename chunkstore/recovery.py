@@ -1,6 +1,7 @@
 """From a folder to a state: what happens between opening a disk and its first answer. Blocks.
 
-Belongs to the database thread. In order: what a killed process left unsynced is synced, the journal is judged (and its torn tail cut), leftovers in staging
+Belongs to the database thread. In order: the journal is judged (and its torn tail cut), names
+that a killed process left unsynced are synced, leftovers in staging
 are removed, every slot database is opened once (a lost one is replaced), what the databases lack is replayed
 from the journal, the index is filled if it has to be, and a new journal segment is begun.
 """
@@ -44,10 +45,7 @@ class SlotFacts:
 
 
 def recover_journal(disk: Path, disk_id: str, ops: FileOps, *, is_new: bool) -> Recovered:
-    """Judge and mend the journal. Raises JournalCorrupt, OSError."""
-    # A process that was killed may have left folders and renames that only memory has. Whoever meets them takes them
-    # for durable, because those who make them sync them; so they are made durable before anything is built on them.
-    ops.sync_filesystem(disk)
+    """Judge and mend the journal. Raises JournalCorrupt."""
     # A disk that died between its formatting and its first segment holds nothing yet.
     untouched = is_new or not (disk / "slots").exists()
     return recover(disk / "journal", disk_id, ops, is_new=untouched)
@@ -61,6 +59,7 @@ def recover_databases(
     Raises:
         JournalCorrupt: the databases are ahead of the journal, so a part of it is missing.
     """
+    files.sync_names()
     removed = files.clear_staging()
     if removed:
         _log.info("staging-cleared", folders=removed)
@@ -93,10 +92,7 @@ def recover_databases(
             files.remove_blob(slot, blob_id)
     facts = []
     for slot in pool.known_slots():
-        found = _ask(pool, slot, _facts_of)
-        if found.staged:
-            files.sync_slot(slot)
-        facts.append(found)
+        facts.append(_ask(pool, slot, _facts_of))
     writer.begin(recovered.next_position)
     applier.add_segment(writer.number, recovered.next_position - 1)
     return facts

@@ -14,7 +14,7 @@ import structlog
 
 from amberblob.ballot import Register, SlotState
 from amberblob.clock import Clock, HybridClock, Randomness
-from amberblob.errors import DiskFailed
+from amberblob.errors import DiskFailed, DiskFull
 from amberblob.ids import UlidMint
 from amberblob.manifest import ChunkRef, Version, WriteMark
 from amberblob.mutations import Mutation
@@ -22,8 +22,8 @@ from amberblob.wire import HistoryRow
 from chunkstore.applier import Applier
 from chunkstore.blobs import Blobs
 from chunkstore.core import UNAPPLIED_BYTES_MAX, DiskCore
-from chunkstore.dbthread import LINGER_S, DatabaseThread
-from chunkstore.fileops import FileOps
+from chunkstore.dbthread import FULL_REMEDY, LINGER_S, DatabaseThread
+from chunkstore.fileops import FileOps, is_no_room
 from chunkstore.files import BlobFiles
 from chunkstore.identity import DiskIdentity, DiskLock, open_identity
 from chunkstore.index import Page
@@ -125,6 +125,7 @@ class DiskStore:
         Raises:
             DiskInUse: another process has it.
             DiskMismatch: it is not this node's disk, or of an unknown format.
+            DiskFull: there is no room left even for a start.
             JournalCorrupt: something that was acknowledged may be lost.
             OSError: it cannot be read or written.
         """
@@ -158,7 +159,12 @@ class DiskStore:
                 )
                 return recovered, writer, recover_databases(path, recovered, pool, files, applier, writer)
 
-            recovered, writer, facts = await database.call(recover)
+            try:
+                recovered, writer, facts = await database.call(recover)
+            except OSError as error:
+                if not is_no_room(error):
+                    raise
+                raise DiskFull(f"{path} has no room left for a start: {error}. {FULL_REMEDY}") from error
             for fact in facts:
                 overlay.set_slot(fact.state, fact.newest_blob_id, fact.staged)
             core.start(writer, recovered.next_position)

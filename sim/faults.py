@@ -13,7 +13,7 @@ from sim.machine import Machine
 if TYPE_CHECKING:
     from sim.world import World
 
-EXPECTED_AT_START = ("simulated:", "free room", "in reserve")
+EXPECTED_AT_START = ("simulated:", "free room", "in reserve", "no room left for a start")
 """What a start may fail for: the faults that are injected, and their consequences while they last."""
 
 

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from amberblob.ballot import Register
-from amberblob.errors import DiskFailed, StorageError
+from amberblob.errors import DigestMismatch, DiskFailed, StorageError
 from amberblob.limits import MIB
 from amberblob.mutations import Accepted, Chosen, Reserved
 from chunkstore import journal
 from chunkstore.applier import Applier, DurableBatch
 from chunkstore.fileops import FileOps
 from chunkstore.identity import DiskIdentity, read_identity
+from chunkstore.interface import BlobState
 from chunkstore.pool import SlotPool
 from chunkstore.slotdb import SlotDatabase
 
@@ -261,3 +262,32 @@ async def test_position_zero_waits_for_nothing(kit, tmp_path: Path, monkeypatch)
     store.apply(Reserved(0, 5))
     async with asyncio.timeout(1):
         await store.durable(0)
+
+
+async def test_a_sync_that_fails_under_a_blob_that_is_given_up_fails_the_disk(kit, tmp_path: Path, faulty):
+    store = await kit.open(tmp_path / "d", ops=faulty)
+    staging = await store.stage(1, kit.mint(), chunk_bytes=1 << 16, size=None)
+    faulty.errors["fsync"] = OSError(errno.EIO, "Input/output error")
+    await staging.write(bytes(1 << 17))
+    with pytest.raises(DigestMismatch):
+        await staging.finish((), None)
+    assert store.failed is not None
+    with pytest.raises(DiskFailed):
+        store.apply(Reserved(1, 5))
+
+
+async def test_a_full_disk_can_be_closed_while_a_removal_waits_for_room(kit, tmp_path: Path, monkeypatch):
+    store = await kit.open(tmp_path / "d")
+    blob_id = kit.mint()
+    await kit.stage(store, 1, blob_id, bytes(100))
+    full = _NoRoom(monkeypatch, SlotDatabase, "transaction")
+    removal = asyncio.create_task(store.discard(1, blob_id))
+    await kit.until(lambda: full.met > 0)
+    async with asyncio.timeout(10):
+        await store.close()
+    with pytest.raises(DiskFailed):
+        await removal
+    full.times = 0
+    again = await kit.open(tmp_path / "d")
+    await again.discard(1, blob_id)
+    assert await again.blob_state(1, blob_id) is BlobState.ABORTED

@@ -285,6 +285,33 @@ async def test_the_ballast_goes_when_a_segment_finds_no_room(kit, tmp_path: Path
     assert not ballast.exists() and store.failed is None
 
 
+async def test_a_start_without_any_room_says_so(kit, tmp_path: Path, faulty):
+    """Found by the nemesis: the operator was told that the disk had failed."""
+    await _used_disk(kit, tmp_path / "d")
+
+    def allocate(fd: int, size_bytes: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    faulty.allocate = allocate
+    with pytest.raises(DiskFull, match="no room left for a start"):
+        await kit.open(tmp_path / "d", ops=faulty)
+    store = await kit.open(tmp_path / "d")
+    assert (await store.load(0, "p0")).chosen
+
+
+async def test_a_full_database_is_not_called_a_failed_disk(kit, tmp_path: Path):
+    store = await kit.open(tmp_path / "d")
+
+    def full():
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    with pytest.raises(DiskFull, match="needs room"):
+        await store._core._database.call(full)
+    assert store.failed is None
+
+
 async def test_identity(kit, tmp_path: Path):
     store = await kit.open(tmp_path / "d")
     with pytest.raises(DiskInUse, match="process"):
@@ -345,3 +372,12 @@ async def test_a_chunk_of_the_wrong_length_is_missing(kit, tmp_path: Path):
     assert await store.missing_chunks(1, head, chunks) == list(chunks)
     with pytest.raises(ChunkCorrupt):
         await store.read_chunk(1, blob_id, ChunkRef(id=chunks[0].id, len=3))
+
+
+async def test_the_doctor_finds_nothing_wrong_with_a_slot_that_only_an_upload_began(kit, tmp_path: Path):
+    store = await kit.open(tmp_path / "d")
+    staging = await store.stage(9, kit.mint(), chunk_bytes=100, size=None)
+    await staging.abort()
+    await store.close()
+    assert (tmp_path / "d/slots/9").is_dir()
+    assert examine(tmp_path / "d", deep=True).healthy
