@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 ARGS   ?=
+LONG   ?= 4
 
 VENV      := .venv
 BIN       := $(VENV)/bin
@@ -25,7 +26,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup dev test check fmt bench demo lock clean
+.PHONY: help setup dev test check fmt model sim sim-long soak bench demo lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +48,23 @@ check: $(STAMP_DEV) ## lint, formatting, types and import layers
 fmt: $(STAMP_DEV) ## format the code and apply safe lint fixes
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
+
+model: $(STAMP_DEV) ## run the model of the protocol: 100,000 seeds, then every shortcut must be caught
+	@exec $(BIN)/python -m sim.model --seeds 100000 --mutants $(ARGS)
+
+sim: $(STAMP_DEV) ## run 1,000 worlds of whole nodes, half of them from the commit; then 20 of them twice
+	$(BIN)/python -m sim --seeds 1000 --of-commit $(ARGS)
+	$(BIN)/python -m sim --seeds 20 --twice
+
+sim-long: $(STAMP_DEV) ## run for hours what `model`, `sim` and the tests run for minutes (LONG=HOURS, 4 by default)
+	$(BIN)/python -m sim.model --seeds 1000000 --mutants
+	AMBERBLOB_TEST_ALL_CRASH_POINTS=1 AMBERBLOB_TEST_EXAMPLES=2000 \
+		$(BIN)/python -m pytest --timeout 7200 tests/crash tests/fuzz tests/unit/chunkstore/test_state_machine.py
+	$(BIN)/python -m sim --mutants --seeds 200
+	$(BIN)/python -m sim --first 10000000 --minutes $$(( $(LONG) * 60 )) $(ARGS)
+
+soak: $(STAMP_DEV) ## run real nodes under the nemesis for hours (LONG=HOURS, 4 by default; ARGS go to `python -m tests.nemesis`)
+	@exec $(BIN)/python -m tests.nemesis --hours $(LONG) $(ARGS)
 
 bench: $(STAMP_DEV) ## run the benchmarks (ARGS go to `python -m bench`)
 	@exec $(BIN)/python -m bench $(ARGS)

@@ -1,0 +1,122 @@
+"""The shortcuts that somebody will want to take one day. Each is one rule switched off, and each must be caught.
+
+They run on worlds that pass without them: nothing is staged for them, but some are hunted in worlds of one kind only. The seed
+that catches one is run again with the rule kept, and has to pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sim.model.rules import ALL_RULES, Rules
+from sim.model.run import Outcome, run_seed
+from sim.model.shape import Kind
+
+SEEDS_MAX = 10_000
+"""Within so many seeds a mutant has to be caught."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One shortcut.
+
+    Attributes:
+        name: as the command line knows it.
+        rule: the switch of :class:`~sim.model.rules.Rules` that is off.
+        says: the shortcut in words.
+        only: the kind of world in which it is hunted; None: in all.
+    """
+
+    name: str
+    rule: str
+    says: str
+    only: Kind | None = None
+
+    @property
+    def rules(self) -> Rules:
+        """The protocol with this shortcut."""
+        return replace(ALL_RULES, **{self.rule: False})
+
+
+MUTANTS: tuple[Mutant, ...] = (
+    # The table of design/commit-protocol.md.
+    Mutant("accept-ignores-promise", "accepts_heed_promises", "COMMIT ignores a newer promise"),
+    Mutant("read-one", "reads_ask_majority", "a read asks one replica"),
+    Mutant("no-write-id", "write_ids", "a retry without the write id"),
+    Mutant("amnesia", "incarnations", "a replica that lost its state still votes"),
+    Mutant("gc-no-ballot-floor", "collecting_raises_ballots", "tombstone GC without a ballot floor", "garbage"),
+    Mutant("gc-no-version-floor", "collecting_raises_versions", "tombstone GC without a version floor"),
+    Mutant("read-undecided", "reads_finish", "a read shows an undecided record without finishing it"),
+    Mutant("plain-2pc", "ballots", "plain 2PC, max+1, majorities both ways"),
+    Mutant("promise-lost", "promises_survive", "a promise that a restart forgets"),
+    Mutant("refusal-from-undecided", "refusals_rest_on_chosen", "412 answered from an undecided record"),
+    Mutant("no-predecessor", "records_carry_predecessor", "a record without its predecessor"),
+    # More about one register.
+    Mutant("build-on-undecided", "builds_on_chosen", "a record built on one that is not known to be chosen"),
+    Mutant("accept-not-durable", "accepts_are_durable", "an accept is told before it is durable"),
+    Mutant("clock-decides", "ballots_decide", "the latest wall clock decides which record is current"),
+    Mutant("old-write-ids-forgotten", "old_write_ids", "write ids that left the record are forgotten"),
+    Mutant("hasty-client", "clients_wait", "a client repeats a write while its first try may still be running"),
+    # Epochs.
+    Mutant(
+        "old-epochs-answered", "old_epochs_refused", "PREPARE and COMMIT of an old epoch are answered", "stale routes"
+    ),
+    Mutant("old-reads-answered", "old_queries_refused", "reads of an old epoch are answered", "stale routes"),
+    Mutant("epoch-lost", "epochs_survive", "an epoch that a restart forgets", "stale routes"),
+    Mutant("route-overwritten", "routes_by_compare", "a route is put without comparing"),
+    Mutant("no-joint", "moves_are_joint", "the voters are swapped without a JOINT epoch"),
+    Mutant("joint-writes-old", "joint_writes_both", "JOINT writes need a majority of the old set only"),
+    Mutant("joint-reads-old", "joint_reads_both", "JOINT reads and PREPARE ask the old set only", "stale routes"),
+    Mutant("final-at-once", "final_awaits_sync", "FINAL without a sync"),
+    Mutant("final-new-only", "final_counts_kept", "FINAL once the new voters are synced, though the set shrank"),
+    # Learners and their sync.
+    Mutant("learners-count", "learners_do_not_count", "a learner's answer counts"),
+    Mutant(
+        "sync-of-old-epoch",
+        "syncs_are_of_this_epoch",
+        "a sync from before this JOINT epoch counts",
+        "moves",
+    ),
+    Mutant("sync-no-fence", "syncs_fence", "a sync is answered without leaving the old epoch", "stale routes"),
+    Mutant("sync-from-one", "syncs_ask_majority", "a sync reads one old voter"),
+    Mutant("sync-leaves-undecided", "syncs_finish", "a sync leaves out what is undecided", "moves and garbage"),
+    Mutant("sync-no-rows", "syncs_copy_rows", "a sync takes registers and no rows"),
+    Mutant("sync-no-write-ids", "syncs_copy_write_ids", "a sync takes registers and no write ids", "moves and garbage"),
+    Mutant("sync-no-floors", "syncs_copy_floors", "a sync takes registers and no floors", "moves and garbage"),
+    Mutant(
+        "copies-keep-memory", "copies_start_blank", "a copy that is named anew keeps what it had", "moves and garbage"
+    ),
+    Mutant(
+        "strangers-heard",
+        "strangers_unheard",
+        "what an unnamed copy reports is weighed, though not counted",
+        "moves and garbage",
+    ),
+    Mutant(
+        "learn-any-copy",
+        "learns_are_addressed",
+        "a LEARN is taken by whichever copy the node has by then",
+        "moves and garbage",
+    ),
+    # Garbage.
+    Mutant("gc-majority", "collects_at_all", "a stub goes that a majority holds, not all"),
+    Mutant("gc-in-joint", "collects_stable", "a stub goes in a JOINT epoch", "moves and garbage"),
+    Mutant("gc-with-learners", "collects_without_learners", "a stub goes while there are learners", "lagging learners"),
+    Mutant("gc-without-compare", "collects_if_equal", "a stub's removal does not look at what is there"),
+    Mutant("gc-forgets-promises", "collecting_keeps_promises", "a stub goes and takes the promises along", "garbage"),
+    Mutant("gc-forgets-write-ids", "collecting_keeps_write_ids", "a stub goes and takes the write ids along"),
+)
+
+BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
+
+
+def hunt(mutant: Mutant, seeds_max: int = SEEDS_MAX) -> Outcome | None:
+    """The first seed that catches the mutant; None if it survives."""
+    rules = mutant.rules
+    for seed in range(1, seeds_max + 1):
+        outcome = run_seed(seed, rules, only=mutant.only)
+        if outcome.faults:
+            kept = run_seed(seed, only=mutant.only)
+            assert not kept.faults, f"seed {seed} ({kept.kind}) fails with all rules kept: {kept.faults}"
+            return outcome
+    return None

@@ -1,0 +1,310 @@
+"""One copy of a slot: what it keeps, what it answers, what a restart leaves of it.
+
+It does what ``node.protocol.replica`` does, and beyond that what membership changes and garbage collection ask of it.
+Every handler is one transaction: what it changes is durable before the answer goes out, except promises. Those live
+in memory, under a durable *ceiling*; after a restart everything up to the ceiling is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from sim.model.rules import Rules
+from sim.model.values import EMPTY, TOP, ZERO, Ballot, CopyId, Record, Register, Result, Route
+
+CEILING_STEP = 4
+"""How far ahead of a promise the ceiling is reserved; 4,096 in the real one."""
+
+
+class Refused(NamedTuple):
+    """No. ``bar``: what a ballot has to exceed. ``route``: the newest that the copy knows."""
+
+    copy: CopyId
+    bar: Ballot
+    route: Route
+
+
+class Promised(NamedTuple):
+    """The promise, and what was accepted until now."""
+
+    copy: CopyId
+    register: Register
+    version_floor: int
+    prior: Result | None
+    """What the write id in question did, if the table of older ones has it."""
+
+
+class Accepted(NamedTuple):
+    """Accepted, durably."""
+
+    copy: CopyId
+
+
+class Shown(NamedTuple):
+    """The answer to a read; the rows only if they were asked for."""
+
+    copy: CopyId
+    register: Register
+    rows: dict[int, int]
+
+
+class Snapshot(NamedTuple):
+    """The answer to a sync: all that the copy has of the slot."""
+
+    copy: CopyId
+    registers: dict[int, Register]
+    rows: dict[int, dict[int, int]]
+    marks: dict[int, dict[int, Result]]
+    ballot_floor: Ballot
+    version_floor: int
+
+
+class Synced(NamedTuple):
+    """Whether this copy is synced in the epoch of the question."""
+
+    copy: CopyId
+    done: bool
+
+
+Reply = Refused | Promised | Accepted | Shown | Snapshot | Synced
+
+
+class Copy:
+    """One copy.
+
+    Attributes:
+        number: node and incarnation.
+        route: of the epoch that it has adopted. It answers in no lower one, ever.
+        registers: by path.
+        rows: by path, version to blob. Chosen ones only.
+        marks: by path, what older write ids did.
+        ballot_floor: nothing at or below is ever taken again (garbage collection).
+        version_floor: new versions are above it.
+        ceiling: promises may have been given up to this counter.
+        synced_epoch: the JOINT epoch in which it was synced.
+        promises: by path. Memory only.
+        restart_floor: what the ceiling became at the last restart. Memory only.
+    """
+
+    __slots__ = (
+        "_first_route",
+        "_unflushed",
+        "ballot_floor",
+        "ceiling",
+        "marks",
+        "number",
+        "promises",
+        "registers",
+        "restart_floor",
+        "route",
+        "rows",
+        "rules",
+        "synced_epoch",
+        "version_floor",
+    )
+
+    def __init__(self, number: CopyId, route: Route, rules: Rules) -> None:
+        self.number = number
+        self.route = route
+        self.rules = rules
+        self.registers: dict[int, Register] = {}
+        self.rows: dict[int, dict[int, int]] = {}
+        self.marks: dict[int, dict[int, Result]] = {}
+        self.ballot_floor = ZERO
+        self.version_floor = 0
+        self.ceiling = 0
+        self.synced_epoch = 0
+        self.promises: dict[int, Ballot] = {}
+        self.restart_floor = ZERO
+        # What a broken rule lets a crash take back.
+        self._unflushed: dict[int, Register] = {}
+        self._first_route = route
+
+    def inherit(self, old: Copy) -> None:
+        """A broken rule: the new copy begins with what the node had of the slot before."""
+        self.registers, self.rows, self.marks = old.registers, old.rows, old.marks
+
+    def forget_memory(self) -> None:
+        """A crash: only what is durable stays."""
+        self.promises = {}
+        if not self.rules.epochs_survive:
+            self.route = self._first_route
+        if self.rules.promises_survive:
+            self.restart_floor = (self.route.epoch, self.ceiling, TOP, TOP)
+        if not self.rules.accepts_are_durable:
+            for path, register in self._unflushed.items():
+                if register is EMPTY:
+                    self.registers.pop(path, None)
+                else:
+                    self.registers[path] = register
+            self._unflushed = {}
+
+    # ---- what everything begins with
+
+    def _enter(self, route: Route) -> bool:
+        """Adopt a higher epoch, refuse a lower one. Whoever answers in an epoch has left those below for good."""
+        mine = self.route.epoch
+        if route.epoch > mine:
+            self.route = route
+            return True
+        return route.epoch == mine
+
+    def _bar(self, path: int, register: Register) -> Ballot:
+        return max(self.restart_floor, self.ballot_floor, self.promises.get(path, ZERO), register.accepted)
+
+    # ---- the register
+
+    def prepare(self, route: Route, path: int, ballot: Ballot, write_id: int) -> Reply:
+        """Phase one."""
+        register = self.registers.get(path, EMPTY)
+        if not self._enter(route) and self.rules.old_epochs_refused:
+            return Refused(self.number, self._bar(path, register), self.route)
+        if self.rules.ballots:
+            bar = self._bar(path, register)
+            if ballot <= bar:
+                return Refused(self.number, bar, self.route)
+            if ballot[1] > self.ceiling:
+                self.ceiling = ballot[1] + CEILING_STEP
+            self.promises[path] = ballot
+        marks = self.marks.get(path)
+        return Promised(self.number, register, self.version_floor, None if marks is None else marks.get(write_id))
+
+    def commit(self, route: Route, path: int, ballot: Ballot, record: Record) -> Reply:
+        """Phase two."""
+        register = self.registers.get(path, EMPTY)
+        rules = self.rules
+        if not self._enter(route) and rules.old_epochs_refused:
+            return Refused(self.number, self._bar(path, register), self.route)
+        if register.accepted == ballot:
+            return Accepted(self.number)
+        if not rules.ballots:
+            if register.record is not None and record.revision <= register.record.revision:
+                return Refused(self.number, register.accepted, self.route)
+        elif not rules.accepts_heed_promises:
+            if ballot < register.accepted:
+                return Refused(self.number, register.accepted, self.route)
+        else:
+            bar = self._bar(path, register)
+            if ballot < bar or (ballot == bar and ballot != self.promises.get(path)):
+                return Refused(self.number, bar, self.route)
+        if not rules.accepts_are_durable:
+            self._unflushed = {path: register}
+        self.registers[path] = Register(ballot, record, False)
+        self._keep(path, record, chosen=False)
+        return Accepted(self.number)
+
+    def learn(self, route: Route, path: int, ballot: Ballot, record: Record) -> None:
+        """A record became chosen. It may always be installed, whatever was promised, but never over a higher one."""
+        if ballot <= self.ballot_floor:
+            return
+        accepted = self.registers.get(path, EMPTY).accepted
+        if accepted <= ballot:
+            self.registers[path] = Register(ballot, record, True)
+        self._keep(path, record, chosen=True)
+
+    def _keep(self, path: int, record: Record, *, chosen: bool) -> None:
+        """The rows and write ids that are known to be chosen once this record is accepted, or chosen."""
+        previous, added, marks = record.previous, record.added, record.marks
+        if previous is not None:
+            self._row(path)[previous[0]] = previous[1]
+        if chosen and added is not None:
+            self._row(path)[added[0]] = added[1]
+        if not self.rules.old_write_ids:
+            return
+        known = marks if chosen else marks[:-1]
+        if known:
+            self.marks.setdefault(path, {}).update(known)
+
+    def _row(self, path: int) -> dict[int, int]:
+        rows = self.rows.get(path)
+        if rows is None:
+            rows = self.rows[path] = {}
+        return rows
+
+    def query(self, route: Route, path: int, with_rows: bool) -> Reply:
+        """What is accepted here. Promises nothing."""
+        if not self._enter(route) and self.rules.old_queries_refused:
+            return Refused(self.number, ZERO, self.route)
+        rows = dict(self.rows.get(path, ())) if with_rows else {}
+        return Shown(self.number, self.registers.get(path, EMPTY), rows)
+
+    # ---- membership (sim.model.membership)
+
+    def snapshot(self, route: Route) -> Reply:
+        """All there is, for a copy that syncs. Having answered, this copy is in no older epoch any more."""
+        if self.rules.syncs_fence and not self._enter(route):
+            return Refused(self.number, ZERO, self.route)
+        return Snapshot(
+            self.number,
+            dict(self.registers),
+            {path: dict(rows) for path, rows in self.rows.items()},
+            {path: dict(marks) for path, marks in self.marks.items()},
+            self.ballot_floor,
+            self.version_floor,
+        )
+
+    def install(self, route: Route, found: dict[int, Register], snapshots: list[Snapshot]) -> bool:
+        """Take over what a majority had, in one transaction; nothing, if the epoch has moved on meanwhile.
+
+        No collection happens in the epoch of a sync, so what comes in here is not below anybody's floor.
+        """
+        if not self._enter(route):
+            return False
+        rules = self.rules
+        for path, register in found.items():
+            if self.registers.get(path, EMPTY).accepted < register.accepted:
+                self.registers[path] = register
+            assert register.record is not None
+            if rules.syncs_copy_rows:
+                self._keep(path, register.record, chosen=True)
+        for snapshot in snapshots:
+            if rules.syncs_copy_rows:
+                for path, rows in snapshot.rows.items():
+                    self._row(path).update(rows)
+            if rules.syncs_copy_write_ids:
+                for path, marks in snapshot.marks.items():
+                    self.marks.setdefault(path, {}).update(marks)
+            if rules.syncs_copy_floors:
+                self.ballot_floor = max(self.ballot_floor, snapshot.ballot_floor)
+                self.version_floor = max(self.version_floor, snapshot.version_floor)
+        self.synced_epoch = route.epoch
+        return True
+
+    def sync_status(self, route: Route) -> Reply:
+        """Whether it is synced in the epoch of the question."""
+        if not self._enter(route):
+            return Refused(self.number, ZERO, self.route)
+        if self.rules.syncs_are_of_this_epoch:
+            return Synced(self.number, self.synced_epoch == route.epoch)
+        return Synced(self.number, self.synced_epoch > 0)
+
+    # ---- garbage (sim.model.garbage)
+
+    def collect(self, route: Route, path: int, ballot: Ballot, record: Record) -> None:
+        """Remove the stub if it is that very one, and raise the floors, in one transaction."""
+        if not self._enter(route):
+            return
+        rules, register = self.rules, self.registers.get(path, EMPTY)
+        if register.record is None or (register.accepted != ballot and rules.collects_if_equal):
+            return
+        del self.registers[path]
+        self.rows.pop(path, None)
+        if rules.collecting_keeps_write_ids:
+            # They outlive the stub by the time in which a client may still repeat a write.
+            self.marks.setdefault(path, {}).update(record.marks)
+        else:
+            self.marks.pop(path, None)
+        if rules.collecting_raises_ballots:
+            self.ballot_floor = max(self.ballot_floor, ballot)
+        if rules.collecting_raises_versions:
+            self.version_floor = max(self.version_floor, record.version_max)
+        if not rules.collecting_keeps_promises:
+            self.promises.pop(path, None)
+
+
+def read_all(shown: dict[CopyId, Any]) -> dict[int, int]:
+    """The union of the rows that several copies showed."""
+    rows: dict[int, int] = {}
+    for reply in shown.values():
+        rows.update(reply.rows)
+    return rows

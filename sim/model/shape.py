@@ -1,0 +1,163 @@
+"""What kind of world a seed is: how bad the network, who crashes, how often copies move, what clients ask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+Kind = Literal["plain", "garbage", "moves", "moves and garbage", "shrinking", "stale routes", "lagging learners"]
+
+KINDS: tuple[Kind, ...] = (
+    *("plain",) * 4,
+    *("garbage",) * 4,
+    *("moves",) * 3,
+    *("moves and garbage",) * 5,
+    *("shrinking",) * 2,
+    *("stale routes",) * 4,
+    *("lagging learners",) * 6,
+)
+"""In the proportion in which seeds draw them."""
+
+Ask = Literal["put", "delete", "put-if-etag", "put-if-absent", "get", "get-version", "versions"]
+
+
+@dataclass(slots=True)
+class Shape:
+    """Drawn once per seed. Times are in units of a usual message delay."""
+
+    kind: Kind
+    nodes: int
+    voters: int
+    paths: int
+    calls: int
+    pause: float
+    """Between two calls, on average."""
+    mix: tuple[Ask, ...]
+    loss: float
+    loss_spare: float
+    """Of messages to nodes that are no voters at first: somebody's cable is bad."""
+    doubling: float
+    slow: float
+    """How much longer a slow message takes."""
+    slow_share: float
+    deaf: float
+    """The share of LEARNs that are never sent."""
+    learn_delay: float
+    """How long LEARNs wait in the background, at most."""
+    crashes: int
+    power_cuts: int
+    """All nodes crash at once."""
+    disks_lost: int
+    cuts: int
+    cut_nodes: int
+    """How many nodes a cut hits."""
+    cuts_spare: float
+    """The share of cuts that hit those nodes that are no voters at first."""
+    killed: float
+    """The share of coordinators that die alone, their node staying up."""
+    moves: int
+    moves_abandoned: float
+    learner_phase: float
+    """The share of moves that begin with learners."""
+    learning: float
+    """How long learners are left learners, at most."""
+    sync_delay: float
+    """How long a sync takes to begin with, at most: a large slot takes its time."""
+    swap_two: float
+    """The share of swaps that take two copies at once."""
+    collections: int
+    tidy: float
+    """The share of deletes that a collector comes to look at soon."""
+    retention: float
+    skew: float
+    route_delay: float
+    blind: float
+    """The share of nodes to which the registry shows nothing new."""
+    outages: int
+
+
+_MIX: tuple[Ask, ...] = (
+    *("put",) * 5,
+    *("get",) * 5,
+    *("put-if-etag",) * 3,
+    "put-if-absent",
+    *("delete",) * 2,
+    "get-version",
+    *("versions",) * 2,
+)
+_MIX_GARBAGE: tuple[Ask, ...] = (
+    *("put",) * 4,
+    *("get",) * 4,
+    "put-if-etag",
+    *("put-if-absent",) * 2,
+    *("delete",) * 5,
+    "get-version",
+    *("versions",) * 2,
+)
+_MIX_STALE: tuple[Ask, ...] = (*("put",) * 3, *("get",) * 6, "put-if-etag", "delete", "versions")
+_MIX_LAGGING: tuple[Ask, ...] = (*("put",) * 2, "put-if-absent", *("get",) * 5, *("delete",) * 4, "versions")
+
+
+def draw(random: Random, only: Kind | None = None) -> Shape:
+    """The shape of a seed's world; ``only``: of a world of this kind."""
+    choice, share = random.choice, random.random
+    drawn = choice(KINDS)
+    kind = only or drawn
+    garbage = kind in ("garbage", "moves and garbage", "lagging learners")
+    stale, lagging = kind == "stale routes", kind == "lagging learners"
+    moving = kind not in ("plain", "garbage")
+    voters = 5 if kind == "shrinking" else (3 if share() < 0.9 else 5) if kind == "plain" else 3
+    calm = share() < 0.2
+    spare = (
+        0
+        if not moving
+        else 1
+        if kind == "shrinking"
+        else 4
+        if stale
+        else choice((1, 1, 2) if garbage else (1, 2, 2, 3))
+    )
+    crashes = random.randrange(2 if garbage else 4) + (2 if stale else 0)
+    return Shape(
+        kind=kind,
+        nodes=voters + spare,
+        voters=voters,
+        paths=2 if garbage and share() < 0.1 else 1,
+        calls=random.randrange(12, 17) if lagging else random.randrange(8, 15),
+        pause=choice((1.5, 3.0)) if lagging else choice((3.0, 6.0, 12.0)) if moving else choice((1.0, 3.0, 6.0)),
+        mix=_MIX_LAGGING if lagging else _MIX_GARBAGE if garbage else _MIX_STALE if stale else _MIX,
+        loss=0.0 if calm else 0.05 if lagging else choice((0.0, 0.03, 0.1, 0.1 if garbage else 0.2)),
+        loss_spare=0.3 if lagging else choice((0.0, 0.3)) if kind in ("moves", "moves and garbage") else 0.0,
+        doubling=0.0 if calm else 0.1 if garbage and moving else choice((0.0, 0.03, 0.1)),
+        slow=choice((4.0, 10.0, 30.0)),
+        slow_share=choice((0.0, 0.1, 0.3)),
+        deaf=0.6 if lagging else choice((0.0, 0.2, 0.6)),
+        learn_delay=choice((0.0, 90.0)) if kind == "moves and garbage" else 0.0,
+        crashes=0 if calm else crashes,
+        power_cuts=0 if calm or garbage else choice((1, 2)) if stale else choice((0, 0, 0, 1)),
+        disks_lost=0 if not moving or calm else choice((0, 0, 0, 1) if garbage else (0, 0, 1, 1, 2)),
+        cuts=2 if lagging else 0 if calm else random.randrange(3),
+        cut_nodes=2 if kind == "shrinking" else 1,
+        cuts_spare=0.8 if lagging else 0.5 if garbage and moving else 0.0,
+        killed=choice((0.0, 0.1, 0.2)),
+        moves=0
+        if not moving
+        else choice((2, 3))
+        if lagging
+        else choice((3, 4, 5))
+        if garbage
+        else choice((1, 2, 2, 3, 4)),
+        moves_abandoned=0.2 if lagging else choice((0.2, 0.5, 0.8)) if garbage else choice((0.0, 0.2, 0.4)),
+        learner_phase=0.9 if lagging else choice((0.0, 0.8)) if kind == "moves" else choice((0.0, 0.4)),
+        learning=40.0 if lagging else 20.0,
+        sync_delay=4.0 if garbage else choice((4.0, 8.0, 15.0)) if kind == "moves" else 8.0,
+        swap_two=0.8 if stale else 0.5,
+        collections=choice((2, 4)) if garbage else choice((0, 0, 1)),
+        tidy=1.0 if lagging else choice((0.5, 1.0)) if garbage else 0.0,
+        retention=0.0 if lagging else choice((0.0, 0.0, 3.0)) if garbage else 5.0,
+        skew=0.0 if lagging else choice((0.0, 1.0, 20.0)),
+        route_delay=choice((2.0, 10.0, 40.0)),
+        blind=0.7 if stale else choice((0.0, 0.0, 0.3)),
+        outages=choice((0, 0, 1)),
+    )

@@ -1,0 +1,100 @@
+"""The model of the commit protocol, run small; `make model` runs it large."""
+
+import os
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import fields
+
+import pytest
+
+from sim.model.__main__ import MUST_HAPPEN, main
+from sim.model.mutants import BY_NAME, MUTANTS, hunt
+from sim.model.rules import Rules
+from sim.model.run import run_seed
+from sim.model.shape import KINDS
+
+SEEDS = 3_000
+
+
+def _some(first):
+    counts, bad = Counter(), []
+    for seed in range(first, first + SEEDS // 10):
+        outcome = run_seed(seed)
+        counts += outcome.counts
+        if outcome.faults or outcome.given_up:
+            bad.append((seed, outcome.faults))
+    return counts, bad
+
+
+@pytest.mark.timeout(300)
+def test_the_protocol_holds_and_everything_happened():
+    counts, bad = Counter(), []
+    with ProcessPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+        for some, failed in pool.map(_some, range(1, SEEDS + 1, SEEDS // 10)):
+            counts += some
+            bad += failed
+    assert not bad
+    assert [name for name in MUST_HAPPEN if not counts[name]] == []
+
+
+def test_a_seed_decides_everything():
+    first, second = run_seed(17, tracing=True), run_seed(17, tracing=True)
+    assert [str(call) for call in first.calls] == [str(call) for call in second.calls]
+    assert first.counts == second.counts
+    assert first.notes == second.notes
+    assert [str(call) for call in run_seed(18).calls] != [str(call) for call in first.calls]
+
+
+def test_tracing_changes_nothing():
+    assert [str(call) for call in run_seed(29).calls] == [str(call) for call in run_seed(29, tracing=True).calls]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "accept-ignores-promise",
+        "read-one",
+        "no-write-id",
+        "no-predecessor",
+        "refusal-from-undecided",
+        "build-on-undecided",
+        "accept-not-durable",
+        "no-joint",
+        "final-at-once",
+        "sync-no-rows",
+        "gc-no-version-floor",
+        "gc-forgets-write-ids",
+    ],
+)
+def test_a_shortcut_is_caught(name):
+    assert hunt(BY_NAME[name], 1_000) is not None
+
+
+def test_each_rule_has_a_mutant():
+    assert {mutant.rule for mutant in MUTANTS} == {field.name for field in fields(Rules)}
+    assert len(BY_NAME) == len(MUTANTS)
+
+
+def test_every_kind_of_world_is_counted():
+    assert {f"seeds: {kind}" for kind in KINDS} <= set(MUST_HAPPEN)
+
+
+def test_the_command_shows_a_seed(capsys):
+    assert main(["--seed", "1", "--trace"]) == 0
+    shown = capsys.readouterr().out
+    assert "nothing is wrong" in shown
+    assert "#1 " in shown
+
+
+def test_the_command_tells_what_a_mutant_broke(capsys):
+    caught = hunt(BY_NAME["no-predecessor"])
+    assert caught is not None
+    assert main(["--mutant", "no-predecessor", "--seed", str(caught.seed)]) == 1
+    assert "VIOLATION" in capsys.readouterr().out
+    assert main(["--mutant", "no-predecessor"]) == 0
+    assert "1 of 1 caught" in capsys.readouterr().out
+
+
+def test_the_command_runs_seeds(capsys):
+    assert main(["--seeds", "20", "--first", "5", "--jobs", "1"]) == 0
+    assert "No violation." in capsys.readouterr().out
