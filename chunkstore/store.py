@@ -55,9 +55,9 @@ def _open_max() -> int:
     return max(16, min(_OPEN_DATABASES_MAX, (soft - _FILES_FOR_OTHERS) // _FILES_PER_DATABASE))
 
 
-def _make_disk_folder(path: Path) -> Path:
+def _make_disk_folder(path: Path, ops: FileOps) -> Path:
     path = path.absolute()
-    path.mkdir(parents=True, exist_ok=True)
+    ops.make_dirs(path)
     return path
 
 
@@ -131,7 +131,7 @@ class DiskStore:
         """
         ops, threads = ops or FileOps(), threads or Threads()
         mint = _safe_mint(clock, randomness, threads)
-        path = await asyncio.to_thread(_make_disk_folder, path)
+        path = await asyncio.to_thread(_make_disk_folder, path, ops)
         new = DiskIdentity(disk_id=mint(), cluster_id=cluster_id, node_id=node_id)
         lock = DiskLock(path)
         overlay: Overlay

@@ -360,7 +360,8 @@ class SimFileOps(FileOps):
         if not path.is_dir():
             raise FileNotFoundError(errno.ENOENT, "no such folder", str(path))
         self._enter(sync=True)
-        self._disk.folder_synced(self._disk.relative(path))
+        if path.is_relative_to(self._disk.folder):
+            self._disk.folder_synced(self._disk.relative(path))
 
     def allocate(self, fd: int, size_bytes: int) -> None:
         self._enter(writes=True)
