@@ -20,7 +20,7 @@ from amberblob.errors import DiskFailed, DiskFull
 from amberblob.limits import MIB
 from chunkstore.applier import Applier, DurableBatch
 from chunkstore.journal import CLOSED, FAILED_REMEDY
-from chunkstore.sqlite import is_full
+from chunkstore.sqlite import is_full, is_io_error
 from chunkstore.threads import Threads
 
 _log = structlog.get_logger(__name__)
@@ -210,14 +210,14 @@ class DatabaseThread:
         """Do one piece of work, or wait for some; False at the end."""
         applier = self.applier
         if applier is None:
-            self._answer()
+            self._answer_or_raise()
             with self._condition:
                 if not (self._calls or self._stopping or self.applier is not None):
                     self._condition.wait()
                 return not self._stopping or self.applier is not None
         while self._fed:
             applier.take(self._fed.popleft())
-        self._answer()
+        self._answer_or_raise()
         if self._wait_for_room():
             return True
         unblocked = self._unblock(applier)
@@ -312,23 +312,37 @@ class DatabaseThread:
     def _is_ready(self, call: _Call) -> bool:
         return self._is_applied(call.slot, call.barrier)
 
-    def _answer(self) -> None:
-        """Run the questions whose barrier is passed, and post all answers at once."""
+    def _answer(self) -> Exception | None:
+        """Run the questions whose barrier is passed, and post all answers at once; the error that breaks the disk, if any."""
         if not self._calls:
-            return
+            return None
         with self._condition:
             ready = [call for call in self._calls if self._is_ready(call)][:_CALLS_PER_TURN]
             if not ready:
-                return
+                return None
             taken = set(map(id, ready))
             self._calls = [call for call in self._calls if id(call) not in taken]
         answers: list[tuple[_Call, Any, Exception | None]] = []
+        broken: Exception | None = None
         for call in ready:
             try:
                 answers.append((call, call.function(), None))
             except Exception as error:
                 answers.append((call, None, error))
+                if self._is_broken(error):
+                    broken = error
         self._post(_deliver, answers)
+        return broken
+
+    def _answer_or_raise(self) -> None:
+        broken = self._answer()
+        if broken is not None:
+            raise broken
+
+    def _is_broken(self, error: Exception) -> bool:
+        """Whether a question met an I/O error, in a sync perhaps: then nobody knows what SQLite's files hold now."""
+        applier = self.applier
+        return is_io_error(error) and not (applier is not None and applier.is_no_room(error))
 
     def _finish(self) -> None:
         self._refuse_left(CLOSED)

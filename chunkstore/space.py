@@ -64,11 +64,16 @@ class SpaceGuard:
         """Raise DiskFull if the reserve would be touched after ``size_bytes`` more."""
         free = self.free_bytes()
         if free - size_bytes < self._reserve_bytes:
-            raise DiskFull(
-                f"{self._disk} has {free // MIB} MiB free, {self._reserve_bytes // MIB} MiB are kept in reserve, and "
-                f"{size_bytes} bytes were to be written. Free space, add a disk or a node, or lower the reserve.",
-                extra={"free_bytes": free, "reserve_bytes": self._reserve_bytes},
-            )
+            raise self.refusal(f"{size_bytes} bytes were to be written")
+
+    def refusal(self, why: str) -> DiskFull:
+        """The error that says that the disk is full."""
+        free = self.free_bytes()
+        return DiskFull(
+            f"{self._disk} has {free // MIB} MiB free, {self._reserve_bytes // MIB} MiB are kept in reserve, and "
+            f"{why}. Free space, add a disk or a node, or lower the reserve.",
+            extra={"free_bytes": free, "reserve_bytes": self._reserve_bytes},
+        )
 
     def release_ballast(self) -> bool:
         """Drop the ballast so that what must go through does; False if there was none."""

@@ -29,6 +29,11 @@ def is_full(error: sqlite3.Error) -> bool:
     return _primary_code(error) == sqlite3.SQLITE_FULL
 
 
+def is_io_error(error: Exception) -> bool:
+    """Whether SQLite says that the system could not read, write or sync its files."""
+    return isinstance(error, sqlite3.Error) and _primary_code(error) == sqlite3.SQLITE_IOERR
+
+
 def connect(path: Path, *, cache_kib: int, create: bool) -> sqlite3.Connection:
     """Open a database for its one writer.
 

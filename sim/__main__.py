@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -63,6 +64,7 @@ def play(seed: int, operations: int = 200, folder: Path | None = None, *, trace:
     """Run one seed to its end."""
     # What is left of a killed process ends at the end, and not quietly.
     sys.unraisablehook = lambda _: None
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     # A collection at a moment that no seed decides would end coroutines of the dead.
     gc.disable()
     began = time.perf_counter()

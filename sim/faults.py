@@ -203,6 +203,7 @@ class Faults:
             return
         self._note(f"restart: {process.name}")
         self._world.fired["restart"] += 1
+        machine.parts = None  # its public port is closed first
 
         async def stop() -> None:
             await parts.puller.close()

@@ -42,16 +42,15 @@ def _syncs_again(life: Life) -> list[str]:
 
 
 def _is_sqlites_own_business(point: Point, life: Life) -> bool:
-    """Whether SQLite met the error and no more than a question was refused.
+    """Whether SQLite met the error and kept it to itself.
 
     It ignores an error of the sync (an fdatasync) of the folder in which it made its log; the store syncs that folder
-    itself before it relies on the database. In a question it fails that question; what is asked for is in the journal.
+    itself before it relies on the database.
     """
     if point.thread != "amber-database" or point.call != "fdatasync":
         return False
     path = _failed_path(life)
-    refused = [refused.error for refused in life.promises.refused]
-    return (path.name.isdecimal() or path.name == "disk") or (path.name.endswith("-wal") and "DiskFailed" in refused)
+    return path.name.isdecimal() or path.name == "disk"
 
 
 def test_a_sync_that_fails_ends_all_acknowledgement(every_point: list[Point], nursery: Nursery, fast: Path):
