@@ -24,7 +24,7 @@ RANDOM_PROFILES = ("all", "crash", "pause", "partition", "storage")
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.nemesis", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.nemesis", description="Real nodes against a nemesis.")
     parser.add_argument("--seed", type=int, help="default: from the time of day, and told")
     parser.add_argument("--seconds", type=float, default=45.0, help="how long each run's faults go on (45)")
     parser.add_argument("--profile", choices=sorted(PROFILES), help="default: by the seed")
