@@ -36,8 +36,8 @@ help: ## show this list
 dev: $(STAMP_RUN) ## start a local development cluster (ARGS go to `amberblob dev`)
 	@exec $(BIN)/amberblob dev $(ARGS)
 
-test: $(STAMP_DEV) ## run the tests (ARGS go to pytest)
-	@exec $(BIN)/python -m pytest $(ARGS)
+test: $(STAMP_DEV) ## run the tests, two at a time (ARGS go to pytest; -n 0 for one at a time)
+	@exec $(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
 
 check: $(STAMP_DEV) ## lint, formatting, types and import layers
 	$(BIN)/ruff check $(CODE)

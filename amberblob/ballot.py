@@ -6,16 +6,25 @@ keeps nothing durable: CASPaxos, Rystsov 2018, arXiv 1802.07000.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
+from amberblob.limits import NUMBER_MAX, SLOT_COUNT_MAX, VERSION_MAX
 from amberblob.manifest import Record
+
+Number = Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)]
+"""A count or an epoch, as a peer may send it: what is beyond cannot be written down or counted on from."""
+
+Slot = Annotated[int, msgspec.Meta(ge=0, lt=SLOT_COUNT_MAX)]
+VersionNumber = Annotated[int, msgspec.Meta(ge=0, le=VERSION_MAX)]
 
 
 class Ballot(msgspec.Struct, frozen=True, order=True, array_like=True):
     """(epoch, counter, coordinator, attempt), compared in this order."""
 
-    epoch: int
-    counter: int
+    epoch: Number
+    counter: Number
     coordinator: str
     attempt: str
 

@@ -15,6 +15,8 @@ WRITE_ID_CHARS_MAX = 64
 META_BYTES_MAX = 8 * KIB
 CONTENT_TYPE_BYTES_MAX = 256
 VERSION_MAX = 2**63 - 1
+NUMBER_MAX = 2**62
+"""Of counters, epochs and the like in messages: room enough to count on from, and SQLite can hold it."""
 
 SLOT_COUNT_DEFAULT = 256
 SLOT_COUNT_MAX = 65_536

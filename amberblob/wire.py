@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from amberblob.ballot import Ballot
+from amberblob.ballot import Ballot, Number, Slot, VersionNumber
 from amberblob.manifest import ChunkRef, Record, Version, WriteMark
 
 WIRE_VERSION = 1
@@ -37,9 +37,9 @@ class Message(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 class Prepare(Message, frozen=True, array_like=True, kw_only=True, tag="P"):
     """Phase one: promise ``ballot`` for ``path`` and tell what was accepted."""
 
-    slot: int
+    slot: Slot
     path: str
-    epoch: int
+    epoch: Number
     ballot: Ballot
     body_bytes: int = 0
     """What an inline body will need on the disk: refused now if the disk is full, before anything is decided."""
@@ -54,9 +54,9 @@ class Commit(Message, frozen=True, array_like=True, kw_only=True, tag="C"):
     before accepting (set when somebody else's undecided record is finished); empty means refuse when missing.
     """
 
-    slot: int
+    slot: Slot
     path: str
-    epoch: int
+    epoch: Number
     ballot: Ballot
     record: Record
     body: bytes | None = None
@@ -66,9 +66,9 @@ class Commit(Message, frozen=True, array_like=True, kw_only=True, tag="C"):
 class Learnt(msgspec.Struct, frozen=True, array_like=True):
     """One record that became chosen. ``record`` is given to replicas that may have missed the accept."""
 
-    slot: int
+    slot: Slot
     path: str
-    epoch: int
+    epoch: Number
     ballot: Ballot
     record: Record | None = None
     holders: tuple[str, ...] = ()
@@ -83,20 +83,20 @@ class Learn(Message, frozen=True, array_like=True, kw_only=True, tag="L"):
 class Query(Message, frozen=True, array_like=True, kw_only=True, tag="Q"):
     """What does the register of ``path`` hold?"""
 
-    slot: int
+    slot: Slot
     path: str
-    epoch: int
+    epoch: Number
 
 
 class QueryHistory(Message, frozen=True, array_like=True, kw_only=True, tag="H"):
     """Rows of ``path`` that are known to be chosen, newest first: below a version, or just one version."""
 
-    slot: int
+    slot: Slot
     path: str
-    epoch: int
-    version: int | None = None
-    below: int | None = None
-    limit: int = 1000
+    epoch: Number
+    version: VersionNumber | None = None
+    below: VersionNumber | None = None
+    limit: Number = 1000
 
 
 class QueryScan(Message, frozen=True, array_like=True, kw_only=True, tag="S"):
@@ -109,13 +109,13 @@ class QueryScan(Message, frozen=True, array_like=True, kw_only=True, tag="S"):
     prefix: str
     start: str
     delimiter: str
-    limit: int
+    limit: Number
 
 
 class Inspect(Message, frozen=True, array_like=True, kw_only=True, tag="I"):
     """Everything that this replica knows of one path, for ``explain``."""
 
-    slot: int
+    slot: Slot
     path: str
 
 
@@ -125,8 +125,8 @@ class Inspect(Message, frozen=True, array_like=True, kw_only=True, tag="I"):
 class StageOpen(Message, frozen=True, array_like=True, kw_only=True, tag="O"):
     """Data frames with the blob's bytes follow on this stream, then :class:`StageClose`."""
 
-    slot: int
-    epoch: int
+    slot: Slot
+    epoch: Number
     blob_id: str
     chunk_bytes: int
     size: int | None = None
@@ -143,14 +143,14 @@ class StageClose(Message, frozen=True, array_like=True, kw_only=True, tag="E"):
 class Discard(Message, frozen=True, array_like=True, kw_only=True, tag="D"):
     """Give up a staged blob that nothing refers to."""
 
-    slot: int
+    slot: Slot
     blob_id: str
 
 
 class ReadChunk(Message, frozen=True, array_like=True, kw_only=True, tag="B"):
     """The bytes of a chunk follow the :class:`Done` answer as data frames, verified."""
 
-    slot: int
+    slot: Slot
     blob_id: str
     chunk: ChunkRef
 
@@ -158,7 +158,7 @@ class ReadChunk(Message, frozen=True, array_like=True, kw_only=True, tag="B"):
 class ReadManifest(Message, frozen=True, array_like=True, kw_only=True, tag="M"):
     """The bytes of a manifest file follow the :class:`Done` answer as data frames, verified."""
 
-    slot: int
+    slot: Slot
     blob_id: str
     manifest_id: str
 
@@ -212,7 +212,7 @@ class Refused(Message, frozen=True, array_like=True, kw_only=True, tag="r"):
     incarnation: str
     reason: RefusalReason
     ballot: Ballot
-    epoch: int
+    epoch: Number
     detail: str = ""
 
 
@@ -247,10 +247,10 @@ class ScanEntry(msgspec.Struct, frozen=True, array_like=True):
     """One register in the listing index. ``version`` 0: no version lives (``blob_id`` and ``etag`` are empty)."""
 
     path: str
-    slot: int
+    slot: Slot
     ballot: Ballot
     chosen: bool
-    version: int
+    version: VersionNumber
     blob_id: str
     size: int
     etag: str
@@ -340,7 +340,11 @@ def decode_request(data: bytes | memoryview) -> Request:
     Raises:
         msgspec.MsgspecError: it is none.
     """
-    return _request_decoder.decode(data)
+    try:
+        return _request_decoder.decode(data)
+    except UnicodeDecodeError as error:
+        # For a text that is no UTF-8 msgspec raises an error that is not of its own tree.
+        raise msgspec.DecodeError(str(error)) from error
 
 
 def decode_reply(data: bytes | memoryview) -> Reply:
@@ -349,4 +353,7 @@ def decode_reply(data: bytes | memoryview) -> Reply:
     Raises:
         msgspec.MsgspecError: it is none.
     """
-    return _reply_decoder.decode(data)
+    try:
+        return _reply_decoder.decode(data)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(str(error)) from error

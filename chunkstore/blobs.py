@@ -413,9 +413,8 @@ class Blobs:
 
     async def close(self) -> None:
         """Abort what is on its way in, and let end what cannot be stopped."""
-        for staging in list(self._active.values()):
-            await staging.abort()
-        # On a full disk a removal waits for room, perhaps for ever. It then ends as the databases do; the next start
-        # finds in the journal that the blob was given up.
-        if self._tasks:
-            await asyncio.wait(list(self._tasks), timeout=_TASKS_S)
+        endings = [asyncio.ensure_future(staging.abort()) for staging in self._active.values()]
+        # On a full disk a removal or a publishing waits for room, perhaps for ever. It then ends as the databases do.
+        waiting = [*endings, *self._tasks]
+        if waiting:
+            await asyncio.wait(waiting, timeout=_TASKS_S)

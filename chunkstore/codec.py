@@ -118,7 +118,10 @@ def decode_payload(payload: bytes) -> Batch:
     Raises:
         msgspec.MsgspecError: they are not entries of this format.
     """
-    return _decoder.decode(payload)
+    try:
+        return _decoder.decode(payload)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

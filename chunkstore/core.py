@@ -137,7 +137,8 @@ class DiskCore:
 
     def fail(self, why: str) -> None:
         """The disk takes no more writes."""
-        self.journal.fail(why)
+        if self._journal is not None:
+            self._journal.fail(why)
 
     def _journal_failed(self, why: str) -> None:
         self.failed = why

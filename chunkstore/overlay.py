@@ -89,6 +89,10 @@ class Overlay:
         )  # fmt: skip
         for key in [key for key in self._clean if key[0] == state.slot]:
             del self._clean[key]
+        # A register that waits to be applied was built upon what the lost database had: only the fresh one knows
+        # what is left of it, once it has the entry.
+        for key in [key for key in self._dirty if key[0] == state.slot]:
+            self._blind[key] = self._dirty.pop(key)[1]
         self._complete.clear()
 
     def slot_state(self, slot: int) -> SlotState:
@@ -222,6 +226,8 @@ class Overlay:
         dirty = self._dirty.get(key)
         before = dirty[0] if dirty is not None else self._clean.pop(key, None)
         added = entry.record.added if entry.record is not None else None
+        if entry.record is not None and entry.record.previous is not None:
+            self._saw(entry.slot, entry.record.previous.blob_id)
         after: Register | None = None
         if before is None or key in self._blind:
             self._blind[key] = position

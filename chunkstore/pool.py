@@ -102,8 +102,7 @@ class SlotPool:
             self._open.move_to_end(slot)
             return database
         while len(self._open) >= self._open_max:
-            _, oldest = self._open.popitem(last=False)
-            oldest.close()
+            self._let_go(next(iter(self._open)))
         path = self.folder(slot) / DATABASE_NAME
         try:
             if not path.exists() or not path.stat().st_size:
@@ -112,13 +111,32 @@ class SlotPool:
                 self._ops.make_dirs(path.parent)
                 database = SlotDatabase(slot, path, self._identity.disk_id, create=True)
             else:
-                database = SlotDatabase(slot, path, self._identity.disk_id, create=False)
+                # Half a database that a killed retire() left must not get the first incarnation.
+                fresh = None if slot in self._identity.slots_created else self._identity.disk_id
+                database = SlotDatabase(slot, path, fresh, create=False)
         except (sqlite3.Error, msgspec.DecodeError) as error:
             if not is_damage(error):
                 raise
             return self.retire(slot, str(error))
         self._open[slot] = database
         return database
+
+    def _let_go(self, slot: int) -> None:
+        """Close a database. SQLite tells nobody of an error in the checkpoint that a close makes, so one is made before."""
+        database = self._open[slot]
+        if database.dirty:
+            try:
+                database.checkpoint()
+            except (sqlite3.Error, msgspec.DecodeError) as error:
+                # Whoever opens it next finds the damage; it is not that of the slot that is asked for now.
+                if not is_damage(error):
+                    raise
+        del self._open[slot]
+        database.close()
+
+    def was_lost(self, slot: int) -> bool:
+        """Whether the slot's database is not the first that it had here."""
+        return self.get(slot).state.incarnation != self._identity.disk_id
 
     def remake_unfinished(self, slot: int) -> None:
         """At start, before the journal is replayed: delete a database that was never made durable.
@@ -233,7 +251,7 @@ class SlotPool:
             slot = next(iter(self._open))
             if slot in self._used:
                 break  # those behind it were used later still
-            self._open.pop(slot).close()
+            self._let_go(slot)
             closed += 1
         if closed:
             self._freed = True

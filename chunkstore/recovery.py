@@ -66,7 +66,7 @@ def recover_databases(
     applied: dict[int, int] = {}
     for slot in pool.known_slots():
         pool.remake_unfinished(slot)
-        applied[slot] = pool.get(slot).applied
+        applied[slot] = applier.with_room(partial(pool.get, slot)).applied
     applier.open_index(recovered.scans[0].header.first_position if recovered.scans and recovered.scans[0].header else 1)
     index = applier.index
     assert index is not None
@@ -79,14 +79,16 @@ def recover_databases(
             "segments are missing, or files of different times were mixed. Keep a copy of the folder, move it away and "
             "start again: the node rebuilds an empty disk from its peers."
         )
+    # The journal gives a slot that was lost while the process ran more than the index was told of afterwards.
+    regained = {slot for slot, at in applied.items() if at < index.applied and pool.was_lost(slot)}
     aborted: set[tuple[int, str]] = set()
     count = _replay(recovered, applied, applier, aborted)
     if count:
         _log.info("journal-replayed", entries=count)
     applier.begin_at(recovered.next_position - 1)
     applier.ready_index()
-    for lost in pool.lost:
-        applier.relist(lost.slot)
+    for slot in sorted({lost.slot for lost in pool.lost} | regained):
+        applier.relist(slot)
     for slot, blob_id in aborted:
         if _ask(pool, slot, partial(_is_given_up, blob_id)):
             files.remove_blob(slot, blob_id)

@@ -75,14 +75,21 @@ class SlotDatabase:
         applied: journal position of the last entry in it.
     """
 
-    def __init__(self, slot: int, path: Path, incarnation: str, *, create: bool, cache_kib: int = 256) -> None:
-        """Open, migrate, and create if allowed. ``incarnation`` is for a new file only."""
+    def __init__(self, slot: int, path: Path, incarnation: str | None, *, create: bool, cache_kib: int = 256) -> None:
+        """Open, migrate, and create if allowed.
+
+        Args:
+            incarnation: of a file that has none yet; None: then it is damaged, because it must have one.
+        """
         self.slot = slot
         self.path = path
         self.connection = connect(path, cache_kib=cache_kib, create=create)
         try:
             migrate(self.connection, SLOT_MIGRATIONS)
-            self.connection.execute("INSERT OR IGNORE INTO slot_meta(id, incarnation) VALUES (1, ?)", (incarnation,))
+            if incarnation is not None:
+                self.connection.execute(
+                    "INSERT OR IGNORE INTO slot_meta(id, incarnation) VALUES (1, ?)", (incarnation,)
+                )
             self.state, self.applied = self._read_meta()
         except BaseException:
             self.connection.close()

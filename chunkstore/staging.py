@@ -316,6 +316,8 @@ class DiskStaging:
     async def _remove(self) -> None:
         try:
             await settled(self._loop.run_in_executor(self._pool, self._writer.remove))
+        except RuntimeError:
+            _log.info("staging-left", folder=str(self._writer.folder), why="the disk is closed")
         except OSError as error:
             # Whoever waits is told why the blob did not come in; the next start clears the folder.
             _log.warning("staging-left", folder=str(self._writer.folder), error=str(self._failed(error)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import sqlite3
 from collections.abc import Callable
@@ -157,7 +158,12 @@ class DiskStore:
                     space.release_ballast,
                     segment_bytes=segment_bytes,
                 )
-                return recovered, writer, recover_databases(path, recovered, pool, files, applier, writer)
+                try:
+                    return recovered, writer, recover_databases(path, recovered, pool, files, applier, writer)
+                except sqlite3.Error as error:
+                    if not applier.is_no_room(error):
+                        raise
+                    raise OSError(errno.ENOSPC, str(error)) from error
 
             try:
                 recovered, writer, facts = await database.call(recover)

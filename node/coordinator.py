@@ -32,6 +32,10 @@ CONTESTED_FIRST_S = 0.004
 CONTESTED_MAX_S = 0.1
 """A race is over within a few round trips; who rests long while the winner goes on never catches up."""
 FINISH_TRIES_MAX = 4
+LOOKS_MAX = 8
+"""A read of what is being written here looks again so many times, before it stands in line with a round of its own."""
+TURN_TOO_LATE = 0.9
+"""A round whose turn comes after this part of its time is not begun: it would end as an unknown outcome."""
 
 
 class Counters(Protocol):
@@ -75,7 +79,7 @@ class Coordinator:
         self._read_timeout_s = read_timeout_s
         self._tasks: set[asyncio.Task[None]] = set()
         self.turns = Turns()
-        self._closed = False
+        self.closed = False
         self._learns = Learns(peers, self.spawn, timeout_s=peer_timeout_s)
 
     async def write(
@@ -94,7 +98,7 @@ class Coordinator:
         Raises: whatever it was rejected with (PreconditionFailed, VersionConflict, NotFound, QuorumUnavailable,
         OutcomeUnknown, InsufficientStorage).
         """
-        if self._closed:
+        if self.closed:
             raise NotReady("The node is shutting down: ask another one.", code="shutting-down")
         operation_id = self.mint.mint()
         round_ = WriteRound(
@@ -124,6 +128,13 @@ class Coordinator:
         Raises: QuorumUnavailable; OutcomeUnknown never (nothing of the caller's is written).
         """
         result = await self._read_once(electorate, request)
+        for _ in range(LOOKS_MAX):
+            # What is undecided is most likely the write that has its turn here: it decides, and costs no round.
+            running = None if result.finding.decided else self.turns.left(request.path)
+            if running is None:
+                break
+            await asyncio.wait([running])
+            result = await self._read_once(electorate, request)
         for _ in range(FINISH_TRIES_MAX):
             if result.finding.decided:
                 return result
@@ -211,8 +222,8 @@ class Coordinator:
         task.add_done_callback(self._tasks.discard)
 
     async def close(self, grace_s: float) -> None:
-        """Refuse new rounds and wait for the requests under way, at most ``grace_s``."""
-        self._closed = True
+        """Refuse new rounds, those in line too, and wait for the requests under way, at most ``grace_s``."""
+        self.closed = True
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=grace_s)
         for task in list(self._tasks):
@@ -228,6 +239,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._queues: dict[str, deque[asyncio.Future[None]]] = {}
+        self._watching: dict[str, asyncio.Future[None]] = {}
 
     def take(self, path: str) -> asyncio.Future[None]:
         """Stand in line; done when it is one's turn."""
@@ -238,9 +250,17 @@ class Turns:
             turn.set_result(None)
         return turn
 
+    def left(self, path: str) -> asyncio.Future[None] | None:
+        """Done when the round that has its turn now ends; None when none has."""
+        if path not in self._queues:
+            return None
+        return self._watching.setdefault(path, asyncio.get_running_loop().create_future())
+
     def leave(self, path: str, turn: asyncio.Future[None]) -> None:
         """Let the next one have it, whether one's turn had come or not."""
         queue = self._queues[path]
+        if queue[0] is turn and (watched := self._watching.pop(path, None)) is not None:
+            watched.set_result(None)
         queue.remove(turn)
         if not queue:
             del self._queues[path]
@@ -267,7 +287,10 @@ class _Run:
         turn = turns.take(self._path)
         try:
             if not turn.done():
+                began_s = self._loop.time()
                 await asyncio.wait((turn, self._done), return_when=asyncio.FIRST_COMPLETED)
+                if self._loop.time() - began_s > timeout_s * TURN_TOO_LATE or self._coordinator.closed:
+                    self._deadline()
                 # A rival may have gone far ahead meanwhile.
                 self._round.counter = max(self._round.counter, self._coordinator.counter(self._slot))
             if not self._done.done():

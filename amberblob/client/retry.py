@@ -21,12 +21,16 @@ from amberblob.clock import Clock, Randomness, SystemClock, SystemRandomness
 from amberblob.errors import (
     AmberError,
     ConfigError,
+    NotFound,
     NotReady,
     OutcomeUnknown,
     PeerError,
     PeerUnreachable,
-    RequestError,
+    PreconditionFailed,
+    VersionConflict,
 )
+
+_FOR_ALL_ATTEMPTS = (NotFound, PreconditionFailed, VersionConflict)
 
 ATTEMPT_HEADER = "X-Amber-Attempt"
 """``first`` as long as no attempt of the write can have been applied."""
@@ -139,8 +143,8 @@ class Retrying:
                 answer = await attempt(endpoints.urls[index], request, within_s=left_s)
             except AmberError as error:
                 if not worth_repeating(error):
-                    # A refusal of the request is about all its attempts; what a node says of itself only about this one.
-                    if isinstance(error, RequestError) or not any(map(maybe_applied, failures)):
+                    # A refusal for what the object is speaks for all attempts; whatever else only for this one.
+                    if isinstance(error, _FOR_ALL_ATTEMPTS) or not any(map(maybe_applied, failures)):
                         raise
                     raise _give_up(request, [*failures, error], replayable=True) from error
                 endpoints.failed(index)

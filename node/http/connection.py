@@ -4,6 +4,7 @@ aiohttp reads and frames the requests. Added here:
 
 - a bounded time for a request's head, so that a client that sends it byte by byte cannot hold a connection;
 - a bounded time without progress while an answer waits to be read;
+- a version other than HTTP/1.x refused (aiohttp would answer HTTP/2.0 as if it spoke it);
 - every error of the HTTP parser answered with a problem document, also one in the middle of a body (aiohttp
   leaves the handler waiting for the rest of it);
 - a client that has closed its sending side still gets its answer, and a body that it cut off fails at once.
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
+from aiohttp import HttpVersion11
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import BadHttpMessage
@@ -61,12 +63,14 @@ class Connection(RequestHandler):
     """One connection."""
 
     __slots__ = (
+        "_answered",
         "_app",
         "_body",
         "_broken",
         "_half_closed",
         "_head_begun",
         "_head_timer",
+        "_new",
         "_stall_timer",
         "_timeouts",
         "_wire",
@@ -92,6 +96,8 @@ class Connection(RequestHandler):
         self._wire: asyncio.Transport | None = None
         self._body: StreamReader = EMPTY_PAYLOAD
         self._broken = False
+        self._new = True
+        self._answered = True
         self._half_closed = False
         self._head_begun = False
         self._head_timer: asyncio.TimerHandle | None = None
@@ -112,8 +118,10 @@ class Connection(RequestHandler):
     def data_received(self, data: bytes) -> None:
         if self._broken:
             return
+        waiting = len(self._messages)
         try:
             super().data_received(data)
+            self._refuse_versions(waiting)
         except Exception as error:
             # The parser's own errors are caught above; this is one that it did not expect of itself.
             self._messages.append((_ErrInfo(status=400, exc=error, message=""), EMPTY_PAYLOAD))
@@ -128,7 +136,7 @@ class Connection(RequestHandler):
             if isinstance(last, _ErrInfo):
                 self._broken = True
                 self._fail_body(RequestPayloadError(str(last.exc)))
-        elif data and not self._head_begun and self._idle():
+        elif data and not self._head_begun and (self._new or self._idle()):
             self._head_begun = True
             if self._head_timer is None:
                 self._head_timer = self._loop.call_later(self._timeouts.head_s, self._head_late)
@@ -141,7 +149,9 @@ class Connection(RequestHandler):
         for _, body in self._messages:
             if not body.is_eof() and body.exception() is None:
                 body.set_exception(cut_off)
-        return not self._idle()
+        # After an answer it takes aiohttp a turn of the loop until it waits for the next request.
+        nothing_to_come = self._idle() or (self._answered and not self._messages)
+        return not nothing_to_come
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -155,6 +165,7 @@ class Connection(RequestHandler):
         self, request: BaseRequest, resp: StreamResponse, start_time: float | None
     ) -> tuple[StreamResponse, bool]:
         finished = await super().finish_response(request, resp, start_time)
+        self._answered = True
         if self._half_closed and not self._messages:
             self._close = True
         return finished
@@ -177,6 +188,8 @@ class Connection(RequestHandler):
     def begin_body(self, body: StreamReader) -> None:
         """The request whose body this is gets handled now."""
         self._body = body
+        self._new = False
+        self._answered = False
 
     def abort(self) -> None:
         """Drop the connection and whatever waits to be written."""
@@ -185,6 +198,20 @@ class Connection(RequestHandler):
 
     def _idle(self) -> bool:
         return self._waiter is not None and not self._waiter.done()
+
+    def _refuse_versions(self, known: int) -> None:
+        """A version that is not spoken here ends the connection; the parser lets HTTP/2.0 and 0.9 through.
+
+        ``known``: so many of the requests that wait were looked at before.
+        """
+        for at in range(known, len(self._messages)):
+            version = getattr(self._messages[at][0], "version", HttpVersion11)
+            if version.major != HttpVersion11.major:
+                while len(self._messages) > at:
+                    self._messages.pop()
+                error = BadHttpMessage(f"HTTP/{version.major}.{version.minor} is not spoken here")
+                self._messages.append((_ErrInfo(status=400, exc=error, message=""), EMPTY_PAYLOAD))
+                return
 
     def _fail_body(self, error: Exception) -> None:
         body = self._body

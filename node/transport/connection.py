@@ -239,6 +239,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         self._transport = None
+        self._reader.release()
 
     def pause_writing(self) -> None:
         self._paused = True

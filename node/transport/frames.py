@@ -15,6 +15,8 @@ import enum
 import struct
 from collections.abc import Callable
 
+import msgspec
+
 from amberblob.errors import WireError
 from amberblob.limits import FRAME_BYTES_MAX
 
@@ -26,6 +28,9 @@ _U32 = struct.Struct("!I")
 _U64 = struct.Struct("!Q")
 
 STREAM_MAX = 2**32 - 1
+
+UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError)
+"""What msgspec raises for bytes that are no message; for a text that is no UTF-8 not an error of its own tree."""
 
 
 class Kind(enum.IntEnum):
@@ -161,6 +166,12 @@ class FrameReader:
     def stop(self) -> None:
         """Deliver nothing more."""
         self._stopped = True
+
+    def release(self) -> None:
+        """Give the buffer up: nothing will be read any more. (A lost connection waits for the cycle collector.)"""
+        self._stopped = True
+        self._view = memoryview(b"")
+        self._start = self._end = 0
 
     def advance(self, size_bytes: int) -> None:
         """``size_bytes`` were read into :meth:`space`: deliver each frame that is complete now.

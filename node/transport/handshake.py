@@ -34,7 +34,7 @@ from amberblob.clock import HybridClock
 from amberblob.ids import valid_node_id
 from amberblob.limits import CLOCK_AHEAD_MAX_S, KIB
 from amberblob.wire import WIRE_VERSION
-from node.transport.frames import Kind
+from node.transport.frames import UNDECODABLE, Kind
 
 HANDSHAKE_BYTES_MAX = KIB
 HANDSHAKE_TIMEOUT_S = 5.0
@@ -151,7 +151,7 @@ def decode_refusal(payload: bytes | memoryview) -> RefusedByPeer:
     """What the peer says of its closing; something readable even if it cannot be decoded."""
     try:
         refusal = msgspec.msgpack.decode(payload, type=Refusal)
-    except msgspec.MsgspecError:
+    except UNDECODABLE:
         return RefusedByPeer(reason="bad-handshake", detail="the peer refuses us for a reason that cannot be decoded")
     return RefusedByPeer(reason=refusal.reason[:64], detail=refusal.detail[:_DETAIL_CHARS_MAX])
 
@@ -277,7 +277,7 @@ class DiallerHandshake:
         self._state = _State.DONE
         try:
             challenge = msgspec.msgpack.decode(payload, type=Challenge)
-        except msgspec.MsgspecError as error:
+        except UNDECODABLE as error:
             return [_bad(f"a challenge that cannot be decoded: {error}", self._expects)]
         refused = _introduction_refused(self._identity, challenge)
         if refused is not None:
@@ -337,7 +337,7 @@ class ListenerHandshake:
         self._state = _State.DONE
         try:
             hello = msgspec.msgpack.decode(payload, type=Hello)
-        except msgspec.MsgspecError as error:
+        except UNDECODABLE as error:
             return [_bad(f"a hello that cannot be decoded: {error}", self._peer)]
         refused = _introduction_refused(self._identity, hello)
         if refused is not None:

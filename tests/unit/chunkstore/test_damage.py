@@ -15,7 +15,7 @@ from amberblob.errors import ChunkCorrupt, ChunkMissing, DiskFailed, DiskFull, D
 from amberblob.ids import content_hash
 from amberblob.manifest import ChunkRef, Record, Version
 from amberblob.mutations import Accepted, Chosen, EpochSeen
-from chunkstore import BlobState
+from chunkstore import BlobState, applying, slotdb, sqlite
 from chunkstore.doctor import examine
 
 
@@ -310,6 +310,64 @@ async def test_a_full_database_is_not_called_a_failed_disk(kit, tmp_path: Path):
     with pytest.raises(DiskFull, match="needs room"):
         await store._core._database.call(full)
     assert store.failed is None
+
+
+async def test_a_kill_while_a_lost_database_is_made_anew(kit, tmp_path: Path, monkeypatch):
+    """Half of it, without a row of its own yet, was given the first incarnation: an empty memory that votes."""
+    await _used_disk(kit, tmp_path / "d")
+    for path in (tmp_path / "d/slots/1").glob("meta.sqlite3*"):
+        path.unlink()
+    killed = tmp_path / "killed"
+    real = sqlite.migrate
+
+    def migrate(connection, migrations):
+        version = real(connection, migrations)
+        if connection.execute("SELECT count(*) FROM slot_meta").fetchone() == (0,) and not killed.exists():
+            kit.copy(tmp_path / "d", killed)
+        return version
+
+    monkeypatch.setattr("chunkstore.slotdb.migrate", migrate)
+    (lost,) = (await kit.open(tmp_path / "d")).lost_slots
+    assert lost.slot == 1 and killed.exists()
+    store = await kit.open(killed)
+    assert [again.slot for again in store.lost_slots] == [1]
+    assert store.slot_state(1).incarnation not in (store.disk_id, lost.incarnation)
+
+
+async def test_a_sync_that_fails_when_a_database_is_put_aside_is_heard(kit, tmp_path: Path, monkeypatch):
+    store = await kit.open(tmp_path / "d", open_databases_max=1)
+    await kit.put(store, 1, "p")
+    assert await store.rows(1, "p")
+
+    def broken(self):
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+        raise error
+
+    monkeypatch.setattr(slotdb.SlotDatabase, "checkpoint", broken)
+    await kit.put(store, 2, "q")
+    with pytest.raises(DiskFailed):
+        await store.rows(2, "q")
+    await kit.until(lambda: store.failed is not None)
+
+
+async def test_a_disk_that_is_full_closes_while_an_upload_waits_for_room(kit, tmp_path: Path, monkeypatch):
+    store = await kit.open(tmp_path / "d", unapplied_bytes_max=100_000, linger_s=0.01)
+    await kit.put(store, 0, "p")
+
+    def full(self, *entries):
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    monkeypatch.setattr(applying.SlotBatch, "apply", full)
+    waiting = [asyncio.create_task(kit.put(store, 0, f"q{n}", bytes([n]) * 60_000)) for n in range(4)]
+    await kit.until(lambda: store._core.overlay.unapplied_bytes > 100_000)
+    waiting.append(asyncio.create_task(kit.stage(store, 1, kit.mint(), b"z" * 100_000)))
+    await kit.until(lambda: store._blobs._active)
+    async with asyncio.timeout(20):
+        await store.close()
+    assert all(isinstance(ended, Exception) for ended in await asyncio.gather(*waiting, return_exceptions=True))
 
 
 async def test_identity(kit, tmp_path: Path):

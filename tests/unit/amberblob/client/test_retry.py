@@ -10,10 +10,14 @@ from amberblob.client.http import Request
 from amberblob.client.retry import Endpoints, Retrying, RetryPolicy
 from amberblob.errors import (
     AmberError,
+    DigestMismatch,
     InsufficientStorage,
+    NotFound,
     OutcomeUnknown,
     PreconditionFailed,
     QuorumUnavailable,
+    Unauthorized,
+    VersionConflict,
 )
 
 FULL = InsufficientStorage.of(["node-1", "node-2"])
@@ -52,6 +56,12 @@ async def test_full_disks_are_full_disks_when_nothing_was_in_doubt(before):
     assert await told(*before, FULL) is FULL
 
 
-async def test_a_refusal_is_about_all_attempts():
-    refused = PreconditionFailed("it exists")
+@pytest.mark.parametrize("refused", [PreconditionFailed("it exists"), NotFound("none"), VersionConflict("older")])
+async def test_a_refusal_for_what_the_object_is_speaks_for_all_attempts(refused):
     assert await told(UNKNOWN, refused) is refused
+
+
+@pytest.mark.parametrize("error", [DigestMismatch("garbled on its way"), Unauthorized("another token")])
+async def test_what_befalls_one_attempt_hides_no_other(error):
+    assert isinstance(await told(UNKNOWN, error), OutcomeUnknown)
+    assert await told(error) is error

@@ -461,3 +461,23 @@ async def test_a_write_whose_turn_does_not_come_was_not_applied():
         await first
         await asyncio.gather(gone, return_exceptions=True)
         assert not made[1].coordinator.turns._queues
+
+
+async def test_a_read_of_what_is_being_written_here_waits_for_that_write_alone():
+    async with cluster(request_timeout_s=30.0, peer_timeout_s=30.0) as made:
+        await put(made[1], "p", b"0")
+        await made.settle()
+        held = [made.net.fault("Commit", "hold", to=node, times=1) for node in ("n2", "n3")]
+        first = asyncio.create_task(put(made[1], "p", b"1"))
+        await until(lambda: all(rule.hits for rule in held) and made.net.count("Commit", "n1") == 2)
+        in_line = [asyncio.create_task(put(made[1], "p", b"%d" % n)) for n in range(20)]
+        made.net.fault("Query", "drop", to="n3", times=1)  # so that the read asks n1, which has what is undecided
+        reading = asyncio.create_task(get(made[1], "p"))
+        await until(lambda: made[1].coordinator.turns._watching)
+        prepares = made.net.count("Prepare")
+        for rule in held:
+            rule.released.set()
+        await reading
+        assert made.net.count("Prepare") < prepares + 3 * 20, "it did not wait for all that stood in line before it"
+        await asyncio.gather(first, *in_line)
+        assert not made[1].coordinator.turns._watching

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from node.http import Timeouts
+from node.http.connection import Connection
 from tests.unit.node.http.conftest import World, serving
 from tests.unit.node.http.fake_service import until
 
@@ -120,6 +122,20 @@ async def test_what_is_no_http_is_answered_with_a_problem(world: World, head: by
     answer = await raw.answer()
     assert (answer.status, answer.problem["type"]) == (400, "bad-request")
     assert await raw.closed() == b""
+    assert world.service.objects == {}
+
+
+@pytest.mark.parametrize("version", [b"HTTP/2.0", b"HTTP/0.9"])
+async def test_only_http_1_is_spoken(world: World, version: bytes) -> None:
+    good = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    for before in (b"", good):
+        raw = await world.raw()
+        await raw.send(before + b"PUT /objects/a " + version + b"\r\nHost: x\r\nContent-Length: 45\r\n\r\n" + good)
+        if before:
+            assert (await raw.answer()).status == 200
+        got = await asyncio.wait_for(raw.closed(), 10)
+        assert got.startswith(b"HTTP/1.") and got.count(b"\r\n\r\n") == 1, "one answer"
+        assert b" 400 " in got and version + b" is not spoken here" in got
     assert world.service.objects == {}
 
 
@@ -252,6 +268,26 @@ async def test_a_client_that_only_half_closes_gets_its_answers(world: World) -> 
     assert got.count(b'{"status":"ok"}') == 3
 
 
+async def test_a_client_that_half_closes_just_when_it_was_answered(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of its sending arrives after the answer was written, and before the server waits for more."""
+    finish_response = Connection.finish_response
+
+    async def and_then_the_end(self: Connection, *args: Any) -> Any:
+        finished = await finish_response(self, *args)
+        if not self.eof_received():
+            assert self.transport is not None
+            self.transport.close()
+        return finished
+
+    monkeypatch.setattr(Connection, "finish_response", and_then_the_end)
+    raw = await world.raw()
+    await raw.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (await raw.answer()).status == 200
+    assert await asyncio.wait_for(raw.closed(), 10) == b""
+
+
 async def test_a_body_in_single_bytes(world: World) -> None:
     raw = await world.raw()
     for byte in b"PUT /objects/a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n":
@@ -325,6 +361,20 @@ async def test_a_slow_head_is_given_up(world: World) -> None:
         # A connection that never says anything is closed without a word.
         raw = await slow.raw()
         assert await asyncio.wait_for(raw.closed(), 10) == b""
+
+
+async def test_a_slow_head_that_begins_at_once_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first bytes arrive before the server's task for the connection has run."""
+    connection_made = Connection.connection_made
+
+    def and_the_first_bytes(self: Connection, transport: asyncio.BaseTransport) -> None:
+        connection_made(self, transport)
+        self.data_received(b"GET /")
+
+    monkeypatch.setattr(Connection, "connection_made", and_the_first_bytes)
+    async with serving(timeouts=Timeouts(head_s=0.2)) as slow:
+        raw = await slow.raw()
+        assert (await raw.answer()).problem["type"] == "request-timeout"
 
 
 async def test_an_idle_connection_is_closed(world: World) -> None:

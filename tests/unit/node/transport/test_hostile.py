@@ -1,6 +1,7 @@
 """Peers that are not what they should be: strangers, other clusters, broken and silent ones."""
 
 import asyncio
+import gc
 import os
 import random
 import signal
@@ -157,6 +158,34 @@ async def test_garbage_is_cut_off(garbage):
         assert incarnation(await c.clients.call("n2", query("fine"), timeout_s=5)) == "fine"
 
 
+NO_UTF8 = b"\xa2\xff\xfe"
+"""A text of two bytes, in MessagePack."""
+
+
+async def test_a_hello_whose_text_is_no_utf8_is_refused():
+    hello = b"\x98\xabamber-hello\x01" + NO_UTF8 + b"\xa2n1\xa2n2\xa7control\xc4\x20" + bytes(32) + b"\x01"
+    with structlog.testing.capture_logs() as logs:
+        async with cluster() as c:
+            raw = await Raw.connect(c.server.port)
+            raw.send(Kind.HELLO, 0, hello)
+            kind, _, payload = await raw.receive()
+            assert kind == Kind.REFUSAL and b"bad-handshake" in payload
+            assert await raw.closed() == b""
+            raw.close()
+    assert [log["reason"] for log in logs if log["event"] == "peer refused"] == ["bad-handshake"]
+
+
+async def test_a_challenge_or_refusal_whose_text_is_no_utf8_is_none():
+    dialler = DiallerHandshake(identity("n1"), expects="n2", lane="control", nonce=bytes(32))
+    dialler.begin()
+    assert "refuses us" in dialler.receive(Kind.REFUSAL, b"\x93\xadamber-refusal" + NO_UTF8 + b"\xa1d")[0].detail
+    dialler = DiallerHandshake(identity("n1"), expects="n2", lane="control", nonce=bytes(32))
+    dialler.begin()
+    challenge = b"\x97\xafamber-challenge\x01" + NO_UTF8 + b"\xa2n2\xa7control\xc4\x20" + bytes(32) + b"\x01"
+    (refused,) = dialler.receive(Kind.CHALLENGE, challenge)
+    assert refused.reason == "bad-handshake"
+
+
 async def test_half_a_handshake_is_cut_off_in_time(monkeypatch):
     monkeypatch.setattr("node.transport.connection.HANDSHAKE_TIMEOUT_S", 0.1)
     async with cluster() as c:
@@ -217,15 +246,43 @@ async def test_more_data_than_there_is_credit_for():
         assert c.handler.streams[0].receiver.window.unread_bytes_peak <= STREAM_WINDOW_BYTES
 
 
-async def test_a_request_that_cannot_be_decoded_fails_alone():
+@pytest.mark.parametrize("message", [b"\x91\xa1?", b"\x94\xa1Q\x01" + NO_UTF8 + b"\x01"])
+async def test_a_request_that_cannot_be_decoded_fails_alone(message):
     async with cluster() as c:
         raw = await shaken(c)
-        raw.send(Kind.REQUEST, 1, b"\x00\x91\xa1?")
+        raw.send(Kind.REQUEST, 1, b"\x00" + message)
         kind, stream, payload = await raw.receive()
         assert (kind, stream) == (Kind.REPLY, 1) and b"wire-error" in payload
         raw.send(Kind.PING, 0, struct.pack("!Q", 1))
         assert (await raw.receive())[0] == Kind.PONG
         raw.close()
+
+
+def is_let_go(buffer: bytearray) -> bool:
+    """Whether nobody has a view of it."""
+    try:
+        buffer.append(0)
+    except BufferError:
+        return False
+    return True
+
+
+async def test_a_lost_connection_gives_its_buffer_back_at_once():
+    """A megabyte each: it must not wait until the cycle collector comes round."""
+    gc.disable()
+    try:
+        async with cluster() as c:
+            raw = await Raw.connect(c.server.port)
+            await raw.shake(DiallerHandshake(identity("n7"), expects="n2", lane="bulk", nonce=os.urandom(32)))
+            raw.send(Kind.PING, 0, struct.pack("!Q", 1))
+            assert (await raw.receive())[0] == Kind.PONG
+            (connection,) = c.server._connections
+            buffer = connection._reader._view.obj
+            assert len(buffer) == 1024 * 1024 and not is_let_go(buffer)
+            raw.close()
+            await until(lambda: is_let_go(buffer))
+    finally:
+        gc.enable()
 
 
 async def test_late_frames_are_dropped():
@@ -284,12 +341,13 @@ async def test_a_silent_peer_is_given_up():
         await clients.close()
 
 
-async def test_an_answer_that_cannot_be_decoded_fails_alone():
+@pytest.mark.parametrize("message", [b"\x91\xa1?", b"\x93\xa1f" + NO_UTF8 + b"\xa1d"])
+async def test_an_answer_that_cannot_be_decoded_fails_alone(message):
     async def answer(raw: Raw) -> None:
         while True:
             kind, stream, _ = await raw.receive()
             if kind == Kind.REQUEST:
-                raw.send(Kind.REPLY, stream, b"\x91\xa1?")
+                raw.send(Kind.REPLY, stream, message)
 
     async with FakePeer(answer) as peer:
         c = Cluster()
