@@ -22,6 +22,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 T = TypeVar("T")
 
 _numbers = itertools.count()
+"""Begins anew with each loop: the order of a set depends on the hashes themselves, not only on their order."""
 
 
 class Gone(GreenletExit):
@@ -90,7 +91,9 @@ class SimLoop(asyncio.BaseEventLoop):
     """See the module."""
 
     def __init__(self) -> None:
+        global _numbers
         super().__init__()
+        _numbers = itertools.count()
         self._now = 0.0
         self._hub = getcurrent()
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []

@@ -66,6 +66,7 @@ class World:
         self._digest = hashlib.blake2b(digest_size=16)
         self._folder = folder
         self._broken: BaseException | None = None
+        self._root = "disks"
 
     def _chance(self, what: str) -> Random:
         """A stream of chance of its own, so that one part's draws do not move another's."""
@@ -78,7 +79,8 @@ class World:
 
     def note(self, text: str) -> None:
         """A line of the trace."""
-        line = f"{self.loop.time():12.6f} {text}"
+        # Where the disks are is not the same twice.
+        line = f"{self.loop.time():12.6f} {text.replace(self._root, 'disks')}"
         self._digest.update(line.encode())
         if self.trace is not None:
             self.trace.append(line)
@@ -97,6 +99,7 @@ class World:
     def run(self) -> World:
         """Play it all."""
         root = Path(tempfile.mkdtemp(prefix=f"amber-sim-{self.seed}-", dir=self._folder or _memory()))
+        self._root = str(root)
         self.loop = SimLoop()
         self.loop.turns_max = TURNS_MAX
         self.loop.set_exception_handler(self._unhandled)
