@@ -34,8 +34,10 @@ from chunkstore.staging import (
 )
 
 T = TypeVar("T")
-_TASKS_S = 2.0
 Blob = tuple[int, str]
+
+_TASKS_S = 2.0
+"""How long a close waits for what cannot be stopped; on a full disk that may wait for room for ever."""
 
 
 class Blobs:
@@ -412,7 +414,7 @@ class Blobs:
         return count
 
     async def close(self) -> None:
-        """Abort what is on its way in, and let end what cannot be stopped."""
+        """Abort what is on its way in, and let end what cannot be stopped, for a moment."""
         endings = [asyncio.ensure_future(staging.abort()) for staging in self._active.values()]
         # On a full disk a removal or a publishing waits for room, perhaps for ever. It then ends as the databases do.
         waiting = [*endings, *self._tasks]

@@ -36,14 +36,14 @@ class SpaceGuard:
         ops: FileOps,
         reserve_bytes: int,
         monotonic_s: Callable[[], float],
-        threads: Threads | None = None,
+        threads: Threads,
     ) -> None:
         self._disk = disk
         self._ops = ops
         self._reserve_bytes = reserve_bytes
         self._monotonic_s = monotonic_s
         self._ballast_bytes = min(BALLAST_BYTES_MAX, reserve_bytes // 4)
-        self._lock = (threads or Threads()).lock()
+        self._lock = threads.lock()
         self._asked_s = float("-inf")
         self._free_bytes = 0
 

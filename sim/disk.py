@@ -393,19 +393,12 @@ class SimFileOps(FileOps):
         self._changed(target.parent, f"the rename of {before} to {after}", undo)
 
     def unlink(self, path: Path) -> None:
-        self._enter()
-        if not path.exists():
-            return
-        kept, at = self._disk.keep(), self._disk.relative(path)
-        os.rename(path, kept)
-
-        def undo(new: Path) -> None:
-            if not (new / at).exists():
-                shutil.copyfile(kept, new / at)
-
-        self._changed(path.parent, f"the removal of {at}", undo)
+        self._take_away(path, shutil.copyfile)
 
     def remove_tree(self, path: Path) -> None:
+        self._take_away(path, shutil.copytree)
+
+    def _take_away(self, path: Path, bring_back: Callable[[Path, Path], object]) -> None:
         self._enter()
         if not path.exists():
             return
@@ -414,7 +407,7 @@ class SimFileOps(FileOps):
 
         def undo(new: Path) -> None:
             if not (new / at).exists():
-                shutil.copytree(kept, new / at)
+                bring_back(kept, new / at)
 
         self._changed(path.parent, f"the removal of {at}", undo)
 

@@ -12,6 +12,7 @@ import contextvars
 from collections.abc import Coroutine
 from typing import Any
 
+import msgspec
 import structlog
 
 from amberblob import wire
@@ -21,7 +22,7 @@ from amberblob.wire import Done, Failed, ReadChunk, ReadManifest, Reply, Request
 from node.transport import frames
 from node.transport.answers import OVERLOADED, SHUTTING_DOWN, answer
 from node.transport.connection import PING_INTERVAL_S, Connection
-from node.transport.frames import UNDECODABLE, Kind
+from node.transport.frames import Kind
 from node.transport.handshake import Action, Identity, ListenerHandshake
 from node.transport.interface import PeerHandler
 from node.transport.refusals import RefusalLog
@@ -120,7 +121,7 @@ class AnswererConnection(Connection):
             return
         try:
             request = wire.decode_request(message)
-        except UNDECODABLE as error:
+        except msgspec.MsgspecError as error:
             self._reply(stream, Failed(code=WireError.code, detail=f"a request that cannot be decoded: {error}"))
             return
         work: Coroutine[Any, Any, None]
@@ -195,7 +196,7 @@ class AnswererConnection(Connection):
 def _stage_close(payload: memoryview) -> wire.StageClose:
     try:
         message = wire.decode_request(payload)
-    except UNDECODABLE as error:
+    except msgspec.MsgspecError as error:
         raise WireError(f"a StageClose that cannot be decoded: {error}") from None
     if not isinstance(message, wire.StageClose):
         raise WireError(f"a {type(message).__name__} where a StageClose belongs")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 
+import msgspec
+
 from amberblob import wire
 from amberblob.errors import AmberError, PeerError, PeerTimeout, WireError
 from amberblob.limits import PEER_REQUESTS_MAX
@@ -12,7 +14,7 @@ from amberblob.wire import Done, Failed, Reply, Request, StageClose, StageOpen
 from node.transport import frames
 from node.transport.answers import OVERLOADED, again, early, raised
 from node.transport.connection import PING_INTERVAL_S, Connection
-from node.transport.frames import UNDECODABLE, Kind
+from node.transport.frames import Kind
 from node.transport.handshake import Action, DiallerHandshake, Identity, Lane, Refuse
 from node.transport.interface import Buffer
 from node.transport.refusals import RefusalLog
@@ -301,7 +303,7 @@ class _Fetch:
 def _decoded(payload: memoryview) -> Reply:
     try:
         return wire.decode_reply(payload)
-    except UNDECODABLE as error:
+    except msgspec.MsgspecError as error:
         raise WireError(f"an answer that cannot be decoded: {error}") from None
 
 

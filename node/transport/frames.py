@@ -15,8 +15,6 @@ import enum
 import struct
 from collections.abc import Callable
 
-import msgspec
-
 from amberblob.errors import WireError
 from amberblob.limits import FRAME_BYTES_MAX
 
@@ -28,9 +26,6 @@ _U32 = struct.Struct("!I")
 _U64 = struct.Struct("!Q")
 
 STREAM_MAX = 2**32 - 1
-
-UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError)
-"""What msgspec raises for bytes that are no message; for a text that is no UTF-8 not an error of its own tree."""
 
 
 class Kind(enum.IntEnum):

@@ -34,7 +34,10 @@ from amberblob.clock import HybridClock
 from amberblob.ids import valid_node_id
 from amberblob.limits import CLOCK_AHEAD_MAX_S, KIB
 from amberblob.wire import WIRE_VERSION
-from node.transport.frames import UNDECODABLE, Kind
+from node.transport.frames import Kind
+
+UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError)
+"""What msgspec raises for bytes that are no message; for a text that is no UTF-8 not an error of its own tree."""
 
 HANDSHAKE_BYTES_MAX = KIB
 HANDSHAKE_TIMEOUT_S = 5.0
