@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import sqlite3
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from chunkstore.applier import Applier
 from chunkstore.blobs import Blobs
 from chunkstore.core import UNAPPLIED_BYTES_MAX, DiskCore
 from chunkstore.dbthread import FULL_REMEDY, LINGER_S, DatabaseThread
-from chunkstore.fileops import FileOps, is_no_room
+from chunkstore.fileops import FileOps
 from chunkstore.files import BlobFiles
 from chunkstore.identity import DiskIdentity, DiskLock, open_identity
 from chunkstore.index import Page
@@ -149,28 +148,23 @@ class DiskStore:
             core = DiskCore(overlay, database, applier, pool, unapplied_bytes_max=unapplied_bytes_max, threads=threads)
 
             def recover() -> tuple[Recovered, SegmentWriter, list[SlotFacts]]:
-                recovered = recover_journal(path, identity.disk_id, ops, is_new=is_new)
-                writer = SegmentWriter(
-                    recovered,
-                    identity.disk_id,
-                    ops,
-                    randomness.token,
-                    space.release_ballast,
-                    segment_bytes=segment_bytes,
-                )
                 try:
+                    recovered = recover_journal(path, identity.disk_id, ops, is_new=is_new)
+                    writer = SegmentWriter(
+                        recovered,
+                        identity.disk_id,
+                        ops,
+                        randomness.token,
+                        space.release_ballast,
+                        segment_bytes=segment_bytes,
+                    )
                     return recovered, writer, recover_databases(path, recovered, pool, files, applier, writer)
-                except sqlite3.Error as error:
+                except (sqlite3.Error, OSError) as error:
                     if not applier.is_no_room(error):
                         raise
-                    raise OSError(errno.ENOSPC, str(error)) from error
+                    raise DiskFull(f"{path} has no room left for a start: {error}. {FULL_REMEDY}") from error
 
-            try:
-                recovered, writer, facts = await database.call(recover)
-            except OSError as error:
-                if not is_no_room(error):
-                    raise
-                raise DiskFull(f"{path} has no room left for a start: {error}. {FULL_REMEDY}") from error
+            recovered, writer, facts = await database.call(recover)
             for fact in facts:
                 overlay.set_slot(fact.state, fact.newest_blob_id, fact.staged)
             core.start(writer, recovered.next_position)
