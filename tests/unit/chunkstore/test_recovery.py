@@ -19,7 +19,7 @@ from amberblob.mutations import Accepted, EpochSeen, Reserved
 from chunkstore import BlobState
 from chunkstore.codec import FRAME_HEADER_BYTES
 from chunkstore.fileops import FileOps
-from chunkstore.segments import recover, scan_file, segment_numbers, segment_path
+from chunkstore.segments import SegmentWriter, recover, scan_file, segment_numbers, segment_path
 
 
 async def test_everything_is_there_after_a_clean_close(kit, tmp_path: Path):
@@ -366,11 +366,12 @@ async def test_what_recovery_answers_from_survives_a_power_cut(kit, tmp_path: Pa
     journal = folder / "journal"
     bare = kit.copy(folder, tmp_path / "bare")
     ops = PowerOps(journal, {"00000001.log": _without_last_frame(journal, 1)})
+    whole = segment_path(journal, 1).read_bytes()
     store = await kit.open(folder, ops=ops, linger_s=60.0)
     register = await store.load(1, "b")
     assert register.record is not None and store.slot_state(1).promise_ceiling == 4096
     (first,) = ops.before_create
-    assert first["00000001.log"] == segment_path(journal, 1).read_bytes(), "durable before a new segment is begun"
+    assert first["00000001.log"] == whole, "durable before a new segment is begun"
     for step in range(2):
         if step:
             await kit.put(store, 1, "c")
@@ -388,10 +389,12 @@ async def test_every_kept_segment_is_made_durable(kit, tmp_path: Path):
     header = scan_file(folder / "journal", 1).header
     assert header is not None
     disk_id = header.disk_id
-    # Two starts that got no further than a header.
-    for number in range(2):
-        await kit.open(folder, linger_s=60.0)
-        folder = kit.copy(folder, tmp_path / f"copy{number}")
+    # Two starts that got no further than a header. (A whole store might let a segment go while it is copied.)
+    for _ in range(2):
+        begun = recover(folder / "journal", disk_id, FileOps(), is_new=False)
+        writer = SegmentWriter(begun, disk_id, FileOps(), os.urandom, lambda: False, segment_bytes=1 << 20)
+        writer.begin(begun.next_position)
+        writer.close()
     journal = folder / "journal"
     numbers = segment_numbers(journal)
     assert numbers == [1, 2, 3]
@@ -432,10 +435,9 @@ async def test_a_power_cut_while_the_end_is_written_again(kit, tmp_path: Path):
 
 async def test_an_end_that_changes_between_reading_and_rewriting_is_said(kit, tmp_path: Path):
     folder = await _killed_before_the_sync(kit, tmp_path)
-    bare = _without_last_frame(folder / "journal", 1)
-    header = scan_file(folder / "journal", 1).header
-    assert header is not None
-    disk_id = header.disk_id
+    bare, scan = _without_last_frame(folder / "journal", 1), scan_file(folder / "journal", 1)
+    assert scan.header is not None
+    disk_id = scan.header.disk_id
     (folder / "journal/00000002.log").write_bytes(bytes(8192))
 
     class Evicting(FileOps):
@@ -446,14 +448,14 @@ async def test_an_end_that_changes_between_reading_and_rewriting_is_said(kit, tm
     with pytest.raises(OSError, match="changed while it was read"):
         recover(folder / "journal", disk_id, Evicting(), is_new=False)
     recovered = recover(folder / "journal", disk_id, FileOps(), is_new=False)
-    assert [len(scan.frames) for scan in recovered.scans] == [1]
+    assert [len(kept.frames) for kept in recovered.scans] == [len(scan.frames) - 1]
 
 
 async def test_a_start_after_an_unfinished_segment_leaves_no_gap(kit, tmp_path: Path):
     folder = await _killed_before_the_sync(kit, tmp_path)
     (folder / "journal/00000002.log").write_bytes(bytes(1 << 20))
     store = await kit.open(folder, linger_s=60.0)
-    assert segment_numbers(folder / "journal") == [1, 2]
+    assert 2 in segment_numbers(folder / "journal") and 3 not in segment_numbers(folder / "journal")
     await kit.put(store, 1, "c")
     again = await kit.open(kit.copy(folder, tmp_path / "copy"))
     assert (await again.load(1, "b")).chosen and (await again.load(1, "c")).chosen
