@@ -52,6 +52,7 @@ class Commit(Message, frozen=True, array_like=True, kw_only=True, tag="C"):
 
     ``body`` are the bytes of an inline head. ``holders`` name nodes from which missing bytes can be pulled
     before accepting (set when somebody else's undecided record is finished); empty means refuse when missing.
+    ``next`` is to be promised with the accept, for the coordinator's next write of the path (rfc/0009).
     """
 
     slot: Slot
@@ -61,6 +62,7 @@ class Commit(Message, frozen=True, array_like=True, kw_only=True, tag="C"):
     record: Record
     body: bytes | None = None
     holders: tuple[str, ...] = ()
+    next: Ballot | None = None
 
 
 class Learnt(msgspec.Struct, frozen=True, array_like=True):
@@ -201,9 +203,10 @@ class Promised(Message, frozen=True, array_like=True, kw_only=True, tag="p"):
 
 
 class AcceptedReply(Message, frozen=True, array_like=True, kw_only=True, tag="a"):
-    """Accepted and durable here. (Not yet chosen: that takes a majority.)"""
+    """Accepted and durable here. (Not yet chosen: that takes a majority.) ``promised``: so is what came as ``next``."""
 
     incarnation: str
+    promised: bool = False
 
 
 class Refused(Message, frozen=True, array_like=True, kw_only=True, tag="r"):

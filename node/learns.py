@@ -8,10 +8,14 @@ from typing import Any
 
 from amberblob.errors import PeerError
 from amberblob.wire import Learn, Learnt
+from node.protocol.write import Spread
 from node.transport.interface import Peers
 
-GATHER_S = 0.003
-BATCH_MAX = 128
+GATHER_S = 0.01
+"""How long LEARNs wait for company, and for a late accept that makes one smaller. Readers do not need them: a majority's
+accepts show that a record is chosen."""
+
+BATCH_MAX = 256
 BATCH_BYTES_MAX = 512 * 1024
 QUEUE_MAX = 20_000
 """Per node; beyond it the oldest are dropped, and the node finds out by a later round or by anti-entropy."""
@@ -24,13 +28,14 @@ class Learns:
         self._peers = peers
         self._spawn = spawn
         self._timeout_s = timeout_s
-        self._waiting: dict[str, list[Learnt]] = {}
+        self._waiting: dict[str, list[Spread]] = {}
         self._sending: set[str] = set()
 
-    def add(self, node: str, item: Learnt) -> None:
-        """Tell ``node``, some time soon."""
+    def add(self, spread: Spread) -> None:
+        """Tell the node, some time soon."""
+        node = spread.node
         queue = self._waiting.setdefault(node, [])
-        queue.append(item)
+        queue.append(spread)
         if len(queue) > QUEUE_MAX:
             del queue[: QUEUE_MAX // 10]
         if node not in self._sending:
@@ -39,8 +44,9 @@ class Learns:
 
     async def _drain(self, node: str) -> None:
         try:
-            await asyncio.sleep(GATHER_S)
             while queue := self._waiting.get(node):
+                if len(queue) < BATCH_MAX:
+                    await asyncio.sleep(GATHER_S)
                 batch = _take(queue)
                 try:
                     await self._peers.call(node, Learn(items=tuple(batch)), timeout_s=self._timeout_s)
@@ -51,10 +57,12 @@ class Learns:
             self._sending.discard(node)
 
 
-def _take(queue: list[Learnt]) -> list[Learnt]:
+def _take(queue: list[Spread]) -> list[Learnt]:
     """The next batch, taken off the queue; bounded in number and (roughly) in bytes."""
-    size, count = 0, 0
-    for item in queue[:BATCH_MAX]:
+    size = 0
+    batch: list[Learnt] = []
+    for spread in queue[:BATCH_MAX]:
+        item = spread.bare if spread.bare is not None and spread.node in spread.accepted else spread.item
         # A record's size is dominated by its chunk list, its ranges and its metadata.
         record = item.record
         size += 512
@@ -62,8 +70,8 @@ def _take(queue: list[Learnt]) -> list[Learnt]:
             heads = [version for version in (record.head, record.previous) if version is not None]
             size += sum(len(h.chunks) * 80 + sum(len(k) + len(v) for k, v in h.meta.items()) for h in heads)
             size += len(record.live) * 20 + len(record.taken) * 20
-        if count and size > BATCH_BYTES_MAX:
+        if batch and size > BATCH_BYTES_MAX:
             break
-        count += 1
-    batch, queue[:count] = queue[:count], []
+        batch.append(item)
+    del queue[: len(batch)]
     return batch

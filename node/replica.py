@@ -6,13 +6,14 @@ durable (``store.position`` then ``store.durable``), because what an answer show
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import assert_never
 
 import msgspec
 import structlog
 
-from amberblob.ballot import Register
+from amberblob.ballot import Ballot, Register
 from amberblob.clock import HybridClock
 from amberblob.errors import BadRequest, DigestMismatch, DiskFailed, DiskFull, PeerError, StorageError
 from amberblob.ids import content_hash, valid_hash, valid_ulid
@@ -46,9 +47,9 @@ from amberblob.wire import (
     StageOpen,
 )
 from chunkstore.interface import BlobState, ReplicaStore
-from node.protocol.replica import Action, BytesHere, Persist, ReplicaSlot, Respond
+from node.protocol.replica import Action, BytesHere, Persist, ReplicaSlot
 from node.pulls import PullRequests
-from node.transport.interface import IncomingStage
+from node.transport.interface import IncomingStage, Respond
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +59,7 @@ ROWS_BYTES_MAX = FRAME_BYTES_MAX // 2
 INSPECT_ROWS_MAX = 100
 
 NOTHING_NEEDED = BytesHere(durable=True)
+BODY_ALONG = BytesHere(durable=False)
 
 
 def _fitting(rows: list[HistoryRow]) -> list[HistoryRow]:
@@ -69,6 +71,11 @@ def _fitting(rows: list[HistoryRow]) -> list[HistoryRow]:
         if count and size > ROWS_BYTES_MAX:
             return rows[:count]
     return rows
+
+
+def _looks_back(message: Prepare, record: Record | None) -> bool:
+    """Whether what the write id did has to be looked up in the database: the record's own list does not reach back."""
+    return bool(message.write_id) and record is not None and record.revision > len(record.writes)
 
 
 def _ignore(slot: int, path: str) -> None:
@@ -121,11 +128,28 @@ class Replica:
         voting = self.slot(slot)
         voting.counter_seen = max(voting.counter_seen, counter)
 
+    def promises(self, slot: int, path: str, ballot: Ballot) -> bool:
+        """Whether this node has no copy of the slot, or its copy promised this ballot last."""
+        return not self._is_member(slot) or self.slot(slot).promises(path, ballot)
+
     # ---- requests
+
+    def answer(self, peer: str, request: Request, respond: Respond) -> bool:
+        """Answer at once what needs nothing from the disk: see :class:`node.transport.interface.PeerHandler`."""
+        match request:
+            case Prepare():
+                return self._prepare_now(request, respond)
+            case Commit():
+                return self._commit_now(request, respond)
+            case Query():
+                return self._query_now(request, respond)
+            case Learn():
+                return self._learn_now(request, respond)
+            case _:
+                return False
 
     async def handle(self, peer: str, request: Request) -> Reply:
         """Answer anything but StageOpen, ReadChunk and ReadManifest."""
-        log.debug("peer request", kind=type(request).__name__)
         match request:
             case Prepare():
                 return await self._prepare(request)
@@ -161,23 +185,39 @@ class Replica:
             incarnation=state.incarnation, reason=reason, ballot=state.ballot_floor, epoch=state.epoch, detail=detail
         )
 
-    async def _carry_out(self, slot: int, path: str, actions: list[Action]) -> Reply:
+    def _carry_out(self, slot: int, path: str, actions: list[Action], respond: Respond) -> None:
+        """Apply, and respond once all that the register and its slot say is durable."""
         reply: Reply = Done()
         try:
             for action in actions:
-                match action:
-                    case Persist():
-                        self._store.apply(action.mutation)
-                    case Respond():
-                        reply = action.reply
-                    case _:
-                        assert_never(action)
-            await self._store.durable(self._store.position(slot, path))
+                if isinstance(action, Persist):
+                    self._store.apply(action.mutation)
+                else:
+                    reply = action.reply
         except DiskFailed as error:
-            return self._refused(slot, "disk-failed", error.detail)
-        return reply
+            respond(self._refused(slot, "disk-failed", error.detail))
+            return
+        self._respond_durably(slot, path, reply, respond)
 
-    async def _prepare(self, message: Prepare) -> Reply:
+    def _respond_durably(self, slot: int, path: str, reply: Reply, respond: Respond) -> None:
+        position = self._store.position(slot, path)
+        if not position:
+            respond(reply)
+            return
+
+        def durable(error: DiskFailed | None) -> None:
+            respond(reply if error is None else self._refused(slot, "disk-failed", error.detail))
+
+        self._store.when_durable(position, durable)
+
+    async def _carried_out(self, slot: int, path: str, actions: list[Action]) -> Reply:
+        answered: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._carry_out(slot, path, actions, lambda reply: None if answered.done() else answered.set_result(reply))
+        return await answered
+
+    # ---- phase one
+
+    def _prepare_refused(self, message: Prepare) -> Refused | None:
         if not self._is_member(message.slot):
             return self._refused(message.slot, "not-a-member")
         if self._store.failed is not None:
@@ -185,16 +225,34 @@ class Replica:
             return self._refused(message.slot, "disk-failed", self._store.failed)
         if message.body_bytes and self._store.full:
             return self._refused(message.slot, "disk-full")
+        return None
+
+    def _prepare_now(self, message: Prepare, respond: Respond) -> bool:
+        refused = self._prepare_refused(message)
+        if refused is not None:
+            respond(refused)
+            return True
+        register = self._store.peek(message.slot, message.path)
+        if register is None or _looks_back(message, register.record):
+            return False
+        actions = self.slot(message.slot).prepare(self._store.slot_state(message.slot), message, register, None)
+        self._carry_out(message.slot, message.path, actions, respond)
+        return True
+
+    async def _prepare(self, message: Prepare) -> Reply:
+        refused = self._prepare_refused(message)
+        if refused is not None:
+            return refused
         register, prior = await self._register_and_prior(message)
         actions = self.slot(message.slot).prepare(self._store.slot_state(message.slot), message, register, prior)
-        return await self._carry_out(message.slot, message.path, actions)
+        return await self._carried_out(message.slot, message.path, actions)
 
     async def _register_and_prior(self, message: Prepare) -> tuple[Register, WriteMark | None]:
         """The register as of now and what the write id did, both of the same moment."""
         register = await self._store.load(message.slot, message.path)
         while True:
             record = register.record
-            if not message.write_id or record is None or record.revision <= len(record.writes):
+            if record is None or not _looks_back(message, record):
                 return register, None
             prior = await self._store.find_write(message.slot, message.path, message.write_id)
             now = await self._store.load(message.slot, message.path)
@@ -202,8 +260,11 @@ class Replica:
                 return now, prior
             register = now
 
-    async def _commit(self, message: Commit) -> Reply:
-        slot, path, added = message.slot, message.path, message.record.added
+    # ---- phase two
+
+    def _commit_refused(self, message: Commit) -> Refused | None:
+        """Why the COMMIT is not even looked at. Raises: DigestMismatch."""
+        slot, added = message.slot, message.record.added
         if not self._is_member(slot):
             return self._refused(slot, "not-a-member")
         if self._store.failed is not None:
@@ -213,6 +274,28 @@ class Replica:
                 raise DigestMismatch("the body of a COMMIT does not match its record")
             if self._store.full and not message.holders:
                 return self._refused(slot, "disk-full")
+        return None
+
+    def _commit_now(self, message: Commit, respond: Respond) -> bool:
+        added = message.record.added
+        if added is not None and added.size > 0 and message.body is None:
+            return False
+        register = self._store.peek(message.slot, message.path)
+        if register is None or register.accepted == message.ballot:
+            return False
+        refused = self._commit_refused(message)
+        if refused is not None:
+            respond(refused)
+        else:
+            here = NOTHING_NEEDED if added is None or added.size == 0 else BODY_ALONG
+            self._decide(message, register, here, respond)
+        return True
+
+    async def _commit(self, message: Commit) -> Reply:
+        slot, path, added = message.slot, message.path, message.record.added
+        refused = self._commit_refused(message)
+        if refused is not None:
+            return refused
         register = await self._store.load(slot, path)
         if register.accepted == message.ballot and message.body is not None and added is not None:
             # Accepted before, or (a LEARN overtook this) learnt without its bytes: then keep them.
@@ -227,11 +310,18 @@ class Replica:
                 await self._store.load(slot, path)
                 here = await self._bytes_here(message, added)
             register = now
+        answered: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        respond: Respond = lambda reply: None if answered.done() else answered.set_result(reply)  # noqa: E731
+        self._decide(message, register, here, respond)
+        return await answered
+
+    def _decide(self, message: Commit, register: Register, here: BytesHere, respond: Respond) -> None:
+        slot, path = message.slot, message.path
         actions = self.slot(slot).commit(self._store.slot_state(slot), message, register, here)
-        if any(isinstance(action, Persist) for action in actions):
+        if len(actions) > 1:  # something is to be persisted
             self.on_undecided(slot, path)
             self._complete_previous(slot, message.record, register)
-        return await self._carry_out(slot, path, actions)
+        self._carry_out(slot, path, actions, respond)
 
     async def _keep_body(self, message: Commit, added: Version) -> Commit:
         """The bytes of an inline version that the register already refers to; the message without them."""
@@ -269,10 +359,26 @@ class Replica:
         state = await self._store.blob_state(message.slot, added.blob_id)
         return BytesHere(durable=state is BlobState.DURABLE, aborted=state is BlobState.ABORTED)
 
+    # ---- what is chosen
+
+    def _learn_now(self, message: Learn, respond: Respond) -> bool:
+        peek = self._store.peek
+        if any(peek(item.slot, item.path) is None for item in message.items):
+            return False
+        for item in message.items:
+            if self._is_member(item.slot):
+                register = peek(item.slot, item.path)
+                # One item may push another out of memory: that one is as good as lost on its way.
+                if register is not None:
+                    self._learnt(item, register)
+        respond(Done())
+        return True
+
     async def _learn(self, item: Learnt) -> None:
-        if not self._is_member(item.slot):
-            return
-        register = await self._store.load(item.slot, item.path)
+        if self._is_member(item.slot):
+            self._learnt(item, await self._store.load(item.slot, item.path))
+
+    def _learnt(self, item: Learnt, register: Register) -> None:
         actions = self.slot(item.slot).learn(self._store.slot_state(item.slot), item, register)
         try:
             for action in actions:
@@ -283,11 +389,25 @@ class Replica:
         now = self._store.peek(item.slot, item.path)
         if now is not None and now.chosen:
             self.on_decided(item.slot, item.path)
-        added = item.record.added if item.record is not None else None
-        if actions and added is not None and added.size > 0:
-            self._pulls.later(item.slot, added, item.holders)
-        if actions:
+        # What was accepted here has its bytes here; what is new here may lack them.
+        if actions and item.record is not None and register.accepted != item.ballot:
+            added = item.record.added
+            if added is not None and added.size > 0:
+                self._pulls.later(item.slot, added, item.holders)
             self._complete_previous(item.slot, item.record, register)
+
+    # ---- questions
+
+    def _query_now(self, message: Query, respond: Respond) -> bool:
+        slot, path = message.slot, message.path
+        if not self._is_member(slot):
+            respond(self._refused(slot, "not-a-member"))
+            return True
+        register = self._store.peek(slot, path)
+        if register is None:
+            return False
+        self._respond_durably(slot, path, self._register_reply(slot, register), respond)
+        return True
 
     async def _query(self, message: Query) -> Reply:
         slot = message.slot
@@ -295,6 +415,9 @@ class Replica:
             return self._refused(slot, "not-a-member")
         register = await self._store.load(slot, message.path)
         await self._store.durable(self._store.position(slot, message.path))
+        return self._register_reply(slot, register)
+
+    def _register_reply(self, slot: int, register: Register) -> RegisterReply:
         return RegisterReply(
             incarnation=self._store.slot_state(slot).incarnation,
             accepted=register.accepted,

@@ -17,8 +17,8 @@ from typing import Any
 from amberblob import wire
 from amberblob.errors import PeerError, PeerTimeout, PeerUnreachable
 from amberblob.wire import Failed, Reply, Request, StageClose, StageOpen
-from node.transport.answers import answer, early, raised
-from node.transport.interface import Buffer, PeerHandler
+from node.transport.answers import answer, early, raised, served
+from node.transport.interface import Buffer, PeerHandler, Told
 from node.transport.streams import StageInbox, StreamSender
 from sim.loop import Process, SimLoop
 
@@ -97,6 +97,20 @@ class SimPeers:
         self._process = process
         self._handler = handler
         self._failed: set[str] = set()
+        self._asking: set[asyncio.Task[None]] = set()
+
+    def ask(self, node: str, request: Request, told: Told, *, timeout_s: float) -> None:
+        task = self._network.loop.create_task(self._ask_and_tell(node, request, told, timeout_s))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    async def _ask_and_tell(self, node: str, request: Request, told: Told, timeout_s: float) -> None:
+        try:
+            reply = await self.call(node, request, timeout_s=timeout_s)
+        except PeerError as error:
+            told(error)
+        else:
+            told(reply)
 
     async def call(self, node: str, request: Request, *, timeout_s: float) -> Reply:
         reply = await self._ask(node, request, timeout_s, self._handle)
@@ -113,7 +127,7 @@ class SimPeers:
 
     @staticmethod
     async def _handle(handler: PeerHandler, peer: str, request: Request) -> Reply:
-        return await answer(handler.handle(peer, request), request)
+        return await served(handler, peer, request)
 
     @staticmethod
     async def _read(handler: PeerHandler, peer: str, request: Request) -> bytes | Failed:

@@ -80,8 +80,7 @@ class ReplicaSlot:
             return [self._refuse(state, "ballot", bar)]
         if message.epoch > state.epoch:
             actions.append(Persist(EpochSeen(message.slot, message.epoch)))
-        if message.ballot.counter > state.promise_ceiling:
-            actions.append(Persist(Reserved(message.slot, message.ballot.counter + PROMISE_RESERVE)))
+        self._reserve(state, message.slot, message.ballot, actions)
         self._promise(message.path, message.ballot)
         actions.append(
             Respond(
@@ -114,7 +113,8 @@ class ReplicaSlot:
             # A copy that merely learnt of the record has its ballot and not its bytes: that is no durable copy.
             if message.record.added is not None and not here.durable:
                 return [self._refuse(state, "bytes-missing", bar)]
-            return [Respond(AcceptedReply(incarnation=state.incarnation))]
+            still = message.next is not None and self._promises.get(message.path) == message.next
+            return [Respond(AcceptedReply(incarnation=state.incarnation, promised=still))]
         promised = self._promises.get(message.path, BALLOT_ZERO)
         if message.ballot < bar or (message.ballot == bar and message.ballot != promised):
             return [self._refuse(state, "ballot", bar)]
@@ -128,8 +128,24 @@ class ReplicaSlot:
             actions.append(Persist(EpochSeen(message.slot, message.epoch)))
         body = None if here.durable else message.body
         actions.append(Persist(Accepted(message.slot, message.path, message.ballot, message.record, body)))
-        actions.append(Respond(AcceptedReply(incarnation=state.incarnation)))
+        follows = message.next is not None and message.next > message.ballot and message.next.epoch == message.epoch
+        if follows and message.next is not None:
+            # As if a PREPARE had followed the accept: the answer to both is that this record is accepted.
+            self._meet(message.next)
+            self._reserve(state, message.slot, message.next, actions)
+            self._promise(message.path, message.next)
+        actions.append(Respond(AcceptedReply(incarnation=state.incarnation, promised=follows)))
         return actions
+
+    def promises(self, path: str, ballot: Ballot) -> bool:
+        """Whether this ballot is what was promised last."""
+        return self._promises.get(path) == ballot
+
+    @staticmethod
+    def _reserve(state: SlotState, slot: int, ballot: Ballot, actions: list[Action]) -> None:
+        """A promise above the ceiling raises it first."""
+        if ballot.counter > state.promise_ceiling:
+            actions.append(Persist(Reserved(slot, ballot.counter + PROMISE_RESERVE)))
 
     def learn(self, state: SlotState, item: Learnt, register: Register) -> list[Action]:
         """A record became chosen. Nobody waits for the answer."""

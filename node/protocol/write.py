@@ -8,6 +8,7 @@ States and what moves between them::
                         │                                              └─ Propose ──▶ COMMITTING ──write quorum──▶ FINISHED
                         ├─ current undecided ──▶ FINISHING ──majority──▶ WAITING ──▶ PREPARING with a higher ballot
                         └─ majority impossible ──▶ WAITING ──▶ PREPARING
+    IDLE ──start, a promise is held──▶ COMMITTING
     COMMITTING or FINISHING, quorum impossible ──▶ WAITING ──▶ PREPARING
     any ──deadline──▶ FINISHED (unavailable if no COMMIT of our own record was ever sent, else unknown)
 
@@ -27,7 +28,7 @@ Answers to an earlier phase bear its token and are dropped.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 
 from amberblob.ballot import Ballot
@@ -47,6 +48,7 @@ from amberblob.wire import (
     Reply,
     Request,
 )
+from node.protocol.hold import Hold
 from node.protocol.operations import (
     NO_HISTORY,
     Answer,
@@ -91,10 +93,15 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Tell the node that a record is chosen, some time soon."""
+    """Tell the node that a record is chosen, some time soon.
+
+    ``bare`` is enough, and much cheaper, if by the time of sending the node is among ``accepted``, which may still grow.
+    """
 
     node: str
     item: Learnt
+    bare: Learnt | None = field(default=None, compare=False)
+    accepted: Collection[str] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +157,8 @@ class _Tally:
 
     promised: dict[str, Promised] = field(default_factory=dict)
     accepted: set[str] = field(default_factory=set)
+    promised_next: set[str] = field(default_factory=set)
+    """Those of them that promised the ballot that came along."""
     history: dict[str, HistoryReply] = field(default_factory=dict)
     contested: set[str] = field(default_factory=set)
     """Voters that promised somebody above us."""
@@ -195,7 +204,7 @@ class WriteRound:
         self._hear = hear
         self._electorate = electorate
         self._node = node
-        self._path = path
+        self.path = path
         self._operation = operation
         self._operation_id = operation_id
         self._write_id = write_id
@@ -224,13 +233,34 @@ class WriteRound:
         self._wanted = NeedHistory()
         self._last_failures: dict[str, str] = {}
         self._full: set[str] = set()
+        self._next = self._ballot
+        self.hold: Hold | None = None
+        """The promise that is held when the round has ended well."""
+        self._spread_of: tuple[int, set[str]] = (0, set())
 
     # ---- events
 
-    def start(self) -> list[Action]:
-        """Begin."""
+    def start(self, held: Hold | None = None) -> list[Action]:
+        """Begin; at once with the COMMIT if a promise is held for this coordinator that will do."""
         assert self.phase is Phase.IDLE
-        return self._prepare()
+        return (self._begin_held(held) if held is not None else []) or self._prepare()
+
+    def _begin_held(self, held: Hold) -> list[Action]:
+        """COMMIT at once, if a promise is held and the write proposes something; else nothing.
+
+        Only a COMMIT proves that nothing came in between, so that nothing else is decided on what is held.
+        """
+        if self._may_linger or held.ballot.epoch != self._electorate.epoch:
+            return []
+        self._finding, self._version_floor = held.finding, held.version_floor
+        decision = decide(self._operation, self._situation())
+        if not isinstance(decision, Propose):
+            return []
+        self._attempt = 1
+        self._ballot = held.ballot
+        self._full_ballot = held.finding.ballot
+        self.counter = max(self.counter, held.ballot.counter)
+        return self._commit(decision.record)
 
     def wake(self, token: int) -> list[Action]:
         """The pause that :class:`Wait` asked for is over."""
@@ -259,6 +289,8 @@ class WriteRound:
             case Phase.READING, HistoryReply():
                 return self._on_history(node, reply)
             case ((Phase.COMMITTING | Phase.FINISHING), AcceptedReply()):
+                if reply.promised and self.phase is Phase.COMMITTING:
+                    self._tally.promised_next.add(node)
                 return self._on_accepted(node)
             case _:
                 return self._lost(node, f"answered {type(reply).__name__} to {self.phase.value}")
@@ -289,7 +321,7 @@ class WriteRound:
             self._electorate.voters,
             Prepare(
                 slot=self._electorate.slot,
-                path=self._path,
+                path=self.path,
                 epoch=self._electorate.epoch,
                 ballot=self._ballot,
                 body_bytes=len(self._body or b""),
@@ -353,7 +385,7 @@ class WriteRound:
             self._electorate.voters,
             Commit(
                 slot=self._electorate.slot,
-                path=self._path,
+                path=self.path,
                 epoch=self._electorate.epoch,
                 ballot=self._ballot,
                 record=record,
@@ -364,15 +396,7 @@ class WriteRound:
     # ---- deciding
 
     def _decide(self) -> list[Action]:
-        situation = Situation(
-            current=self._finding.record,
-            version_floor=self._version_floor,
-            prior=self._prior,
-            write_id=self._write_id,
-            now_ms=self._now_ms,
-            history=self._history,
-        )
-        decision = decide(self._operation, situation)
+        decision = decide(self._operation, self._situation())
         match decision:
             case Propose():
                 if self._finding.record is not None and not self._on_write_quorum():
@@ -391,13 +415,23 @@ class WriteRound:
                     return self._confirm(applied)
                 return self._end(applied)
 
+    def _situation(self) -> Situation:
+        return Situation(
+            current=self._finding.record,
+            version_floor=self._version_floor,
+            prior=self._prior,
+            write_id=self._write_id,
+            now_ms=self._now_ms,
+            history=self._history,
+        )
+
     def _tell(self) -> list[Action]:
         """The record was chosen before, but somebody asked to have it finished: tell those that do not know."""
         finding, electorate = self._finding, self._electorate
         if finding.ballot is None:
             return []
-        bare = Learnt(electorate.slot, self._path, electorate.epoch, finding.ballot)
-        whole = Learnt(electorate.slot, self._path, electorate.epoch, finding.ballot, finding.record, finding.holders)
+        bare = Learnt(electorate.slot, self.path, electorate.epoch, finding.ballot)
+        whole = Learnt(electorate.slot, self.path, electorate.epoch, finding.ballot, finding.record, finding.holders)
         told = {node for node, promise in self._tally.promised.items() if promise.chosen}
         return [
             Spread(node, bare if node in finding.holders else whole)
@@ -429,7 +463,7 @@ class WriteRound:
             self._electorate.voters,
             QueryHistory(
                 slot=self._electorate.slot,
-                path=self._path,
+                path=self.path,
                 epoch=self._electorate.epoch,
                 version=wanted.version,
                 below=wanted.below,
@@ -456,16 +490,20 @@ class WriteRound:
         nodes: Iterable[str] = self._electorate.voters
         if self._staged_at is not None and record.op == "put":
             nodes = [node for node in nodes if node in self._staged_at]
+        # No later attempt of this round uses the ballot that it asks to have promised.
+        self.counter += 1
+        self._next = Ballot(self._electorate.epoch, self.counter, self._node, self._operation_id)
         actions = self._enter(
             Phase.COMMITTING,
             nodes,
             Commit(
                 slot=self._electorate.slot,
-                path=self._path,
+                path=self.path,
                 epoch=self._electorate.epoch,
                 ballot=self._ballot,
                 record=record,
                 body=self._body if record.op == "put" else None,
+                next=self._next,
             ),
         )
         asked = {action.node for action in actions if isinstance(action, Send)}
@@ -490,7 +528,11 @@ class WriteRound:
         if not self._electorate.is_write_quorum(tally.accepted):
             return []
         assert self._proposal is not None
-        return [*self._spread(), *self._end(self._applied(self._proposal.writes[-1], fresh=True))]
+        applied = self._applied(self._proposal.writes[-1], fresh=True)
+        if self._electorate.is_read_quorum(tally.promised_next):
+            finding = Finding(self._ballot, applied.record, decided=True, holders=applied.holders)
+            self.hold = Hold(self._next, finding, self._version_floor, frozenset(tally.promised_next))
+        return [*self._spread(), *self._end(applied)]
 
     def _enough(self, accepted: set[str]) -> bool:
         """Whether these accepts end a FINISHING."""
@@ -503,10 +545,21 @@ class WriteRound:
         """LEARN for everyone: those that accepted need the ballot only, the others the record too."""
         assert self._proposal is not None
         holders = tuple(sorted(self._tally.accepted))
-        bare = Learnt(self._electorate.slot, self._path, self._electorate.epoch, self._ballot)
-        whole = Learnt(self._electorate.slot, self._path, self._electorate.epoch, self._ballot, self._proposal, holders)
+        bare = Learnt(self._electorate.slot, self.path, self._electorate.epoch, self._ballot)
+        whole = Learnt(self._electorate.slot, self.path, self._electorate.epoch, self._ballot, self._proposal, holders)
         # An accept that is still under way may arrive before or after its LEARN: such a copy gets the whole record.
-        return [Spread(node, bare if node in self._tally.accepted else whole) for node in self._electorate.voters]
+        accepted = self._tally.accepted
+        self._spread_of = (self._token, accepted)
+        return [
+            Spread(node, bare) if node in accepted else Spread(node, whole, bare, accepted)
+            for node in self._electorate.voters
+        ]
+
+    def accepted_late(self, node: str, token: int, incarnation: str) -> None:
+        """An accept that came when the round was over: a bare LEARN is enough for its node, if none has left yet."""
+        of, accepted = self._spread_of
+        if token == of and self._electorate.counts(node, incarnation):
+            accepted.add(node)
 
     # ---- what goes wrong
 

@@ -1,6 +1,7 @@
 """The listening end of a connection: runs the node's handler for what a peer asks.
 
-Each request is a task of its own, bounded in number. A task whose answer is no longer wanted (the caller gave
+A small request is answered without a task where the handler can; any other is a task of its own, all of them bounded
+in number. A task whose answer is no longer wanted (the caller gave
 up, or its connection broke) is cancelled, so handlers must bear cancellation at any await. A task that takes
 in a blob is not cancelled: it learns from its stream that nothing more will come, and cleans up.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -20,7 +22,7 @@ from amberblob.errors import PeerError, WireError
 from amberblob.limits import PEER_REQUESTS_MAX
 from amberblob.wire import Done, Failed, ReadChunk, ReadManifest, Reply, Request, StageOpen
 from node.transport import frames
-from node.transport.answers import OVERLOADED, SHUTTING_DOWN, answer
+from node.transport.answers import OVERLOADED, SHUTTING_DOWN, answer, at_once
 from node.transport.connection import PING_INTERVAL_S, Connection
 from node.transport.frames import Kind
 from node.transport.handshake import Action, Identity, ListenerHandshake
@@ -54,6 +56,9 @@ class AnswererConnection(Connection):
         self._requests_max = requests_max
         self._running: dict[int, asyncio.Task[None]] = {}
         self._cancelled: set[asyncio.Task[None]] = set()
+        self._answering: set[int] = set()
+        """Streams that are answered without a task, as soon as what the answer says is durable."""
+        self._all_answered: asyncio.Future[None] | None = None
         self._inboxes: dict[int, StageInbox] = {}
         self._senders: dict[int, StreamSender] = {}
         self._stopping = False
@@ -62,8 +67,14 @@ class AnswererConnection(Connection):
         """Refuse new requests from now on."""
         self._stopping = True
 
+    async def answered(self) -> None:
+        """Wait until no request is under way that has no task."""
+        while self._answering:
+            self._all_answered = self._loop.create_future()
+            await self._all_answered
+
     def tasks(self) -> list[asyncio.Task[None]]:
-        """The requests under way."""
+        """The requests under way that have a task."""
         return [*self._running.values(), *self._cancelled]
 
     # ---- Connection
@@ -78,6 +89,8 @@ class AnswererConnection(Connection):
             inbox.fail(error)
         for sender in self._senders.values():
             sender.fail(error)
+        for stream in list(self._answering):
+            self._over(stream)
         for stream in list(self._running):
             self._cancel(stream)
 
@@ -110,13 +123,13 @@ class AnswererConnection(Connection):
     # ---- requests
 
     def _request(self, stream: int, payload: memoryview) -> None:
-        if stream == 0 or stream in self._running:
+        if stream == 0 or stream in self._running or stream in self._answering:
             raise WireError(f"a request on stream {stream}, which is in use")
         request_id, message = frames.unpack_request(payload)
         if self._stopping:
             self._reply(stream, SHUTTING_DOWN)
             return
-        if len(self._running) + len(self._cancelled) >= self._requests_max:
+        if len(self._running) + len(self._cancelled) + len(self._answering) >= self._requests_max:
             self._reply(stream, OVERLOADED)
             return
         try:
@@ -132,8 +145,22 @@ class AnswererConnection(Connection):
         elif isinstance(request, ReadChunk | ReadManifest):
             work = self._answer_read(stream, request_id, request)
         else:
+            self._answering.add(stream)
+            if not self.is_congested() and at_once(self._handler, self.peer, request, partial(self._respond, stream)):
+                return
+            self._answering.discard(stream)
             work = self._answer_call(stream, request_id, request)
         self._running[stream] = self._loop.create_task(work, context=self._context.copy())
+
+    def _respond(self, stream: int, reply: Reply) -> None:
+        if stream in self._answering:
+            self._reply(stream, reply)
+            self._over(stream)
+
+    def _over(self, stream: int) -> None:
+        self._answering.discard(stream)
+        if self._all_answered is not None and not self._answering and not self._all_answered.done():
+            self._all_answered.set_result(None)
 
     async def _answer_call(self, stream: int, request_id: str, request: Request) -> None:
         self._bind(request_id)
@@ -184,6 +211,7 @@ class AnswererConnection(Connection):
 
     def _cancel(self, stream: int) -> None:
         """Nobody waits for this answer any more."""
+        self._over(stream)
         task = self._running.pop(stream, None)
         if task is None:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from functools import partial
 
 import msgspec
 
@@ -12,11 +13,11 @@ from amberblob.errors import AmberError, PeerError, PeerTimeout, WireError
 from amberblob.limits import PEER_REQUESTS_MAX
 from amberblob.wire import Done, Failed, Reply, Request, StageClose, StageOpen
 from node.transport import frames
-from node.transport.answers import OVERLOADED, again, early, raised
+from node.transport.answers import EXPIRY_S, OVERLOADED, again, early, raised
 from node.transport.connection import PING_INTERVAL_S, Connection
 from node.transport.frames import Kind
 from node.transport.handshake import Action, DiallerHandshake, Identity, Lane, Refuse
-from node.transport.interface import Buffer
+from node.transport.interface import Buffer, Told
 from node.transport.refusals import RefusalLog
 from node.transport.streams import StreamReceiver, StreamSender
 
@@ -42,32 +43,63 @@ class CallerConnection(Connection):
         self.peer = expects
         self.ready: asyncio.Future[PeerError | None] = self._loop.create_future()
         self._handshake = DiallerHandshake(identity, expects=expects, lane=lane, nonce=nonce)
-        self._calls: dict[int, asyncio.Future[Reply]] = {}
+        self._calls: dict[int, tuple[Told, float, float, str]] = {}
+        """Stream to who is to be told, until when (loop time, s), the timeout that was given (s), and the request's kind."""
+        self._expiry: asyncio.TimerHandle | None = None
+        self._waiting: set[asyncio.Task[None]] = set()
         self._streams: dict[int, RemoteStage | _Fetch] = {}
         self._last_stream = 0
+
+    def ask(self, payload: bytes, kind: str, told: Told, *, timeout_s: float) -> None:
+        """One request (:func:`frames.pack_request`), one answer. ``kind`` names it in errors."""
+        if len(self._calls) + len(self._streams) >= PEER_REQUESTS_MAX:
+            self._loop.call_soon(told, OVERLOADED)
+        elif self.is_congested():
+            task = self._loop.create_task(self._ask_later(payload, kind, told, timeout_s))
+            self._waiting.add(task)
+            task.add_done_callback(self._waiting.discard)
+        elif self._error is not None:
+            self._loop.call_soon(told, again(self._error, sent=False))
+        else:
+            self._post(payload, kind, told, timeout_s)
 
     async def call(self, request: Request, *, request_id: str, timeout_s: float) -> Reply:
         """One request, one answer. Raises PeerUnreachable, PeerTimeout, WireError."""
         if len(self._calls) + len(self._streams) >= PEER_REQUESTS_MAX:
             return OVERLOADED
+        kind = type(request).__name__
         payload = frames.pack_request(request_id, wire.encode(request))
         if self.is_congested():
-            timeout_s = await self._room(request, timeout_s)
+            timeout_s = await self._room(kind, timeout_s)
         if self._error is not None:
             raise again(self._error, sent=False)
-        stream = self._next_stream()
-        self.send(Kind.REQUEST, stream, payload)
         answered: asyncio.Future[Reply] = self._loop.create_future()
-        self._calls[stream] = answered
-        timer = self._loop.call_later(timeout_s, self._expire, stream, request, timeout_s)
+        stream = self._post(payload, kind, partial(_settle, answered), timeout_s)
         try:
             return await answered
         except asyncio.CancelledError:
             if self._calls.pop(stream, None) is not None:
                 self.send(Kind.CANCEL, stream)
             raise
-        finally:
-            timer.cancel()
+
+    def _post(self, payload: bytes, kind: str, told: Told, timeout_s: float) -> int:
+        stream = self._next_stream()
+        self.send(Kind.REQUEST, stream, payload)
+        self._calls[stream] = (told, self._loop.time() + timeout_s, timeout_s, kind)
+        if self._expiry is None:
+            self._expiry = self._loop.call_later(EXPIRY_S, self._expire)
+        return stream
+
+    async def _ask_later(self, payload: bytes, kind: str, told: Told, timeout_s: float) -> None:
+        try:
+            timeout_s = await self._room(kind, timeout_s)
+        except PeerError as error:
+            told(error)
+            return
+        if self._error is not None:
+            told(again(self._error, sent=False))
+        else:
+            self._post(payload, kind, told, timeout_s)
 
     def stage(self, message: StageOpen, *, request_id: str, stall_s: float) -> RemoteStage:
         """Open a stream for a blob. Raises PeerError."""
@@ -86,7 +118,7 @@ class CallerConnection(Connection):
             while (data := await fetch.receiver.take(timeout_s=timeout_s)) is not None:
                 yield data
         except TimeoutError:
-            raise PeerTimeout(_overdue(self.peer, request, timeout_s)) from None
+            raise PeerTimeout(_overdue(self.peer, type(request).__name__, timeout_s)) from None
         finally:
             self.forget(stream)
 
@@ -117,19 +149,25 @@ class CallerConnection(Connection):
         if not self.ready.done():
             self.ready.set_result(error)
         calls, self._calls = self._calls, {}
-        for answered in calls.values():
-            if not answered.done():
-                answered.set_exception(again(error))
+        for call in calls.values():
+            call[0](again(error))
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.fail(again(error))
 
     def _frame(self, kind: int, stream: int, payload: memoryview) -> None:
         if kind == Kind.REPLY:
-            answered = self._calls.pop(stream, None)
-            if answered is not None:
-                if not answered.done():
-                    self._settle(answered, payload)
+            call = self._calls.pop(stream, None)
+            if call is not None:
+                try:
+                    reply = wire.decode_reply(payload)
+                except msgspec.MsgspecError as error:
+                    call[0](WireError(f"an answer that cannot be decoded: {error}"))
+                else:
+                    call[0](reply)
                 return
         # What belongs to no stream comes late: the caller gave up.
         user = self._streams.get(stream)
@@ -151,26 +189,25 @@ class CallerConnection(Connection):
 
     # ---- helpers
 
-    def _settle(self, answered: asyncio.Future[Reply], payload: memoryview) -> None:
-        try:
-            answered.set_result(_decoded(payload))
-        except WireError as error:
-            answered.set_exception(error)
+    def _expire(self) -> None:
+        """Give up the requests whose time is over. One look at all of them now and then is cheaper than a timer for each."""
+        self._expiry = None
+        now_s = self._loop.time()
+        for stream, (told, deadline_s, timeout_s, kind) in list(self._calls.items()):
+            if deadline_s <= now_s and self._calls.pop(stream, None) is not None:
+                self.send(Kind.CANCEL, stream)
+                told(PeerTimeout(_overdue(self.peer, kind, timeout_s)))
+        if self._calls and self._expiry is None:
+            self._expiry = self._loop.call_later(EXPIRY_S, self._expire)
 
-    def _expire(self, stream: int, request: Request, timeout_s: float) -> None:
-        answered = self._calls.pop(stream, None)
-        if answered is not None and not answered.done():
-            self.send(Kind.CANCEL, stream)
-            answered.set_exception(PeerTimeout(_overdue(self.peer, request, timeout_s)))
-
-    async def _room(self, request: Request, timeout_s: float) -> float:
+    async def _room(self, kind: str, timeout_s: float) -> float:
         """Wait until there is room to send; what is left of the timeout."""
         deadline_s = self._loop.time() + timeout_s
         try:
             async with asyncio.timeout(timeout_s):
                 await self.drained()
         except TimeoutError:
-            raise PeerTimeout(_overdue(self.peer, request, timeout_s), extra={"sent": False}) from None
+            raise PeerTimeout(_overdue(self.peer, kind, timeout_s), extra={"sent": False}) from None
         return max(0.0, deadline_s - self._loop.time())
 
     def _open(self) -> int:
@@ -220,7 +257,7 @@ class RemoteStage:
                     await self._complete(message, manifest)
                 return await asyncio.shield(self._answered)
         except TimeoutError:
-            raise PeerTimeout(_overdue(self._connection.peer, message, timeout_s)) from None
+            raise PeerTimeout(_overdue(self._connection.peer, type(message).__name__, timeout_s)) from None
         finally:
             self._connection.forget(self.stream)
 
@@ -307,5 +344,14 @@ def _decoded(payload: memoryview) -> Reply:
         raise WireError(f"an answer that cannot be decoded: {error}") from None
 
 
-def _overdue(peer: str, request: Request | StageClose, timeout_s: float) -> str:
-    return f"{peer} did not answer {type(request).__name__} within {timeout_s:.3g} s"
+def _settle(answered: asyncio.Future[Reply], told: Reply | PeerError) -> None:
+    if answered.done():
+        return
+    if isinstance(told, Exception):
+        answered.set_exception(told)
+    else:
+        answered.set_result(told)
+
+
+def _overdue(peer: str, kind: str, timeout_s: float) -> str:
+    return f"{peer} did not answer {kind} within {timeout_s:.3g} s"

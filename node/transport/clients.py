@@ -9,12 +9,14 @@ from contextlib import aclosing
 
 import structlog
 
+from amberblob import wire
 from amberblob.clock import Randomness, SystemRandomness
-from amberblob.errors import PeerUnreachable
+from amberblob.errors import PeerError, PeerUnreachable
 from amberblob.wire import ReadChunk, ReadManifest, Reply, Request, StageOpen
+from node.transport import frames
 from node.transport.connection import PING_INTERVAL_S
 from node.transport.handshake import Identity, Lane
-from node.transport.interface import OutgoingStage, PeerHandler
+from node.transport.interface import OutgoingStage, PeerHandler, Told
 from node.transport.link import Address, Link
 from node.transport.local import LocalPeer
 from node.transport.refusals import RefusalLog
@@ -54,6 +56,34 @@ class PeerClients:
         self._local = LocalPeer(identity.node_id, handler, identity.clock)
         self._links: dict[tuple[str, Lane], Link] = {}
         self._closed = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._packed_of: Request | None = None
+        self._packed = b""
+
+    def ask(self, node: str, request: Request, told: Told, *, timeout_s: float) -> None:
+        """One request, one answer, no task. See :meth:`node.transport.interface.Peers.ask`."""
+        if node == self._identity.node_id:
+            self._local.ask(request, told, timeout_s=timeout_s)
+            return
+        link = self._links.get((node, "control"))
+        connection = link.connection if link is not None else None
+        if connection is None:
+            task = self._loop.create_task(self._ask_once_connected(node, request, told, timeout_s))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return
+        if request is not self._packed_of:
+            # The same message goes to each replica: it is encoded once.
+            self._packed_of, self._packed = request, frames.pack_request(_request_id(), wire.encode(request))
+        connection.ask(self._packed, type(request).__name__, told, timeout_s=timeout_s)
+
+    async def _ask_once_connected(self, node: str, request: Request, told: Told, timeout_s: float) -> None:
+        try:
+            reply = await self.call(node, request, timeout_s=timeout_s)
+        except PeerError as error:
+            told(error)
+        else:
+            told(reply)
 
     async def call(self, node: str, request: Request, *, timeout_s: float) -> Reply:
         """One request, one answer. See :meth:`node.transport.interface.Peers.call`."""

@@ -6,12 +6,19 @@ same two roles without any.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
+from amberblob.errors import PeerError
 from amberblob.wire import Reply, Request, StageClose, StageOpen
 
 Buffer = bytes | bytearray | memoryview
+
+Told = Callable[[Reply | PeerError], None]
+"""Takes the answer to a request, or why there is none. Called once, on the loop; must not raise."""
+
+Respond = Callable[[Reply], None]
+"""Takes an answer to send. Called once, on the loop."""
 
 
 class OutgoingStage(Protocol):
@@ -36,6 +43,14 @@ class OutgoingStage(Protocol):
 
 class Peers(Protocol):
     """The other nodes, by node id. The own id works too and goes through no socket."""
+
+    def ask(self, node: str, request: Request, told: Told, *, timeout_s: float) -> None:
+        """One request, one answer, and no task for it: what many small requests are made with.
+
+        ``told`` is called later, never before this returns: with the answer (``Failed`` is one), or with PeerUnreachable,
+        PeerTimeout, PeerRefused or WireError.
+        """
+        ...
 
     async def call(self, node: str, request: Request, *, timeout_s: float) -> Reply:
         """One request, one answer. The current request id (log context) travels along.
@@ -80,6 +95,14 @@ class IncomingStage(Protocol):
 
 class PeerHandler(Protocol):
     """What a node does for its peers. Exceptions of the error tree become ``Failed`` answers."""
+
+    def answer(self, peer: str, request: Request, respond: Respond) -> bool:
+        """Answer without a task, if nothing has to be read from the disk for it.
+
+        True: ``respond`` was called, or will be as soon as what the answer says is durable. False: nothing was done,
+        :meth:`handle` has to do it. An exception stands for an answer, as in :meth:`handle`.
+        """
+        ...
 
     async def handle(self, peer: str, request: Request) -> Reply:
         """Answer anything but StageOpen, ReadChunk and ReadManifest."""

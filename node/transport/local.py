@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator
 from amberblob.clock import HybridClock
 from amberblob.errors import PeerError, PeerTimeout, PeerUnreachable
 from amberblob.wire import Failed, Reply, Request, StageClose, StageOpen
-from node.transport.answers import answer, early, raised
-from node.transport.interface import Buffer, PeerHandler
+from node.transport.answers import EXPIRY_S, answer, at_once, early, raised, served
+from node.transport.interface import Buffer, PeerHandler, Told
 from node.transport.streams import StageInbox, StreamSender, gave_up
 
 
@@ -21,12 +21,42 @@ class LocalPeer:
         self._handler = handler
         self._clock = clock
         self._stages: set[LocalStage] = set()
+        self._loop = asyncio.get_running_loop()
+        self._calls: set[_Call] = set()
+        self._expiry: asyncio.TimerHandle | None = None
+
+    def ask(self, request: Request, told: Told, *, timeout_s: float) -> None:
+        """One request, one answer, no task unless the handler needs one."""
+        call = _Call(self, told, self._loop.time() + timeout_s)
+        if not at_once(self._handler, self._node_id, request, call.respond):
+            call.task = self._loop.create_task(self._serve(request, call))
+        call.begun = True
+        if call.told is not None:
+            call.overdue = f"this node did not answer {type(request).__name__} within {timeout_s:.3g} s"
+            self._calls.add(call)
+            if self._expiry is None:
+                self._expiry = self._loop.call_later(EXPIRY_S, self._expire)
+
+    async def _serve(self, request: Request, call: _Call) -> None:
+        call.respond(await answer(self._handler.handle(self._node_id, request), request))
+
+    def forget(self, call: _Call) -> None:
+        """The call is over."""
+        self._calls.discard(call)
+
+    def _expire(self) -> None:
+        self._expiry = None
+        now_s = self._loop.time()
+        for call in [call for call in self._calls if call.deadline_s <= now_s]:
+            call.expire()
+        if self._calls:
+            self._expiry = self._loop.call_later(EXPIRY_S, self._expire)
 
     async def call(self, request: Request, *, timeout_s: float) -> Reply:
         """One request, one answer. Raises PeerTimeout."""
         try:
             async with asyncio.timeout(timeout_s):
-                return await answer(self._handler.handle(self._node_id, request), request)
+                return await served(self._handler, self._node_id, request)
         except TimeoutError:
             raise PeerTimeout(f"this node did not answer {type(request).__name__} within {timeout_s:.3g} s") from None
 
@@ -51,6 +81,10 @@ class LocalPeer:
 
     async def close(self, *, grace_s: float) -> None:
         """Let blobs under way finish, then break them off."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        for call in list(self._calls):
+            call.expire()
         tasks = [stage.task for stage in self._stages]
         if not tasks:
             return
@@ -58,6 +92,47 @@ class LocalPeer:
         for stage in list(self._stages):
             stage.fail(PeerUnreachable("the node is stopping"))
         await asyncio.wait(tasks, timeout=grace_s)
+
+
+class _Call:
+    """One request to the own handler.
+
+    Attributes:
+        told: who waits for the answer; None once told.
+        begun: :meth:`LocalPeer.ask` has returned, so that an answer may be told at once.
+        deadline_s: loop time at which it is given up, with the words of ``overdue``.
+        task: what works on it, if that takes a task.
+    """
+
+    __slots__ = ("_local", "begun", "deadline_s", "overdue", "task", "told")
+
+    def __init__(self, local: LocalPeer, told: Told, deadline_s: float) -> None:
+        self._local = local
+        self.told: Told | None = told
+        self.begun = False
+        self.deadline_s = deadline_s
+        self.overdue = ""
+        self.task: asyncio.Task[None] | None = None
+
+    def respond(self, reply: Reply) -> None:
+        """The answer; dropped when the call was given up."""
+        told, self.told = self.told, None
+        if told is None:
+            return
+        if self.begun:
+            self._local.forget(self)
+            told(reply)
+        else:
+            asyncio.get_running_loop().call_soon(told, reply)
+
+    def expire(self) -> None:
+        """Give it up."""
+        told, self.told = self.told, None
+        self._local.forget(self)
+        if self.task is not None:
+            self.task.cancel()
+        if told is not None:
+            told(PeerTimeout(self.overdue))
 
 
 class LocalStage:

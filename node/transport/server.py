@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 
 from amberblob.clock import Randomness, SystemRandomness
@@ -93,6 +94,9 @@ class PeerServer:
         tasks = [task for connection in connections for task in connection.tasks()]
         if tasks:
             await asyncio.wait(tasks, timeout=grace_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await asyncio.gather(*(connection.answered() for connection in connections))
         for connection in connections:
             connection.close_soon(PeerUnreachable("the node is stopping"))
         left = [task for connection in connections for task in connection.tasks()]

@@ -16,6 +16,7 @@ from chunkstore.interface import BlobState
 from node import learns as learns_module
 from node.learns import Learns
 from node.protocol.operations import Conditions
+from node.protocol.write import Spread
 from node.status import Status
 from node.workers.runner import Runner
 from tests.unit.node.objects.kit import STAGED, cluster, content, delete, get, look, put, table_of, until
@@ -77,11 +78,11 @@ def learnt(number: int, *, chunks: int = 0, meta: int = 0) -> Learnt:
 async def test_learns_for_one_node_are_gathered_in_order(learning):
     listener, learns, tasks = learning
     for number in range(300):
-        learns.add("n2", learnt(number))
-    learns.add("n3", learnt(0))
+        learns.add(Spread("n2", learnt(number)))
+    learns.add(Spread("n3", learnt(0)))
     await until(lambda: not tasks)
     sent = [items for node, items in listener.batches if node == "n2"]
-    assert [len(items) for items in sent] == [128, 128, 44]
+    assert [len(items) for items in sent] == [256, 44]
     assert [item.path for items in sent for item in items] == [f"p{n}" for n in range(300)]
     assert [len(items) for node, items in listener.batches if node == "n3"] == [1]
 
@@ -89,7 +90,7 @@ async def test_learns_for_one_node_are_gathered_in_order(learning):
 async def test_learns_are_bounded_in_bytes(learning):
     listener, learns, tasks = learning
     for number in range(100):
-        learns.add("n2", learnt(number, chunks=64, meta=4000))
+        learns.add(Spread("n2", learnt(number, chunks=64, meta=4000)))
     await until(lambda: not tasks)
     assert sum(len(items) for _, items in listener.batches) == 100
     assert max(len(msgspec.msgpack.encode(Learn(items=items))) for _, items in listener.batches) < 1024 * 1024
@@ -100,7 +101,7 @@ async def test_an_item_greater_than_a_batch_goes_alone(learning, monkeypatch):
     monkeypatch.setattr(learns_module, "BATCH_BYTES_MAX", 1000)
     listener, learns, tasks = learning
     for number in range(3):
-        learns.add("n2", learnt(number, chunks=64))
+        learns.add(Spread("n2", learnt(number, chunks=64)))
     await until(lambda: not tasks)
     assert [len(items) for _, items in listener.batches] == [1, 1, 1]
 
@@ -109,11 +110,11 @@ async def test_an_unreachable_node_loses_what_waits_and_gets_what_comes_later(le
     listener, learns, tasks = learning
     listener.error = PeerUnreachable("away")
     for number in range(500):
-        learns.add("n2", learnt(number))
+        learns.add(Spread("n2", learnt(number)))
     await until(lambda: not tasks)
     assert listener.calls == 1
     listener.error = None
-    learns.add("n2", learnt(7))
+    learns.add(Spread("n2", learnt(7)))
     await until(lambda: not tasks)
     assert [items for _, items in listener.batches] == [(learnt(7),)]
 
@@ -123,10 +124,10 @@ async def test_one_batch_at_a_time_and_a_bounded_queue(learning, monkeypatch):
     listener, learns, tasks = learning
     listener.gate.clear()
     for number in range(50):
-        learns.add("n2", learnt(number))
+        learns.add(Spread("n2", learnt(number)))
     await until(lambda: listener.calls == 1)
     for number in range(1000):
-        learns.add("n2", learnt(number))
+        learns.add(Spread("n2", learnt(number)))
         assert len(learns._waiting["n2"]) <= 100
     listener.gate.set()
     await until(lambda: not tasks)
@@ -137,10 +138,10 @@ async def test_one_batch_at_a_time_and_a_bounded_queue(learning, monkeypatch):
 async def test_a_learn_that_fails_unexpectedly_does_not_end_learning(learning):
     listener, learns, tasks = learning
     listener.error = RuntimeError("a bug")
-    learns.add("n2", learnt(1))
+    learns.add(Spread("n2", learnt(1)))
     await until(lambda: not tasks)
     listener.error = None
-    learns.add("n2", learnt(2))
+    learns.add(Spread("n2", learnt(2)))
     await until(lambda: not tasks)
     assert listener.batches[-1][1][-1].path == "p2"
 

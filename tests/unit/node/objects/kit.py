@@ -33,8 +33,8 @@ from node.protocol.operations import NO_CONDITIONS, Conditions
 from node.replica import Replica
 from node.routing import Routing
 from node.service import Consistency, ListPage, ObjectView, PutOptions
-from node.transport.answers import answer, raised
-from node.transport.interface import Buffer, PeerHandler
+from node.transport.answers import answer, raised, served
+from node.transport.interface import Buffer, PeerHandler, Told
 from node.transport.local import LocalPeer, LocalStage
 from node.workers.puller import Puller
 from node.workers.resolver import Resolver
@@ -216,13 +216,24 @@ class FakePeers:
         self._local: LocalPeer | None = None
         self.stages: set[asyncio.Task[Any]] = set()
 
+    def ask(self, node: str, request: Request, told: Told, *, timeout_s: float) -> None:
+        task = asyncio.get_running_loop().create_task(self._ask(node, request, told, timeout_s))
+        self.stages.add(task)
+        task.add_done_callback(self.stages.discard)
+
+    async def _ask(self, node: str, request: Request, told: Told, timeout_s: float) -> None:
+        try:
+            told(await self.call(node, request, timeout_s=timeout_s))
+        except PeerError as error:
+            told(error)
+
     async def call(self, node: str, request: Request, *, timeout_s: float) -> Reply:
         kind = type(request).__name__
         try:
             async with asyncio.timeout(timeout_s):
                 lost = await self._net.before(kind, self._me, node, request)
                 decoded = wire.decode_request(wire.encode(request))
-                reply = await answer(self._net.handlers[node].handle(self._me, decoded), decoded)
+                reply = await served(self._net.handlers[node], self._me, decoded)
                 await asyncio.sleep(0)
                 self._net.after(kind, self._me, node, lost)
                 return wire.decode_reply(wire.encode(reply))

@@ -34,6 +34,7 @@ from amberblob.errors import (
 from amberblob.manifest import Ranges, Record, Version, covers
 from amberblob.mutations import Accepted, Chosen, Mutation
 from amberblob.wire import Commit, HistoryReply, Learnt, Prepare, Query, QueryHistory, Refused, Reply, Request
+from node.protocol.hold import Hold, Holds
 from node.protocol.operations import (
     Conditions,
     Delete,
@@ -233,6 +234,14 @@ class Node:
     up: bool = True
     epoch: int = 1
     runs: set[Run] = field(default_factory=set)
+    holds: Holds = field(default_factory=Holds)
+
+    def held(self, round_: WriteRound) -> Hold | None:
+        """The promise that this node holds, as the coordinator takes it: a crash forgets it."""
+        hold = self.holds.take(round_.path)
+        slot = self.replica.slot
+        voter = self.name in self.replica.sim.shape.nodes
+        return hold if hold is not None and (not voter or slot.promises(round_.path, hold.ballot)) else None
 
 
 class Run:
@@ -250,7 +259,7 @@ class Run:
         self.alive = True
         node.runs.add(self)
         sim.at(ROUND_TIMEOUT, self.deadline)
-        self.carry_out(round_.start())
+        self.carry_out(round_.start(node.held(round_)))
 
     def carry_out(self, actions: list[Action]) -> None:
         sim = self.sim
@@ -271,6 +280,8 @@ class Run:
             self.close()
             slot = self.node.replica.slot
             slot.counter_seen = max(slot.counter_seen, self.round.counter)
+            if self.round.hold is not None:
+                self.node.holds.keep(self.round.path, self.round.hold)
             self.ended(finished.outcome)
 
     def close(self) -> None:
@@ -474,6 +485,7 @@ class Simulation:
             return
         self.note(f"{name} crashes")
         node.up = False
+        node.holds = Holds()
         self.at(back_after, self.restart, name)
         for run in sorted(node.runs, key=lambda run: run.round._operation_id):
             run.abandon()

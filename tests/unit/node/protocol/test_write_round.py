@@ -468,7 +468,7 @@ def test_answers_to_an_earlier_phase_are_dropped():
         lambda: round_.wake(second),
     ):
         assert event() == []
-    assert round_.phase is Phase.COMMITTING and round_.counter == 1
+    assert round_.phase is Phase.COMMITTING and round_.counter == 2, "one for the round, one for the next"
     assert round_.failed("c", second, "timeout") == []
 
 

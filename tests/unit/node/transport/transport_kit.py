@@ -25,7 +25,7 @@ from amberblob.wire import (
     StageOpen,
 )
 from node.transport import Identity, PeerClients, PeerServer
-from node.transport.interface import IncomingStage
+from node.transport.interface import IncomingStage, Respond
 
 SECRET = b"s" * 32
 WAIT_S = 10.0
@@ -86,6 +86,9 @@ class Handler:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
+
+    def answer(self, peer: str, request: Request, respond: Respond) -> bool:
+        return False
 
     async def handle(self, peer: str, request: Request) -> Reply:
         await self._hold()

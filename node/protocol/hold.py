@@ -1,0 +1,47 @@
+"""What a coordinator may keep of a write that ended well, to begin the path's next one with its COMMIT (rfc/0009)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from amberblob.ballot import Ballot
+from node.protocol.quorum import Finding
+
+HOLDS_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A ballot that a read quorum has promised, having accepted the finding's record. Good for one write.
+
+    Attributes:
+        ballot: what is promised.
+        finding: the chosen record below it, on a write quorum.
+        version_floor: new versions must be greater.
+        promised: the voters that promised.
+    """
+
+    ballot: Ballot
+    finding: Finding
+    version_floor: int
+    promised: frozenset[str]
+
+
+class Holds:
+    """The holds of one coordinator, by path. In memory, the oldest forgotten first."""
+
+    def __init__(self, holds_max: int = HOLDS_MAX) -> None:
+        self._max = holds_max
+        self._by_path: OrderedDict[str, Hold] = OrderedDict()
+
+    def keep(self, path: str, hold: Hold) -> None:
+        """Keep it for the path's next write."""
+        self._by_path[path] = hold
+        self._by_path.move_to_end(path)
+        if len(self._by_path) > self._max:
+            self._by_path.popitem(last=False)
+
+    def take(self, path: str) -> Hold | None:
+        """What is held for the path; it is used, or forgotten."""
+        return self._by_path.pop(path, None)

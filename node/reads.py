@@ -1,0 +1,137 @@
+"""One quorum read on its way, and which voters it asks first.
+
+A read needs a majority of registers, not all: it asks as many voters as it needs, this node and the quickest of the
+others, and the rest only when one fails or is late. Now and then it asks them all, so that a voter that was slow is
+found to be quick again, and one that is behind is found by somebody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+from amberblob.errors import PeerError
+from amberblob.wire import Query, QueryHistory, Reply
+from node.protocol.quorum import Electorate
+from node.protocol.read import NoQuorum, Read, ReadRound
+from node.transport.interface import Peers
+
+LATE_S = 0.01
+"""A read that has no majority after this time asks the voters that it has spared."""
+
+_ASK_ALL_EVERY = 64
+_WEIGHT = 0.1
+_NEAR_FACTOR = 2.0
+_NEAR_S = 0.001
+
+
+class Quickness:
+    """How quick the peers have been, and in which order to ask them.
+
+    Args:
+        node: this node's id: always the quickest.
+    """
+
+    def __init__(self, node: str, peers: Peers) -> None:
+        self._node = node
+        self._peers = peers
+        self._seconds: dict[str, float] = {}
+        self._turn = 0
+
+    def took(self, node: str, seconds: float) -> None:
+        """A peer answered, or failed to, after this time."""
+        known = self._seconds.get(node)
+        self._seconds[node] = seconds if known is None else known + _WEIGHT * (seconds - known)
+
+    def order(self, electorate: Electorate) -> list[str]:
+        """The voters: this node, then those that are about as quick as the quickest, by turns, then the others."""
+        voters = electorate.voters
+        others = [node for node in voters if node != self._node]
+        self._turn += 1
+        seconds = self._seconds
+        if len(others) > 1:
+            at = self._turn % len(others)
+            others = others[at:] + others[:at]
+            reachable = self._peers.reachable
+            near = min(seconds.get(node, 0.0) for node in others) * _NEAR_FACTOR + _NEAR_S
+            others.sort(key=lambda node: (not reachable(node), seconds.get(node, 0.0) > near))
+        if len(others) < len(voters):
+            others.insert(0, self._node)
+        return others
+
+    def asks_all(self) -> bool:
+        """Whether this read asks every voter at once."""
+        return self._turn % _ASK_ALL_EVERY == 0
+
+
+class ReadRun:
+    """One Query or QueryHistory over the voters. ``settle`` gets every answer that the result rests on or that comes after."""
+
+    def __init__(
+        self,
+        peers: Peers,
+        quickness: Quickness,
+        electorate: Electorate,
+        request: Query | QueryHistory,
+        settle: Callable[[Read, str, Reply], None],
+        *,
+        timeout_s: float,
+    ) -> None:
+        self._peers = peers
+        self._quickness = quickness
+        self._request = request
+        self._settle = settle
+        self._timeout_s = timeout_s
+        self._round = ReadRound(electorate)
+        self._loop = asyncio.get_running_loop()
+        self._began_s = self._loop.time()
+        self._spared = quickness.order(electorate)
+        self._first = len(self._spared) if quickness.asks_all() else electorate.read_quorum or electorate.majority
+        self._result: Read | NoQuorum | None = None
+        self._done: asyncio.Future[None] | None = None
+
+    async def result(self) -> Read | NoQuorum:
+        """The majority's word, or that there is none."""
+        first, self._spared = self._spared[: self._first], self._spared[self._first :]
+        self._done = self._loop.create_future()
+        for node in first:
+            self._ask(node)
+        timer = self._loop.call_later(LATE_S, self._ask_spared) if self._spared else None
+        try:
+            await self._done
+        finally:
+            if timer is not None:
+                timer.cancel()
+        assert self._result is not None
+        return self._result
+
+    def _ask(self, node: str) -> None:
+        self._peers.ask(node, self._request, partial(self._told, node), timeout_s=self._timeout_s)
+
+    def _ask_spared(self) -> None:
+        spared, self._spared = self._spared, []
+        for node in spared:
+            self._ask(node)
+
+    def _told(self, node: str, told: Reply | PeerError) -> None:
+        self._quickness.took(node, self._loop.time() - self._began_s)
+        known = self._result
+        if known is not None:
+            if isinstance(known, Read) and not isinstance(told, PeerError):
+                self._settle(known, node, told)
+            return
+        if isinstance(told, PeerError):
+            result: Read | NoQuorum | None = self._round.failed(node, told.detail)
+        else:
+            result = self._round.answer(node, told)
+        if result is None:
+            if node in self._round.out:
+                self._ask_spared()
+            return
+        self._result = result
+        if self._done is not None and not self._done.done():
+            self._done.set_result(None)
+        if isinstance(result, Read):
+            for name, reply in result.replies.items():
+                self._settle(result, name, reply)
