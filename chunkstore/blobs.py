@@ -258,26 +258,42 @@ class Blobs:
     # -- out
 
     async def _body(self, slot: int, blob_id: str) -> bytes | None:
-        """An inline body, not verified."""
+        """An inline body as the journal or the database has it, not verified: what is in memory only does not count."""
         overlay = self._core.overlay
         body = overlay.body(slot, blob_id)
         if body is None and slot in overlay.known() and not overlay.is_unheard_of(slot, blob_id):
             body = await self._core.ask(slot, lambda database: database.body(blob_id))
         return body
 
+    def peek_body(self, slot: int, blob_id: str) -> bytes | None:
+        """See the interface."""
+        overlay = self._core.overlay
+        if overlay.intent(slot, blob_id) is Intent.ABORTED:
+            return None
+        return overlay.body(slot, blob_id) or overlay.verified.get((slot, blob_id))
+
     async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef) -> bytes:
         """See the interface. A small chunk may be an inline body; those are looked for first."""
         checked_ulid(blob_id)
         checked_hash(chunk.id)
         if chunk.len <= INLINE_BYTES_MAX:
+            overlay = self._core.overlay
+            cache, blob = overlay.verified, (slot, blob_id)
+            body = cache.get(blob)
+            if body is not None and len(body) == chunk.len and content_hash(body) == chunk.id:
+                return body
+            dropped = cache.dropped
             body = await self._body(slot, blob_id)
             if body is not None:
                 if len(body) == chunk.len and content_hash(body) == chunk.id:
+                    if cache.dropped == dropped and overlay.body(slot, blob_id) is None:
+                        cache.put(blob, body)
                     return body
                 raise await self._give_up_body(slot, blob_id, chunk, body)
         return await self._read_file(slot, blob_id, lambda: self._files.read_chunk(slot, blob_id, chunk))
 
     async def _give_up_body(self, slot: int, blob_id: str, chunk: ChunkRef, body: bytes) -> Exception:
+        self._core.overlay.verified.drop((slot, blob_id))
         error = await self._run_reading(lambda: self._files.quarantine_body(slot, blob_id, chunk.id, body))
         barrier = self._core.overlay.blob_position(slot, blob_id)
         await self._core.ask(slot, lambda database: database.remove_body(blob_id), barrier=barrier)

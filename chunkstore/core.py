@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -22,8 +23,9 @@ from amberblob.mutations import Accepted
 from chunkstore.applier import Applier, DurableBatch
 from chunkstore.codec import Entry
 from chunkstore.dbthread import DatabaseThread
+from chunkstore.filling import Filling
 from chunkstore.index import ListingIndex
-from chunkstore.journal import CLOSED, Journal
+from chunkstore.journal import CLOSED, Journal, Told
 from chunkstore.overlay import Overlay, entry_bytes
 from chunkstore.pool import LostSlot, SlotPool, is_damage
 from chunkstore.segments import SegmentWriter
@@ -54,7 +56,8 @@ class DiskCore:
         self._unapplied_bytes_max = unapplied_bytes_max
         self._threads = threads
         self._journal: Journal | None = None
-        self._drained: list[asyncio.Future[None]] = []
+        self._drained: list[Told] = []
+        self._filling = Filling(self.ask, overlay.begin_filter, overlay.end_filter)
         self._loop = asyncio.get_running_loop()
         self._closing = False
         self._closed = False
@@ -97,20 +100,37 @@ class DiskCore:
         register = self.overlay.apply(entry, self.journal.next_position, size_bytes)
         return self.journal.append(entry, size_bytes, register)
 
-    async def durable(self, position: int) -> None:
-        """Wait for the sync, and for the databases when they are far behind. Raises DiskFailed."""
+    def when_durable(self, position: int, callback: Told) -> None:
+        """Call back after the sync, and after the databases when they are far behind."""
         if position <= 0:
-            return
-        if self._closed:
-            raise DiskFailed(CLOSED)
-        await self.journal.durable(position)
-        while self.overlay.unapplied_bytes > self._unapplied_bytes_max:
-            self.journal.raise_if_failed()
-            if self._closed:
-                raise DiskFailed(CLOSED)
-            future = self._loop.create_future()
-            self._drained.append(future)
-            await future
+            callback(None)
+        elif self._closed:
+            callback(DiskFailed(CLOSED))
+        else:
+            self.journal.when_durable(position, partial(self._synced, callback))
+
+    def _synced(self, callback: Told, error: DiskFailed | None) -> None:
+        if error is not None or self.overlay.unapplied_bytes <= self._unapplied_bytes_max:
+            callback(error)
+        elif self._closed or self.journal.failed is not None:
+            callback(DiskFailed(self.journal.failed or CLOSED))
+        else:
+            self._drained.append(callback)
+
+    async def durable(self, position: int) -> None:
+        """Wait for :meth:`when_durable`. Raises DiskFailed."""
+        future = self._loop.create_future()
+
+        def told(error: DiskFailed | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+        self.when_durable(position, told)
+        await future
 
     def position(self, slot: int, path: str) -> int:
         """Position of what may not be durable of a register and its slot; else 0."""
@@ -124,16 +144,13 @@ class DiskCore:
         """The databases hold everything up to ``position``."""
         self.overlay.applied(position)
         if self._drained and self.overlay.unapplied_bytes <= self._unapplied_bytes_max:
-            self._wake_drained(None)
+            self._wake_drained()
 
-    def _wake_drained(self, error: Exception | None) -> None:
+    def _wake_drained(self) -> None:
+        """Whoever waits for room looks again: at the room, or at what ended the waiting."""
         drained, self._drained = self._drained, []
-        for future in drained:
-            if not future.done():
-                if error is None:
-                    future.set_result(None)
-                else:
-                    future.set_exception(error)
+        for callback in drained:
+            self.journal.tell(partial(self._synced, callback), None)
 
     def fail(self, why: str) -> None:
         """The disk takes no more writes."""
@@ -144,8 +161,7 @@ class DiskCore:
         self.failed = why
         _log.critical("disk-failed", why=why)
         self._database.fail_barriers(why)
-        # Whoever waits for room looks at the journal again and finds it failed.
-        self._wake_drained(None)
+        self._wake_drained()
 
     def _slot_lost_on_thread(self, lost: LostSlot, state: SlotState) -> None:
         with contextlib.suppress(RuntimeError):
@@ -197,20 +213,20 @@ class DiskCore:
             if register is not None:
                 return register
             barrier = overlay.path_position(slot, path)
-            if not barrier and not overlay.slot_position(slot) and slot not in overlay.known():
-                overlay.loaded(slot, path, EMPTY_REGISTER, 0)
-                continue
 
             def keep(found: Register, barrier: int = barrier) -> None:
                 overlay.loaded(slot, path, found, barrier)
+                if found is EMPTY_REGISTER:
+                    self._filling.missed(slot)
 
             await self.ask(slot, lambda database: database.register(path), barrier=barrier, on_result=keep)
 
     async def close(self) -> None:
         """Make everything durable, apply it, checkpoint, end the threads."""
         self._closing = True
+        await self._filling.close()
         if self._journal is not None:
             await self._journal.close()
         await self._database.close()
         self._closed = True
-        self._wake_drained(DiskFailed(CLOSED))
+        self._wake_drained()

@@ -15,10 +15,11 @@ All methods belong to the event loop's thread; none blocks it.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from amberblob.ballot import Register, SlotState
+from amberblob.errors import DiskFailed
 from amberblob.manifest import ChunkRef, Version, WriteMark
 from amberblob.mutations import Mutation
 from amberblob.wire import HistoryRow, ScanEntry
@@ -101,7 +102,10 @@ class ReplicaStore(Protocol):
         ...
 
     def peek(self, slot: int, path: str) -> Register | None:
-        """The register as of now, if it is in memory (EMPTY_REGISTER when known to be empty); else None."""
+        """The register as of now, if it is in memory (EMPTY_REGISTER when the path is known to be new); else None.
+
+        The answer holds until the next await. A path that was known to be new may be unknown later: then load it.
+        """
         ...
 
     async def load(self, slot: int, path: str) -> Register:
@@ -110,6 +114,8 @@ class ReplicaStore(Protocol):
 
     def apply(self, mutation: Mutation) -> int:
         """Apply to memory now, queue for the journal; returns the change's journal position (1 or more).
+
+        The caller has checked an inline body against the record's hash: :meth:`peek_body` hands it out as it is.
 
         Raises:
             DiskFailed: the disk takes no more writes; nothing was applied.
@@ -120,6 +126,14 @@ class ReplicaStore(Protocol):
 
     def position(self, slot: int, path: str) -> int:
         """The journal position of the last change of that register or of its slot that may not be durable; else 0."""
+        ...
+
+    def when_durable(self, position: int, callback: Callable[[DiskFailed | None], None]) -> None:
+        """Call back, on the loop, once everything up to ``position`` is on the disk; with the error when it never will be.
+
+        It is called before this returns if that is known already and the databases are not too far behind. What it raises
+        later goes to the loop's exception handler. Concurrent callers share one fsync.
+        """
         ...
 
     async def durable(self, position: int) -> None:
@@ -182,6 +196,10 @@ class ReplicaStore(Protocol):
 
     async def discard(self, slot: int, blob_id: str) -> None:
         """Abort a staged blob that nothing refers to and remove its bytes. Does nothing to a referenced one."""
+        ...
+
+    def peek_body(self, slot: int, blob_id: str) -> bytes | None:
+        """An inline body that is in memory, whole; it was checked against its hash when it came in. None says nothing."""
         ...
 
     async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef) -> bytes:

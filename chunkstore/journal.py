@@ -33,6 +33,10 @@ _JOIN_S = 1.0
 _BATCH_BYTES_MAX = 8 * MIB
 
 
+Told = Callable[[DiskFailed | None], None]
+"""Called with None once something is durable, or with the error when it never will be."""
+
+
 class Journal:
     """The loop's side of the journal, and its thread.
 
@@ -60,7 +64,7 @@ class Journal:
         self._seen = (0, 0)
         self._hung = False
         self._ended = False
-        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._waiters: list[tuple[int, Told]] = []
         self.next_position = next_position
         self.durable_position = next_position - 1
         self.failed: str | None = None
@@ -109,18 +113,23 @@ class Journal:
             return
         self._watch = self._loop.call_later(SYNC_S_MAX / _LOOKS, self._look)
 
-    async def durable(self, position: int) -> None:
-        """Wait until everything up to ``position`` is synced. Raises DiskFailed."""
+    def when_durable(self, position: int, callback: Told) -> None:
+        """Call back once everything up to ``position`` is synced; at once if it is, or never will be."""
         if position <= self.durable_position:
-            return
-        self.raise_if_failed()
-        if self._ended:
-            raise DiskFailed(CLOSED)
-        assert position < self.next_position, "nobody can wait for what was not applied"
-        future = self._loop.create_future()
-        self._waiters.append((position, future))
-        self.flush()
-        await future
+            callback(None)
+        elif self.failed is not None or self._ended:
+            callback(DiskFailed(self.failed or CLOSED))
+        else:
+            assert position < self.next_position, "nobody can wait for what was not applied"
+            self._waiters.append((position, callback))
+            self.flush()
+
+    def tell(self, callback: Told, error: DiskFailed | None) -> None:
+        """One waiter's own mistake is not the others' business."""
+        try:
+            callback(error)
+        except Exception as mistake:
+            self._loop.call_exception_handler({"message": "a waiter of the journal failed", "exception": mistake})
 
     def raise_if_failed(self) -> None:
         """Raise DiskFailed if the disk takes no more writes."""
@@ -137,9 +146,8 @@ class Journal:
 
     def _refuse_waiters(self, why: str) -> None:
         waiters, self._waiters = self._waiters, []
-        for _, future in waiters:
-            if not future.done():
-                future.set_exception(DiskFailed(why))
+        for _, callback in waiters:
+            self.tell(callback, DiskFailed(why))
 
     def _written(self, batch: DurableBatch, more: bool) -> None:
         self._woken = more
@@ -147,16 +155,15 @@ class Journal:
             return
         self.durable_position = batch.entries[-1][0]
         self._on_durable(batch)
-        waiting = []
-        for position, future in self._waiters:
-            if position > self.durable_position:
-                waiting.append((position, future))
-            elif not future.done():
-                future.set_result(None)
-        self._waiters = waiting
+        durable, waiters = self.durable_position, self._waiters
+        # Callbacks may add waiters, and may make the disk fail.
+        self._waiters = [waiter for waiter in waiters if waiter[0] > durable]
+        for position, callback in waiters:
+            if position <= durable:
+                self.tell(callback, None)
         if self._queue and not self._woken:
             # Came in after the thread had looked: at once if somebody waits, else in its own time.
-            if waiting:
+            if self._waiters:
                 self.flush()
             elif self._lazy is None:
                 self._lazy = self._loop.call_later(LAZY_S, self.flush)

@@ -101,6 +101,7 @@ class MemoryStore:
         data[0] ^= 1
         if place is None:
             at.bodies[blob_id] = bytes(data)
+            at.corrupt.add(blob_id)
         else:
             place[chunk_id] = bytes(data)
 
@@ -142,6 +143,10 @@ class MemoryStore:
 
     def position(self, slot: int, path: str) -> int:
         return 0
+
+    def when_durable(self, position: int, callback: Callable[[DiskFailed | None], None]) -> None:
+        assert position <= self._position, "nobody can wait for what was not applied"
+        callback(None if self.failed is None else DiskFailed(self.failed))
 
     async def durable(self, position: int) -> None:
         assert position <= self._position, "nobody can wait for what was not applied"
@@ -281,6 +286,10 @@ class MemoryStore:
         self.apply(Aborted(slot, blob_id))
         at.files.pop(blob_id, None)
 
+    def peek_body(self, slot: int, blob_id: str) -> bytes | None:
+        at = self._slots.get(slot)
+        return None if at is None or blob_id in at.corrupt else at.bodies.get(blob_id)
+
     async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef) -> bytes:
         checked_ulid(blob_id)
         at = self._slots.get(slot)
@@ -308,6 +317,7 @@ class MemoryStore:
         at = self._slots[slot]
         if blob_id in at.bodies:
             del at.bodies[blob_id]
+            at.corrupt.discard(blob_id)
         else:
             del at.files[blob_id][name]
             at.incomplete.add(blob_id)

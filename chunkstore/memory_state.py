@@ -58,5 +58,6 @@ class MemorySlot:
     paths: dict[str, PathState] = field(default_factory=dict)
     intents: dict[str, tuple[Intent, int]] = field(default_factory=dict)
     bodies: dict[str, bytes] = field(default_factory=dict)
+    corrupt: set[str] = field(default_factory=set)
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
     incomplete: set[str] = field(default_factory=set)

@@ -16,7 +16,9 @@ from amberblob.ballot import EMPTY_REGISTER, Register, SlotState
 from amberblob.manifest import Version
 from amberblob.mutations import Aborted, Accepted, Chosen, EpochSeen, Reserved, Staged
 from chunkstore import rules
+from chunkstore.bodycache import BODY_CACHE_BYTES_DEFAULT, BodyCache
 from chunkstore.codec import BodyKept, Entry
+from chunkstore.pathfilter import Budget, Layer, PathFilter
 
 REGISTERS_CLEAN_MAX = 20_000
 _COMPLETE_MAX = 20_000
@@ -51,17 +53,27 @@ def entry_bytes(entry: Entry) -> int:
 class Overlay:
     """Memory of one disk."""
 
-    def __init__(self, disk_id: str, *, clean_max: int = REGISTERS_CLEAN_MAX) -> None:
+    def __init__(
+        self,
+        disk_id: str,
+        *,
+        clean_max: int = REGISTERS_CLEAN_MAX,
+        body_cache_bytes: int = BODY_CACHE_BYTES_DEFAULT,
+    ) -> None:
         self._disk_id = disk_id
         self._clean_max = clean_max
         self._dirty: dict[Key, tuple[Register, int]] = {}
         self._clean: OrderedDict[Key, Register] = OrderedDict()
         self._blind: dict[Key, int] = {}
         self._states: dict[int, SlotState] = {}
+        self._filters: dict[int, PathFilter] = {}
+        self._filter_budget = Budget()
         self._state_position: dict[int, int] = {}
         self._slot_position: dict[int, int] = {}
         self._intents: dict[tuple[int, str], tuple[Intent, int]] = {}
         self._bodies: dict[tuple[int, str], tuple[bytes, int]] = {}
+        self.verified = BodyCache(body_cache_bytes)
+        """Inline bodies that were read from the databases, or are in there by now."""
         self._newest: dict[int, str] = {}
         self._log: deque[tuple[int, Entry, int]] = deque()
         self.staged: dict[tuple[int, str], int] = {}
@@ -94,6 +106,7 @@ class Overlay:
         for key in [key for key in self._dirty if key[0] == state.slot]:
             self._blind[key] = self._dirty.pop(key)[1]
         self._complete.clear()
+        self.verified.drop_slot(state.slot)
 
     def slot_state(self, slot: int) -> SlotState:
         """The slot's state; the defaults for one that was never written."""
@@ -114,7 +127,7 @@ class Overlay:
     # -- registers
 
     def peek(self, slot: int, path: str) -> Register | None:
-        """The register as of now, if it is in memory."""
+        """The register as of now, if it is in memory, or known to be empty."""
         key = (slot, path)
         dirty = self._dirty.get(key)
         if dirty is not None:
@@ -122,7 +135,27 @@ class Overlay:
         register = self._clean.get(key)
         if register is not None:
             self._clean.move_to_end(key)
-        return register
+            return register
+        return EMPTY_REGISTER if self._is_new(slot, path) else None
+
+    def _is_new(self, slot: int, path: str) -> bool:
+        """Whether no entry ever named the path, and the slot's database does not; see :mod:`pathfilter`."""
+        paths = self._filters.get(slot)
+        return slot not in self._states if paths is None else paths.is_new(path)
+
+    def begin_filter(self, slot: int) -> int | None:
+        """Begin the filter of a slot that was loaded: the position up to which its database is to be read for it."""
+        if slot in self._filters:
+            return None
+        self._filters[slot] = PathFilter(self._filter_budget, complete=False)
+        return self.slot_position(slot)
+
+    def end_filter(self, slot: int, layer: Layer | None) -> None:
+        """What the database held, or nothing when it could not be read."""
+        if layer is None:
+            self._filters[slot].give_up()
+        else:
+            self._filters[slot].begin_with(layer)
 
     def loaded(self, slot: int, path: str, register: Register, barrier: int) -> None:
         """A register was read from the database when it held everything up to ``barrier``."""
@@ -196,6 +229,7 @@ class Overlay:
         slot = entry.slot
         if slot not in self._states:
             self._states[slot] = SlotState(slot=slot, incarnation=self._disk_id)
+            self._filters[slot] = PathFilter(self._filter_budget, complete=True)
         self._slot_position[slot] = position
         self._log.append((position, entry, size_bytes))
         self.unapplied_bytes += size_bytes
@@ -213,6 +247,7 @@ class Overlay:
                     self.staged[slot, entry.blob_id] = entry.at_ms
             case Aborted():
                 self._saw(slot, entry.blob_id)
+                self.verified.drop((slot, entry.blob_id))
                 if self.intent(slot, entry.blob_id) is not Intent.REFERENCED:
                     self._intents[slot, entry.blob_id] = (Intent.ABORTED, position)
                     self.staged.pop((slot, entry.blob_id), None)
@@ -225,6 +260,9 @@ class Overlay:
         key = (entry.slot, entry.path)
         dirty = self._dirty.get(key)
         before = dirty[0] if dirty is not None else self._clean.pop(key, None)
+        paths = self._filters.get(entry.slot)
+        if paths is not None and paths.add(entry.path) and before is None:
+            before = EMPTY_REGISTER
         added = entry.record.added if entry.record is not None else None
         if entry.record is not None and entry.record.previous is not None:
             self._saw(entry.slot, entry.record.previous.blob_id)
@@ -281,6 +319,7 @@ class Overlay:
         body = self._bodies.get(blob)
         if body is not None and body[1] == at:
             del self._bodies[blob]
+            self.verified.put(blob, body[0])
 
 
 __all__ = ["EMPTY_REGISTER", "Intent", "Overlay", "entry_bytes"]

@@ -157,6 +157,11 @@ class SlotDatabase:
         for path, accepted, record, chosen in self.connection.execute(query):
             yield path, register_of(accepted, record, chosen)
 
+    def paths_after(self, path: str, limit: int) -> list[str]:
+        """Paths of registers above ``path``, ascending, for the path filter."""
+        query = "SELECT path FROM registers WHERE path > ? ORDER BY path LIMIT ?"
+        return [found for (found,) in self.connection.execute(query, (path, limit))]
+
     def rows(self, path: str, version: int | None, below: int | None, limit: int) -> list[HistoryRow]:
         """Chosen versions of ``path``, newest first."""
         query, values = f"SELECT {_VERSION_COLUMNS} FROM blobs WHERE path = ?", [path]

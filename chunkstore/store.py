@@ -21,6 +21,7 @@ from amberblob.mutations import Mutation
 from amberblob.wire import HistoryRow
 from chunkstore.applier import Applier
 from chunkstore.blobs import Blobs
+from chunkstore.bodycache import BODY_CACHE_BYTES_DEFAULT
 from chunkstore.core import UNAPPLIED_BYTES_MAX, DiskCore
 from chunkstore.dbthread import FULL_REMEDY, LINGER_S, DatabaseThread
 from chunkstore.fileops import FileOps
@@ -105,6 +106,7 @@ class DiskStore:
         segment_bytes: int = SEGMENT_BYTES_DEFAULT,
         registers_clean_max: int = REGISTERS_CLEAN_MAX,
         unapplied_bytes_max: int = UNAPPLIED_BYTES_MAX,
+        body_cache_bytes: int = BODY_CACHE_BYTES_DEFAULT,
         open_databases_max: int | None = None,
         linger_s: float = LINGER_S,
         ops: FileOps | None = None,
@@ -117,6 +119,7 @@ class DiskStore:
             segment_bytes: size of a journal segment.
             registers_clean_max: registers kept in memory beyond those that must be.
             unapplied_bytes_max: backlog of the databases beyond which durable() waits.
+            body_cache_bytes: memory for inline bodies that were verified.
             open_databases_max: slot databases open at a time; by default 256, fewer when files are scarce.
             linger_s: how long entries wait in memory for company on their way into the databases.
             ops: the system calls; tests make them fail.
@@ -143,7 +146,7 @@ class DiskStore:
             files = BlobFiles(path, ops, mint)
             pool = SlotPool(path, identity, ops, mint, open_max=open_databases_max or _open_max())
             applier = Applier(path, pool, ops, space.release_ballast, clock.monotonic_s)
-            overlay = Overlay(identity.disk_id, clean_max=registers_clean_max)
+            overlay = Overlay(identity.disk_id, clean_max=registers_clean_max, body_cache_bytes=body_cache_bytes)
             database = DatabaseThread(pool.close_idle, clock=clock, threads=threads, linger_s=linger_s)
             core = DiskCore(overlay, database, applier, pool, unapplied_bytes_max=unapplied_bytes_max, threads=threads)
 
@@ -235,6 +238,9 @@ class DiskStore:
     def position(self, slot: int, path: str) -> int:
         return self._core.position(slot, path)
 
+    def when_durable(self, position: int, callback: Callable[[DiskFailed | None], None]) -> None:
+        self._core.when_durable(position, callback)
+
     async def durable(self, position: int) -> None:
         await self._core.durable(position)
 
@@ -280,6 +286,9 @@ class DiskStore:
 
     async def discard(self, slot: int, blob_id: str) -> None:
         await self._blobs.discard(slot, blob_id)
+
+    def peek_body(self, slot: int, blob_id: str) -> bytes | None:
+        return self._blobs.peek_body(slot, blob_id)
 
     async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef) -> bytes:
         return await self._blobs.read_chunk(slot, blob_id, chunk)

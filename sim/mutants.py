@@ -13,9 +13,11 @@ from typing import Any
 from unittest import mock
 
 from amberblob.ballot import EMPTY_REGISTER, Register
+from amberblob.errors import DiskFailed
 from chunkstore.core import DiskCore
 from chunkstore.files import BlobFiles
 from chunkstore.journal import Journal
+from chunkstore.pathfilter import PathFilter
 from chunkstore.pool import SlotPool
 from chunkstore.staging import ChunkWriter
 from node.protocol.quorum import Finding
@@ -34,10 +36,10 @@ def mutant(make: Callable[[], contextlib.AbstractContextManager[Any]]) -> Callab
 
 @mutant
 def acknowledged_before_the_sync() -> contextlib.AbstractContextManager[Any]:
-    async def durable(self: Journal, position: int) -> None:
-        self.raise_if_failed()
+    def when_durable(self: Journal, position: int, callback: Any) -> None:
+        callback(None if self.failed is None else DiskFailed(self.failed))
 
-    return mock.patch.object(Journal, "durable", durable)
+    return mock.patch.object(Journal, "when_durable", when_durable)
 
 
 @mutant
@@ -105,6 +107,12 @@ def a_lost_register_is_empty() -> contextlib.AbstractContextManager[Any]:
             return original(self, slot, why)
 
     return mock.patch.object(SlotPool, "retire", retire)
+
+
+@mutant
+def a_path_filter_that_nobody_feeds() -> contextlib.AbstractContextManager[Any]:
+    """It finds every path new, so that a register is empty once it is out of memory."""
+    return mock.patch.object(PathFilter, "add", PathFilter.is_new)
 
 
 @mutant

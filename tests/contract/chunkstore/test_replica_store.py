@@ -120,6 +120,35 @@ async def test_accepted_is_seen_at_once_and_durable_later(store: ReplicaStore):
     assert await store.rows(SLOT, "a") == []
 
 
+async def test_when_durable_calls_back(store: ReplicaStore):
+    told: list[object] = []
+    store.when_durable(0, told.append)
+    assert told == [None]
+    position = store.apply(Reserved(SLOT, 9))
+    store.when_durable(position, told.append)
+    await store.durable(position)
+    assert told == [None, None]
+    store.when_durable(position, told.append)
+    assert told == [None, None, None]
+
+
+async def test_a_new_path_of_a_new_slot_is_known_to_be_empty(store: ReplicaStore):
+    assert store.peek(SLOT, "a") == EMPTY_REGISTER
+    record = put(1)
+    store.apply(Accepted(SLOT, "a", ballot(1), record, b"body"))
+    assert store.peek(SLOT, "a") == Register(ballot(1), record, False)
+    assert store.peek(SLOT, "b") == EMPTY_REGISTER
+
+
+async def test_an_inline_body_is_in_memory(store: ReplicaStore):
+    record = put(1)
+    assert record.head is not None
+    assert store.peek_body(SLOT, record.head.blob_id) is None
+    store.apply(Accepted(SLOT, "a", ballot(1), record, b"body"))
+    assert store.peek_body(SLOT, record.head.blob_id) == b"body"
+    assert store.peek_body(SLOT, _mint.mint()) is None
+
+
 async def test_positions_grow(store: ReplicaStore):
     positions = [store.apply(Reserved(SLOT, n)) for n in range(5)]
     assert positions == sorted(set(positions))

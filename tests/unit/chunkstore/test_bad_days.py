@@ -172,6 +172,8 @@ async def test_calls_after_close_return(kit, tmp_path: Path):
     store = await kit.open(tmp_path / "d")
     await kit.put(store, 0, "p")
     await store.close()
+    store = await kit.open(tmp_path / "d")  # of a slot that had state at start nothing is known without its database
+    await store.close()
     async with asyncio.timeout(5):
         for call in (store.load(0, "other"), store.rows(0, "p"), store.durable(1), store.scan("", "", "", 1)):
             with pytest.raises(DiskFailed, match="closed"):
