@@ -1,7 +1,7 @@
 """Structured logs on stderr: one JSON object per line, or aligned text on a terminal.
 
-The request id and the peer come from the log context (``structlog.contextvars``), which the HTTP face and the
-peer transport bind, so that one request can be followed over all nodes.
+Every line bears the request at hand (:mod:`amberblob.tracing`), so that one request can be followed over all
+nodes, and whatever else was bound to the log context (``structlog.contextvars``), such as the peer that asks.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import msgspec
 import structlog
+
+from amberblob.tracing import request_id
 
 
 def _json(event: dict[str, Any], **_: Any) -> str:
@@ -27,11 +29,18 @@ def configure_logs(*, level: str, format: Literal["json", "console", "auto"], no
         event["node"] = node
         return event
 
+    def name_request(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+        at_hand = request_id()
+        if at_hand:
+            event.setdefault("request_id", at_hand)
+        return event
+
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         name_node,
+        name_request,
     ]
     if console:
         shared.append(structlog.dev.ConsoleRenderer())

@@ -16,12 +16,12 @@ from typing import NoReturn
 import structlog
 from aiohttp import HttpVersion10
 from aiohttp.web import BaseRequest, Response, StreamResponse
-from structlog.contextvars import bind_contextvars
 
 from amberblob.clock import Clock, Randomness, SystemClock, SystemRandomness
 from amberblob.errors import AmberError, BadRequest, ClusterError, NotReady, RequestError, Unauthorized
 from amberblob.limits import DATA_FRAME_BYTES, MIB
 from amberblob.metrics import Metrics
+from amberblob.tracing import set_request_id
 from node.http.call import Answer, BodyStream, Call, Context
 from node.http.get import close_iterator
 from node.http.problem import internal_error, problem, unparsable
@@ -100,7 +100,7 @@ class App:
         request_id = request.headers.get("X-Amber-Request-Id")
         if request_id is None or _REQUEST_ID.match(request_id) is None:
             request_id = self.new_request_id()
-        bind_contextvars(request_id=request_id)
+        set_request_id(request_id)
         call = Call(request, request_id)
         started_s = self._clock.monotonic_s()
         self._in_flight += 1

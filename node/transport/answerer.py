@@ -20,6 +20,7 @@ import structlog
 from amberblob import wire
 from amberblob.errors import PeerError, WireError
 from amberblob.limits import PEER_REQUESTS_MAX
+from amberblob.tracing import set_request_id
 from amberblob.wire import Done, Failed, ReadChunk, ReadManifest, Reply, Request, StageOpen
 from node.transport import frames
 from node.transport.answers import OVERLOADED, SHUTTING_DOWN, answer, at_once
@@ -198,10 +199,8 @@ class AnswererConnection(Connection):
             self._reply(stream, reply)
 
     def _bind(self, request_id: str) -> None:
-        if request_id:
-            structlog.contextvars.bind_contextvars(request_id=request_id, peer=self.peer)
-        else:
-            structlog.contextvars.bind_contextvars(peer=self.peer)
+        set_request_id(request_id)
+        structlog.contextvars.bind_contextvars(peer=self.peer)
 
     def _reply(self, stream: int, reply: Reply) -> None:
         try:

@@ -7,11 +7,10 @@ import contextvars
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 
-import structlog
-
 from amberblob import wire
 from amberblob.clock import Randomness, SystemRandomness
 from amberblob.errors import PeerError, PeerUnreachable
+from amberblob.tracing import request_id
 from amberblob.wire import ReadChunk, ReadManifest, Reply, Request, StageOpen
 from node.transport import frames
 from node.transport.connection import PING_INTERVAL_S
@@ -74,7 +73,7 @@ class PeerClients:
             return
         if request is not self._packed_of:
             # The same message goes to each replica: it is encoded once.
-            self._packed_of, self._packed = request, frames.pack_request(_request_id(), wire.encode(request))
+            self._packed_of, self._packed = request, frames.pack_request(request_id(), wire.encode(request))
         connection.ask(self._packed, type(request).__name__, told, timeout_s=timeout_s)
 
     async def _ask_once_connected(self, node: str, request: Request, told: Told, timeout_s: float) -> None:
@@ -96,7 +95,7 @@ class PeerClients:
             deadline_s = self._loop.time() + timeout_s
             connection = await link.connected(timeout_s=timeout_s)
             timeout_s = max(0.0, deadline_s - self._loop.time())
-        return await connection.call(request, request_id=_request_id(), timeout_s=timeout_s)
+        return await connection.call(request, request_id=request_id(), timeout_s=timeout_s)
 
     async def stage(self, node: str, message: StageOpen, *, timeout_s: float) -> OutgoingStage:
         """Open a stream for a blob; does not wait for the peer.
@@ -106,7 +105,7 @@ class PeerClients:
         if node == self._identity.node_id:
             return self._local.stage(message, stall_s=timeout_s)
         connection = await self._link(node, "bulk").connected(timeout_s=timeout_s)
-        return connection.stage(message, request_id=_request_id(), stall_s=timeout_s)
+        return connection.stage(message, request_id=request_id(), stall_s=timeout_s)
 
     async def fetch(self, node: str, request: Request, *, timeout_s: float) -> AsyncIterator[bytes]:
         """The bytes of a chunk or manifest file. Close the iterator when you leave it early."""
@@ -115,7 +114,7 @@ class PeerClients:
             frames = self._local.fetch(request, timeout_s=timeout_s)
         else:
             connection = await self._link(node, "bulk").connected(timeout_s=timeout_s)
-            frames = connection.fetch(request, request_id=_request_id(), timeout_s=timeout_s)
+            frames = connection.fetch(request, request_id=request_id(), timeout_s=timeout_s)
         async with aclosing(frames):
             async for data in frames:
                 yield data
@@ -154,9 +153,3 @@ class PeerClients:
                 ping_interval_s=self._ping_interval_s,
             )
         return link
-
-
-def _request_id() -> str:
-    """The request id of the log context; empty when there is none."""
-    request_id = structlog.contextvars.get_contextvars().get("request_id")
-    return "" if request_id is None else str(request_id)

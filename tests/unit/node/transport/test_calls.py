@@ -3,7 +3,6 @@ import os
 import time
 
 import pytest
-import structlog
 
 from amberblob.ballot import BALLOT_ZERO
 from amberblob.errors import (
@@ -15,6 +14,7 @@ from amberblob.errors import (
     PeerUnreachable,
 )
 from amberblob.limits import FRAME_BYTES_MAX, MIB, STREAM_WINDOW_BYTES
+from amberblob.tracing import set_request_id
 from amberblob.wire import Failed, Refused, StagedReply
 from node.transport import PeerServer
 from tests.unit.node.transport.transport_kit import (
@@ -92,14 +92,15 @@ async def test_overload_is_told_at_once():
 
 async def test_the_request_id_travels():
     async with cluster() as c:
-        with structlog.contextvars.bound_contextvars(request_id="r-77", other="x"):
-            await c.clients.call("n2", query(), timeout_s=5)
-            stage = await c.clients.stage("n2", stage_open(), timeout_s=5)
-            await stage.close(stage_close(), None, timeout_s=5)
-            [_ async for _ in c.clients.fetch("n2", read_chunk(), timeout_s=5)]
+        set_request_id("r-77")
+        await c.clients.call("n2", query(), timeout_s=5)
+        stage = await c.clients.stage("n2", stage_open(), timeout_s=5)
+        await stage.close(stage_close(), None, timeout_s=5)
+        [_ async for _ in c.clients.fetch("n2", read_chunk(), timeout_s=5)]
+        set_request_id("")
         await c.clients.call("n2", query(), timeout_s=5)
         seen = [(context.get("request_id"), context.get("peer")) for context in c.handler.contexts]
-        assert seen == [("r-77", "n1")] * 3 + [(None, "n1")]
+        assert seen == [("r-77", "n1")] * 3 + [("", "n1")]
 
 
 async def test_too_large_a_message_fails_alone():

@@ -12,6 +12,7 @@ import structlog
 
 from amberblob.clock import HybridClock, SystemClock
 from amberblob.manifest import ChunkRef
+from amberblob.tracing import request_id
 from amberblob.wire import (
     Done,
     Failed,
@@ -77,7 +78,7 @@ class Handler:
 
     async def _hold(self) -> None:
         self.started += 1
-        self.contexts.append(dict(structlog.contextvars.get_contextvars()))
+        self.contexts.append({"request_id": request_id(), **structlog.contextvars.get_contextvars()})
         try:
             if self.hold:
                 await self.gate.wait()
