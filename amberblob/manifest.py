@@ -23,14 +23,14 @@ Ranges = tuple[Range, ...]
 Op = Literal["put", "delete", "delete-version", "restore"]
 
 
-class ChunkRef(msgspec.Struct, frozen=True):
+class ChunkRef(msgspec.Struct, gc=False, frozen=True):
     """One chunk: its id (blake3 of its content) and its length in bytes."""
 
     id: str
     len: int
 
 
-class Version(msgspec.Struct, frozen=True, array_like=True):
+class Version(msgspec.Struct, gc=False, frozen=True, array_like=True):
     """One version of a path. Immutable once chosen.
 
     Attributes:
@@ -60,7 +60,7 @@ class Version(msgspec.Struct, frozen=True, array_like=True):
     inline: bool = False
 
 
-class WriteMark(msgspec.Struct, frozen=True, array_like=True):
+class WriteMark(msgspec.Struct, gc=False, frozen=True, array_like=True):
     """What a write id did: enough to give a retry the first answer."""
 
     write_id: str
@@ -69,7 +69,7 @@ class WriteMark(msgspec.Struct, frozen=True, array_like=True):
     at_ms: int
 
 
-class Record(msgspec.Struct, frozen=True, array_like=True):
+class Record(msgspec.Struct, gc=False, frozen=True, array_like=True):
     """The value of a path's register.
 
     Attributes:

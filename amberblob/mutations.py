@@ -12,7 +12,7 @@ from amberblob.ballot import Ballot
 from amberblob.manifest import Record
 
 
-class Accepted(msgspec.Struct, frozen=True, array_like=True, tag="a"):
+class Accepted(msgspec.Struct, gc=False, frozen=True, array_like=True, tag="a"):
     """The register of ``path`` now holds ``record``, accepted at ``ballot``, not known to be chosen.
 
     ``record.previous`` is known to be chosen (a record is only ever built on a chosen one): its row goes to
@@ -28,7 +28,7 @@ class Accepted(msgspec.Struct, frozen=True, array_like=True, tag="a"):
     body: bytes | None = None
 
 
-class Chosen(msgspec.Struct, frozen=True, array_like=True, tag="c"):
+class Chosen(msgspec.Struct, gc=False, frozen=True, array_like=True, tag="c"):
     """The record accepted at ``ballot`` is chosen.
 
     Without ``record``: the register already holds that ballot, mark it (anything else in it: nothing to do).
@@ -43,21 +43,21 @@ class Chosen(msgspec.Struct, frozen=True, array_like=True, tag="c"):
     record: Record | None = None
 
 
-class Reserved(msgspec.Struct, frozen=True, array_like=True, tag="r"):
+class Reserved(msgspec.Struct, gc=False, frozen=True, array_like=True, tag="r"):
     """Promises of the slot may use counters up to ``ceiling``; after a restart the slot's floor is this."""
 
     slot: int
     ceiling: int
 
 
-class EpochSeen(msgspec.Struct, frozen=True, array_like=True, tag="e"):
+class EpochSeen(msgspec.Struct, gc=False, frozen=True, array_like=True, tag="e"):
     """The slot has seen ``epoch``; messages of a lower one are refused from now on."""
 
     slot: int
     epoch: int
 
 
-class Staged(msgspec.Struct, frozen=True, array_like=True, tag="s"):
+class Staged(msgspec.Struct, gc=False, frozen=True, array_like=True, tag="s"):
     """The blob's bytes are about to be renamed into place; nothing refers to them yet.
 
     Has no effect on a blob that was given up, unless ``revived``: then its bytes were fetched anew for a record that
@@ -70,7 +70,7 @@ class Staged(msgspec.Struct, frozen=True, array_like=True, tag="s"):
     revived: bool = False
 
 
-class Aborted(msgspec.Struct, frozen=True, array_like=True, tag="x"):
+class Aborted(msgspec.Struct, gc=False, frozen=True, array_like=True, tag="x"):
     """The blob will never be referred to: a later COMMIT of it is refused, its files may go.
 
     Has no effect on a blob that is REFERENCED.

@@ -27,8 +27,8 @@ that slot. disk-full, disk-failed: what they say.
 """
 
 
-class Message(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
-    """The base of everything that travels between nodes."""
+class Message(msgspec.Struct, gc=False, frozen=True, array_like=True, kw_only=True):
+    """The base of everything that travels between nodes. Made of plain values, so that the cycle collector need not look."""
 
 
 # ---- requests about one path
@@ -65,7 +65,7 @@ class Commit(Message, frozen=True, array_like=True, kw_only=True, tag="C"):
     next: Ballot | None = None
 
 
-class Learnt(msgspec.Struct, frozen=True, array_like=True):
+class Learnt(msgspec.Struct, gc=False, frozen=True, array_like=True):
     """One record that became chosen. ``record`` is given to replicas that may have missed the accept."""
 
     slot: Slot
@@ -228,7 +228,7 @@ class RegisterReply(Message, frozen=True, array_like=True, kw_only=True, tag="g"
     chosen: bool
 
 
-class HistoryRow(msgspec.Struct, frozen=True, array_like=True):
+class HistoryRow(msgspec.Struct, gc=False, frozen=True, array_like=True):
     """One chosen version; ``tombstoned_at_ms`` as far as this replica knows (the newest record decides)."""
 
     version: Version
@@ -246,7 +246,7 @@ class HistoryReply(Message, frozen=True, array_like=True, kw_only=True, tag="h")
     more: bool
 
 
-class ScanEntry(msgspec.Struct, frozen=True, array_like=True):
+class ScanEntry(msgspec.Struct, gc=False, frozen=True, array_like=True):
     """One register in the listing index. ``version`` 0: no version lives (``blob_id`` and ``etag`` are empty)."""
 
     path: str

@@ -77,7 +77,7 @@ class Coordinator:
         self._tasks: set[asyncio.Task[None]] = set()
         self.turns = Turns()
         self.closed = False
-        self._quickness = Quickness(node, peers)
+        self.quickness = Quickness(node, peers)
         self._holds = Holds()
         self.learns = Learns(peers, self.spawn, timeout_s=peer_timeout_s)
 
@@ -114,7 +114,7 @@ class Coordinator:
             may_be_retry=write_id is not None,
             hear=hear,
         )
-        run = Run(self, electorate.slot, path, round_)
+        run = Run(self, electorate, path, round_)
         outcome = await run.outcome(self._write_timeout_s)
         self._counters.met_counter(electorate.slot, round_.counter)
         if round_.hold is not None:
@@ -156,7 +156,7 @@ class Coordinator:
     async def _read_once(self, electorate: Electorate, request: Query | QueryHistory) -> Read:
         run = ReadRun(
             self.peers,
-            self._quickness,
+            self.quickness,
             electorate,
             request,
             partial(self._repair, electorate, request.path),

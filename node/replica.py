@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import assert_never
+from typing import Any, assert_never
 
 import msgspec
 import structlog
@@ -111,6 +111,12 @@ class Replica:
         self._pulls = pulls
         self._clock = clock
         self._slots: dict[int, ReplicaSlot] = {}
+        self._at_once: dict[type[Request], Callable[[Any, Respond], bool]] = {
+            Prepare: self._prepare_now,
+            Commit: self._commit_now,
+            Learn: self._learn_now,
+            Query: self._query_now,
+        }
 
     def slot(self, slot: int) -> ReplicaSlot:
         """The voting state of a slot, made on first use."""
@@ -136,17 +142,8 @@ class Replica:
 
     def answer(self, peer: str, request: Request, respond: Respond) -> bool:
         """Answer at once what needs nothing from the disk: see :class:`node.transport.interface.PeerHandler`."""
-        match request:
-            case Prepare():
-                return self._prepare_now(request, respond)
-            case Commit():
-                return self._commit_now(request, respond)
-            case Query():
-                return self._query_now(request, respond)
-            case Learn():
-                return self._learn_now(request, respond)
-            case _:
-                return False
+        at_once = self._at_once.get(type(request))
+        return at_once is not None and at_once(request, respond)
 
     async def handle(self, peer: str, request: Request) -> Reply:
         """Answer anything but StageOpen, ReadChunk and ReadManifest."""

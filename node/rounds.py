@@ -14,10 +14,12 @@ from typing import Any, Protocol, assert_never
 
 from amberblob.clock import Randomness
 from amberblob.errors import NotReady, PeerError
-from amberblob.wire import AcceptedReply, Reply
+from amberblob.wire import AcceptedReply, Prepare, Promised, Reply
 from node.learns import Learns
 from node.protocol.hold import Hold
-from node.protocol.write import Action, Finished, Outcome, Rejected, Send, Spread, Wait, WriteRound
+from node.protocol.quorum import Electorate
+from node.protocol.write import Action, Finished, Outcome, Phase, Rejected, Send, Spread, Wait, WriteRound
+from node.reads import LATE_S, Quickness
 from node.transport.interface import Peers
 from node.turns import Turns
 
@@ -36,6 +38,7 @@ class Driving(Protocol):
     peers: Peers
     turns: Turns
     learns: Learns
+    quickness: Quickness
     randomness: Randomness
     peer_timeout_s: float
     closed: bool
@@ -52,11 +55,14 @@ class Driving(Protocol):
 class Run:
     """One round on its way."""
 
-    def __init__(self, driving: Driving, slot: int, path: str, round_: WriteRound) -> None:
+    def __init__(self, driving: Driving, electorate: Electorate, path: str, round_: WriteRound) -> None:
         self._driving = driving
-        self._slot = slot
+        self._electorate = electorate
+        self._slot = electorate.slot
         self._path = path
         self._round = round_
+        self._spared: list[Send] = []
+        self._asked_s = 0.0
         self._loop = asyncio.get_running_loop()
         self._done: asyncio.Future[Outcome] = self._loop.create_future()
         self._actions: deque[Action] = deque()
@@ -95,7 +101,40 @@ class Run:
             )
             self._done.set_result(Rejected(error))
 
+    def _sparing(self, actions: list[Action]) -> list[Action]:
+        """The same actions; of a PREPARE's only those to as many voters as have to promise, the quickest.
+
+        The others are asked when one of these fails or is late. A promise that is not needed costs as much as one that is.
+        """
+        sends = {action.node: action for action in actions if isinstance(action, Send)}
+        quickness = self._driving.quickness
+        order = quickness.order(self._electorate)
+        needed = self._electorate.read_quorum or self._electorate.majority
+        if len(sends) != len(order) or self._round.hear is not None or quickness.asks_all():
+            return actions
+        self._spared = [sends[node] for node in order[needed:]]
+        self._asked_s = self._loop.time()
+        if self._spared:
+            self._loop.call_later(LATE_S, self._ask_spared, self._spared)
+        return [sends[node] for node in order[:needed]]
+
+    def _ask_spared(self, spared: list[Send]) -> None:
+        if spared is self._spared and self._round.phase is Phase.PREPARING:
+            self._spared = []
+            self._carry_out([*spared])
+
+    def _heed(self, node: str, told: Reply | PeerError) -> None:
+        """An answer came while voters are spared: if it is no promise, they are needed."""
+        if self._round.phase is not Phase.PREPARING:
+            self._spared = []
+            return
+        self._driving.quickness.took(node, self._loop.time() - self._asked_s)
+        if not isinstance(told, Promised):
+            self._ask_spared(self._spared)
+
     def _carry_out(self, actions: list[Action]) -> None:
+        if len(actions) > 1 and isinstance(actions[0], Send) and isinstance(actions[0].request, Prepare):
+            actions = self._sparing(actions)
         # An action may lead to the next event at once: its actions come after those that are under way.
         self._actions.extend(actions)
         if self._busy:
@@ -134,6 +173,8 @@ class Run:
         self._feed(self._round.wake, token)
 
     def _told(self, node: str, token: int, told: Reply | PeerError) -> None:
+        if self._spared:
+            self._heed(node, told)
         if isinstance(told, PeerError):
             self._feed(self._round.failed, node, token, told.detail)
         elif self._done.done():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+
+import msgspec
 
 from amberblob.ballot import Ballot
 from node.protocol.quorum import Finding
@@ -11,8 +12,7 @@ from node.protocol.quorum import Finding
 HOLDS_MAX = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(msgspec.Struct, frozen=True):
     """A ballot that a read quorum has promised, having accepted the finding's record. Good for one write.
 
     Attributes:

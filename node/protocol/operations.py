@@ -7,7 +7,6 @@ propose a new record, answer without writing, refuse, or first read some of the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, assert_never
 
 import msgspec
@@ -17,8 +16,7 @@ from amberblob.limits import LIVE_RANGES_MAX, RECENT_WRITES_MAX, VERSION_MAX
 from amberblob.manifest import Op, Ranges, Record, Version, WriteMark, covers, merge_ranges, without
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conditions:
+class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     """What must hold of the current head for a write to happen.
 
     Attributes:
@@ -35,8 +33,7 @@ class Conditions:
 NO_CONDITIONS = Conditions()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Put:
+class Put(msgspec.Struct, frozen=True, kw_only=True):
     """Add ``draft`` as a new version. Its number is given here; ``requested`` is the client's wish."""
 
     draft: Version
@@ -44,31 +41,27 @@ class Put:
     conditions: Conditions = NO_CONDITIONS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delete:
+class Delete(msgspec.Struct, frozen=True, kw_only=True):
     """Tombstone every live version."""
 
     conditions: Conditions = NO_CONDITIONS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeleteVersion:
+class DeleteVersion(msgspec.Struct, frozen=True, kw_only=True):
     """Tombstone one version."""
 
     version: int
     conditions: Conditions = NO_CONDITIONS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Restore:
+class Restore(msgspec.Struct, frozen=True, kw_only=True):
     """Lift the tombstone of one version, or (None) of what the last delete took away."""
 
     version: int | None = None
     conditions: Conditions = NO_CONDITIONS
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(msgspec.Struct, frozen=True):
     """Write nothing new: make sure that what may be chosen is chosen."""
 
 
@@ -82,29 +75,25 @@ _OPS: Mapping[type[Operation], Op] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Propose:
+class Propose(msgspec.Struct, frozen=True):
     """Try to get this record chosen."""
 
     record: Record
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """Nothing to write. ``mark`` is set when a write id was seen before: this is what it did."""
 
     mark: WriteMark | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(msgspec.Struct, frozen=True):
     """The caller's request cannot be done; definite, nothing happened."""
 
     error: RequestError
 
 
-@dataclass(frozen=True, slots=True)
-class NeedHistory:
+class NeedHistory(msgspec.Struct, frozen=True):
     """Read these rows from a majority and ask again: one version, or the newest below a bound."""
 
     version: int | None = None
@@ -114,8 +103,7 @@ class NeedHistory:
 Decision = Propose | Answer | Refuse | NeedHistory
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class History:
+class History(msgspec.Struct, frozen=True, kw_only=True):
     """Older versions read so far, from a majority.
 
     Attributes:
@@ -168,8 +156,7 @@ def check(conditions: Conditions, record: Record | None) -> PreconditionFailed |
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Situation:
+class Situation(msgspec.Struct, frozen=True, kw_only=True):
     """What a decision rests on.
 
     Attributes:

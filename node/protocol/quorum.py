@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from amberblob.ballot import Ballot
 from amberblob.manifest import Record
 
@@ -68,8 +70,7 @@ class Electorate:
         return len(self.voters) - len(out) >= self.write_quorum
 
 
-@dataclass(frozen=True, slots=True)
-class Vote:
+class Vote(msgspec.Struct, frozen=True):
     """What one voter reported of the register."""
 
     node: str
@@ -78,8 +79,7 @@ class Vote:
     chosen: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True):
     """What a majority's votes say about the register.
 
     Attributes:

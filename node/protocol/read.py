@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from amberblob.errors import QuorumUnavailable
 from amberblob.wire import Failed, HistoryReply, Refused, RegisterReply, Reply
 from node.protocol.quorum import Electorate, Finding, Vote, weigh
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(msgspec.Struct, frozen=True):
     """A majority answered. ``finding.decided`` False: finish before use.
 
     ``replies`` are the answers that the finding rests on, by node.
@@ -25,8 +26,7 @@ class Read:
     replies: dict[str, RegisterReply | HistoryReply]
 
 
-@dataclass(frozen=True, slots=True)
-class NoQuorum:
+class NoQuorum(msgspec.Struct, frozen=True):
     """A majority cannot be had."""
 
     error: QuorumUnavailable

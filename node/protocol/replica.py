@@ -14,7 +14,8 @@ slot's floor. That refuses some ballots that could have been taken; their coordi
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+
+import msgspec
 
 from amberblob.ballot import BALLOT_ZERO, Ballot, Register, SlotState, floor_ballot
 from amberblob.limits import PROMISE_RESERVE, PROMISES_IN_MEMORY_MAX
@@ -23,15 +24,13 @@ from amberblob.mutations import Accepted, Chosen, EpochSeen, Mutation, Reserved
 from amberblob.wire import AcceptedReply, Commit, Learnt, Prepare, Promised, RefusalReason, Refused, Reply
 
 
-@dataclass(frozen=True, slots=True)
-class Persist:
+class Persist(msgspec.Struct, frozen=True):
     """Apply this mutation; it is durable before any answer that follows it goes out."""
 
     mutation: Mutation
 
 
-@dataclass(frozen=True, slots=True)
-class Respond:
+class Respond(msgspec.Struct, frozen=True):
     """Answer, once everything that the register and the slot say is durable."""
 
     reply: Reply
@@ -40,8 +39,7 @@ class Respond:
 Action = Persist | Respond
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BytesHere:
+class BytesHere(msgspec.Struct, frozen=True, kw_only=True):
     """What the disk has of the blob that a COMMIT adds: durable, or given up for good."""
 
     durable: bool

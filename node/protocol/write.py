@@ -29,7 +29,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+import msgspec
 
 from amberblob.ballot import Ballot
 from amberblob.errors import AmberError, InsufficientStorage, OutcomeUnknown, QuorumUnavailable
@@ -69,8 +71,7 @@ UNREACHABLE_TRIES_MAX = 3
 HISTORY_PAGE = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(msgspec.Struct, frozen=True):
     """Send the request to the node; give its answer or failure back with the same token."""
 
     node: str
@@ -78,8 +79,7 @@ class Send:
     token: int
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True):
     """Call ``wake(token)`` after a jittered pause that grows with ``attempt`` (0, 1, 2, …).
 
     ``contested``: a race was lost, so the pause is to be short; else replicas are missing. Before waking, raise
@@ -91,8 +91,7 @@ class Wait:
     contested: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Spread:
+class Spread(msgspec.Struct, frozen=True):
     """Tell the node that a record is chosen, some time soon.
 
     ``bare`` is enough, and much cheaper, if by the time of sending the node is among ``accepted``, which may still grow.
@@ -100,19 +99,17 @@ class Spread:
 
     node: str
     item: Learnt
-    bare: Learnt | None = field(default=None, compare=False)
-    accepted: Collection[str] = field(default=(), compare=False)
+    bare: Learnt | None = None
+    accepted: Collection[str] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(msgspec.Struct, frozen=True):
     """The end of the round. Comes once, and nothing but Spread comes with it."""
 
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(msgspec.Struct, frozen=True):
     """The chosen record, as of this write's end.
 
     Attributes:
@@ -130,8 +127,7 @@ class Applied:
     holders: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejected(msgspec.Struct, frozen=True):
     """The write was not applied, or (OutcomeUnknown) nobody knows."""
 
     error: AmberError
@@ -201,7 +197,7 @@ class WriteRound:
         may_be_retry: bool = False,
         hear: str | None = None,
     ) -> None:
-        self._hear = hear
+        self.hear = hear
         self._electorate = electorate
         self._node = node
         self.path = path
@@ -280,20 +276,20 @@ class WriteRound:
             return self._lost(node, f"{reply.code}: {reply.detail}")
         if isinstance(reply, Refused):
             return self._refused(node, reply)
-        incarnation = getattr(reply, "incarnation", None)
-        if not isinstance(incarnation, str) or not self._electorate.counts(node, incarnation):
+        if not isinstance(reply, Promised | AcceptedReply | HistoryReply):
+            return self._lost(node, f"answered {type(reply).__name__} to {self.phase.value}")
+        if not self._electorate.counts(node, reply.incarnation):
             return self._lost(node, "its copy of the slot lost its memory and is no voter until it is synced")
-        match self.phase, reply:
-            case Phase.PREPARING, Promised():
-                return self._on_promised(node, reply)
-            case Phase.READING, HistoryReply():
-                return self._on_history(node, reply)
-            case ((Phase.COMMITTING | Phase.FINISHING), AcceptedReply()):
-                if reply.promised and self.phase is Phase.COMMITTING:
-                    self._tally.promised_next.add(node)
-                return self._on_accepted(node)
-            case _:
-                return self._lost(node, f"answered {type(reply).__name__} to {self.phase.value}")
+        phase = self.phase
+        if phase is Phase.PREPARING and isinstance(reply, Promised):
+            return self._on_promised(node, reply)
+        if phase is Phase.READING and isinstance(reply, HistoryReply):
+            return self._on_history(node, reply)
+        if phase in (Phase.COMMITTING, Phase.FINISHING) and isinstance(reply, AcceptedReply):
+            if reply.promised and phase is Phase.COMMITTING:
+                self._tally.promised_next.add(node)
+            return self._on_accepted(node)
+        return self._lost(node, f"answered {type(reply).__name__} to {phase.value}")
 
     def failed(self, node: str, token: int, why: str) -> list[Action]:
         """The request that bore this token had no answer."""
@@ -344,7 +340,7 @@ class WriteRound:
         tally = self._tally
         if not self._electorate.is_read_quorum(tally.promised):
             return []
-        if self._hear is not None and self._hear not in tally.promised and self._hear not in tally.out:
+        if self.hear is not None and self.hear not in tally.promised and self.hear not in tally.out:
             return []
         promises = tally.promised.items()
         self._finding = weigh(self._electorate, [Vote(name, p.accepted, p.record, p.chosen) for name, p in promises])
@@ -586,7 +582,7 @@ class WriteRound:
             possible = self._electorate.read_quorum_possible(tally.out)
         if not possible:
             return self._retry(contested=bool(tally.contested))
-        return self._weigh_promises() if self.phase is Phase.PREPARING and node == self._hear else []
+        return self._weigh_promises() if self.phase is Phase.PREPARING and node == self.hear else []
 
     def _retry(self, *, contested: bool) -> list[Action]:
         """Pause and begin anew. ``contested``: a race was lost, which is no sign that replicas are missing."""
@@ -640,7 +636,7 @@ def extend_history(history: History, wanted: NeedHistory, replies: Iterable[Hist
                 if version is not None:
                     rows[version.version] = version
     if wanted.version is not None:
-        return replace(history, rows=rows, asked=history.asked | {wanted.version})
+        return msgspec.structs.replace(history, rows=rows, asked=history.asked | {wanted.version})
     down_to = max((reply.rows[-1].version.version for reply in replies if reply.more and reply.rows), default=0)
     below = max(history.below, wanted.below if wanted.below is not None else VERSION_MAX)
-    return replace(history, rows=rows, below=below, complete_down_to=down_to)
+    return msgspec.structs.replace(history, rows=rows, below=below, complete_down_to=down_to)
