@@ -11,6 +11,8 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import Any, Protocol
 
+import msgspec
+
 from amberblob.ballot import Ballot
 from amberblob.clock import HybridClock, Randomness
 from amberblob.errors import NotReady
@@ -19,7 +21,7 @@ from amberblob.wire import HistoryReply, Learnt, Query, QueryHistory, RegisterRe
 from node.learns import Learns
 from node.protocol.hold import Hold, Holds
 from node.protocol.operations import Finish, Operation
-from node.protocol.quorum import Electorate
+from node.protocol.quorum import Electorate, Finding
 from node.protocol.read import NoQuorum, Read
 from node.protocol.write import Applied, Rejected, Spread, WriteRound
 from node.reads import Quickness, ReadRun
@@ -136,22 +138,26 @@ class Coordinator:
                 break
             await asyncio.wait([running])
             result = await self._read_once(electorate, request)
-        for _ in range(FINISH_TRIES_MAX):
+        chosen: Ballot | None = None
+        for tries in range(FINISH_TRIES_MAX + 1):
             if result.finding.decided:
                 return result
+            if chosen is not None and result.finding.ballot == chosen:
+                # What was finished stays chosen, also when those asked now do not know it yet.
+                finding = msgspec.structs.replace(result.finding, decided=True)
+                return Read(finding, result.replies)
+            if tries == FINISH_TRIES_MAX:
+                break
             applied = await self.write(electorate, request.path, Finish())
+            chosen = applied.ballot
             if isinstance(request, Query):
-                finding = type(result.finding)(
-                    ballot=applied.ballot, record=applied.record, decided=True, holders=applied.holders
-                )
+                finding = Finding(ballot=applied.ballot, record=applied.record, decided=True, holders=applied.holders)
                 return Read(finding, result.replies)
             result = await self._read_once(electorate, request)
-        if not result.finding.decided:
-            raise NotReady(
-                "The object is being written so fast that no settled state of its history was seen: try again.",
-                code="contended",
-            )
-        return result
+        raise NotReady(
+            "The object is being written so fast that no settled state of its history was seen: try again.",
+            code="contended",
+        )
 
     async def _read_once(self, electorate: Electorate, request: Query | QueryHistory) -> Read:
         run = ReadRun(

@@ -89,20 +89,22 @@ class ReadRun:
         self._spared = quickness.order(electorate)
         self._first = len(self._spared) if quickness.asks_all() else electorate.read_quorum or electorate.majority
         self._result: Read | NoQuorum | None = None
-        self._done: asyncio.Future[None] | None = None
+        self._undecided: Read | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._done: asyncio.Future[None] = self._loop.create_future()
 
     async def result(self) -> Read | NoQuorum:
         """The majority's word, or that there is none."""
         first, self._spared = self._spared[: self._first], self._spared[self._first :]
-        self._done = self._loop.create_future()
         for node in first:
             self._ask(node)
-        timer = self._loop.call_later(LATE_S, self._ask_spared) if self._spared else None
+        if self._spared:
+            self._timer = self._loop.call_later(LATE_S, self._ask_spared)
         try:
             await self._done
         finally:
-            if timer is not None:
-                timer.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
         assert self._result is not None
         return self._result
 
@@ -125,12 +127,33 @@ class ReadRun:
             result: Read | NoQuorum | None = self._round.failed(node, told.detail)
         else:
             result = self._round.answer(node, told)
-        if result is None:
-            if node in self._round.out:
-                self._ask_spared()
-            return
+        if result is None and node in self._round.out:
+            self._ask_spared()
+            result = self._undecided
+        if isinstance(result, Read) and not result.finding.decided and not self._heard_all():
+            self._wait_for_more(result)
+        elif result is not None:
+            self._end(result)
+
+    def _heard_all(self) -> bool:
+        return len(self._round.replies) + len(self._round.out) >= len(self._round.electorate.voters)
+
+    def _wait_for_more(self, result: Read) -> None:
+        """A majority answered, and one of them is behind, perhaps. Another answer, if it comes soon, is cheaper than a round."""
+        if self._undecided is None:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_later(LATE_S, self._settle_for_undecided)
+            self._ask_spared()
+        self._undecided = result
+
+    def _settle_for_undecided(self) -> None:
+        if self._result is None and self._undecided is not None:
+            self._end(self._undecided)
+
+    def _end(self, result: Read | NoQuorum) -> None:
         self._result = result
-        if self._done is not None and not self._done.done():
+        if not self._done.done():
             self._done.set_result(None)
         if isinstance(result, Read):
             for name, reply in result.replies.items():

