@@ -322,7 +322,7 @@ def held_though_one_voter_promised():
         return original_answer(self, node, token, reply)
 
     def commit(self, state, message, register, here):
-        if not state.incarnation.startswith("a"):
+        if not state.incarnation.startswith("c"):
             message = msgspec.structs.replace(message, next=None)
         return original_commit(self, state, message, register, here)
 
@@ -352,7 +352,17 @@ def mutated(name: str) -> Iterator[None]:
         yield
 
 
+HELD: dict[str, Any] = {
+    "sticky": True, "nodes": "abc", "coordinators": "abc", "write_quorum": 2, "read_quorum": 0, "paths": ("p",),
+    "liked": "put", "abandon": 0.0, "operations": 18,
+}  # fmt: skip
+
 FAVOURABLE: dict[str, dict[str, Any]] = {
+    "refusal_from_a_held_promise": HELD,
+    # A node with a copy of its own finds that it promises something else by then.
+    "held_promise_used_again": {**HELD, "coordinators": "abcx"},
+    "held_though_one_voter_promised": HELD,
+    "retry_begins_from_a_held_promise": HELD,
     # Rare without help. All are also found in plain seeds, after thousands of them.
     "promise_forgotten_by_a_restart": {"crashes": 10, "down": 0.5, "gap": 0.5, "loss": 0.0},
     "folded_promise_forgotten": {"promises_max": 1, "paths": ("p", "q"), "gap": 0.5},

@@ -181,6 +181,8 @@ class Shape:
     down: float
     crashes: int
     resolves: int
+    sticky: bool = False
+    """Most calls go to the last node that is up, so that its held promises are used. Never drawn."""
 
     @classmethod
     def draw(cls, random: Random) -> Shape:
@@ -635,6 +637,8 @@ class Simulation:
 
     def up_node(self) -> Node | None:
         up = [node for node in self.nodes.values() if node.up]
+        if up and self.shape.sticky and self.random.random() < 0.7:
+            return up[-1]
         return self.random.choice(up) if up else None
 
     def start_round(

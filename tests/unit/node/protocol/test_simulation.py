@@ -8,10 +8,11 @@ import pytest
 
 from amberblob.manifest import WriteMark
 from node.protocol.operations import Conditions
+from node.protocol.write import WriteRound
 from sim.history import Call
 from sim.linearizability import linearizable
 from tests.unit.node.protocol import simulation
-from tests.unit.node.protocol.mutants import MUTANTS, caught
+from tests.unit.node.protocol.mutants import HELD, MUTANTS, caught
 from tests.unit.node.protocol.simulation import Simulation
 
 SEEDS = 2000
@@ -43,6 +44,22 @@ def test_no_seed_breaks_a_promise():
     assert seen["tries", 3] >= 500
     for kind in ("read", "read-version", "read-all"):
         assert seen[kind, "read"] >= 500, seen
+
+
+def test_no_seed_breaks_a_promise_where_promises_are_held(monkeypatch):
+    begun: Counter[bool] = Counter()
+    original = WriteRound._begin_held
+
+    def begin_held(self, held):
+        actions = original(self, held)
+        begun[bool(actions)] += 1
+        return actions
+
+    monkeypatch.setattr(WriteRound, "_begin_held", begin_held)
+    for seed in range(300):
+        sim = Simulation(seed, **HELD).run()
+        assert not sim.stuck and not sim.given_up, f"seed {seed}: {sim.stuck}"
+    assert begun[True] >= 25 and begun[False] >= 100, begun
 
 
 def test_a_seed_is_played_the_same_every_time():
