@@ -167,6 +167,10 @@ class DiskCore:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self.overlay.replace_slot, state)
 
+    def counts(self) -> dict[str, int]:
+        """See the interface."""
+        return {"journal_syncs": self.journal.batches, "journal_entries": self.journal.entries}
+
     # -- questions
 
     async def ask(

@@ -62,7 +62,8 @@ class Overlay:
     ) -> None:
         self._disk_id = disk_id
         self._clean_max = clean_max
-        self._dirty: dict[Key, tuple[Register, int]] = {}
+        self._dirty: dict[Key, tuple[Register, int, int]] = {}
+        """Beside the register: the position of its last change, and that of the last one that an answer waits for."""
         self._clean: OrderedDict[Key, Register] = OrderedDict()
         self._blind: dict[Key, int] = {}
         self._states: dict[int, SlotState] = {}
@@ -183,8 +184,15 @@ class Overlay:
         return self._slot_position.get(slot, 0)
 
     def position(self, slot: int, path: str) -> int:
-        """Position of the last change of the register or of the slot's own state; it may be applied already."""
-        return max(self.path_position(slot, path), self._state_position.get(slot, 0))
+        """Position of the last change of the register or of the slot's own state; it may be applied already.
+
+        The mere mark that a record is chosen does not count: it is true whether this disk remembers it or not, because a
+        majority holds the record on its disks. What this disk itself holds is what nobody may be told of too early.
+        """
+        key = (slot, path)
+        dirty = self._dirty.get(key)
+        position = dirty[2] if dirty is not None else self._blind.get(key, 0)
+        return max(position, self._state_position.get(slot, 0))
 
     # -- blobs
 
@@ -271,7 +279,9 @@ class Overlay:
             self._blind[key] = position
         else:
             after = rules.accept(before, entry) if isinstance(entry, Accepted) else rules.choose(before, entry)
-            self._dirty[key] = (after, position)
+            is_mark = after.accepted is before.accepted and isinstance(entry, Chosen)
+            told_after = position if not is_mark else 0 if dirty is None else dirty[2]
+            self._dirty[key] = (after, position, told_after)
             if isinstance(entry, Accepted) and after is before:
                 added = None
         if added is None:
