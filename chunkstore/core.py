@@ -36,8 +36,13 @@ from chunkstore.threads import Threads
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-UNAPPLIED_BYTES_MAX = 64 * MIB
-"""When more than this waits to be applied, durable() waits too; at twice that, bodies are refused."""
+UNAPPLIED_BYTES_MAX = 96 * MIB
+"""When more than this waits to be applied, durable() waits too; at twice that, bodies are refused.
+
+Three times what is applied at once: one part gathers while another is being applied.
+"""
+
+_UNPINNED_PER_TURN = 256
 
 _SLACK_BYTES = 8 * MIB
 
@@ -57,6 +62,8 @@ class DiskCore:
         self._threads = threads
         self._journal: Journal | None = None
         self._drained: list[Told] = []
+        self._applied = 0
+        self._unpinning = False
         self._filling = Filling(self.ask, overlay.begin_filter, overlay.end_filter)
         self._loop = asyncio.get_running_loop()
         self._closing = False
@@ -141,8 +148,15 @@ class DiskCore:
         self._database.feed(batch)
 
     def applied(self, position: int) -> None:
-        """The databases hold everything up to ``position``."""
-        self.overlay.applied(position)
+        """The databases hold everything up to ``position``: thousands of entries at a time perhaps, unpinned in slices."""
+        self._applied = max(self._applied, position)
+        if not self._unpinning:
+            self._unpin()
+
+    def _unpin(self) -> None:
+        self._unpinning = not self.overlay.applied(self._applied, _UNPINNED_PER_TURN)
+        if self._unpinning:
+            self._loop.call_soon(self._unpin)
         if self._drained and self.overlay.unapplied_bytes <= self._unapplied_bytes_max:
             self._wake_drained()
 
@@ -232,5 +246,6 @@ class DiskCore:
         if self._journal is not None:
             await self._journal.close()
         await self._database.close()
+        self.overlay.applied(self._applied)
         self._closed = True
         self._wake_drained()

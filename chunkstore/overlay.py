@@ -298,10 +298,14 @@ class Overlay:
         if blob_id > self._newest.get(slot, ""):
             self._newest[slot] = blob_id
 
-    def applied(self, position: int) -> None:
-        """Everything up to ``position`` is in the databases: unpin it."""
+    def applied(self, position: int, limit: int | None = None) -> bool:
+        """Everything up to ``position`` is in the databases: unpin it, or ``limit`` entries; whether that was all."""
         log = self._log
         while log and log[0][0] <= position:
+            if limit is not None:
+                if not limit:
+                    return False
+                limit -= 1
             at, entry, size_bytes = log.popleft()
             self.unapplied_bytes -= size_bytes
             match entry:
@@ -320,6 +324,7 @@ class Overlay:
                     self._settle(entry.slot, entry.blob_id, at)
                 case _:
                     pass
+        return True
 
     def _settle(self, slot: int, blob_id: str, at: int) -> None:
         blob = (slot, blob_id)
