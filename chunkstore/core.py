@@ -59,6 +59,7 @@ class DiskCore:
         self._applier = applier
         self._pool = pool
         self._unapplied_bytes_max = unapplied_bytes_max
+        self._unapplied_bytes_bound = unapplied_bytes_max + max(unapplied_bytes_max, _SLACK_BYTES)
         self._threads = threads
         self._journal: Journal | None = None
         self._drained: list[Told] = []
@@ -92,20 +93,20 @@ class DiskCore:
             DiskFailed: the disk takes no more writes.
             StorageError: ``disk-busy``: the entry carries a body, and too much waits for the disk already.
         """
+        journal = self.journal
         if self._closing:
             raise DiskFailed(CLOSED)
-        self.journal.raise_if_failed()
+        journal.raise_if_failed()
         waiting = self.overlay.unapplied_bytes
-        bound = self._unapplied_bytes_max + max(self._unapplied_bytes_max, _SLACK_BYTES)
-        if waiting > bound and isinstance(entry, Accepted) and entry.body is not None:
+        if waiting > self._unapplied_bytes_bound and isinstance(entry, Accepted) and entry.body is not None:
             raise StorageError(
                 f"{waiting // MIB} MiB wait to be written to the disk, which does not keep up. Try again later; if it "
                 "lasts, look at the disk's latency.",
                 code="disk-busy",
             )
         size_bytes = entry_bytes(entry)
-        register = self.overlay.apply(entry, self.journal.next_position, size_bytes)
-        return self.journal.append(entry, size_bytes, register)
+        register = self.overlay.apply(entry, journal.next_position, size_bytes)
+        return journal.append(entry, size_bytes, register)
 
     def when_durable(self, position: int, callback: Told) -> None:
         """Call back after the sync, and after the databases when they are far behind."""

@@ -44,9 +44,15 @@ def _version_bytes(version: Version | None) -> int:
 def entry_bytes(entry: Entry) -> int:
     """About how much memory and journal an entry takes."""
     size = _ENTRY_BYTES
-    if isinstance(entry, Accepted | Chosen) and entry.record is not None:
+    body: bytes | None = None
+    if isinstance(entry, Accepted):
+        body = entry.body
         size += _version_bytes(entry.record.head) + _version_bytes(entry.record.previous)
-    body = entry.body if isinstance(entry, Accepted | BodyKept) else None
+    elif isinstance(entry, Chosen):
+        if entry.record is not None:
+            size += _version_bytes(entry.record.head) + _version_bytes(entry.record.previous)
+    elif isinstance(entry, BodyKept):
+        body = entry.body
     return size if body is None else size + len(body)
 
 
@@ -265,15 +271,16 @@ class Overlay:
         return None
 
     def _change_register(self, entry: Accepted | Chosen, position: int) -> Register | None:
-        key = (entry.slot, entry.path)
+        slot, record = entry.slot, entry.record
+        key = (slot, entry.path)
         dirty = self._dirty.get(key)
         before = dirty[0] if dirty is not None else self._clean.pop(key, None)
-        paths = self._filters.get(entry.slot)
+        paths = self._filters.get(slot)
         if paths is not None and paths.add(entry.path) and before is None:
             before = EMPTY_REGISTER
-        added = entry.record.added if entry.record is not None else None
-        if entry.record is not None and entry.record.previous is not None:
-            self._saw(entry.slot, entry.record.previous.blob_id)
+        added = record.added if record is not None else None
+        if record is not None and record.previous is not None:
+            self._saw(slot, record.previous.blob_id)
         after: Register | None = None
         if before is None or key in self._blind:
             self._blind[key] = position
@@ -286,8 +293,8 @@ class Overlay:
                 added = None
         if added is None:
             return after
-        self._saw(entry.slot, added.blob_id)
-        blob = (entry.slot, added.blob_id)
+        self._saw(slot, added.blob_id)
+        blob = (slot, added.blob_id)
         if isinstance(entry, Accepted) and entry.body is not None:
             self._bodies[blob] = (entry.body, position)
         self._intents[blob] = (Intent.REFERENCED, position)
