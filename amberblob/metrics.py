@@ -7,7 +7,7 @@ the same collector for the same name, so that several disks of one process share
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from prometheus_client import (
@@ -21,11 +21,23 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 SECONDS_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """From a small cached read to a large upload."""
 
 _Metric = TypeVar("_Metric", bound=MetricWrapperBase)
+
+
+class _Counted(Collector):
+    def __init__(self, name: str, documentation: str, read: Callable[[], float]) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._read = read
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        yield CounterMetricFamily(self._name, self._documentation, value=self._read())
 
 
 class Metrics:
@@ -93,6 +105,10 @@ class Metrics:
         return self._once(
             name, Histogram, lambda: Histogram(name, documentation, labels, registry=self.registry, buckets=buckets)
         )
+
+    def counted(self, name: str, documentation: str, read: Callable[[], float]) -> None:
+        """A number that only grows and that somebody else counts: it is read when it is shown."""
+        self.registry.register(_Counted(name, documentation, read))
 
     def expose(self, accept: str = "") -> tuple[bytes, str]:
         """Everything as text, and its content type, in the newest format that ``accept`` asks for."""

@@ -36,8 +36,13 @@ from chunkstore.threads import Threads
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-UNAPPLIED_BYTES_MAX = 64 * MIB
-"""When more than this waits to be applied, durable() waits too; at twice that, bodies are refused."""
+UNAPPLIED_BYTES_MAX = 96 * MIB
+"""When more than this waits to be applied, durable() waits too; at twice that, bodies are refused.
+
+Three times what is applied at once: one part gathers while another is being applied.
+"""
+
+_UNPINNED_PER_TURN = 256
 
 _SLACK_BYTES = 8 * MIB
 
@@ -54,9 +59,12 @@ class DiskCore:
         self._applier = applier
         self._pool = pool
         self._unapplied_bytes_max = unapplied_bytes_max
+        self._unapplied_bytes_bound = unapplied_bytes_max + max(unapplied_bytes_max, _SLACK_BYTES)
         self._threads = threads
         self._journal: Journal | None = None
         self._drained: list[Told] = []
+        self._applied = 0
+        self._unpinning = False
         self._filling = Filling(self.ask, overlay.begin_filter, overlay.end_filter)
         self._loop = asyncio.get_running_loop()
         self._closing = False
@@ -85,20 +93,20 @@ class DiskCore:
             DiskFailed: the disk takes no more writes.
             StorageError: ``disk-busy``: the entry carries a body, and too much waits for the disk already.
         """
+        journal = self.journal
         if self._closing:
             raise DiskFailed(CLOSED)
-        self.journal.raise_if_failed()
+        journal.raise_if_failed()
         waiting = self.overlay.unapplied_bytes
-        bound = self._unapplied_bytes_max + max(self._unapplied_bytes_max, _SLACK_BYTES)
-        if waiting > bound and isinstance(entry, Accepted) and entry.body is not None:
+        if waiting > self._unapplied_bytes_bound and isinstance(entry, Accepted) and entry.body is not None:
             raise StorageError(
                 f"{waiting // MIB} MiB wait to be written to the disk, which does not keep up. Try again later; if it "
                 "lasts, look at the disk's latency.",
                 code="disk-busy",
             )
         size_bytes = entry_bytes(entry)
-        register = self.overlay.apply(entry, self.journal.next_position, size_bytes)
-        return self.journal.append(entry, size_bytes, register)
+        register = self.overlay.apply(entry, journal.next_position, size_bytes)
+        return journal.append(entry, size_bytes, register)
 
     def when_durable(self, position: int, callback: Told) -> None:
         """Call back after the sync, and after the databases when they are far behind."""
@@ -141,8 +149,15 @@ class DiskCore:
         self._database.feed(batch)
 
     def applied(self, position: int) -> None:
-        """The databases hold everything up to ``position``."""
-        self.overlay.applied(position)
+        """The databases hold everything up to ``position``: thousands of entries at a time perhaps, unpinned in slices."""
+        self._applied = max(self._applied, position)
+        if not self._unpinning:
+            self._unpin()
+
+    def _unpin(self) -> None:
+        self._unpinning = not self.overlay.applied(self._applied, _UNPINNED_PER_TURN)
+        if self._unpinning:
+            self._loop.call_soon(self._unpin)
         if self._drained and self.overlay.unapplied_bytes <= self._unapplied_bytes_max:
             self._wake_drained()
 
@@ -166,6 +181,10 @@ class DiskCore:
     def _slot_lost_on_thread(self, lost: LostSlot, state: SlotState) -> None:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self.overlay.replace_slot, state)
+
+    def counts(self) -> dict[str, int]:
+        """See the interface."""
+        return {"journal_syncs": self.journal.batches, "journal_entries": self.journal.entries}
 
     # -- questions
 
@@ -228,5 +247,6 @@ class DiskCore:
         if self._journal is not None:
             await self._journal.close()
         await self._database.close()
+        self.overlay.applied(self._applied)
         self._closed = True
         self._wake_drained()

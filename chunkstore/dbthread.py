@@ -26,9 +26,11 @@ from chunkstore.threads import Threads
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-LINGER_S = 1.0
+LINGER_S = 8.0
 UNIT_ENTRIES = 16_384
-_UNIT_BYTES = 16 * MIB
+_UNIT_BYTES = 32 * MIB
+_WAKE_BYTES = 1 * MIB
+_WAKE_S = 1.0
 _INDEX_ROWS = 256
 _RETRY_CHECKPOINT_S = 1.0
 _RETRY_FULL_S = 1.0
@@ -77,6 +79,7 @@ class DatabaseThread:
         self._condition = threads.condition()
         self._calls: list[_Call] = []
         self._fed: deque[DurableBatch] = deque()
+        self._fed_bytes = 0
         self._lingering_since: float | None = None
         self._drain: list[int] = []
         self._index_behind = False
@@ -103,7 +106,9 @@ class DatabaseThread:
         with self._condition:
             self._fed.append(batch)
             self._fed_position = batch.entries[-1][0]
-            if self._waiting:
+            self._fed_bytes += batch.size_bytes
+            # Otherwise the thread comes by itself within a second: waking it for every batch costs both threads.
+            if self._waiting and (self._calls or self._fed_bytes >= _WAKE_BYTES or self._linger_s < _WAKE_S):
                 self._condition.notify()
 
     def call(
@@ -215,6 +220,8 @@ class DatabaseThread:
                 if not (self._calls or self._stopping or self.applier is not None):
                     self._condition.wait()
                 return not self._stopping or self.applier is not None
+        if self._fed:
+            self._fed_bytes = 0
         while self._fed:
             applier.take(self._fed.popleft())
         self._answer_or_raise()

@@ -91,6 +91,10 @@ class ReplicaStore(Protocol):
         """Whether new bytes are refused for want of space."""
         ...
 
+    def counts(self) -> dict[str, int]:
+        """What the disk counted since it was opened, for the metrics: name to number, each only grows."""
+        ...
+
     # -- registers
 
     def slot_state(self, slot: int) -> SlotState:
@@ -125,7 +129,11 @@ class ReplicaStore(Protocol):
         ...
 
     def position(self, slot: int, path: str) -> int:
-        """The journal position of the last change of that register or of its slot that may not be durable; else 0."""
+        """The journal position that answers about the register must wait for, if that may not be durable; else 0.
+
+        It is that of the last change of the register or of its slot, but for the mark that its record is chosen: that
+        is true whatever becomes of this disk.
+        """
         ...
 
     def when_durable(self, position: int, callback: Callable[[DiskFailed | None], None]) -> None:

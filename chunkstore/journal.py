@@ -22,8 +22,12 @@ from chunkstore.threads import Signals, Threads
 
 _log = structlog.get_logger(__name__)
 
-LAZY_S = 0.02
-"""How long an entry that nobody waits for may stay unwritten."""
+LAZY_S = 0.25
+"""How long an entry that nobody waits for may stay unwritten, unless a batch that somebody waits for takes it along.
+
+That costs nobody anything: until it is durable nobody was told of it. What is mostly so is the mark that a record is
+chosen. A crash that forgets it leaves the record accepted and undecided, and the next one who meets it finishes it.
+"""
 
 SYNC_S_MAX = 30.0
 """A write with its sync that takes longer is taken for one that never ends: the disk has failed."""
@@ -57,6 +61,8 @@ class Journal:
         self._queue: deque[tuple[int, Entry, int, Register | None]] = deque()
         self._wake: Signals = threads.signals()
         self._woken = False
+        self._wanted = 0
+        self._taken = next_position - 1
         self._lazy: asyncio.TimerHandle | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._batches = 0
@@ -68,6 +74,10 @@ class Journal:
         self.next_position = next_position
         self.durable_position = next_position - 1
         self.failed: str | None = None
+        self.batches = 0
+        """How many were written, each with one sync."""
+        self.entries = 0
+        """How many those held."""
         self._thread = threads.start("amber-journal", self._run)
 
     # -- the loop's side
@@ -86,6 +96,11 @@ class Journal:
 
     def flush(self) -> None:
         """Write what is queued as soon as the disk is free."""
+        self._want(self.next_position - 1)
+
+    def _want(self, position: int) -> None:
+        """Have everything up to ``position`` written. What came in behind it goes along or waits in its own time."""
+        self._wanted = max(self._wanted, position)
         if self._lazy is not None:
             self._lazy.cancel()
             self._lazy = None
@@ -122,7 +137,7 @@ class Journal:
         else:
             assert position < self.next_position, "nobody can wait for what was not applied"
             self._waiters.append((position, callback))
-            self.flush()
+            self._want(position)
 
     def tell(self, callback: Told, error: DiskFailed | None) -> None:
         """One waiter's own mistake is not the others' business."""
@@ -154,6 +169,8 @@ class Journal:
         if self.failed is not None:
             return
         self.durable_position = batch.entries[-1][0]
+        self.batches += 1
+        self.entries += len(batch.entries)
         self._on_durable(batch)
         durable, waiters = self.durable_position, self._waiters
         # Callbacks may add waiters, and may make the disk fail.
@@ -173,6 +190,7 @@ class Journal:
         if self._lazy is not None:
             self._lazy.cancel()
             self._lazy = None
+        self._wanted = self.next_position
         self._wake.put(False)
         while self._thread.is_alive() and not self._hung:
             if self._writing and self._watch is None:
@@ -201,6 +219,7 @@ class Journal:
                 break
             entries.append((position, entry))
             registers.append(register)
+            self._taken = position
             size += size_bytes
         return DurableBatch(0, entries, registers, size) if entries else None
 
@@ -214,8 +233,8 @@ class Journal:
         going = True
         while going:
             going = self._wake.get()
-            wrote = False
-            while batch := self._take():
+            wrote, more = False, True
+            while more and (batch := self._take()):
                 self._batches += 1
                 self._writing = self._batches
                 try:
@@ -232,7 +251,8 @@ class Journal:
                     return
                 wrote = True
                 batch.segment = self._writer.number
-                self._post(self._written, batch, bool(self._queue))
+                more = self._taken < self._wanted
+                self._post(self._written, batch, more)
             if not wrote:
                 self._post(self._idle)
 

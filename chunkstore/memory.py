@@ -115,6 +115,10 @@ class MemoryStore:
         if self.failed is not None:
             raise DiskFailed(self.failed)
 
+    def counts(self) -> dict[str, int]:
+        """See the interface."""
+        return {}
+
     # -- registers
 
     def _slot(self, slot: int) -> MemorySlot:

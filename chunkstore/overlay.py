@@ -44,9 +44,15 @@ def _version_bytes(version: Version | None) -> int:
 def entry_bytes(entry: Entry) -> int:
     """About how much memory and journal an entry takes."""
     size = _ENTRY_BYTES
-    if isinstance(entry, Accepted | Chosen) and entry.record is not None:
+    body: bytes | None = None
+    if isinstance(entry, Accepted):
+        body = entry.body
         size += _version_bytes(entry.record.head) + _version_bytes(entry.record.previous)
-    body = entry.body if isinstance(entry, Accepted | BodyKept) else None
+    elif isinstance(entry, Chosen):
+        if entry.record is not None:
+            size += _version_bytes(entry.record.head) + _version_bytes(entry.record.previous)
+    elif isinstance(entry, BodyKept):
+        body = entry.body
     return size if body is None else size + len(body)
 
 
@@ -62,7 +68,8 @@ class Overlay:
     ) -> None:
         self._disk_id = disk_id
         self._clean_max = clean_max
-        self._dirty: dict[Key, tuple[Register, int]] = {}
+        self._dirty: dict[Key, tuple[Register, int, int]] = {}
+        """Beside the register: the position of its last change, and that of the last one that an answer waits for."""
         self._clean: OrderedDict[Key, Register] = OrderedDict()
         self._blind: dict[Key, int] = {}
         self._states: dict[int, SlotState] = {}
@@ -183,8 +190,15 @@ class Overlay:
         return self._slot_position.get(slot, 0)
 
     def position(self, slot: int, path: str) -> int:
-        """Position of the last change of the register or of the slot's own state; it may be applied already."""
-        return max(self.path_position(slot, path), self._state_position.get(slot, 0))
+        """Position of the last change of the register or of the slot's own state; it may be applied already.
+
+        The mere mark that a record is chosen does not count: it is true whether this disk remembers it or not, because a
+        majority holds the record on its disks. What this disk itself holds is what nobody may be told of too early.
+        """
+        key = (slot, path)
+        dirty = self._dirty.get(key)
+        position = dirty[2] if dirty is not None else self._blind.get(key, 0)
+        return max(position, self._state_position.get(slot, 0))
 
     # -- blobs
 
@@ -257,27 +271,30 @@ class Overlay:
         return None
 
     def _change_register(self, entry: Accepted | Chosen, position: int) -> Register | None:
-        key = (entry.slot, entry.path)
+        slot, record = entry.slot, entry.record
+        key = (slot, entry.path)
         dirty = self._dirty.get(key)
         before = dirty[0] if dirty is not None else self._clean.pop(key, None)
-        paths = self._filters.get(entry.slot)
+        paths = self._filters.get(slot)
         if paths is not None and paths.add(entry.path) and before is None:
             before = EMPTY_REGISTER
-        added = entry.record.added if entry.record is not None else None
-        if entry.record is not None and entry.record.previous is not None:
-            self._saw(entry.slot, entry.record.previous.blob_id)
+        added = record.added if record is not None else None
+        if record is not None and record.previous is not None:
+            self._saw(slot, record.previous.blob_id)
         after: Register | None = None
         if before is None or key in self._blind:
             self._blind[key] = position
         else:
             after = rules.accept(before, entry) if isinstance(entry, Accepted) else rules.choose(before, entry)
-            self._dirty[key] = (after, position)
+            is_mark = after.accepted is before.accepted and isinstance(entry, Chosen)
+            told_after = position if not is_mark else 0 if dirty is None else dirty[2]
+            self._dirty[key] = (after, position, told_after)
             if isinstance(entry, Accepted) and after is before:
                 added = None
         if added is None:
             return after
-        self._saw(entry.slot, added.blob_id)
-        blob = (entry.slot, added.blob_id)
+        self._saw(slot, added.blob_id)
+        blob = (slot, added.blob_id)
         if isinstance(entry, Accepted) and entry.body is not None:
             self._bodies[blob] = (entry.body, position)
         self._intents[blob] = (Intent.REFERENCED, position)
@@ -288,10 +305,14 @@ class Overlay:
         if blob_id > self._newest.get(slot, ""):
             self._newest[slot] = blob_id
 
-    def applied(self, position: int) -> None:
-        """Everything up to ``position`` is in the databases: unpin it."""
+    def applied(self, position: int, limit: int | None = None) -> bool:
+        """Everything up to ``position`` is in the databases: unpin it, or ``limit`` entries; whether that was all."""
         log = self._log
         while log and log[0][0] <= position:
+            if limit is not None:
+                if not limit:
+                    return False
+                limit -= 1
             at, entry, size_bytes = log.popleft()
             self.unapplied_bytes -= size_bytes
             match entry:
@@ -310,6 +331,7 @@ class Overlay:
                     self._settle(entry.slot, entry.blob_id, at)
                 case _:
                     pass
+        return True
 
     def _settle(self, slot: int, blob_id: str, at: int) -> None:
         blob = (slot, blob_id)

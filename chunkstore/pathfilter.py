@@ -116,8 +116,10 @@ class PathFilter:
 
     def add(self, path: str) -> bool:
         """Take in a path that is applied; whether it was surely new."""
+        if self.given_up:
+            return False
         is_new = self.is_new(path)
-        if self.given_up or (self.complete and not is_new):
+        if self.complete and not is_new:
             return False
         layers = self._layers
         if not layers or layers[-1].left <= 0:

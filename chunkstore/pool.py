@@ -70,6 +70,7 @@ class SlotPool:
         self._open_max = open_max
         self._open: OrderedDict[int, SlotDatabase] = OrderedDict()
         self._used: set[int] = set()
+        self._used_before: set[int] = set()
         self._age_at_s = 0.0
         self._freed = True  # recovery opened every database once
         self._half_retired: dict[int, SlotState] = {}
@@ -249,7 +250,7 @@ class SlotPool:
         closed = 0
         while len(self._open) > keep and closed < _CLOSED_PER_STEP_MAX:
             slot = next(iter(self._open))
-            if slot in self._used:
+            if slot in self._used or slot in self._used_before:
                 break  # those behind it were used later still
             self._let_go(slot)
             closed += 1
@@ -260,7 +261,7 @@ class SlotPool:
             trim_memory()
         if now_s >= self._age_at_s:
             self._age_at_s = now_s + unused_s
-            self._used.clear()
+            self._used_before, self._used = self._used, set()
         return closed
 
     def open_slots(self) -> list[int]:

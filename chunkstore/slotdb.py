@@ -176,7 +176,10 @@ class SlotDatabase:
         return [_row_of(row) for row in self.connection.execute(query, (*values, *bounds, limit))]
 
     def find_write(self, path: str, write_id: str) -> WriteMark | None:
-        """What a write id did, by the table."""
+        """What a write id did: by the table, or by the record that is chosen, whose last one is not in it yet."""
+        known = self.register(path)
+        if known.chosen and known.record is not None and (mark := known.record.write(write_id)) is not None:
+            return mark
         row = self.connection.execute(
             "SELECT op, version, at_ms FROM write_ids WHERE path = ? AND write_id = ?", (path, write_id)
         ).fetchone()

@@ -218,6 +218,9 @@ class DiskStore:
         """Slots whose database was given up since this process opened the disk."""
         return list(self._pool.lost)
 
+    def counts(self) -> dict[str, int]:
+        return self._core.counts()
+
     # -- registers
 
     def slot_state(self, slot: int) -> SlotState:

@@ -174,3 +174,6 @@ class Status:
             ),
         ):
             metrics.gauge(name, text).set_function(lambda read=read: float(read()))  # type: ignore[misc]
+        for count in self._store.counts():
+            text = f"Counted by the disk since the node started: {count.replace('_', ' ')}."
+            metrics.counted(f"amberblob_{count}", text, lambda count=count: self._store.counts()[count])  # type: ignore[misc]

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amberblob.errors import ChunkCorrupt, ChunkMissing, DiskFailed
-from amberblob.mutations import Accepted, Reserved
+from amberblob.mutations import Accepted, Chosen, Reserved
+from chunkstore import journal
 from chunkstore.bodycache import BodyCache
 from chunkstore.slotdb import SlotDatabase
 
@@ -165,6 +166,44 @@ async def test_when_durable_tells_of_failure_and_close(kit, tmp_path: Path, faul
     assert told[3] is None
     store.when_durable(position, told.append)
     assert isinstance(told[4], DiskFailed)
+
+
+async def test_what_nobody_waits_for_is_not_synced_by_itself(kit, tmp_path: Path, faulty, monkeypatch):
+    monkeypatch.setattr(journal, "LAZY_S", 3600.0)
+    store = await kit.open(tmp_path / "d", ops=faulty)
+    faulty.calls.clear()
+    for number in range(10):
+        record, ballot = kit.record(), kit.ballot()
+        await store.durable(store.apply(Accepted(0, f"p{number}", ballot, record, b"body")))
+        store.apply(Chosen(0, f"p{number}", ballot))
+        # The mark is true whatever becomes of it: whoever reads the register waits for nothing.
+        assert store.position(0, f"p{number}") == 0
+        await store.durable(store.position(0, f"p{number}"))
+    await asyncio.sleep(0.05)
+    assert faulty.calls.count("fdatasync") == 10
+    assert store.counts() == {"journal_syncs": 10, "journal_entries": 19}
+    await store.close()
+    store = await kit.open(tmp_path / "d")
+    assert all([(await store.load(0, f"p{number}")).chosen for number in range(10)])
+
+
+async def test_what_nobody_waits_for_is_written_in_the_end(kit, tmp_path: Path, faulty):
+    store = await kit.open(tmp_path / "d", ops=faulty)
+    faulty.calls.clear()
+    position = store.apply(Reserved(0, 5))
+    await kit.until(lambda: store._core.journal.durable_position == position)
+    assert faulty.calls.count("fdatasync") == 1
+
+
+async def test_a_record_that_was_installed_as_chosen_is_waited_for(kit, tmp_path: Path):
+    store = await kit.open(tmp_path / "d")
+    await store.load(0, "p")
+    position = store.apply(Chosen(0, "p", kit.ballot(), kit.record()))
+    assert store.position(0, "p") == position
+    ballot = kit.ballot()
+    position = store.apply(Accepted(0, "p", ballot, kit.record(), b"body"))
+    store.apply(Chosen(0, "p", ballot))
+    assert store.position(0, "p") == position
 
 
 async def test_when_durable_waits_for_databases_that_are_behind(kit, tmp_path: Path):

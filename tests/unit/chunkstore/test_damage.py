@@ -394,7 +394,7 @@ async def test_identity(kit, tmp_path: Path):
 
 
 async def test_the_doctor(kit, tmp_path: Path):
-    store = await kit.open(tmp_path / "d")
+    store = await kit.open(tmp_path / "d", linger_s=60.0)  # no database is being made meanwhile
     blob_id = kit.mint()
     chunks = await kit.stage(store, 1, blob_id, b"z" * 70_000)
     head = Version(1, blob_id, 70_000, content_hash(b"z" * 70_000), 1, "t", {}, chunks, None, 2, False)

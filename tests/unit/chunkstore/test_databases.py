@@ -158,6 +158,22 @@ async def test_listing_opens_no_slot_database(kit, tmp_path: Path):
     assert store._pool.open_slots() == []
 
 
+async def test_a_database_that_was_used_a_moment_ago_stays_open(kit, tmp_path: Path):
+    store = await kit.open(tmp_path / "d")
+    pool = store._pool
+
+    def play() -> tuple[int, int, int]:
+        pool.close_idle(0.0, keep=0, unused_s=20.0)
+        for slot in range(4):
+            pool.get(slot)
+        before = pool.close_idle(20.0, keep=0, unused_s=20.0)
+        at_once = pool.close_idle(21.0, keep=0, unused_s=20.0)
+        pool.close_idle(40.0, keep=0, unused_s=20.0)
+        return before, at_once, pool.close_idle(41.0, keep=0, unused_s=20.0)
+
+    assert await store._core._database.call(play) == (0, 0, 4)
+
+
 async def test_few_open_databases_and_a_small_cache_are_enough(kit, tmp_path: Path):
     store = await kit.open(tmp_path / "d", open_databases_max=2, registers_clean_max=3)
     for n in range(60):
