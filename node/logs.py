@@ -8,16 +8,58 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any, Literal
+import time
+from collections.abc import Callable
+from typing import Any, BinaryIO, Literal
 
 import msgspec
 import structlog
 
 from amberblob.tracing import request_id
 
+Lines = Callable[[int, str, dict[str, Any]], None]
+"""Logs a line: its level, what happened, and the rest."""
 
-def _json(event: dict[str, Any], **_: Any) -> str:
-    return msgspec.json.encode(event, enc_hook=repr).decode()
+_encode = msgspec.json.Encoder(enc_hook=repr).encode
+_json_lines: tuple[int, Lines] | None = None
+
+
+def _json(event: dict[str, Any], **_: Any) -> bytes:
+    return _encode(event)
+
+
+def frequent_lines(logger: structlog.typing.FilteringBoundLogger) -> tuple[int, Lines]:
+    """For what is logged with each request: the lowest level that is logged, and how to log.
+
+    Where the log is JSON the lines are made here, without structlog's processors: 4 µs instead of 20. Elsewhere
+    ``logger`` makes them.
+    """
+    if _json_lines is not None:
+        return _json_lines
+    bound = logger.bind()
+    level = next((level for level in (logging.DEBUG, logging.INFO, logging.WARNING) if bound.is_enabled_for(level)), 99)
+    return level, lambda level, event, rest: bound.log(level, event, **rest)
+
+
+def _lines_to(out: BinaryIO, node: str) -> Lines:
+    names = {level: logging.getLevelName(level).lower() for level in (logging.DEBUG, logging.INFO, logging.WARNING)}
+    second, written = 0, ""
+
+    def line(level: int, event: str, rest: dict[str, Any]) -> None:
+        nonlocal second, written
+        now_s = time.time()
+        if int(now_s) != second:
+            second = int(now_s)
+            written = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        rest["event"] = event
+        rest["level"] = names[level]
+        rest["timestamp"] = f"{written}.{int((now_s - second) * 1e6):06d}Z"
+        rest["node"] = node
+        rest["request_id"] = request_id()
+        out.write(_encode(rest) + b"\n")
+        out.flush()
+
+    return line
 
 
 def configure_logs(*, level: str, format: Literal["json", "console", "auto"], node: str) -> None:
@@ -42,14 +84,20 @@ def configure_logs(*, level: str, format: Literal["json", "console", "auto"], no
         name_node,
         name_request,
     ]
+    global _json_lines
+    factory: Any
     if console:
         shared.append(structlog.dev.ConsoleRenderer())
+        factory = structlog.PrintLoggerFactory(sys.stderr)
+        _json_lines = None
     else:
         shared += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_json)]
+        factory = structlog.BytesLoggerFactory(sys.stderr.buffer)
+        _json_lines = numeric, _lines_to(sys.stderr.buffer, node)
     structlog.configure(
         processors=shared,
         wrapper_class=structlog.make_filtering_bound_logger(numeric),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=factory,
         cache_logger_on_first_use=True,
     )
     # What libraries log by the standard library is rare and worth seeing.

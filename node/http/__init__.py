@@ -19,7 +19,10 @@ Reading order::
     routes        which operation answers which method of which resource
     problem       every error as application/problem+json
     app           around each request: its id, the token, errors, metrics, the access log
+    aiohttp_lane  requests that aiohttp read, answered by its responses
     connection    one connection: timeouts, errors of the HTTP parser, half-closed clients
+    heads         requests that every parser reads alike, and the heads of answers          pure
+    fast_lane     small requests of that sort, answered without aiohttp (rfc/0008)
     server        listening, and closing gracefully
 """
 

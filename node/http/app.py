@@ -9,37 +9,37 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import re
 import traceback
 from typing import NoReturn
 
 import structlog
 from aiohttp import HttpVersion10
-from aiohttp.web import BaseRequest, Response, StreamResponse
+from multidict import CIMultiDictProxy
 
 from amberblob.clock import Clock, Randomness, SystemClock, SystemRandomness
 from amberblob.errors import AmberError, BadRequest, ClusterError, NotReady, RequestError, Unauthorized
-from amberblob.limits import DATA_FRAME_BYTES, MIB
+from amberblob.limits import DATA_FRAME_BYTES
 from amberblob.metrics import Metrics
 from amberblob.tracing import set_request_id
-from node.http.call import Answer, BodyStream, Call, Context
+from node.http.call import Answer, BodyStream, Call, Context, Exchange
 from node.http.get import close_iterator
 from node.http.problem import internal_error, problem, unparsable
 from node.http.routes import OPEN_RESOURCES, route
 from node.http.target import Resource, parse_target
 from node.http.writes import may_be_repeat, not_hiding
+from node.logs import frequent_lines
 from node.service import NodeStatus, ObjectService
-
-SERVER_NAME = "AmberBlob"
 
 _REQUEST_ID = re.compile(r"\A[A-Za-z0-9._-]{1,64}\Z")
 _QUIET_OPERATIONS = frozenset(("healthz", "readyz", "metrics"))
 _STATUS_CLASSES = {hundreds: f"{hundreds}xx" for hundreds in range(1, 6)}
 _ABORTED = "aborted"
 _SERVER_FAULT = 500
-_UNREAD_BYTES_MAX = MIB
-"""More of a refused body than this is not read just to keep the connection."""
 _LOGGED_TARGET_CHARS_MAX = 512
+_NEVER = 1000
+"""Above every level of the log."""
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger("amberblob.http")
 
@@ -61,7 +61,8 @@ class App:
         self._metrics = context.metrics
         self._token = None if token is None else token.encode()
         self._clock = clock
-        self._access_log = access_log
+        level, self._log_line = frequent_lines(_log)
+        self._log_level = level if access_log else _NEVER
         self._requests_max = requests_max
         # Ids made here: random once, counted then. Unique, cheap, and one node's are easily told apart.
         self._id_prefix = randomness.token(6).hex()
@@ -91,58 +92,54 @@ class App:
         self._id_count += 1
         return f"{self._id_prefix}-{self._id_count:x}"
 
-    async def handle(self, request: BaseRequest) -> StreamResponse:
+    def request_id_of(self, headers: CIMultiDictProxy[str]) -> str:
+        """The client's id for its request, or a new one."""
+        request_id = headers.get("X-Amber-Request-Id")
+        if request_id is None or _REQUEST_ID.match(request_id) is None:
+            return self.new_request_id()
+        return request_id
+
+    async def serve(self, call: Call) -> None:
         """Answer one request.
 
         Raises:
             ConnectionError: the answer could not be sent whole; the connection is broken.
         """
-        request_id = request.headers.get("X-Amber-Request-Id")
-        if request_id is None or _REQUEST_ID.match(request_id) is None:
-            request_id = self.new_request_id()
-        set_request_id(request_id)
-        call = Call(request, request_id)
+        set_request_id(call.request_id)
         started_s = self._clock.monotonic_s()
         self._in_flight += 1
-        self._metrics.http_started()
+        self._metrics.http.started()
         status = 0
         try:
             answer = await self._answer(call)
-            response = await self._send(call, answer)
+            body = answer.body
+            if isinstance(body, BodyStream):
+                await self._stream(call, answer, body)
+            else:
+                await call.exchange.send(call, answer, body, close=self.closing)
             status = answer.status
-            return response
         finally:
             self._finished(call, status, self._clock.monotonic_s() - started_s)
 
-    def unparsable(self, error: BaseException | None) -> Response:
-        """The answer to what the HTTP parser gave up on; the connection ends with it."""
+    def unparsable(self, error: BaseException | None) -> tuple[Answer, str]:
+        """The answer to what the HTTP parser gave up on, and its request id; the connection ends with it."""
         request_id = self.new_request_id()
         refusal = unparsable(error)
         answer = problem(refusal, request_id)
         assert isinstance(answer.body, bytes)
-        self._metrics.http_started()
-        self._metrics.http_finished(
-            "unparsable",
-            _STATUS_CLASSES[answer.status // 100],
-            seconds=0.0,
-            received_bytes=0,
-            sent_bytes=len(answer.body),
-        )
-        if self._access_log:
+        self._metrics.http.started()
+        self._metrics.http.finished("unparsable", _STATUS_CLASSES[answer.status // 100], 0.0, 0, len(answer.body))
+        if self._log_level <= logging.INFO:
             _log.info("request_unparsable", request_id=request_id, status=answer.status, reason=refusal.detail)
-        response = Response(status=answer.status, headers=answer.headers, body=answer.body)
-        response.headers["X-Amber-Request-Id"] = request_id
-        response.headers["Server"] = SERVER_NAME
-        response.force_close()
-        return response
+        return answer, request_id
 
     async def _answer(self, call: Call) -> Answer:
         try:
-            if call.request.version < HttpVersion10:
+            if call.version < HttpVersion10:
                 raise BadRequest("This is HTTP/0.9 or older. Speak HTTP/1.1.")
-            call.target = target = parse_target(call.request.raw_path)
+            call.target = target = parse_target(call.raw_path)
             self._authorize(call, target.resource)
-            call.operation, handler = route(target.resource, call.request.method)
+            call.operation, handler = route(target.resource, call.method)
             self._admit(target.resource, call)
             return await handler(self._context, call)
         except (RequestError, ClusterError) as error:
@@ -161,7 +158,7 @@ class App:
                 "Nothing was applied: ask another node, or try again.",
                 code="overloaded",
             )
-            if call.request.method not in ("GET", "HEAD") and may_be_repeat(call.headers):
+            if call.method not in ("GET", "HEAD") and may_be_repeat(call.headers):
                 raise not_hiding(error)
             raise error
 
@@ -175,96 +172,64 @@ class App:
                 "This cluster asks for its token. Send 'Authorization: Bearer <token>' (the client reads AMBERBLOB_TOKEN)."
             )
 
-    async def _send(self, call: Call, answer: Answer) -> StreamResponse:
-        body = answer.body
-        headers = answer.headers
-        headers["X-Amber-Request-Id"] = call.request_id
-        headers["Server"] = SERVER_NAME
-        if isinstance(body, BodyStream):
-            return await self._stream(call, StreamResponse(status=answer.status, headers=headers), body)
-        response = Response(status=answer.status, headers=headers, body=body or None)
-        self._close_after(call.request, response)
-        await response.prepare(call.request)
-        await response.write_eof()
-        return response
-
-    async def _stream(self, call: Call, response: StreamResponse, body: BodyStream) -> StreamResponse:
+    async def _stream(self, call: Call, answer: Answer, body: BodyStream) -> None:
         """Send a body as it is read. Raises: ConnectionError, once the connection is broken."""
-        self._close_after(call.request, response)
+        exchange = call.exchange
         left = body.length
         piece: bytes | memoryview | None = body.first
         try:
-            await response.prepare(call.request)
+            await exchange.begin(call, answer, close=self.closing)
             while piece is not None:
                 left -= len(piece)
                 if left < 0:
                     raise RuntimeError(f"the object's bytes go on after {body.length}")
-                await _write(response, piece)
+                await _write(exchange, piece)
                 piece = None if left == 0 else await anext(body.rest, None)
             if left:
                 raise RuntimeError(f"the object's bytes ended {left} before {body.length}")
-            await response.write_eof()
+            await exchange.end()
         except ConnectionError as error:
             # The client went away. What the traceback holds, a chunk of megabytes, must not wait for the cycle collector.
             traceback.clear_frames(error.__traceback__)
             raise
         except Exception as error:
             _log.error("answer_broken_off", operation=call.operation, missing_bytes=left, exc_info=True)
-            _break(call.request, error)
+            _break(exchange, error)
         except BaseException as error:
-            _break(call.request, error, reraise=True)
+            _break(exchange, error, reraise=True)
         finally:
             piece = body.first = b""
             await close_iterator(body.rest)
-        return response
-
-    def _close_after(self, request: BaseRequest, response: StreamResponse) -> None:
-        """Ask for the connection to be closed when the server goes, or when much of the body is still to come."""
-        content = request.content
-        if self.closing:
-            response.force_close()
-        elif not content.is_eof():
-            size = request.content_length
-            if (
-                content.exception() is not None
-                or size is None
-                or size > _UNREAD_BYTES_MAX
-                or "Expect" in request.headers
-            ):
-                response.force_close()
 
     def _finished(self, call: Call, status: int, seconds: float) -> None:
         self._in_flight -= 1
         if self._in_flight == 0 and self._drained is not None:
             self._drained.set_result(None)
             self._drained = None
-        request = call.request
-        received_bytes = request.content.total_bytes
-        sent_bytes = request.writer.output_size
-        self._metrics.http_finished(
-            call.operation,
-            _STATUS_CLASSES.get(status // 100, _ABORTED),
-            seconds=seconds,
-            received_bytes=received_bytes,
-            sent_bytes=sent_bytes,
+        received_bytes, sent_bytes = call.exchange.received_bytes, call.exchange.sent_bytes
+        self._metrics.http.finished(
+            call.operation, _STATUS_CLASSES.get(status // 100, _ABORTED), seconds, received_bytes, sent_bytes
         )
-        if not self._access_log:
-            return
         if call.operation in _QUIET_OPERATIONS:
-            log = _log.debug
+            level = logging.DEBUG
         elif status == 0 or status >= _SERVER_FAULT:
-            log = _log.warning
+            level = logging.WARNING
         else:
-            log = _log.info
-        log(
+            level = logging.INFO
+        if level < self._log_level:
+            return
+        self._log_line(
+            level,
             "request",
-            method=request.method,
-            target=_printable(request.raw_path),
-            operation=call.operation,
-            status=status or _ABORTED,
-            received_bytes=received_bytes,
-            sent_bytes=sent_bytes,
-            ms=round(seconds * 1000, 2),
+            {
+                "method": call.method,
+                "target": _printable(call.raw_path),
+                "operation": call.operation,
+                "status": status or _ABORTED,
+                "received_bytes": received_bytes,
+                "sent_bytes": sent_bytes,
+                "ms": round(seconds * 1000, 2),
+            },
         )
 
 
@@ -310,20 +275,20 @@ def build_app(
     return app
 
 
-async def _write(response: StreamResponse, piece: bytes | memoryview) -> None:
+async def _write(exchange: Exchange, piece: bytes | memoryview) -> None:
     """Write in slices, so that what waits in the transport stays small whatever the size of the piece."""
     if len(piece) <= DATA_FRAME_BYTES:
         if piece:
-            await response.write(piece)
+            await exchange.write(piece)
         return
     view = memoryview(piece).cast("B")
     for at in range(0, len(view), DATA_FRAME_BYTES):
-        await response.write(view[at : at + DATA_FRAME_BYTES])
+        await exchange.write(view[at : at + DATA_FRAME_BYTES])
 
 
-def _break(request: BaseRequest, error: BaseException, *, reraise: bool = False) -> NoReturn:
+def _break(exchange: Exchange, error: BaseException, *, reraise: bool = False) -> NoReturn:
     """Reset the connection: the client must not take what it has for the whole."""
-    transport = request.transport
+    transport = exchange.transport
     if transport is not None:
         transport.abort()
     if reraise:

@@ -1,17 +1,19 @@
 """One request on its way through the handlers, and the answer that they give.
 
-Handlers know no responses of aiohttp: they return an :class:`Answer`, and :mod:`node.http.app` sends it. So
-there is one place that decides what a failure before the status line is, and what one after it.
+Handlers do not know which lane a request came by (:mod:`node.http.aiohttp_lane`, :mod:`node.http.fast_lane`): they
+are given a :class:`Call` and return an :class:`Answer`, and :mod:`node.http.app` sends it by the call's
+:class:`Exchange`. So there is one place that decides what a failure before the status line is, and what one after it.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
-from aiohttp.web import BaseRequest
+from aiohttp import HttpVersion
 from multidict import CIMultiDictProxy
 
 from amberblob.metrics import Metrics
@@ -43,31 +45,78 @@ class Context:
     body_stall_s: float
 
 
+class Exchange(Protocol):
+    """A request's way in and its answer's way out, by one of the lanes."""
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """The connection; None once it is gone."""
+        ...
+
+    @property
+    def received_bytes(self) -> int:
+        """How much of the request's body has come."""
+        ...
+
+    sent_bytes: int
+    """How much of the answer went to the transport, its head included."""
+
+    def body(self, *, invite: bool, stall_s: float) -> AsyncIterator[bytes]:
+        """The request's body as it comes; with ``invite`` the client is told to send it.
+
+        Raises:
+            BadRequest: incomplete-body, when the client goes away in the middle; bad-request for broken chunks.
+            RequestTimeout: nothing came for ``stall_s`` seconds.
+        """
+        ...
+
+    async def send(self, call: Call, answer: Answer, body: bytes, *, close: bool) -> None:
+        """Send an answer whole. Raises: ConnectionError."""
+        ...
+
+    async def begin(self, call: Call, answer: Answer, *, close: bool) -> None:
+        """The head of an answer whose body follows. Raises: ConnectionError."""
+        ...
+
+    async def write(self, piece: bytes | memoryview) -> None:
+        """Some of the body, when there is room for it; not a large piece. Raises: ConnectionError."""
+        ...
+
+    async def end(self) -> None:
+        """All of the body was written. Raises: ConnectionError."""
+        ...
+
+
 @dataclass(slots=True)
 class Call:
     """One request.
 
     Attributes:
-        request: as aiohttp parsed it.
+        method: GET, …
+        raw_path: the target as it came.
+        headers: by name, in any case of its letters.
+        size: the body's length in bytes, if the client told it.
+        version: of HTTP.
+        exchange: where the body comes from and the answer goes.
         request_id: the client's, or made up here.
         operation: its name in metrics and logs; known once the request is routed.
         target: what is asked for; set once the target is parsed.
     """
 
-    request: BaseRequest
+    method: str
+    raw_path: str
+    headers: CIMultiDictProxy[str]
+    size: int | None
+    version: HttpVersion
+    exchange: Exchange
     request_id: str
     operation: str = "none"
     target: Target = field(init=False)
 
     @property
-    def headers(self) -> CIMultiDictProxy[str]:
-        """The request's headers."""
-        return self.request.headers
-
-    @property
     def is_head(self) -> bool:
         """Whether the answer goes without its body."""
-        return self.request.method == "HEAD"
+        return self.method == "HEAD"
 
     def path(self) -> str:
         """The object's name, decoded and checked. Raises: BadRequest, Forbidden."""

@@ -151,7 +151,6 @@ class ReadConditions:
 
 
 _ALWAYS = ReadConditions()
-_READ_HEADERS = ("If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since")
 
 
 def read_conditions(headers: Headers) -> ReadConditions:
@@ -160,7 +159,12 @@ def read_conditions(headers: Headers) -> ReadConditions:
     Raises:
         BadRequest: bad-header.
     """
-    if not any(name in headers for name in _READ_HEADERS):
+    if not (
+        "If-None-Match" in headers
+        or "If-Match" in headers
+        or "If-Modified-Since" in headers
+        or "If-Unmodified-Since" in headers
+    ):
         return _ALWAYS
     return ReadConditions(
         match=_tags(headers, "If-Match"),

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
@@ -32,6 +33,7 @@ from yarl import URL
 
 from amberblob.errors import AmberError
 from amberblob.limits import DATA_FRAME_BYTES, HTTP_HEADER_BYTES_MAX
+from node.http import aiohttp_lane
 from node.http.app import App
 from node.http.problem import HEADERS_MAX, REQUEST_LINE_BYTES_MAX, raw_response
 from node.http.refusals import RequestTimeout
@@ -166,7 +168,7 @@ class Connection(RequestHandler):
     ) -> tuple[StreamResponse, bool]:
         finished = await super().finish_response(request, resp, start_time)
         self._answered = True
-        if self._half_closed and not self._messages:
+        if self._half_closed and not self._more_to_answer():
             self._close = True
         return finished
 
@@ -175,7 +177,7 @@ class Connection(RequestHandler):
     ) -> StreamResponse:
         if request.writer.output_size > 0:
             raise ConnectionError("an answer has begun already")
-        return self._app.unparsable(exc)
+        return aiohttp_lane.unparsable(self._app, exc)
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """What aiohttp could not carry on with. A client that goes away or sends rubbish is no fault of ours."""
@@ -195,6 +197,10 @@ class Connection(RequestHandler):
         """Drop the connection and whatever waits to be written."""
         if self._wire is not None:
             self._wire.abort()
+
+    def _more_to_answer(self) -> bool:
+        """Whether requests wait behind the one that is being answered."""
+        return bool(self._messages)
 
     def _idle(self) -> bool:
         return self._waiter is not None and not self._waiter.done()
@@ -258,15 +264,16 @@ class Connection(RequestHandler):
 class ConnectionServer(Server):
     """Makes the connections of one listening socket, and closes them."""
 
-    def __init__(self, app: App, timeouts: Timeouts) -> None:
-        super().__init__(app.handle, request_factory=self._request)
+    def __init__(self, app: App, timeouts: Timeouts, connection: type[Connection]) -> None:
+        super().__init__(partial(aiohttp_lane.handle, app), request_factory=self._request)
         self._app = app
         self._timeouts = timeouts
+        self._connection = connection
         self._open: set[Connection] = set()
         self._all_closed: asyncio.Future[None] | None = None
 
     def __call__(self) -> RequestHandler:
-        return Connection(self, self._app, self._timeouts, self._loop)
+        return self._connection(self, self._app, self._timeouts, self._loop)
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import AsyncIterator
 
 from aiohttp import HttpVersion11
-from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.web import BaseRequest, RequestPayloadError
 
-from amberblob.errors import BadRequest
 from amberblob.limits import CONTENT_TYPE_BYTES_MAX, META_BYTES_MAX
 from amberblob.paths import encode_path
 from node.http.call import Answer, Call, Context, json_answer
 from node.http.conditions import Headers, bad_header, single, write_conditions
 from node.http.digests import digests_of
 from node.http.parameters import version_of
-from node.http.refusals import ExpectationFailed, RequestTimeout
+from node.http.refusals import ExpectationFailed
 from node.http.views import META_PREFIX, version_headers, written_json
 from node.http.writes import may_be_repeat, outcome_of, write_id_of
 from node.service import PutOptions
 
 PARAMETERS = frozenset(("version",))
 
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _DEFAULT_CONTENT_TYPE = "application/octet-stream"
 _META_PREFIX = META_PREFIX.lower()
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -34,11 +28,11 @@ async def put(context: Context, call: Call) -> Answer:
     """Store the body as a new version."""
     path = call.path()
     query = call.query(PARAMETERS)
-    options = _options(call.request, version_of(query))
+    options = _options(call, version_of(query))
     repeat = may_be_repeat(call.headers)
-    expects_continue = _expects_continue(call.request)
+    expects_continue = _expects_continue(call)
     # From here on the request itself is fine. The client is told to go on when the body is first asked for.
-    body = _body(call.request, expects_continue, context.body_stall_s)
+    body = call.exchange.body(invite=expects_continue, stall_s=context.body_stall_s)
     view = await outcome_of(context.service.put(path, body, options), repeat=repeat)
     headers = version_headers(view.version)
     headers["Location"] = "/objects/" + encode_path(path)
@@ -96,14 +90,14 @@ def _utf8_size(value: str, name: str) -> int:
     return size_bytes
 
 
-def _options(request: BaseRequest, version: int | None) -> PutOptions:
-    headers = request.headers
+def _options(call: Call, version: int | None) -> PutOptions:
+    headers = call.headers
     if "Content-Range" in headers or "Range" in headers:
         raise bad_header("A PUT stores a whole object: Range and Content-Range cannot be meant. Leave them out.")
     coding = headers.get("Transfer-Encoding", "chunked").strip().lower()
     if coding != "chunked":
         raise bad_header(f"Transfer-Encoding {coding!r} is not understood here: send the body plain, or chunked.")
-    size = request.content_length
+    size = call.size
     if size is None and "Transfer-Encoding" not in headers:
         size = 0
     return PutOptions(
@@ -117,48 +111,10 @@ def _options(request: BaseRequest, version: int | None) -> PutOptions:
     )
 
 
-def _expects_continue(request: BaseRequest) -> bool:
-    expect = single(request.headers, "Expect")
-    if expect is None or request.version < HttpVersion11:
+def _expects_continue(call: Call) -> bool:
+    expect = single(call.headers, "Expect")
+    if expect is None or call.version < HttpVersion11:
         return False
     if expect.lower() != "100-continue":
         raise ExpectationFailed("The only expectation that is met here is 100-continue. Leave out Expect.")
     return True
-
-
-async def _body(request: BaseRequest, expects_continue: bool, stall_s: float) -> AsyncIterator[bytes]:
-    """The body's bytes as they come.
-
-    Raises:
-        BadRequest: incomplete-body, when the client goes away in the middle; bad-request for broken chunks.
-        RequestTimeout: nothing came for ``stall_s`` seconds.
-    """
-    content = request.content
-    try:
-        if expects_continue and not content.total_bytes and not content.is_eof():
-            await request.writer.write(_CONTINUE)
-            request.writer.output_size = 0  # it is no part of the answer
-        while True:
-            # The timer is only worth its price when there is something to wait for.
-            chunk = content.read_nowait()
-            if not chunk:
-                if content.is_eof():
-                    return
-                async with asyncio.timeout(stall_s):
-                    chunk = await content.readany()
-                if not chunk:
-                    return
-            yield chunk
-    except TimeoutError:
-        raise RequestTimeout(
-            f"Nothing of the body arrived for {stall_s:g} seconds. Nothing was stored: send it again."
-        ) from None
-    except (RequestPayloadError, HttpProcessingError) as error:
-        raise BadRequest(
-            "The body's framing is broken (chunk sizes, or the request after it). Nothing was stored.",
-            code="bad-request",
-        ) from error
-    except OSError as error:
-        raise BadRequest(
-            "The body ended before it was complete. Nothing was stored: send it again.", code="incomplete-body"
-        ) from error

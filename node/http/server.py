@@ -7,7 +7,8 @@ import asyncio
 import structlog
 
 from node.http.app import App
-from node.http.connection import ConnectionServer, Timeouts
+from node.http.connection import Connection, ConnectionServer, Timeouts
+from node.http.fast_lane import FastConnection
 
 __all__ = ["HttpServer", "Timeouts"]
 
@@ -27,16 +28,25 @@ class HttpServer:
         port: 0 lets the system choose; see :attr:`address`.
         reuse_port: let other processes listen on the same port (SO_REUSEPORT), the kernel spreading connections.
         timeouts: how long clients may let the server wait.
+        fast_lane: answer small requests without aiohttp (rfc/0008).
     """
 
     def __init__(
-        self, app: App, *, host: str, port: int, reuse_port: bool = False, timeouts: Timeouts | None = None
+        self,
+        app: App,
+        *,
+        host: str,
+        port: int,
+        reuse_port: bool = False,
+        timeouts: Timeouts | None = None,
+        fast_lane: bool = True,
     ) -> None:
         self._app = app
         self._host = host
         self._port = port
         self._reuse_port = reuse_port
         self._timeouts = timeouts or Timeouts()
+        self._connection: type[Connection] = FastConnection if fast_lane else Connection
         self._connections: ConnectionServer | None = None
         self._listener: asyncio.Server | None = None
         self._address: tuple[str, int] | None = None
@@ -54,7 +64,7 @@ class HttpServer:
             OSError: the address cannot be listened on.
         """
         assert self._connections is None, "started twice"
-        self._connections = ConnectionServer(self._app, self._timeouts)
+        self._connections = ConnectionServer(self._app, self._timeouts, self._connection)
         self._listener = await asyncio.get_running_loop().create_server(
             self._connections, self._host, self._port, backlog=BACKLOG, reuse_port=self._reuse_port or None
         )

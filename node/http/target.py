@@ -27,7 +27,7 @@ class Resource(StrEnum):
     NOTHING = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Target:
     """A request target, cut into its parts.
 
@@ -59,6 +59,8 @@ def parse_target(raw: str) -> Target:
         raise BadRequest(
             "A request target has no fragment. If the name holds a '#', encode it as %23.", code="bad-path"
         )
+    if raw.startswith("/objects/") and "?" not in raw:
+        return Target(Resource.OBJECT, raw[len("/objects/") :], "")
     if not raw.startswith("/"):
         origin = _ORIGIN.match(raw)
         if origin is not None:

@@ -18,7 +18,8 @@ _OFFSET_MINUTES = 60
 
 def rfc3339(at_ms: int) -> str:
     """``2026-01-31T12:00:00.123Z``."""
-    return (_EPOCH + timedelta(milliseconds=at_ms)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    seconds, milliseconds = divmod(at_ms, 1000)
+    return f"{_second(seconds)}.{milliseconds:03d}Z"
 
 
 def parse_time_ms(text: str) -> int:
@@ -65,6 +66,11 @@ def parse_http_date(text: str) -> int | None:
 @lru_cache(maxsize=1024)
 def _http_date(at_s: int) -> str:
     return formatdate(at_s, usegmt=True)
+
+
+@lru_cache(maxsize=1024)
+def _second(at_s: int) -> str:
+    return (_EPOCH + timedelta(seconds=at_s)).isoformat(timespec="seconds")[: -len("+00:00")]
 
 
 def _milliseconds(fraction: str | None) -> int:

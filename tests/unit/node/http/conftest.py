@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -105,12 +107,33 @@ class World:
         return answer
 
 
+_fast_lane = True
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Whatever goes over a socket is tried on both lanes."""
+    if inspect.iscoroutinefunction(metafunc.function) and not hasattr(metafunc.module, "CHOOSES_LANES"):
+        metafunc.fixturenames.append("lane")
+        metafunc.parametrize("lane", ["fast", "aiohttp"], indirect=True)
+
+
+@pytest.fixture
+def lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which lane servers have that are not told."""
+    name: str = request.param
+    monkeypatch.setattr(sys.modules[__name__], "_fast_lane", name == "fast")
+    return name
+
+
 @asynccontextmanager
-async def serving(*, timeouts: Timeouts | None = None, **options: Any) -> AsyncIterator[World]:
+async def serving(
+    *, timeouts: Timeouts | None = None, fast_lane: bool | None = None, **options: Any
+) -> AsyncIterator[World]:
     service, status, metrics = FakeService(), FakeStatus(), Metrics(process=False)
     options.setdefault("token", None)
     app = build_app(service, status, metrics=metrics, **options)
-    server = HttpServer(app, host="127.0.0.1", port=0, timeouts=timeouts)
+    fast_lane = _fast_lane if fast_lane is None else fast_lane
+    server = HttpServer(app, host="127.0.0.1", port=0, timeouts=timeouts, fast_lane=fast_lane)
     await server.start()
     async with aiohttp.ClientSession(auto_decompress=False) as client:
         world = World(service, status, metrics, app, server, client)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
 from structlog.testing import capture_logs
 
-from amberblob.metrics import Metrics
+from amberblob.metrics import SECONDS_BUCKETS, Metrics
 from node.http import HttpServer, build_app
 from node.http.openapi import document
 from node.http.problem import unparsable
@@ -53,6 +56,43 @@ async def test_metrics(world: World) -> None:
     assert "amberblob_http_in_flight 1.0" in text
     async with world.request("GET", "/metrics", headers={"Accept": "application/openmetrics-text"}) as answer:
         assert (await answer.text()).endswith("# EOF\n")
+
+
+@pytest.mark.parametrize("accept", ["", "application/openmetrics-text"])
+def test_the_plain_numbers_look_like_prometheus_own(accept: str) -> None:
+    metrics, registry = Metrics(process=False), CollectorRegistry()
+    kind = ("operation", "status")
+    requests = Counter(
+        "amberblob_http_requests", "Requests answered, by operation and class of status.", kind, registry=registry
+    )
+    seconds = Histogram(
+        "amberblob_http_request_seconds",
+        "Time from the request's head to the answer's last byte, by operation and class of status.",
+        kind,
+        registry=registry,
+        buckets=SECONDS_BUCKETS,
+    )
+    received = Counter("amberblob_http_received_bytes", "Bytes of request bodies received.", registry=registry)
+    sent = Counter("amberblob_http_sent_bytes", "Bytes of answers sent, heads included.", registry=registry)
+    in_flight = Gauge("amberblob_http_in_flight", "Requests being handled right now.", registry=registry)
+    in_flight.inc()
+    metrics.http.started()
+    for operation, status, took_s in (
+        ("get", "2xx", 0.001),
+        ("get", "2xx", 0.0011),
+        ("put", "5xx", 31.0),
+        ("put", "aborted", 0.0),
+    ):
+        metrics.http.started()
+        metrics.http.finished(operation, status, took_s, 3, 5)
+        requests.labels(operation, status).inc()
+        seconds.labels(operation, status).observe(took_s)
+        received.inc(3)
+        sent.inc(5)
+    encode, _ = choose_encoder(accept)
+    texts = [encode(one).decode() for one in (metrics.registry, registry)]
+    ours, theirs = (re.sub(r"(_created\S* )\S+", r"\1", text) for text in texts)
+    assert ours == theirs
 
 
 def test_metrics_of_others() -> None:
