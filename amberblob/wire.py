@@ -105,13 +105,15 @@ class QueryScan(Message, frozen=True, array_like=True, kw_only=True, tag="S"):
     """One page of the node's listing index: registers whose path begins with ``prefix`` and is ``>= start``.
 
     With a ``delimiter``, of each group of paths that share the text up to the first delimiter after the
-    prefix only the first live one is told (as a witness). ``limit`` counts entries.
+    prefix only the first live one is told (as a witness). ``limit`` counts entries. Without ``dead`` a node may leave
+    out the paths of which it knows for certain that no version lives.
     """
 
     prefix: str
     start: str
     delimiter: str
     limit: Number
+    dead: bool = True
 
 
 class Inspect(Message, frozen=True, array_like=True, kw_only=True, tag="I"):

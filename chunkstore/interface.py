@@ -174,10 +174,11 @@ class ReplicaStore(Protocol):
 
     # -- listing
 
-    async def scan(self, prefix: str, start: str, delimiter: str, limit: int) -> ScanPage:
+    async def scan(self, prefix: str, start: str, delimiter: str, limit: int, *, dead: bool = True) -> ScanPage:
         """A page of the listing index, as :class:`amberblob.wire.QueryScan` tells; includes all applied before.
 
-        Entries without a live version are included (a merge over replicas needs them), except that a group
+        Entries without a live version are included unless ``dead`` is False (then only those of which it is not known
+        for certain), except that a group
         made by the delimiter is represented by its first entry that has a live version or is undecided; a
         group with none is left out.
         """

@@ -233,13 +233,15 @@ class MemoryStore:
     def slots(self) -> list[int]:
         return sorted(self._slots)
 
-    async def scan(self, prefix: str, start: str, delimiter: str, limit: int) -> Page:
+    async def scan(self, prefix: str, start: str, delimiter: str, limit: int, *, dead: bool = True) -> Page:
         entries: list[ScanEntry] = []
         done: str | None = None
         for path in self._paths[bisect.bisect_left(self._paths, max(prefix, start)) :]:
             if not path.startswith(prefix):
                 break
             group, entry = group_of(path, prefix, delimiter), self._index[path]
+            if not dead and not rules.is_visible(entry):
+                continue
             if group is not None:
                 if group == done or not rules.is_visible(entry):
                     continue

@@ -62,4 +62,16 @@ CREATE TABLE index_meta (
   id INTEGER PRIMARY KEY CHECK (id = 1), applied_position INTEGER NOT NULL, complete INTEGER NOT NULL);
 INSERT INTO index_meta VALUES (1, 0, 0);
 """,
+    # It is derived: what it held is read from the slot databases again.
+    """
+DROP TABLE objects;
+CREATE TABLE objects (                                -- a version lives, or the record is not known to be chosen
+  path TEXT PRIMARY KEY,                              -- BINARY collation is the byte order of UTF-8
+  slot INTEGER NOT NULL,
+  entry TEXT NOT NULL                                 -- JSON: amberblob.wire.ScanEntry
+) WITHOUT ROWID;
+CREATE TABLE deleted (                                -- no version lives, for certain
+  path TEXT PRIMARY KEY, slot INTEGER NOT NULL, entry TEXT NOT NULL) WITHOUT ROWID;
+UPDATE index_meta SET applied_position = 0, complete = 0;
+""",
 )

@@ -274,8 +274,8 @@ class DiskStore:
 
     # -- listing
 
-    async def scan(self, prefix: str, start: str, delimiter: str, limit: int) -> Page:
-        return await self._core.ask_index(lambda index: index.scan(prefix, start, delimiter, limit))
+    async def scan(self, prefix: str, start: str, delimiter: str, limit: int, *, dead: bool = True) -> Page:
+        return await self._core.ask_index(lambda index: index.scan(prefix, start, delimiter, limit, dead=dead))
 
     # -- bytes
 

@@ -443,7 +443,9 @@ class Replica:
         )
 
     async def _scan(self, message: QueryScan) -> Reply:
-        page = await self._store.scan(message.prefix, message.start, message.delimiter, max(1, message.limit))
+        page = await self._store.scan(
+            message.prefix, message.start, message.delimiter, max(1, message.limit), dead=message.dead
+        )
         return ScanReply(
             incarnation=self._store.disk_id,
             entries=tuple(page.entries),

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import msgspec
+
 from amberblob.manifest import Version
 from node.protocol.operations import NO_CONDITIONS, Conditions
 
@@ -65,8 +67,7 @@ class ObjectView:
     is_head: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListedObject:
+class ListedObject(msgspec.Struct, frozen=True, kw_only=True):
     """One line of a listing. ``tombstoned`` objects appear only when they were asked for."""
 
     path: str

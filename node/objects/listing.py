@@ -1,9 +1,16 @@
-"""LIST: pages of every node's index, merged so that the result is complete.
+"""LIST: pages of the nodes' indexes, merged so that the result is complete.
 
 Each slot has to be covered by a majority of its voters. Within the stretch that all of them told, a path's
 entries are votes of a quorum read: the highest accepted ballot is the state; it is decided if a voter says so or
 a majority reports it, and otherwise the path is read strongly. So every acknowledged write that ended before the
 listing began is in it. It is no snapshot: writes during the listing may or may not be.
+
+Nodes leave out what is deleted for certain, however much that is, unless it was asked for. So the silence of one
+may hide a delete that another has not heard of, and a path counts only where a majority told something of it; else
+it is read strongly, too. An object that lives was accepted by a majority, so at least one of those asked tells of it.
+
+No more nodes are asked than a majority of every slot needs, this one first; the others when one of those fails or is
+slow, or when so much is undecided that one more page is cheaper than the reads.
 
 With a delimiter each node tells one witness per group. A group is live when a majority names the same witness at
 the same ballot; if they differ, the group is looked through without the delimiter until a live path is found.
@@ -12,7 +19,8 @@ the same ballot; if they differ, the group is looked through without the delimit
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 from amberblob.errors import NotFound, PeerError, QuorumUnavailable
 from amberblob.limits import LIST_LIMIT_MAX
@@ -20,21 +28,117 @@ from amberblob.prefixes import after_prefix, group_of
 from amberblob.wire import QueryScan, ScanEntry, ScanReply
 from node.coordinator import Coordinator
 from node.objects.lookup import Lookup
+from node.protocol.quorum import Electorate
 from node.routing import Routing
 from node.service import ListedObject, ListPage
 
 SCAN_LIMIT = LIST_LIMIT_MAX + 1
 SCAN_LIMIT_MIN = 100
 PARALLEL_READS = 16
+PATIENCE_S = 0.2
+"""When those that were asked first take longer, all others are asked, too."""
+UNSURE_MAX = PARALLEL_READS
+"""With more undecided paths than this in a stretch the rest of the nodes is asked, too ..."""
+REST_PATIENCE_S = 0.5
+"""... and so long is waited for them. What is undecided then is read strongly."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What a listing wants to know."""
+
+    prefix: str
+    delimiter: str
+    limit: int
+    tombstoned: bool
+    at_ms: int | None
+
+    @property
+    def dead(self) -> bool:
+        """Whether paths without a live version count too. Groups are then made here, from the full walk."""
+        return self.tombstoned or self.at_ms is not None
+
+    @property
+    def node_delimiter(self) -> str:
+        """The delimiter that nodes are asked to jump by."""
+        return "" if self.dead else self.delimiter
+
+    def needs_history(self, entry: ScanEntry) -> bool:
+        """Whether more than the newest state has to be known of the path."""
+        return (self.at_ms is not None and entry.changed_at_ms > self.at_ms) or (self.tombstoned and not entry.version)
 
 
 @dataclass(frozen=True, slots=True)
 class _Stretch:
     """What a quorum of nodes told of ``[start, end)``; ``end`` None: to the end of the prefix."""
 
-    entries: dict[str, list[tuple[str, ScanEntry]]]
-    """By path: (node, entry), only of nodes whose copy of the entry's slot counts."""
     end: str | None
+    dead: bool
+    """Whether they told of paths that are deleted for certain."""
+    entries: dict[str, list[ScanEntry]] = field(default_factory=dict)
+    """By path: what each node told whose copy of the entry's slot counts."""
+    majorities: dict[int, int] = field(default_factory=dict)
+    """By slot."""
+
+    def decided(self, path: str) -> ScanEntry | None:
+        """The entry at the highest ballot if it is known to be chosen, else None."""
+        votes = self.entries[path]
+        best, same, chosen = votes[0], 0, False
+        for entry in votes:
+            if entry.ballot == best.ballot:
+                same, chosen = same + 1, chosen or entry.chosen
+            elif entry.ballot > best.ballot:
+                best, same, chosen = entry, 1, entry.chosen
+        majority = self.majorities[best.slot]
+        if not self.dead and len(votes) < majority:
+            return None
+        return best if chosen or same >= majority else None
+
+    def has_witness(self, paths: Iterable[str]) -> bool:
+        """Whether a majority names the same of these paths as the witness of their group."""
+        for path in paths:
+            votes = self.entries[path]
+            best = max(votes, key=lambda entry: entry.ballot)
+            # Nodes that name another witness say nothing of this one, so only a majority's word is enough.
+            same = sum(entry.ballot == best.ballot for entry in votes)
+            if best.version and same >= self.majorities[best.slot]:
+                return True
+        return False
+
+    def is_unsure(self) -> bool:
+        """Whether many paths are undecided."""
+        left = UNSURE_MAX
+        for path in self.entries:
+            if self.decided(path) is None:
+                left -= 1
+                if left < 0:
+                    return True
+        return False
+
+
+def _enough(nodes: Iterable[str], electorates: Sequence[Electorate]) -> list[str]:
+    """Of the nodes, in their order, those that make a majority of every electorate if none fails."""
+    lacking = [electorate.majority for electorate in electorates]
+    chosen = []
+    for node in nodes:
+        helped = [at for at, electorate in enumerate(electorates) if lacking[at] and node in electorate.voters]
+        if helped:
+            chosen.append(node)
+            for at in helped:
+                lacking[at] -= 1
+    return chosen
+
+
+def _shown(entry: ScanEntry) -> ListedObject:
+    return ListedObject(
+        path=entry.path,
+        version=entry.version,
+        blob_id=entry.blob_id,
+        size=entry.size,
+        etag=entry.etag,
+        created_at_ms=entry.created_at_ms,
+        content_type=entry.content_type,
+    )
 
 
 class Listing:
@@ -49,15 +153,13 @@ class Listing:
         self, *, prefix: str, delimiter: str, limit: int, start: str, tombstoned: bool, at_ms: int | None
     ) -> ListPage:
         """See :meth:`node.service.ObjectService.list`."""
-        # With tombstones or a time, dead paths count too: groups are then made here from the full walk.
-        node_delimiter = "" if tombstoned or at_ms is not None else delimiter
+        asked = _Asked(prefix=prefix, delimiter=delimiter, limit=limit, tombstoned=tombstoned, at_ms=at_ms)
         found: list[ListedObject | str] = []
         position: str | None = max(start, prefix)
         while position is not None and len(found) <= limit:
-            stretch = await self._scan(
-                prefix, position, node_delimiter, min(SCAN_LIMIT, max(SCAN_LIMIT_MIN, limit + 1 - len(found)))
-            )
-            position = await self._walk(stretch, prefix, delimiter, node_delimiter, limit, tombstoned, at_ms, found)
+            wanted = min(SCAN_LIMIT, max(SCAN_LIMIT_MIN, limit + 1 - len(found)))
+            stretch = await self._scan(prefix, position, asked.node_delimiter, wanted, dead=asked.dead)
+            position = await self._walk(stretch, asked, found)
         page = ListPage(next_start=None)
         more = len(found) > limit
         for item in found[:limit]:
@@ -71,22 +173,12 @@ class Listing:
             return ListPage(objects=page.objects, prefixes=page.prefixes, next_start=next_start)
         return page
 
-    async def _walk(
-        self,
-        stretch: _Stretch,
-        prefix: str,
-        delimiter: str,
-        node_delimiter: str,
-        limit: int,
-        tombstoned: bool,
-        at_ms: int | None,
-        found: list[ListedObject | str],
-    ) -> str | None:
+    async def _walk(self, stretch: _Stretch, asked: _Asked, found: list[ListedObject | str]) -> str | None:
         """Append what the stretch holds, in order; where to go on, or None at the end."""
         groups: dict[str, list[str]] = {}
         order: list[tuple[str, bool]] = []
         for path in sorted(stretch.entries):
-            group = group_of(path, prefix, delimiter)
+            group = group_of(path, asked.prefix, asked.delimiter)
             if group is None:
                 order.append((path, False))
             elif group in groups:
@@ -94,25 +186,20 @@ class Listing:
             else:
                 groups[group] = [path]
                 order.append((group, True))
-        order.sort()
-        # What a listing shows depends on reads of undecided paths; they go in parallel, a batch at a time.
-        for at in range(0, len(order), PARALLEL_READS):
-            batch = order[at : at + PARALLEL_READS]
-            results = await asyncio.gather(
-                *(
-                    self._group(name, groups[name], stretch, node_delimiter, tombstoned, at_ms)
-                    if is_group
-                    else self._object(name, stretch.entries[name], tombstoned, at_ms)
-                    for name, is_group in batch
-                )
-            )
-            for (name, is_group), result in zip(batch, results, strict=True):
+        if groups:
+            order.sort()
+        at = 0
+        while at < len(order):
+            batch = order[at : at + max(PARALLEL_READS, asked.limit + 1 - len(found))]
+            at += len(batch)
+            items = [(name, groups[name] if is_group else None) for name, is_group in batch]
+            for (name, is_group), result in zip(batch, await self._look(items, stretch, asked), strict=True):
                 if result is None or (is_group and found and found[-1] == name):
                     continue
                 found.append(name if is_group else result)
-                if len(found) > limit:
+                if len(found) > asked.limit:
                     return None
-        if not delimiter or stretch.end is None or not found or not isinstance(found[-1], str):
+        if not asked.delimiter or stretch.end is None or not found or not isinstance(found[-1], str):
             return stretch.end
         # The stretch may end inside of a group that was already shown: go on behind it.
         shown = found[-1]
@@ -120,32 +207,42 @@ class Listing:
 
     # ---- one path, one group
 
-    async def _object(
-        self, path: str, votes: list[tuple[str, ScanEntry]], tombstoned: bool, at_ms: int | None
-    ) -> ListedObject | None:
-        entry = self._decided(votes)
-        if entry is None or (at_ms is not None and entry.changed_at_ms > at_ms) or (tombstoned and not entry.version):
-            return await self._read(path, tombstoned, at_ms)
-        if not entry.version:
-            return None
-        return ListedObject(
-            path=path,
-            version=entry.version,
-            blob_id=entry.blob_id,
-            size=entry.size,
-            etag=entry.etag,
-            created_at_ms=entry.created_at_ms,
-            content_type=entry.content_type,
-        )
+    async def _look(
+        self, items: list[tuple[str, list[str] | None]], stretch: _Stretch, asked: _Asked
+    ) -> list[ListedObject | str | None]:
+        """For each path, and for each group with its paths, whether it is listed: the object, or any text."""
+        results: list[ListedObject | str | None] = []
+        unsure: list[int] = []
+        for name, paths in items:
+            if paths is None:
+                entry = stretch.decided(name)
+                is_known = entry is not None and not asked.needs_history(entry)
+                results.append(_shown(entry) if entry is not None and is_known and entry.version else None)
+            else:
+                is_known = not asked.dead and stretch.has_witness(paths)
+                results.append(name if is_known else None)
+            if not is_known:
+                unsure.append(len(results) - 1)
+        # What a listing shows depends on reads of undecided paths; they go in parallel, a few at a time.
+        for first in range(0, len(unsure), PARALLEL_READS):
+            some = unsure[first : first + PARALLEL_READS]
+            answers = await asyncio.gather(*(self._look_closely(*items[at], stretch, asked) for at in some))
+            for at, result in zip(some, answers, strict=True):
+                results[at] = result
+        return results
 
-    def _decided(self, votes: list[tuple[str, ScanEntry]]) -> ScanEntry | None:
-        """The entry at the highest ballot if it is known to be chosen, else None."""
-        best = max((entry for _, entry in votes), key=lambda entry: entry.ballot)
-        same = [node for node, entry in votes if entry.ballot == best.ballot]
-        chosen = any(entry.chosen for _, entry in votes if entry.ballot == best.ballot)
-        if chosen or self._routing.electorate(best.slot).is_majority(same):
-            return best
-        return None
+    async def _look_closely(
+        self, name: str, paths: list[str] | None, stretch: _Stretch, asked: _Asked
+    ) -> ListedObject | None:
+        if paths is None:
+            return await self._object(name, stretch, asked)
+        return await self._group(name, paths, stretch, asked)
+
+    async def _object(self, path: str, stretch: _Stretch, asked: _Asked) -> ListedObject | None:
+        entry = stretch.decided(path)
+        if entry is None or asked.needs_history(entry):
+            return await self._read(path, asked.tombstoned, asked.at_ms)
+        return _shown(entry) if entry.version else None
 
     async def _read(self, path: str, tombstoned: bool, at_ms: int | None) -> ListedObject | None:
         electorate = self._routing.of(path)
@@ -172,39 +269,31 @@ class Listing:
             tombstoned=dead,
         )
 
-    async def _group(
-        self, group: str, paths: list[str], stretch: _Stretch, node_delimiter: str, tombstoned: bool, at_ms: int | None
-    ) -> ListedObject | None:
+    async def _group(self, group: str, paths: list[str], stretch: _Stretch, asked: _Asked) -> ListedObject | None:
         """Some listed object of the group, or None when it has none."""
-        if not node_delimiter:
+        if asked.dead:
             for path in paths:
-                shown = await self._object(path, stretch.entries[path], tombstoned, at_ms)
+                shown = await self._object(path, stretch, asked)
                 if shown is not None:
                     return shown
             return None
-        for path in paths:
-            votes = stretch.entries[path]
-            best = max((entry for _, entry in votes), key=lambda entry: entry.ballot)
-            same = [node for node, entry in votes if entry.ballot == best.ballot]
-            # Nodes that name another witness say nothing of this one, so only a majority's word is enough.
-            if best.version and self._routing.electorate(best.slot).is_majority(same):
-                return await self._object(path, votes, tombstoned, at_ms)
         position: str | None = group
+        limit = SCAN_LIMIT_MIN
         while position is not None:
-            inner = await self._scan(group, position, "", SCAN_LIMIT)
+            inner = await self._scan(group, position, "", min(limit, SCAN_LIMIT), dead=False)
             for path in sorted(inner.entries):
-                shown = await self._object(path, inner.entries[path], tombstoned, at_ms)
+                shown = await self._object(path, inner, asked)
                 if shown is not None:
                     return shown
             position = inner.end
+            limit *= 4
         return None
 
     # ---- asking the nodes
 
-    async def _scan(self, prefix: str, start: str, delimiter: str, limit: int) -> _Stretch:
-        request = QueryScan(prefix=prefix, start=start, delimiter=delimiter, limit=limit)
+    async def _scan(self, prefix: str, start: str, delimiter: str, limit: int, *, dead: bool) -> _Stretch:
+        request = QueryScan(prefix=prefix, start=start, delimiter=delimiter, limit=limit, dead=dead)
         electorates = self._routing.distinct_electorates()
-        nodes = sorted({node for electorate in electorates for node in electorate.voters})
         replies: dict[str, ScanReply] = {}
         failures: dict[str, str] = {}
 
@@ -233,24 +322,60 @@ class Listing:
                     return False
             return True
 
-        pending = {asyncio.get_running_loop().create_task(ask(node)) for node in nodes}
+        spawn = asyncio.get_running_loop().create_task
+        nodes = self._in_order({node for electorate in electorates for node in electorate.voters})
+        first = _enough(nodes, electorates)
+        rest = [node for node in nodes if node not in first]
+        pending = {spawn(ask(node)) for node in first}
+        late = False
         try:
-            while pending and not covered():
-                _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            while not covered():
+                if rest and (late or failures or not pending):
+                    pending |= {spawn(ask(node)) for node in rest}
+                    rest = []
+                if not pending:
+                    wanted = max(electorate.majority for electorate in electorates)
+                    raise QuorumUnavailable.of(wanted, len(replies), failures)
+                done, pending = await asyncio.wait(
+                    pending, timeout=PATIENCE_S if rest else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                late = not done
+            stretch = self._merge(replies, dead=dead)
+            if (rest or pending) and stretch.is_unsure():
+                pending |= {spawn(ask(node)) for node in rest}
+                _, pending = await asyncio.wait(pending, timeout=REST_PATIENCE_S)
+                stretch = self._merge(replies, dead=dead)
         finally:
             for task in pending:
                 task.cancel()
-        if not covered():
-            wanted = max(electorate.majority for electorate in electorates)
-            raise QuorumUnavailable.of(wanted, len(replies), failures)
+        return stretch
+
+    def _in_order(self, nodes: Iterable[str]) -> list[str]:
+        """The nodes, this one first, then those that can be reached, each node in another order."""
+        own, peers = self._coordinator.node, self._coordinator.peers
+        return sorted(nodes, key=lambda node: (node != own, not peers.reachable(node), node < own, node))
+
+    def _merge(self, replies: dict[str, ScanReply], *, dead: bool) -> _Stretch:
         ends = [reply.next_start for reply in replies.values() if reply.next_start is not None]
         end = min(ends) if ends else None
-        entries: dict[str, list[tuple[str, ScanEntry]]] = {}
+        stretch = _Stretch(end, dead)
+        entries, majorities = stretch.entries, stretch.majorities
         for node, reply in replies.items():
+            counting: dict[int, bool] = {}
             for entry in reply.entries:
-                if end is not None and entry.path >= end:
+                path, slot = entry.path, entry.slot
+                if end is not None and path >= end:
                     break
-                incarnation = reply.incarnations.get(entry.slot, reply.incarnation)
-                if self._routing.electorate(entry.slot).counts(node, incarnation):
-                    entries.setdefault(entry.path, []).append((node, entry))
-        return _Stretch(entries, end)
+                counts = counting.get(slot)
+                if counts is None:
+                    electorate = self._routing.electorate(slot)
+                    majorities[slot] = electorate.majority
+                    incarnation = reply.incarnations.get(slot, reply.incarnation)
+                    counts = counting[slot] = electorate.counts(node, incarnation)
+                if counts:
+                    votes = entries.get(path)
+                    if votes is None:
+                        entries[path] = [entry]
+                    else:
+                        votes.append(entry)
+        return stretch

@@ -116,8 +116,8 @@ def test_after_prefix(prefix: str, wanted: str | None):
         assert prefix.encode() < (prefix + "\U0010ffff" * 3).encode() < wanted.encode()
 
 
-def _entry(path: str, *, version: int = 1) -> ScanEntry:
-    return ScanEntry(path, 1, Ballot(1, 1, "n", "a"), True, version, "b", 1, "e", 1, 1, "t", 1)
+def _entry(path: str, *, version: int = 1, slot: int = 1) -> ScanEntry:
+    return ScanEntry(path, slot, Ballot(1, 1, "n", "a"), True, version, "b", 1, "e", 1, 1, "t", 1)
 
 
 def test_a_delimiter_jumps_over_huge_groups(tmp_path: Path):
@@ -141,6 +141,131 @@ def test_a_delimiter_jumps_over_huge_groups(tmp_path: Path):
         "b/020001",
         "b/020002",
     ] and page.next_start == "b/020003"
+    index.close()
+
+
+def _names(page) -> list[str]:
+    return [entry.path for entry in page.entries]
+
+
+def test_what_is_deleted_for_certain_is_told_only_on_demand(tmp_path: Path):
+    index = ListingIndex(tmp_path, FileOps())
+    index.update([_entry(f"d/{n:05}", version=0) for n in range(20_000)] + [_entry("d/x"), _entry("e", version=0)], 1)
+    undecided = ScanEntry("d/y", 1, Ballot(1, 1, "n", "a"), False, 0, "", 0, "", 1, 1, "", 1)
+    index.update([undecided], 2)
+    steps = 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    index.connection.set_progress_handler(count, 1000)
+    for delimiter in ("", "/"):
+        page = index.scan("", "", delimiter, 1000, dead=False)
+        assert _names(page) == (["d/x"] if delimiter else ["d/x", "d/y"]) and page.next_start is None
+        assert index.scan("d/00", "", delimiter, 10, dead=False).entries == ()
+    assert _names(index.scan("", "", "/", 1000)) == ["d/x", "e"]
+    assert index.scan("", "d/1", "", 1, dead=False).next_start == "d/y"
+    assert steps < 5, "a walk over the deleted ones would take tens of thousands of steps"
+    page = index.scan("", "d/19998", "", 4)
+    assert _names(page) == ["d/19998", "d/19999", "d/x", "d/y"] and page.next_start == "e"
+    index.update([_entry("d/00000"), _entry("d/x", version=0)], 3)
+    assert _names(index.scan("", "", "", 9, dead=False)) == ["d/00000", "d/y"]
+    assert _names(index.scan("d/x", "", "", 9)) == ["d/x"]
+    index.forget_slot(1)
+    assert index.scan("", "", "", 9).entries == ()
+    index.close()
+
+
+def test_runs_of_paths_and_groups_in_turn(tmp_path: Path):
+    """Pieces of a walk grow and begin anew with every group."""
+    index = ListingIndex(tmp_path, FileOps())
+    counts = {a: 1 if a % 3 else 60 for a in range(40)}
+    paths = sorted(f"{a:02}{'/' if a % 7 == 3 else '-'}{b}" for a, count in counts.items() for b in range(count))
+    paths += ["z\0", "z\0\0", "z\0/1"]
+    index.update([_entry(path) for path in paths], 1)
+    expected = sorted({path.split("/")[0] + "/" if "/" in path else path for path in paths})
+    page = index.scan("", "", "/", 10_000)
+    assert [name.split("/")[0] + "/" if "/" in name else name for name in _names(page)] == expected
+    for limit in (1, 2, 5):
+        start: str | None = ""
+        found: list[str] = []
+        while start is not None:
+            page = index.scan("", start, "/", limit)
+            found += [name.split("/")[0] + "/" if "/" in name else name for name in _names(page)]
+            start = page.next_start
+            if start is not None and found[-1].endswith("/"):
+                start = max(start, after_prefix(found[-1]) or "")
+        assert found == expected
+    index.close()
+
+
+async def test_an_index_of_the_first_version_is_made_anew(kit, tmp_path: Path):
+    store = await kit.open(tmp_path / "d")
+    for n in range(8):
+        await kit.put(store, n % 3, f"p{n}")
+    await store.close()
+    path = tmp_path / "d/index.sqlite3"
+    old = sqlite3.connect(path, isolation_level=None)
+    (applied,) = old.execute("SELECT applied_position FROM index_meta").fetchone()
+    for table in ("objects", "deleted", "index_meta"):
+        old.execute(f"DROP TABLE {table}")
+    old.execute("PRAGMA user_version = 0")
+    migrate(old, schema.INDEX_MIGRATIONS[:1])
+    old.execute("INSERT INTO objects VALUES ('p0', 0, '[1,1,\"n\",\"a\"]', 1, 1, 'b', 1, 'e', 1, 1, 't', 1)")
+    old.execute("UPDATE index_meta SET applied_position = ?, complete = 1", (applied,))
+    old.close()
+    store = await kit.open(tmp_path / "d")
+    assert _names(await store.scan("", "", "", 100)) == [f"p{n}" for n in range(8)]
+
+
+async def test_a_row_that_cannot_be_read_makes_the_index_anew(kit, tmp_path: Path):
+    for damage in ("'[1'", "CAST(x'ff5b31' AS TEXT)"):
+        store = await kit.open(tmp_path / "d")
+        for n in range(8):
+            await kit.put(store, n % 3, f"p{n}")
+        await store.close()
+        index = sqlite3.connect(tmp_path / "d/index.sqlite3")
+        index.execute(f"UPDATE objects SET entry = {damage} WHERE path = 'p4'")
+        index.commit()
+        index.close()
+        store = await kit.open(tmp_path / "d")
+        assert _names(await store.scan("", "", "", 100)) == [f"p{n}" for n in range(8)]
+        await store.close()
+
+
+def test_an_index_is_made_anew_in_the_order_of_the_paths(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("chunkstore.index._RUN_ROWS", 3)
+    monkeypatch.setattr("chunkstore.index._MERGE_ROWS", 7)
+    monkeypatch.setattr("chunkstore.index._CHECKPOINT_ROWS", 11)
+    index = ListingIndex(tmp_path, FileOps())
+    index.update([_entry("stale")], 1)
+
+    def load(slots: int) -> None:
+        index.begin_rebuild()
+        for slot in range(slots):
+            entries = [_entry(f"{n:03}-{slot}", version=n % 3, slot=slot) for n in range(20)]
+            index.update(entries[:13], 0)
+            index.update(entries[13:], 0)
+            index.checkpoint()
+
+    load(4)
+    index.close()  # killed in the middle
+    index = ListingIndex(tmp_path, FileOps())
+    assert not index.complete
+    load(5)
+    index.forget_slot(2)
+    index.end_rebuild(77)
+    assert index.complete and index.applied == 77
+    paths = sorted(f"{n:03}-{slot}" for n in range(20) for slot in (0, 1, 3, 4))
+    assert _names(index.scan("", "", "", 1000)) == paths
+    assert _names(index.scan("", "", "", 1000, dead=False)) == [p for p in paths if int(p[:3]) % 3]
+    index.update([_entry("x")], 78)
+    index.close()
+    index = ListingIndex(tmp_path, FileOps())
+    assert index.complete and index.applied == 78
+    assert not index.connection.execute("SELECT * FROM sqlite_master WHERE name = 'loading'").fetchall()
     index.close()
 
 

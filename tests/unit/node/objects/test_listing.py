@@ -10,6 +10,7 @@ from amberblob.clock import SeededRandomness
 from amberblob.errors import QuorumUnavailable
 from amberblob.ids import UlidMint
 from node.objects import listing as listing_module
+from node.protocol.quorum import Electorate
 from tests.unit.node.objects.kit import Cluster, cluster, delete, listing, put, restore, walk
 
 LAST = "\U0010ffff"
@@ -239,6 +240,75 @@ async def test_at_a_time(made, small_scans, delimiter):
         ("b", False),
         ("c/1", True),
     ]
+
+
+def asked(made: Cluster) -> set[str]:
+    """The nodes that were asked for a page since the last call."""
+    names = {to for kind, _, to in made.net.sent if kind == "QueryScan"}
+    made.net.sent.clear()
+    return names
+
+
+async def test_no_more_nodes_are_asked_than_a_majority_needs(made):
+    await fill(made, PATHS)
+    asked(made)
+    for node in made:
+        assert await walk(node, limit=1000) == expected(PATHS, "", "")
+        assert len(asked(made) | {node.name}) == 2
+    made.net.fault("QueryScan", "drop", to="n2", times=1)
+    assert await walk(made[1], limit=1000) == expected(PATHS, "", "")
+    assert asked(made) >= {"n2", "n3"}
+
+
+async def test_a_slow_node_is_not_waited_for(made):
+    await fill(made, PATHS)
+    made.net.fault("QueryScan", "hold", to="n2")
+    async with asyncio.timeout(3.0):
+        assert await walk(made[1], limit=1000) == expected(PATHS, "", "")
+    made.net.heal()
+
+
+async def test_what_one_node_missed_is_not_read_path_by_path(made):
+    paths = [f"k{index:03}" for index in range(4 * listing_module.UNSURE_MAX)]
+    made.net.down = {"n2"}
+    for path in paths:
+        await put(made[1], path)
+    await made.settle()
+    made.net.heal()
+    made.net.sent.clear()
+    assert await walk(made[1], limit=1000) == (paths, [])
+    assert made.net.count("Query") == 0
+    assert asked(made) >= {"n2", "n3"}
+    # Nobody else can be asked: then every path is.
+    made.net.down = {"n3"}
+    assert await walk(made[1], limit=1000) == (paths, [])
+    assert await walk(made[2], limit=10, delimiter="0") == expected(paths, "", "0")
+
+
+async def test_a_delete_that_only_some_know_of(made):
+    await fill(made, ["a", "b", "c"])
+    made.net.down = {"n2"}
+    await delete(made[1], "b")
+    await made.settle()
+    for away in (set(), {"n1"}, {"n2"}, {"n3"}):
+        made.net.down = away
+        for node in made:
+            if node.name not in away:
+                assert await walk(node, limit=1000) == (["a", "c"], [])
+
+
+def test_enough_nodes():
+    def electorate(slot: int, *voters: str) -> Electorate:
+        return Electorate(slot=slot, epoch=1, voters=dict.fromkeys(voters, "i"), write_quorum=len(voters))
+
+    three = electorate(0, "a", "b", "c")
+    assert listing_module._enough(["b", "c", "a"], [three]) == ["b", "c"]
+    assert listing_module._enough(["a"], [electorate(0, "a")]) == ["a"]
+    many = [three, electorate(1, "c", "d", "e"), electorate(2, "d", "e", "f")]
+    chosen = listing_module._enough(["f", "a", "b", "c", "d", "e"], many)
+    for one in many:
+        assert one.is_majority(set(chosen) & set(one.voters))
+    assert chosen == ["f", "a", "b", "c", "d"]
 
 
 async def test_a_lost_copy_does_not_count(made):
