@@ -92,8 +92,8 @@ class ListPage:
 class ObjectService(Protocol):
     """Objects of the whole cluster, whichever node is asked."""
 
-    async def put(self, path: str, body: AsyncIterator[bytes], options: PutOptions) -> ObjectView:
-        """Store the body as a new version; returns once it is durable on a write quorum.
+    async def put(self, path: str, body: AsyncIterator[bytes] | bytes, options: PutOptions) -> ObjectView:
+        """Store the body, whole or as it comes, as a new version; returns once it is durable on a write quorum.
 
         Raises: DigestMismatch, PreconditionFailed, VersionConflict, BadRequest (incomplete-body),
         QuorumUnavailable, OutcomeUnknown, InsufficientStorage. An exception of ``body`` itself passes
@@ -131,6 +131,10 @@ class ObjectService(Protocol):
 
         Raises: QuorumUnavailable when no replica that answers has a chunk (while iterating).
         """
+        ...
+
+    def peek(self, view: ObjectView) -> bytes | None:
+        """All bytes of a version, if they are in this node's memory, verified; None says nothing."""
         ...
 
     async def versions(self, path: str) -> list[ObjectView]:

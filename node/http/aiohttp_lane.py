@@ -73,6 +73,10 @@ class AiohttpExchange:
     def sent_bytes(self, value: int) -> None:
         self._request.writer.output_size = value
 
+    @property
+    def whole_body(self) -> bytes | None:
+        return None
+
     async def body(self, *, invite: bool, stall_s: float) -> AsyncIterator[bytes]:
         content = self._request.content
         try:

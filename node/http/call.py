@@ -61,6 +61,11 @@ class Exchange(Protocol):
     sent_bytes: int
     """How much of the answer went to the transport, its head included."""
 
+    @property
+    def whole_body(self) -> bytes | None:
+        """The request's body, if all of it is here."""
+        ...
+
     def body(self, *, invite: bool, stall_s: float) -> AsyncIterator[bytes]:
         """The request's body as it comes; with ``invite`` the client is told to send it.
 

@@ -273,6 +273,10 @@ class FastExchange:
     def transport(self) -> asyncio.Transport | None:
         return self._connection.transport
 
+    @property
+    def whole_body(self) -> bytes | None:
+        return self._body
+
     async def body(self, *, invite: bool, stall_s: float) -> AsyncIterator[bytes]:
         if self._body:
             yield self._body

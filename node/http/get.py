@@ -72,6 +72,11 @@ async def get(context: Context, call: Call) -> Answer:
         answer_headers["Content-Range"] = part.content_range(found.size)
     if call.is_head or part.length == 0:
         return Answer(status, answer_headers)
+    whole = context.service.peek(view)
+    if whole is not None:
+        return Answer(
+            status, answer_headers, whole if wanted is None else whole[part.offset : part.offset + part.length]
+        )
     body = await _open(context.service.read(view, part.offset, part.length), part.length)
     return Answer(status, answer_headers, body)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator
 
 from aiohttp import HttpVersion11
 
@@ -32,7 +33,9 @@ async def put(context: Context, call: Call) -> Answer:
     repeat = may_be_repeat(call.headers)
     expects_continue = _expects_continue(call)
     # From here on the request itself is fine. The client is told to go on when the body is first asked for.
-    body = call.exchange.body(invite=expects_continue, stall_s=context.body_stall_s)
+    body: AsyncIterator[bytes] | bytes | None = call.exchange.whole_body
+    if body is None:
+        body = call.exchange.body(invite=expects_continue, stall_s=context.body_stall_s)
     view = await outcome_of(context.service.put(path, body, options), repeat=repeat)
     headers = version_headers(view.version)
     headers["Location"] = "/objects/" + encode_path(path)

@@ -126,6 +126,13 @@ class Reading:
             for place in held:
                 place.release()
 
+    def peek(self, view: ObjectView) -> bytes | None:
+        """See :meth:`node.service.ObjectService.peek`."""
+        version = view.version
+        if not version.inline:
+            return None
+        return self._store.peek_body(self._routing.slot_of(view.path), version.blob_id)
+
     async def chunks(self, slot: int, version: Version) -> tuple[ChunkRef, ...]:
         """Every chunk of a version in order. Raises: ClusterError when no replica has the manifest."""
         if version.manifest_id is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from amberblob.errors import AmberError, BadRequest, DigestMismatch, OutcomeUnknown, VersionConflict
-from amberblob.ids import EMPTY_HASH
+from amberblob.ids import EMPTY_HASH, content_hash
 from amberblob.limits import INLINE_BYTES_MAX, MIB
 from amberblob.manifest import ChunkRef, Version
 from node.coordinator import Coordinator
@@ -30,12 +30,15 @@ class Putting:
         self._lookup = lookup
         self._inline_bytes_max = inline_bytes_max
 
-    async def put(self, path: str, body: AsyncIterator[bytes], options: PutOptions) -> ObjectView:
+    async def put(self, path: str, body: AsyncIterator[bytes] | bytes, options: PutOptions) -> ObjectView:
         """See :meth:`node.service.ObjectService.put`."""
         electorate = self._routing.of(path)
         blob_id = self._coordinator.mint.mint()
-        pieces = _pieces(body)
-        first = await anext(pieces, b"")
+        if isinstance(body, bytes):
+            first, pieces = body, _nothing()
+        else:
+            pieces = _pieces(body)
+            first = await anext(pieces, b"")
         if len(first) <= self._inline_bytes_max:
             applied, etag = await self._put_inline(electorate, path, blob_id, first, options)
             return _same_content(await self._view(electorate, path, applied), etag)
@@ -44,10 +47,14 @@ class Putting:
     async def _put_inline(
         self, electorate: Electorate, path: str, blob_id: str, body: bytes, options: PutOptions
     ) -> tuple[Applied, str]:
-        digests = Digests(name for name, _ in options.digests)
-        digests.update(body)
-        _check_body(options, len(body), digests)
-        etag = digests.etag if body else EMPTY_HASH
+        if options.digests:
+            digests = Digests(name for name, _ in options.digests)
+            digests.update(body)
+            _check_body(options, len(body), digests)
+            etag = digests.etag
+        else:
+            _check_size(options, len(body))
+            etag = content_hash(body) if body else EMPTY_HASH
         chunks = (ChunkRef(etag, len(body)),) if body else ()
         draft = _draft(
             blob_id, self._coordinator.clock.now_ms(), len(body), etag, options, chunks, None, len(chunks), inline=True
@@ -131,6 +138,13 @@ def _same_content(view: ObjectView, etag: str) -> ObjectView:
     return view
 
 
+async def _nothing() -> AsyncIterator[bytes]:
+    """What follows a body that came whole."""
+    nothing: tuple[bytes, ...] = ()
+    for piece in nothing:
+        yield piece
+
+
 async def _pieces(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The body in pieces of about a mebibyte; the first is short only if the whole body is."""
     parts: list[bytes] = []
@@ -176,12 +190,16 @@ def _draft(
     )
 
 
-def _check_body(options: PutOptions, size: int, digests: Digests) -> None:
+def _check_size(options: PutOptions, size: int) -> None:
     if options.size is not None and size != options.size:
         raise BadRequest(
             f"The body was announced with {options.size} bytes and ended after {size}. Nothing was stored: send it again.",
             code="incomplete-body",
         )
+
+
+def _check_body(options: PutOptions, size: int, digests: Digests) -> None:
+    _check_size(options, size)
     for algorithm, expected in options.digests:
         found = digests.value(algorithm)
         if found != expected:

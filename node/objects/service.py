@@ -31,7 +31,7 @@ class Objects:
         self._listing = Listing(coordinator, routing, lookup)
         self._explaining = Explaining(coordinator, routing)
 
-    async def put(self, path: str, body: AsyncIterator[bytes], options: PutOptions) -> ObjectView:
+    async def put(self, path: str, body: AsyncIterator[bytes] | bytes, options: PutOptions) -> ObjectView:
         return await self._putting.put(path, body, options)
 
     async def delete(self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None) -> None:
@@ -49,6 +49,9 @@ class Objects:
 
     def read(self, view: ObjectView, offset: int, length: int) -> AsyncIterator[bytes | memoryview]:
         return self._reading.read(view, offset, length)
+
+    def peek(self, view: ObjectView) -> bytes | None:
+        return self._reading.peek(view)
 
     async def versions(self, path: str) -> list[ObjectView]:
         views = await self._lookup.versions(self._routing.of(path), path)

@@ -70,7 +70,7 @@ class FakeService:
             is_head=head is not None and head[0].version == version.version,
         )
 
-    async def put(self, path: str, body: AsyncIterator[bytes], options: PutOptions) -> ObjectView:
+    async def put(self, path: str, body: AsyncIterator[bytes] | bytes, options: PutOptions) -> ObjectView:
         self.last_options = options
         if self.fail:
             raise self.fail
@@ -80,7 +80,7 @@ class FakeService:
             self.gate_reached.set()
             await self.gate.wait()
         try:
-            data = b"".join([chunk async for chunk in body])
+            data = body if isinstance(body, bytes) else b"".join([chunk async for chunk in body])
         except BaseException as error:
             self.body_error = error
             self.body_failed.set()
@@ -158,6 +158,9 @@ class FakeService:
         if head is None or at_ms is not None:
             raise NotFound("no such object")
         return self._view(path, head[0])
+
+    def peek(self, view: ObjectView) -> bytes | None:
+        return None
 
     async def read(self, view: ObjectView, offset: int, length: int) -> AsyncIterator[bytes | memoryview]:
         data = next(data for version, data in self.objects[view.path] if version.version == view.version.version)
