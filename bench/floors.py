@@ -17,7 +17,7 @@ from typing import cast
 
 import uvloop
 
-from bench.cluster import HOST, end_with_parent
+from bench.environment import ENVIRONMENT, HOST, end_with_parent
 
 _PART_BYTES = 2**20
 _COPIES = 3
@@ -101,6 +101,7 @@ def null_server(answer_bytes: int) -> Iterator[tuple[int, int]]:
         [sys.executable, "-m", "bench.floors", str(answer_bytes)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
+        env=ENVIRONMENT,
         preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs while it starts
     )
     assert process.stdout is not None, "it was opened with a pipe"

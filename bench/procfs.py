@@ -9,6 +9,10 @@ from pathlib import Path
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _RESET_PEAK = "5"
 
+CPU = "CPU seconds"
+WRITTEN = "bytes written"
+"""Names in what :func:`usage` tells."""
+
 
 def cpu_s(pids: Sequence[int]) -> float:
     """CPU seconds (user and system) that the processes have used so far, all together."""
@@ -49,6 +53,11 @@ def written_bytes(pids: Sequence[int]) -> int:
             if line.startswith("write_bytes:"):
                 total += int(line.split()[1])
     return total
+
+
+def usage(pids: Sequence[int]) -> dict[str, float]:
+    """What the processes have used so far, all together, for :data:`bench.load.Probe`."""
+    return {CPU: cpu_s(pids), WRITTEN: float(written_bytes(pids))}
 
 
 def open_files(pid: int, ending: str) -> set[str]:

@@ -10,20 +10,20 @@ import os
 import time
 import tomllib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import tomli_w
+from msgspec.structs import replace
 
 from bench import bulk, floors, procfs
 from bench.cluster import Cluster
 from bench.fill import OBJECTS_PER_PREFIX, fill_disks, prefix_of
-from bench.load import Measured, run_load
+from bench.job import OBJECTS, WRITE_ID, Job, get, put
+from bench.load import Measured, run_load, run_through
 from bench.results import Recorder, percentile
-from bench.worker import Job
 
 SMALL_BYTES = 4096
 LARGE_BYTES = 64 * 2**20
@@ -35,7 +35,6 @@ _PAGES = 20
 _FILL_MIN_S = 60.0
 _CALM_MAX_S = 20.0
 _OPEN_SLOTS = 8
-_WRITERS = 16
 _RETRY_DEADLINE_S = 30.0
 
 
@@ -79,14 +78,14 @@ def _add_load(
     to.add(subject, "throughput", "ops/s", load.per_s, floor=floor)
     for name, part in (("p50", 0.5), ("p99", 0.99)):
         to.add(subject, name, "ms", load.latency_ms(part))
-    to.add(subject, "CPU of all nodes", "µs/op", load.per_op(load.nodes_cpu_s * _US))
+    to.add(subject, "CPU of all nodes", "µs/op", load.used_per_op(procfs.CPU) * _US)
     to.add(subject, "CPU of the generator", "µs/op", load.per_op(load.generator_cpu_s * _US))
     if stored_bytes:
         to.add(
             subject,
             "written to disk by all nodes",
             "bytes per byte",
-            load.per_op(load.nodes_written_bytes) / stored_bytes,
+            load.used_per_op(procfs.WRITTEN) / stored_bytes,
         )
     to.add(subject, "errors", "", sum(load.errors.values()), note=", ".join(load.errors))
 
@@ -96,19 +95,19 @@ def put_small(plan: Plan, folder: Path, to: Recorder) -> None:
     with Cluster(folder) as cluster:
         # The first writes of a new cluster make a database per slot on each node: a cost of its own, met once.
         job = Job(
-            ports=tuple(cluster.ports), clients=64, first_client=0, prefix="new", body_bytes=SMALL_BYTES, fresh=True
+            ports=tuple(cluster.ports), clients=64, operations=(put("new"),), body_bytes=SMALL_BYTES
         )  # fmt: skip
-        load = run_load(job, plan.window_s, pids=cluster.pids)
+        load = run_load(job, plan.window_s, probe=cluster.usage)
         _add_load(to, "PUT 4 KiB, 64 clients, first seconds of a new cluster", load, None, stored_bytes=SMALL_BYTES)
         for run in plan.rounds():
             for clients in (1, 16, 64):
                 time.sleep(_SETTLE_S)
                 floor = floors.group_commit_per_s(folder, SMALL_BYTES, clients, plan.floor_s)
                 job = Job(
-                    ports=tuple(cluster.ports), clients=clients, first_client=0, prefix=f"put/{run}/{clients}",
-                    body_bytes=SMALL_BYTES, fresh=True,
+                    ports=tuple(cluster.ports), clients=clients, operations=(put(f"put/{run}/{clients}"),),
+                    body_bytes=SMALL_BYTES,
                 )  # fmt: skip
-                load = run_load(job, plan.window_s, pids=cluster.pids)
+                load = run_load(job, plan.window_s, probe=cluster.usage)
                 name = f"append + fdatasync per {clients}"
                 subject = f"PUT 4 KiB, {clients} client{'s' * (clients > 1)}"
                 _add_load(to, subject, load, (name, floor), stored_bytes=SMALL_BYTES)
@@ -118,45 +117,25 @@ def get_small(plan: Plan, folder: Path, to: Recorder) -> None:
     """GET 4 KiB at 16 clients, strong and local, beside a server that answers from memory without looking."""
     clients = 16
     with Cluster(folder) as cluster, floors.null_server(SMALL_BYTES) as (null_port, null_pid):
-        job = Job(
-            ports=tuple(cluster.ports),
-            clients=clients,
-            first_client=0,
-            prefix="get",
-            body_bytes=SMALL_BYTES,
-            paths=_PATHS,
-        )
-        _write_all(job)
-        for _ in plan.rounds():
-            null_job = Job(
-                ports=(null_port,), clients=clients, first_client=0, prefix="get", body_bytes=SMALL_BYTES, read_share=1
+        ports = tuple(cluster.ports)
+        run_through(
+            Job(
+                ports=ports, clients=clients, operations=(put("get", paths=_PATHS),), body_bytes=SMALL_BYTES,
+                requests_each=_PATHS,
             )
-            null = run_load(null_job, plan.floor_s, pids=[null_pid])
+        )  # fmt: skip
+        for _ in plan.rounds():
+            null_job = Job(ports=(null_port,), clients=clients, operations=(get("get", paths=_PATHS),))
+            null = run_load(null_job, plan.floor_s, probe=lambda: procfs.usage([null_pid]))
             subject = "GET 4 KiB from the null server, 16 clients"
             to.add(subject, "throughput (the generator's own limit)", "ops/s", null.per_s)
             to.add(subject, "CPU of the generator", "µs/op", null.per_op(null.generator_cpu_s * _US))
             for consistency in ("strong", "local"):
-                reading = Job(
-                    ports=tuple(cluster.ports), clients=clients, first_client=0, prefix="get", body_bytes=SMALL_BYTES,
-                    read_share=1, paths=_PATHS, headers=f"X-Amber-Consistency: {consistency}\r\n",
-                )  # fmt: skip
-                load = run_load(reading, plan.window_s, pids=cluster.pids)
+                headers = f"X-Amber-Consistency: {consistency}\r\n"
+                reading = Job(ports=ports, clients=clients, operations=(get("get", paths=_PATHS, headers=headers),))
+                load = run_load(reading, plan.window_s, probe=cluster.usage)
                 subject = f"GET 4 KiB {consistency}, {clients} clients"
                 _add_load(to, subject, load, ("null server", null.per_s), stored_bytes=0)
-
-
-def _write_all(job: Job) -> None:
-    """PUT every path of the job's clients once, by the client's own numbering."""
-    body = os.urandom(job.body_bytes)
-
-    def write(number: int) -> None:
-        client, turn = divmod(number, job.paths)
-        port = job.ports[turn % len(job.ports)]
-        bulk.put(port, f"{job.prefix}/{job.first_client + client}/{turn}", len(body), body)
-
-    with ThreadPoolExecutor(_WRITERS) as writers:
-        for _ in writers.map(write, range(job.clients * job.paths)):
-            pass
 
 
 def large(plan: Plan, folder: Path, to: Recorder) -> None:
@@ -168,14 +147,14 @@ def large(plan: Plan, folder: Path, to: Recorder) -> None:
             copies = floors.three_copies_s(folder, body)
             port = cluster.ports[run % len(cluster.ports)]
             cpu = procfs.cpu_s(cluster.pids)
-            seconds = bulk.put(port, f"large/{run}", len(body), body)
+            seconds = bulk.put(port, f"{OBJECTS}large/{run}", len(body), body)
             cpu = procfs.cpu_s(cluster.pids) - cpu
             to.add("PUT 64 MiB", "throughput", "MiB/s", mib / seconds, floor=("three files + fsync", mib / copies))
             to.add("PUT 64 MiB", "CPU of all nodes", "ms/MiB", cpu * 1000 / mib)
             to.add("loopback, 64 MiB from memory", "throughput", "MiB/s", mib / floors.loopback_s(body))
             sent = floors.sendfile_s(folder, body)
             cpu = procfs.cpu_s(cluster.pids)
-            seconds = bulk.get(port, f"large/{run}", len(body))
+            seconds = bulk.get(port, f"{OBJECTS}large/{run}", len(body))
             cpu = procfs.cpu_s(cluster.pids) - cpu
             to.add("GET 64 MiB", "throughput", "MiB/s", mib / seconds, floor=("sendfile, loopback", mib / sent))
             to.add("GET 64 MiB", "CPU of all nodes", "ms/MiB", cpu * 1000 / mib)
@@ -188,7 +167,7 @@ def huge(plan: Plan, folder: Path, to: Recorder) -> None:
     with Cluster(folder) as cluster:
         for run in plan.rounds():
             port = cluster.ports[run % len(cluster.ports)]
-            path = f"huge/{run}"
+            path = f"{OBJECTS}huge/{run}"
             for name, transfer in (
                 ("PUT", partial(bulk.put, port, path, plan.huge_bytes, part)),
                 ("GET", partial(bulk.get, port, path, plan.huge_bytes)),
@@ -215,14 +194,7 @@ def starts(plan: Plan, folder: Path, to: Recorder) -> None:
                     note="every node of every start",
                 )
             if number == 0:
-                job = Job(
-                    ports=tuple(cluster.ports),
-                    clients=16,
-                    first_client=0,
-                    prefix="p",
-                    body_bytes=SMALL_BYTES,
-                    fresh=True,
-                )
+                job = Job(ports=tuple(cluster.ports), clients=16, operations=(put("p"),), body_bytes=SMALL_BYTES)
                 run_load(job, plan.window_s)
     for _ in range(plan.starts):
         with Cluster(folder / "0") as cluster:
@@ -302,14 +274,15 @@ def death(plan: Plan, folder: Path, to: Recorder) -> None:
     clients = 16
     subject = f"70 % GET, 30 % PUT, 4 KiB, {clients} clients, one node killed"
     with Cluster(folder) as cluster:
-        job = Job(
-            ports=tuple(cluster.ports), clients=clients, first_client=0, prefix="mixed", body_bytes=SMALL_BYTES,
-            read_share=0.7, paths=20, deadline_s=_RETRY_DEADLINE_S,
+        reads, writes = get("mixed", paths=20, share=0.7), put("mixed", paths=20, headers=WRITE_ID, share=0.3)
+        filling = Job(
+            ports=tuple(cluster.ports), clients=clients, operations=(writes,), body_bytes=SMALL_BYTES, requests_each=20
         )  # fmt: skip
-        _write_all(job)
+        run_through(filling)
+        job = replace(filling, operations=(reads, writes), requests_each=0, deadline_s=_RETRY_DEADLINE_S)
         for run in plan.rounds():
             victim = cluster.nodes[-1 - run % len(cluster.nodes)]
-            load = run_load(job, plan.death_s, pids=cluster.pids, halfway=lambda: cluster.kill(victim))  # noqa: B023
+            load = run_load(job, plan.death_s, halfway=lambda: cluster.kill(victim))  # noqa: B023
             half = plan.death_s / 2
             before = sum(moment < half for moment in load.ends_s)
             to.add(subject, "throughput before", "ops/s", before / half)
