@@ -12,6 +12,7 @@ import time
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from bench import procfs
 from bench.environment import ENVIRONMENT, HOST, end_with_parent
@@ -74,7 +75,7 @@ class Cluster:
     start_s: float = 0.0
     _dev: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Cluster:
+    def __enter__(self) -> Self:
         try:
             self._start()
         except BaseException:
