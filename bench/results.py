@@ -66,13 +66,19 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True):
-    """What one scenario found. ``problem`` says why it found nothing, or not all."""
+    """What one scenario found.
+
+    Attributes:
+        problem: why it found nothing, or not all.
+        others_share: of the machine's CPU time meanwhile, what went to neither the nodes nor the generator, 0 to 1.
+    """
 
     name: str
     title: str
     rows: tuple[Row, ...] = ()
     problem: str = ""
     seconds: float = 0.0
+    others_share: float = 0.0
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
