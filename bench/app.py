@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -142,7 +143,7 @@ def _run_one(name: str, plan: Plan, folder: Path) -> Section:
         try:
             scenario(plan, Path(inside), recorder)
         except (ClusterFailed, RuntimeError, OSError) as error:
-            problem = f"failed: {error}"
+            problem = f"failed: {error}{_kept_logs(Path(inside))}"
     seconds = time.monotonic() - began
     return Section(
         name=name,
@@ -152,3 +153,14 @@ def _run_one(name: str, plan: Plan, folder: Path) -> Section:
         seconds=seconds,
         others_share=max(0.0, (others_cpu_s() - others) / (seconds * len(os.sched_getaffinity(0)))),
     )
+
+
+def _kept_logs(folder: Path) -> str:
+    """Save the nodes' logs before the folder goes; says where they are."""
+    logs = list(folder.glob("**/node-*/log"))
+    if not logs:
+        return ""
+    kept = Path(tempfile.mkdtemp(prefix="amberblob-bench-logs-"))
+    for log in logs:
+        shutil.copy(log, kept / "-".join(log.relative_to(folder).parts))
+    return f" (the nodes' logs: {kept})"
