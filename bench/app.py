@@ -111,7 +111,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _measure(options: argparse.Namespace, console: Console, command: str) -> Document:
     began, started_at, load_before = time.monotonic(), datetime.now(UTC), load_average()
-    plan = _plan(options, began)
+    plan, commit = _plan(options, began), commit_id()  # of the beginning: files may change meanwhile
     sections = []
     with tempfile.TemporaryDirectory(prefix="amberblob-bench-", dir=options.folder) as folder:
         machine = machine_facts(Path(folder))
@@ -124,7 +124,7 @@ def _measure(options: argparse.Namespace, console: Console, command: str) -> Doc
             sections.append(section)
     return Document(
         command=command,
-        commit=commit_id(),
+        commit=commit,
         started_at=started_at.isoformat(timespec="seconds"),
         seconds=time.monotonic() - began,
         machine=machine,
