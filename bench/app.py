@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
+import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -17,16 +20,28 @@ from rich.console import Console
 
 from bench.cluster import ClusterFailed
 from bench.machine import commit_id, load_average, machine_facts
-from bench.report import markdown, show_facts, show_section
+from bench.plot import svg
+from bench.procfs import others_cpu_s
+from bench.report import PLOT_NAME, markdown, show_facts, show_section, show_targets
 from bench.results import Document, Recorder, Section, load, save
 from bench.scenarios import SCENARIOS, Plan
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 _GIB = 2**30
-_FULL_S = 540.0
-_QUICK_S = 100.0
+_FULL_S = 1080.0
+_QUICK_S = 105.0
+_TAKES_THE_REST = "list"
 _LISTED = 1_000_000
-_LISTED_QUICK = 20_000
+_LISTED_QUICK = 10_000
+
+
+def chosen(text: str) -> list[str]:
+    """The scenarios of ``put,get``, in the order given. Raises ArgumentTypeError."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in SCENARIOS]
+    if unknown or not names:
+        raise argparse.ArgumentTypeError(f"no such scenario: {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
+    return names
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -34,13 +49,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench", description="Measure AmberBlob beside this machine's own floors."
     )
     parser.add_argument("--quick", action="store_true", help="one short run of each thing: to see that it works")
-    parser.add_argument("--only", nargs="+", choices=sorted(SCENARIOS), metavar="NAME", help=", ".join(SCENARIOS))
+    parser.add_argument("--only", type=chosen, metavar="NAME[,NAME]", help=", ".join(SCENARIOS))
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the findings here")
     parser.add_argument("--huge", action="store_true", help="a body of 4 GiB instead of 1 GiB")
     parser.add_argument("--folder", type=Path, help="where the clusters and floors live (default: a temporary folder)")
     parser.add_argument("--objects", type=int, metavar="N", help=f"objects in the listing (default: {_LISTED:,})")
     parser.add_argument(
-        "--report", type=Path, metavar="FILE", help=f"measure nothing; make {PAGE.name} of this JSON file"
+        "--report", type=Path, metavar="FILE", help=f"measure nothing; make {PAGE.name} and its picture"
     )
     return parser
 
@@ -49,12 +64,17 @@ def _plan(options: argparse.Namespace, began: float) -> Plan:
     quick = bool(options.quick)
     return Plan(
         runs=1 if quick else 3,
-        window_s=1.5 if quick else 3.0,
-        floor_s=0.5 if quick else 1.0,
-        starts=2 if quick else 5,
+        window_s=1.0 if quick else 3.0,
+        cell_s=0.7 if quick else 2.0,
+        floor_s=0.3 if quick else 1.0,
+        clients=(16,) if quick else (1, 16, 64),
+        crowds=(4,) if quick else (16, 64),
+        starts=1 if quick else 3,
         huge_bytes=4 * _GIB if options.huge else _GIB,
         listed=max(1000, options.objects or (_LISTED_QUICK if quick else _LISTED)),
-        death_s=4.0 if quick else 8.0,
+        death_s=3.0 if quick else 8.0,
+        scenario_s=25.0 if quick else 150.0,
+        reserve_s=20.0 if quick else 330.0,
         deadline=began + (_QUICK_S if quick else _FULL_S),
     )
 
@@ -64,8 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.report is not None:
         PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(markdown(load(options.report)))
-        print(f"{PAGE} made of {options.report}")
+        document = load(options.report)
+        PAGE.write_text(markdown(document))
+        PAGE.with_name(PLOT_NAME).write_text(svg(document))
+        print(f"{PAGE} and {PLOT_NAME} made of {options.report}")
         return 0
     # Every process is ended on the way out of its `with`, so that a signal must come as an exception.
     signal.signal(signal.SIGTERM, _interrupt)
@@ -75,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; nothing is left running", file=sys.stderr)
         return 130
+    show_targets(document, console)
     show_facts(document, console)
     if options.json is not None:
         save(document, options.json)
@@ -88,17 +111,20 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _measure(options: argparse.Namespace, console: Console, command: str) -> Document:
     began, started_at, load_before = time.monotonic(), datetime.now(UTC), load_average()
-    plan = _plan(options, began)
+    plan, commit = _plan(options, began), commit_id()  # of the beginning: files may change meanwhile
     sections = []
     with tempfile.TemporaryDirectory(prefix="amberblob-bench-", dir=options.folder) as folder:
         machine = machine_facts(Path(folder))
-        for name in options.only or SCENARIOS:
+        chosen_names = options.only or list(SCENARIOS)
+        if _TAKES_THE_REST not in chosen_names:
+            plan = replace(plan, reserve_s=0.0)
+        for name in chosen_names:
             section = _run_one(name, plan, Path(folder))
             show_section(section, console)
             sections.append(section)
     return Document(
         command=command,
-        commit=commit_id(),
+        commit=commit,
         started_at=started_at.isoformat(timespec="seconds"),
         seconds=time.monotonic() - began,
         machine=machine,
@@ -111,12 +137,35 @@ def _measure(options: argparse.Namespace, console: Console, command: str) -> Doc
 def _run_one(name: str, plan: Plan, folder: Path) -> Section:
     """One scenario in a folder of its own, removed after it; what it found until something failed is kept."""
     title, scenario = SCENARIOS[name]
-    if time.monotonic() > plan.deadline:
+    last_s = plan.deadline if name == _TAKES_THE_REST else plan.deadline - plan.reserve_s
+    if time.monotonic() > last_s:
         return Section(name=name, title=title, problem="left out: the run's time was over")
     began, recorder, problem = time.monotonic(), Recorder(), ""
+    others = others_cpu_s()
+    if name != _TAKES_THE_REST:
+        plan = replace(plan, deadline=min(last_s, began + plan.scenario_s))
     with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=folder) as inside:
         try:
             scenario(plan, Path(inside), recorder)
         except (ClusterFailed, RuntimeError, OSError) as error:
-            problem = f"failed: {error}"
-    return Section(name=name, title=title, rows=recorder.rows(), problem=problem, seconds=time.monotonic() - began)
+            problem = f"failed: {error}{_kept_logs(Path(inside))}"
+    seconds = time.monotonic() - began
+    return Section(
+        name=name,
+        title=title,
+        rows=recorder.rows(),
+        problem=problem,
+        seconds=seconds,
+        others_share=max(0.0, (others_cpu_s() - others) / (seconds * len(os.sched_getaffinity(0)))),
+    )
+
+
+def _kept_logs(folder: Path) -> str:
+    """Save the nodes' logs before the folder goes; says where they are."""
+    logs = list(folder.glob("**/node-*/log"))
+    if not logs:
+        return ""
+    kept = Path(tempfile.mkdtemp(prefix="amberblob-bench-logs-"))
+    for log in logs:
+        shutil.copy(log, kept / "-".join(log.relative_to(folder).parts))
+    return f" (the nodes' logs: {kept})"

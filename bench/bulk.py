@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import http.client
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench import procfs
-from bench.cluster import HOST, Cluster
+from bench.cluster import Cluster
+from bench.environment import HOST
 
 _PART_BYTES = 2**20
 _TIMEOUT_S = 300.0
+NONE: Mapping[str, str] = {}
 
 
-def put(port: int, path: str, size_bytes: int, part: bytes) -> float:
+def put(
+    port: int, target: str, size_bytes: int, part: bytes, *, headers: Mapping[str, str] = NONE, host: str = HOST
+) -> float:
     """PUT ``size_bytes`` made of ``part`` over and over; seconds until the answer. Raises RuntimeError."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=_TIMEOUT_S)
+    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
     try:
         began = time.monotonic()
-        connection.putrequest("PUT", f"/objects/{path}", skip_accept_encoding=True)
+        connection.putrequest("PUT", target, skip_accept_encoding=True)
+        for name, value in headers.items():
+            connection.putheader(name, value)
         connection.putheader("Content-Length", str(size_bytes))
         connection.endheaders()
         view, left = memoryview(part), size_bytes
@@ -30,27 +36,27 @@ def put(port: int, path: str, size_bytes: int, part: bytes) -> float:
         answer = connection.getresponse()
         text = answer.read()
         seconds = time.monotonic() - began
-        if answer.status != 201:
-            raise RuntimeError(f"PUT {path} of {size_bytes} bytes: {answer.status} {text[:300]!r}")
+        if answer.status not in (200, 201):
+            raise RuntimeError(f"PUT {target} of {size_bytes} bytes: {answer.status} {text[:300]!r}")
         return seconds
     finally:
         connection.close()
 
 
-def get(port: int, path: str, size_bytes: int) -> float:
+def get(port: int, target: str, size_bytes: int, *, headers: Mapping[str, str] = NONE, host: str = HOST) -> float:
     """GET the object; seconds until its last byte. Raises RuntimeError when it is not that long."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=_TIMEOUT_S)
+    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
     buffer = bytearray(_PART_BYTES)
     try:
         began = time.monotonic()
-        connection.request("GET", f"/objects/{path}")
+        connection.request("GET", target, headers=dict(headers))
         answer = connection.getresponse()
         seen = 0
         while count := answer.readinto(buffer):
             seen += count
         seconds = time.monotonic() - began
         if answer.status != 200 or seen != size_bytes:
-            raise RuntimeError(f"GET {path}: {answer.status}, {seen} of {size_bytes} bytes")
+            raise RuntimeError(f"GET {target}: {answer.status}, {seen} of {size_bytes} bytes")
         return seconds
     finally:
         connection.close()

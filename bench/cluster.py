@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import http.client
 import select
 import signal
@@ -13,31 +12,30 @@ import time
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
-HOST = "127.0.0.1"
+from bench import procfs
+from bench.environment import ENVIRONMENT, HOST, end_with_parent
+
 NODES = 3
 _READY_TIMEOUT_S = 90.0
 _STOP_TIMEOUT_S = 60.0
-_PORTS = range(20_000, 30_000, NODES)
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
+SYNCS = "journal syncs"
+"""Name in what :meth:`Cluster.usage` tells; of all nodes."""
+
+_PORTS = range(20_000, 30_000, 3 * NODES)
 
 
 class ClusterFailed(Exception):
     """The cluster did not start or stop as it should."""
 
 
-def end_with_parent() -> None:
-    """For ``preexec_fn``: the kernel ends this child (SIGTERM) when the benchmark itself is killed."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _free_ports() -> int:
-    """The first of as many free ports in a row as there are nodes."""
+def free_ports(count: int = NODES) -> int:
+    """The first of so many free ports in a row."""
     for first in _PORTS:
         with ExitStack() as stack:
             try:
-                for port in range(first, first + NODES):
+                for port in range(first, first + count):
                     probe = stack.enter_context(closing(socket.socket()))
                     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     probe.bind((HOST, port))
@@ -56,6 +54,7 @@ class Node:
     folder: Path
     pid: int
     restarted: subprocess.Popen[bytes] | None = None
+    dead: bool = False
 
     @property
     def disk(self) -> Path:
@@ -76,7 +75,7 @@ class Cluster:
     start_s: float = 0.0
     _dev: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Cluster:
+    def __enter__(self) -> Self:
         try:
             self._start()
         except BaseException:
@@ -98,7 +97,7 @@ class Cluster:
         return [node.port for node in self.nodes]
 
     def _start(self) -> None:
-        first = _free_ports()
+        first = free_ports()
         command = [sys.executable, "-m", "amberblob", "dev", "--data", str(self.folder), "--port", str(first)]
         began = time.monotonic()
         self._dev = subprocess.Popen(
@@ -106,6 +105,7 @@ class Cluster:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            env=ENVIRONMENT,
             preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs while a cluster starts
         )
         pids = self._read_pids(self._dev, began + _READY_TIMEOUT_S)
@@ -129,29 +129,54 @@ class Cluster:
             raise ClusterFailed(f"`amberblob dev` named {len(pids)} nodes, not {NODES}")
         return pids
 
+    @property
+    def alive(self) -> list[Node]:
+        """The nodes that were not killed."""
+        return [node for node in self.nodes if not node.dead]
+
+    def usage(self) -> dict[str, float]:
+        """What all living nodes have used so far, for :data:`bench.load.Probe`."""
+        used = procfs.usage([node.pid for node in self.alive])
+        return {**used, SYNCS: sum(journal_syncs(node.port) for node in self.alive)}
+
+    def resident_bytes(self) -> int:
+        """Memory of the living node that has most."""
+        return max(procfs.rss_bytes(node.pid) for node in self.alive)
+
     def kill(self, node: Node) -> None:
         """SIGKILL one node."""
+        node.dead = True
         (node.restarted or _ByPid(node.pid)).send_signal(signal.SIGKILL)
         if node.restarted is not None:
             node.restarted.wait(_STOP_TIMEOUT_S)
 
     def restart(self, node: Node) -> None:
         """Start a killed node again with the same `serve` command, and wait until it is ready."""
+        self.launch(node)
+        self.await_ready(node)
+
+    def launch(self, node: Node) -> None:
+        """Start a node that does not run, by itself."""
         config = node.folder / "node.toml"
-        log = (node.folder / "log").open("ab")
-        with log:
+        with (node.folder / "log").open("ab") as log:
             node.restarted = subprocess.Popen(
                 [sys.executable, "-m", "amberblob", "serve", "--config", str(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                env=ENVIRONMENT,
                 preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs while a node starts
             )
         node.pid = node.restarted.pid
+        node.dead = False
+
+    def await_ready(self, node: Node) -> None:
+        """Return once a launched node serves. Raises ClusterFailed."""
+        assert node.restarted is not None, "it was launched"
         deadline = time.monotonic() + _READY_TIMEOUT_S
         while not is_ready(node.port):
             if time.monotonic() > deadline or node.restarted.poll() is not None:
-                raise ClusterFailed(f"node-{node.number} did not come back; its log is {node.folder}/log")
+                raise ClusterFailed(f"node-{node.number} did not become ready; its log is {node.folder}/log")
             time.sleep(0.05)
 
     def stop(self) -> None:
@@ -197,3 +222,20 @@ def is_ready(port: int) -> bool:
         return False
     finally:
         connection.close()
+
+
+def journal_syncs(port: int) -> float:
+    """How often the node synced its journal, from its own metrics. Raises OSError, RuntimeError."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=5.0)
+    try:
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+    except http.client.HTTPException as error:
+        raise RuntimeError(f"GET /metrics of port {port}: {error!r}") from error
+    finally:
+        connection.close()
+    for line in text.splitlines():
+        name, _, value = line.partition(" ")
+        if name.removesuffix("_total") == "amberblob_journal_syncs":
+            return float(value)
+    raise RuntimeError(f"port {port} does not count the syncs of its journal")

@@ -66,13 +66,19 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True):
-    """What one scenario found. ``problem`` says why it found nothing, or not all."""
+    """What one scenario found.
+
+    Attributes:
+        problem: why it found nothing, or not all.
+        others_share: of the machine's CPU time meanwhile, what went to neither the nodes nor the generator, 0 to 1.
+    """
 
     name: str
     title: str
     rows: tuple[Row, ...] = ()
     problem: str = ""
     seconds: float = 0.0
+    others_share: float = 0.0
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,8 +121,10 @@ class Recorder:
             self._notes[key] = note
 
     def rows(self) -> tuple[Row, ...]:
-        """All of it."""
-        return tuple(self._row(key, values) for key, values in self._values.items())
+        """All of it, subject by subject: a later run may have added a metric that the first had too few samples for."""
+        subjects = list(dict.fromkeys(subject for subject, _, _ in self._values))
+        keys = sorted(self._values, key=lambda key: subjects.index(key[0]))
+        return tuple(self._row(key, self._values[key]) for key in keys)
 
     def _row(self, key: tuple[str, str, str], values: Sequence[float]) -> Row:
         floor = self._floors.get(key)
