@@ -26,6 +26,7 @@ from node.http.call import Answer, BodyStream, Call, Context
 from node.http.get import close_iterator
 from node.http.problem import internal_error, problem, unparsable
 from node.http.routes import OPEN_RESOURCES, route
+from node.http.sending import DIRECT_BYTES_MIN, SendThreads, SocketSender
 from node.http.target import Resource, parse_target
 from node.http.writes import may_be_repeat, not_hiding
 from node.service import NodeStatus, ObjectService
@@ -40,6 +41,7 @@ _SERVER_FAULT = 500
 _UNREAD_BYTES_MAX = MIB
 """More of a refused body than this is not read just to keep the connection."""
 _LOGGED_TARGET_CHARS_MAX = 512
+_WRITE_STALL_S = 60.0
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger("amberblob.http")
 
@@ -69,6 +71,7 @@ class App:
         self._in_flight = 0
         self._drained: asyncio.Future[None] | None = None
         self.closing = False
+        self._send_threads = SendThreads()
 
     @property
     def in_flight(self) -> int:
@@ -78,6 +81,10 @@ class App:
     def begin_shutdown(self) -> None:
         """From now on ``/readyz`` says shutting-down, and every answer asks for the connection to be closed."""
         self.closing = True
+
+    def close(self) -> None:
+        """No more requests will come."""
+        self._send_threads.close()
 
     async def drained(self) -> None:
         """Wait until no request is being handled."""
@@ -193,13 +200,20 @@ class App:
         self._close_after(call.request, response)
         left = body.length
         piece: bytes | memoryview | None = body.first
+        sender: SocketSender | None = None
         try:
             await response.prepare(call.request)
+            if body.length >= DIRECT_BYTES_MIN:
+                sender = await self._past_transport(call.request)
             while piece is not None:
                 left -= len(piece)
                 if left < 0:
                     raise RuntimeError(f"the object's bytes go on after {body.length}")
-                await _write(response, piece)
+                if sender is None:
+                    await _write(response, piece)
+                else:
+                    await sender.send(memoryview(piece))
+                    call.request.writer.output_size += len(piece)
                 piece = None if left == 0 else await anext(body.rest, None)
             if left:
                 raise RuntimeError(f"the object's bytes ended {left} before {body.length}")
@@ -214,9 +228,25 @@ class App:
         except BaseException as error:
             _break(call.request, error, reraise=True)
         finally:
+            if sender is not None:
+                sender.close()
             piece = body.first = b""
             await close_iterator(body.rest)
         return response
+
+    async def _past_transport(self, request: BaseRequest) -> SocketSender | None:
+        """A sender for the body, once the head has left; None when there is no socket."""
+        stall_s = getattr(request.protocol, "write_stall_s", _WRITE_STALL_S)
+        sender = self._send_threads.sender(request.transport, stall_s=stall_s)
+        if sender is not None:
+            try:
+                sender.begin()
+                request.writer.send_headers()
+                await request.writer.drain()
+            except BaseException:
+                sender.close()
+                raise
+        return sender
 
     def _close_after(self, request: BaseRequest, response: StreamResponse) -> None:
         """Ask for the connection to be closed when the server goes, or when much of the body is still to come."""
@@ -311,14 +341,12 @@ def build_app(
 
 
 async def _write(response: StreamResponse, piece: bytes | memoryview) -> None:
-    """Write in slices, so that what waits in the transport stays small whatever the size of the piece."""
-    if len(piece) <= DATA_FRAME_BYTES:
-        if piece:
-            await response.write(piece)
-        return
-    view = memoryview(piece).cast("B")
-    for at in range(0, len(view), DATA_FRAME_BYTES):
-        await response.write(view[at : at + DATA_FRAME_BYTES])
+    """Write in slices, so that what waits in the transport stays small whatever the size of the piece.
+
+    Copies of them: the transport may keep what it cannot send at once, and a piece's memory is used again.
+    """
+    for at in range(0, len(piece), DATA_FRAME_BYTES):
+        await response.write(bytes(piece[at : at + DATA_FRAME_BYTES]))
 
 
 def _break(request: BaseRequest, error: BaseException, *, reraise: bool = False) -> NoReturn:
