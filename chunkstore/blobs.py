@@ -299,7 +299,15 @@ class Blobs:
         await self._core.ask(slot, lambda database: database.remove_body(blob_id), barrier=barrier)
         return error
 
-    async def _read_file(self, slot: int, blob_id: str, read: Callable[[], bytes]) -> bytes:
+    async def read_chunk_into(self, slot: int, blob_id: str, chunk: ChunkRef, into: memoryview) -> bytes | memoryview:
+        """See the interface."""
+        if chunk.len <= INLINE_BYTES_MAX:
+            return await self.read_chunk(slot, blob_id, chunk)
+        checked_ulid(blob_id)
+        checked_hash(chunk.id)
+        return await self._read_file(slot, blob_id, lambda: self._files.read_chunk_into(slot, blob_id, chunk, into))
+
+    async def _read_file(self, slot: int, blob_id: str, read: Callable[[], T]) -> T:
         try:
             return await self._run_reading(read)
         except (ChunkCorrupt, ChunkMissing):

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import structlog
+from blake3 import blake3
 
 from amberblob.errors import ChunkCorrupt, ChunkMissing, DigestMismatch
 from amberblob.ids import content_hash, valid_hash, valid_ulid
+from amberblob.limits import MIB
 from amberblob.manifest import ChunkRef
 from chunkstore.fileops import FileOps
 
@@ -23,6 +25,8 @@ _log = structlog.get_logger(__name__)
 
 MANIFEST_NAME = "manifest.json"
 INCOMPLETE_NAME = "incomplete"
+
+_READ_BYTES = MIB
 
 
 def checked_ulid(text: str) -> str:
@@ -37,6 +41,25 @@ def checked_hash(text: str) -> str:
     if not valid_hash(text):
         raise ValueError(f"{text!r} is no chunk id and cannot name a file")
     return text
+
+
+def _read_into(path: Path, place: memoryview) -> str | None:
+    """Fill ``place`` with the whole file and name what came; None when the file has another length."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_size != len(place):
+            return None
+        hasher, at = blake3(), 0
+        while at < len(place):
+            # In parts, so that what is hashed is still in the processor's cache.
+            count = os.preadv(fd, [place[at : at + _READ_BYTES]], at)
+            if count == 0:
+                return None
+            hasher.update(place[at : at + count])
+            at += count
+        return hasher.hexdigest()
+    finally:
+        os.close(fd)
 
 
 class BlobFiles:
@@ -79,8 +102,21 @@ class BlobFiles:
 
     def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef) -> bytes:
         """A chunk's bytes, verified. Raises ChunkMissing, ChunkCorrupt, OSError."""
-        path = self.blob_folder(slot, blob_id) / "chunks" / checked_hash(chunk.id)
+        path = self._chunk_path(slot, blob_id, chunk)
         return self._read(slot, blob_id, path, chunk.id, chunk.len)
+
+    def read_chunk_into(self, slot: int, blob_id: str, chunk: ChunkRef, into: memoryview) -> memoryview:
+        """A chunk's bytes, verified, at the beginning of ``into``. Raises as :meth:`read_chunk`."""
+        path = self._chunk_path(slot, blob_id, chunk)
+        place = into[: chunk.len]
+        assert len(place) == chunk.len, "a chunk needs room"
+        try:
+            found = _read_into(path, place)
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._missing(slot, blob_id, path) from None
+        if found == chunk.id:
+            return place.toreadonly()
+        raise self.quarantine_file(slot, blob_id, path, chunk.id)
 
     def read_manifest(self, slot: int, blob_id: str, manifest_id: str) -> bytes:
         """A manifest's bytes, verified. Raises as :meth:`read_chunk`."""
@@ -91,13 +127,20 @@ class BlobFiles:
         try:
             data = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            raise ChunkMissing(
-                f"{path.name} of blob {blob_id} (slot {slot}) is not on this disk. Another replica has it; "
-                "`amberblob explain` tells which."
-            ) from None
+            raise self._missing(slot, blob_id, path) from None
         if (wanted_len is None or len(data) == wanted_len) and content_hash(data) == wanted_id:
             return data
         raise self.quarantine_file(slot, blob_id, path, wanted_id)
+
+    def _chunk_path(self, slot: int, blob_id: str, chunk: ChunkRef) -> Path:
+        return self.blob_folder(slot, blob_id) / "chunks" / checked_hash(chunk.id)
+
+    @staticmethod
+    def _missing(slot: int, blob_id: str, path: Path) -> ChunkMissing:
+        return ChunkMissing(
+            f"{path.name} of blob {blob_id} (slot {slot}) is not on this disk. Another replica has it; "
+            "`amberblob explain` tells which."
+        )
 
     def quarantine_file(self, slot: int, blob_id: str, path: Path, wanted_id: str) -> ChunkCorrupt:
         """Move a file that failed its hash away; returns the error to raise."""

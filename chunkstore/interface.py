@@ -221,6 +221,14 @@ class ReplicaStore(Protocol):
         """
         ...
 
+    async def read_chunk_into(self, slot: int, blob_id: str, chunk: ChunkRef, into: memoryview) -> bytes | memoryview:
+        """As :meth:`read_chunk`; the bytes may be put into ``into``, which has room for them: the answer is then a view of it.
+
+        (Memory that is used again costs a fraction of fresh memory.) Whoever is cancelled must not use ``into`` for
+        anything else: a thread may still be reading into it.
+        """
+        ...
+
     async def read_manifest(self, slot: int, blob_id: str, manifest_id: str) -> bytes:
         """The manifest file's bytes, verified. Raises as :meth:`read_chunk`."""
         ...

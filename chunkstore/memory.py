@@ -305,6 +305,9 @@ class MemoryStore:
             return data
         raise self._give_up(slot, blob_id, chunk.id)
 
+    async def read_chunk_into(self, slot: int, blob_id: str, chunk: ChunkRef, into: memoryview) -> bytes:
+        return await self.read_chunk(slot, blob_id, chunk)
+
     async def read_manifest(self, slot: int, blob_id: str, manifest_id: str) -> bytes:
         checked_ulid(blob_id)
         data = self._file(slot, blob_id, checked_hash(manifest_id))

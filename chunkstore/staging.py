@@ -193,8 +193,9 @@ class DiskStaging:
         self._raise_if_over()
         if not len(data):
             return
-        # Only bytes cannot change under our hands.
-        self._pieces.append(data if isinstance(data, bytes) else bytes(data))
+        # Only bytes cannot change under our hands, and views of bytes.
+        fixed = isinstance(data, bytes) or (isinstance(data, memoryview) and isinstance(data.obj, bytes))
+        self._pieces.append(data if fixed else bytes(data))
         self._waiting_bytes += len(data)
         if self._waiting_bytes >= PIECE_BYTES:
             await self._hand_over()

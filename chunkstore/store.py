@@ -301,6 +301,9 @@ class DiskStore:
     async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef) -> bytes:
         return await self._blobs.read_chunk(slot, blob_id, chunk)
 
+    async def read_chunk_into(self, slot: int, blob_id: str, chunk: ChunkRef, into: memoryview) -> bytes | memoryview:
+        return await self._blobs.read_chunk_into(slot, blob_id, chunk, into)
+
     async def read_manifest(self, slot: int, blob_id: str, manifest_id: str) -> bytes:
         return await self._blobs.read_manifest(slot, blob_id, manifest_id)
 

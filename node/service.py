@@ -129,6 +129,9 @@ class ObjectService(Protocol):
     def read(self, view: ObjectView, offset: int, length: int) -> AsyncIterator[bytes | memoryview]:
         """The bytes of a version, verified against their hashes, from the nearest replica that has them.
 
+        A piece is up to a chunk, and valid until the next one is asked for or the iterator is closed: its memory is
+        used again.
+
         Raises: QuorumUnavailable when no replica that answers has a chunk (while iterating).
         """
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+from aiohttp.http import StreamWriter
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web import BaseRequest, RequestPayloadError, Response, StreamResponse
 
@@ -60,6 +61,10 @@ class AiohttpExchange:
     @property
     def transport(self) -> asyncio.Transport | None:
         return self._request.transport
+
+    @property
+    def write_stall_s(self) -> float:
+        return float(getattr(self._request.protocol, "write_stall_s", 60.0))
 
     @property
     def received_bytes(self) -> int:
@@ -118,6 +123,12 @@ class AiohttpExchange:
         self.response = StreamResponse(status=answer.status, headers=self._headers(call, answer))
         self._close_after(close)
         await self.response.prepare(self._request)
+
+    async def flush(self) -> None:
+        writer = self._request.writer
+        assert isinstance(writer, StreamWriter)
+        writer.send_headers()
+        await writer.drain()
 
     async def write(self, piece: bytes | memoryview) -> None:
         await self.response.write(piece)

@@ -27,6 +27,7 @@ from node.http.call import Answer, BodyStream, Call, Context, Exchange
 from node.http.get import close_iterator
 from node.http.problem import internal_error, problem, unparsable
 from node.http.routes import OPEN_RESOURCES, route
+from node.http.sending import DIRECT_BYTES_MIN, SendThreads, SocketSender
 from node.http.target import Resource, parse_target
 from node.http.writes import may_be_repeat, not_hiding
 from node.logs import frequent_lines
@@ -70,6 +71,7 @@ class App:
         self._in_flight = 0
         self._drained: asyncio.Future[None] | None = None
         self.closing = False
+        self._send_threads = SendThreads()
 
     @property
     def in_flight(self) -> int:
@@ -79,6 +81,10 @@ class App:
     def begin_shutdown(self) -> None:
         """From now on ``/readyz`` says shutting-down, and every answer asks for the connection to be closed."""
         self.closing = True
+
+    def close(self) -> None:
+        """No more requests will come."""
+        self._send_threads.close()
 
     async def drained(self) -> None:
         """Wait until no request is being handled."""
@@ -177,13 +183,24 @@ class App:
         exchange = call.exchange
         left = body.length
         piece: bytes | memoryview | None = body.first
+        sender: SocketSender | None = None
         try:
+            if body.length >= DIRECT_BYTES_MIN:
+                sender = self._send_threads.sender(exchange.transport, stall_s=exchange.write_stall_s)
+            if sender is not None:
+                sender.begin()
             await exchange.begin(call, answer, close=self.closing)
+            if sender is not None:
+                await exchange.flush()
             while piece is not None:
                 left -= len(piece)
                 if left < 0:
                     raise RuntimeError(f"the object's bytes go on after {body.length}")
-                await _write(exchange, piece)
+                if sender is None:
+                    await _write(exchange, piece)
+                else:
+                    await sender.send(memoryview(piece))
+                    exchange.sent_bytes += len(piece)
                 piece = None if left == 0 else await anext(body.rest, None)
             if left:
                 raise RuntimeError(f"the object's bytes ended {left} before {body.length}")
@@ -198,6 +215,8 @@ class App:
         except BaseException as error:
             _break(exchange, error, reraise=True)
         finally:
+            if sender is not None:
+                sender.close()
             piece = body.first = b""
             await close_iterator(body.rest)
 
@@ -276,14 +295,12 @@ def build_app(
 
 
 async def _write(exchange: Exchange, piece: bytes | memoryview) -> None:
-    """Write in slices, so that what waits in the transport stays small whatever the size of the piece."""
-    if len(piece) <= DATA_FRAME_BYTES:
-        if piece:
-            await exchange.write(piece)
-        return
-    view = memoryview(piece).cast("B")
-    for at in range(0, len(view), DATA_FRAME_BYTES):
-        await exchange.write(view[at : at + DATA_FRAME_BYTES])
+    """Write in slices, so that what waits in the transport stays small whatever the size of the piece.
+
+    Copies of them: the transport may keep what it cannot send at once, and a piece's memory is used again.
+    """
+    for at in range(0, len(piece), DATA_FRAME_BYTES):
+        await exchange.write(bytes(piece[at : at + DATA_FRAME_BYTES]))
 
 
 def _break(exchange: Exchange, error: BaseException, *, reraise: bool = False) -> NoReturn:

@@ -58,6 +58,11 @@ class Exchange(Protocol):
         """How much of the request's body has come."""
         ...
 
+    @property
+    def write_stall_s(self) -> float:
+        """How long the client may take nothing of the answer."""
+        ...
+
     sent_bytes: int
     """How much of the answer went to the transport, its head included."""
 
@@ -81,6 +86,10 @@ class Exchange(Protocol):
 
     async def begin(self, call: Call, answer: Answer, *, close: bool) -> None:
         """The head of an answer whose body follows. Raises: ConnectionError."""
+        ...
+
+    async def flush(self) -> None:
+        """Returns when what was written has left the process. Raises: ConnectionError."""
         ...
 
     async def write(self, piece: bytes | memoryview) -> None:

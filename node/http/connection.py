@@ -193,6 +193,11 @@ class Connection(RequestHandler):
         self._new = False
         self._answered = False
 
+    @property
+    def write_stall_s(self) -> float:
+        """How long a client may take nothing of an answer."""
+        return self._timeouts.write_stall_s
+
     def abort(self) -> None:
         """Drop the connection and whatever waits to be written."""
         if self._wire is not None:

@@ -277,6 +277,10 @@ class FastExchange:
     def whole_body(self) -> bytes | None:
         return self._body
 
+    @property
+    def write_stall_s(self) -> float:
+        return self._connection.write_stall_s
+
     async def body(self, *, invite: bool, stall_s: float) -> AsyncIterator[bytes]:
         if self._body:
             yield self._body
@@ -296,6 +300,9 @@ class FastExchange:
     async def begin(self, call: Call, answer: Answer, *, close: bool) -> None:
         assert not call.is_head and "Content-Length" in answer.headers
         await self.send(call, answer, b"", close=close)
+
+    async def flush(self) -> None:
+        await self._connection._drain_helper()
 
     async def write(self, piece: bytes | memoryview) -> None:
         self._write(piece)

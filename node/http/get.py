@@ -91,8 +91,9 @@ async def _open(chunks: AsyncIterator[bytes | memoryview], length: int) -> bytes
         raise RuntimeError(f"the object's bytes ended before the first of {length}") from None
     if len(first) != length or length > WHOLE_BODY_BYTES_MAX:
         return BodyStream(first, chunks, length)
+    whole = bytes(first)
     await close_iterator(chunks)
-    return bytes(first)
+    return whole
 
 
 async def close_iterator(chunks: AsyncIterator[bytes | memoryview]) -> None:

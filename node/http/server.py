@@ -98,3 +98,4 @@ class HttpServer:
             _log.warning("shutdown_cuts_off_requests", in_flight=self._app.in_flight, grace_s=grace_s)
         await self._connections.close(max(FLUSH_S_MIN, end_s - loop.time()))
         self._connections = None
+        self._app.close()

@@ -4,12 +4,18 @@ Every chunk is checked against its hash where it is read and, if it came from a 
 fetched ahead of the one that is being sent. How many chunks all readers together hold in memory is bounded, softly
 and hard: a reader waits for a place, but clients that pause must not stop the others, so after a moment it takes one
 of the reserve. Looking ahead takes a place only if one is free, so readers never wait for each other in a circle.
+
+A chunk of this node is read into memory that is used again for another one: fresh memory costs more than the reading
+and the hashing together. What was verified is what is sent: the same bytes of memory, not the same place of a file.
 """
 
 from __future__ import annotations
 
 import asyncio
+import mmap
+from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 import structlog
 
@@ -23,10 +29,10 @@ from amberblob.errors import (
     StorageError,
 )
 from amberblob.ids import content_hash
-from amberblob.limits import MIB
 from amberblob.manifest import ChunkRef, Version, decode_manifest
 from amberblob.wire import ReadChunk, ReadManifest
 from chunkstore.interface import ReplicaStore
+from chunkstore.staging import retrieve
 from node.coordinator import Coordinator
 from node.pulls import PullRequests
 from node.routing import Routing
@@ -40,7 +46,10 @@ PLACE_PATIENCE_S = 0.25
 RESERVE_PATIENCE_S = 10.0
 FRAME_TIMEOUT_S = 5.0
 HASH_IN_THREAD_BYTES = 256 * 1024
-SEND_PIECE_BYTES = MIB
+BUFFERS_KEPT = 3
+"""Buffers that stay when nobody reads: as many as one reader uses, and one."""
+AHEAD = 1
+"""Chunks that a reader fetches ahead of the one that is being sent."""
 
 
 class Places:
@@ -76,6 +85,36 @@ class Places:
         return self._reserve
 
 
+class Buffers:
+    """Memory for chunks of up to ``size_bytes``, used again and again. A place bounds how much there is."""
+
+    def __init__(self, kept: int) -> None:
+        self._kept = kept
+        self._free: list[memoryview] = []
+
+    def take(self, size_bytes: int) -> memoryview:
+        """A buffer of at least ``size_bytes``, with whatever is in it."""
+        if self._free and len(self._free[-1]) >= size_bytes:
+            return self._free.pop()
+        fresh = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        fresh.madvise(mmap.MADV_HUGEPAGE)
+        return memoryview(fresh)
+
+    def give(self, buffer: memoryview) -> None:
+        """Nobody uses the buffer any more. (One that a thread may still write to is not given back, but forgotten.)"""
+        if len(self._free) < self._kept:
+            self._free.append(buffer)
+
+
+@dataclass(slots=True)
+class Fetched:
+    """A chunk on its way to a client, and what it takes until it is sent."""
+
+    place: asyncio.Semaphore
+    buffer: memoryview
+    data: asyncio.Task[bytes | memoryview]
+
+
 class Reading:
     """Reads versions for clients, and chunks for whoever mends this node's copy."""
 
@@ -85,6 +124,7 @@ class Reading:
         self._store = store
         self._pulls = pulls
         self._places = Places(CHUNKS_IN_MEMORY, CHUNKS_IN_RESERVE)
+        self._buffers = Buffers(BUFFERS_KEPT)
 
     async def read(self, view: ObjectView, offset: int, length: int) -> AsyncIterator[bytes | memoryview]:
         """See :meth:`node.service.ObjectService.read`."""
@@ -103,28 +143,34 @@ class Reading:
             if low < high:
                 parts.append((chunk, low, high))
             start += chunk.len
-        ahead: asyncio.Task[bytes] | None = None
-        held: list[asyncio.Semaphore] = []
+        fetched: deque[Fetched] = deque()
+
+        def fetch(place: asyncio.Semaphore, chunk: ChunkRef) -> None:
+            buffer = self._buffers.take(max(chunk.len, self._routing.table().cluster.chunk_bytes))
+            work = self.chunk(slot, version, chunk, buffer)
+            fetched.append(Fetched(place, buffer, asyncio.get_running_loop().create_task(work)))
+            fetched[-1].data.add_done_callback(retrieve)
+
         try:
             for index, (chunk, low, high) in enumerate(parts):
-                if ahead is None:
-                    held.append(await self._places.take())
-                    data = await self.chunk(slot, version, chunk)
-                else:
-                    data, ahead = await ahead, None
-                if index + 1 < len(parts) and (free := await self._places.take_free()) is not None:
-                    held.append(free)
-                    ahead = asyncio.get_running_loop().create_task(self.chunk(slot, version, parts[index + 1][0]))
-                piece = memoryview(data)[low:high]
-                for at in range(0, len(piece), SEND_PIECE_BYTES):
-                    yield piece[at : at + SEND_PIECE_BYTES]
-                del data, piece
-                held.pop(0).release()
+                if not fetched:
+                    fetch(await self._places.take(), chunk)
+                for following, _, _ in parts[index + len(fetched) : index + 1 + AHEAD]:
+                    if (free := await self._places.take_free()) is None:
+                        break
+                    fetch(free, following)
+                yield memoryview(await fetched[0].data)[low:high]
+                # Who asks for more has done with the last one.
+                done = fetched.popleft()
+                done.place.release()
+                self._buffers.give(done.buffer)
         finally:
-            if ahead is not None:
-                ahead.cancel()
-            for place in held:
-                place.release()
+            for left in fetched:
+                left.place.release()
+                if left.data.done():
+                    self._buffers.give(left.buffer)
+                else:
+                    left.data.cancel()  # and its buffer is forgotten: a thread may still be reading into it
 
     def peek(self, view: ObjectView) -> bytes | None:
         """See :meth:`node.service.ObjectService.peek`."""
@@ -154,13 +200,19 @@ class Reading:
             return chunks
         raise bytes_unavailable("the manifest", failures)
 
-    async def chunk(self, slot: int, version: Version, chunk: ChunkRef) -> bytes:
-        """One chunk, verified. Raises: ClusterError when no replica that answers has it."""
+    async def chunk(
+        self, slot: int, version: Version, chunk: ChunkRef, into: memoryview | None = None
+    ) -> bytes | memoryview:
+        """One chunk, verified, perhaps as a view of ``into``. Raises: ClusterError when no replica that answers has it."""
+        data: bytes | memoryview
         failures: dict[str, str] = {}
         for node in self._candidates(slot):
             try:
                 if node == self._coordinator.node:
-                    data = await self._store.read_chunk(slot, version.blob_id, chunk)
+                    if into is None:
+                        data = await self._store.read_chunk(slot, version.blob_id, chunk)
+                    else:
+                        data = await self._store.read_chunk_into(slot, version.blob_id, chunk, into)
                 else:
                     data = await self._fetch(node, ReadChunk(slot=slot, blob_id=version.blob_id, chunk=chunk))
                     await verify(data, chunk)
@@ -205,7 +257,7 @@ class Reading:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def verify(data: bytes, chunk: ChunkRef) -> None:
+async def verify(data: bytes | memoryview, chunk: ChunkRef) -> None:
     """Raises: DigestMismatch when ``data`` is not the chunk."""
     if len(data) >= HASH_IN_THREAD_BYTES:
         found = await asyncio.get_running_loop().run_in_executor(None, content_hash, data)

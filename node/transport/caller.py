@@ -116,7 +116,7 @@ class CallerConnection(Connection):
         try:
             self.send(Kind.REQUEST, stream, frames.pack_request(request_id, wire.encode(request)))
             while (data := await fetch.receiver.take(timeout_s=timeout_s)) is not None:
-                yield data
+                yield bytes(data)  # which copies nothing: frames of a fetch are bytes
         except TimeoutError:
             raise PeerTimeout(_overdue(self.peer, type(request).__name__, timeout_s)) from None
         finally:

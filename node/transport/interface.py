@@ -80,8 +80,8 @@ class Peers(Protocol):
 class IncomingStage(Protocol):
     """A blob on its way in, as the answerer sees it."""
 
-    def frames(self) -> AsyncIterator[bytes]:
-        """The blob's bytes; ends at StageClose. Credit goes back to the sender as frames are taken.
+    def frames(self) -> AsyncIterator[bytes | memoryview]:
+        """The blob's bytes, which do not change any more; ends at StageClose. Credit goes back to the sender as frames are taken.
 
         Raises:
             PeerUnreachable: the sender went away or gave up; nothing more will come.

@@ -180,7 +180,7 @@ class LocalStage:
         self._inbox.fail(error)
 
     def _put(self, data: bytes | memoryview) -> None:
-        self._inbox.feed(data if isinstance(data, bytes) else bytes(data))
+        self._inbox.feed(data)
 
     def _give_credit(self, size_bytes: int) -> None:
         self._sender.grant(size_bytes)

@@ -105,13 +105,13 @@ class StreamReceiver:
     def __init__(self, credit: Callable[[int], None]) -> None:
         self.window = ReceiveWindow()
         self._credit = credit
-        self._frames: deque[bytes] = deque()
+        self._frames: deque[bytes | memoryview] = deque()
         self._ended = False
         self._error: AmberError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
-    def feed(self, data: bytes) -> None:
-        """A frame came in. Raises WireError when there was no credit for it, or after the end."""
+    def feed(self, data: bytes | memoryview) -> None:
+        """A frame came in, which does not change any more. Raises WireError when there was no credit for it, or after the end."""
         if self._ended:
             raise WireError("a data frame after the end of its stream")
         self.window.receive(len(data))
@@ -130,7 +130,7 @@ class StreamReceiver:
             self._frames.clear()
         self._wake()
 
-    async def take(self, *, timeout_s: float | None = None) -> bytes | None:
+    async def take(self, *, timeout_s: float | None = None) -> bytes | memoryview | None:
         """The next frame; None at the end.
 
         Raises:
@@ -180,8 +180,8 @@ class StageInbox:
         self._manifest = bytearray()
         self._complete = False
 
-    def feed(self, data: bytes) -> None:
-        """A data frame. Raises WireError."""
+    def feed(self, data: bytes | memoryview) -> None:
+        """A data frame, which does not change any more. Raises WireError."""
         if self._message is None:
             self.receiver.feed(data)
             return
@@ -214,7 +214,7 @@ class StageInbox:
         if not self._complete:
             self.receiver.fail(error)
 
-    async def frames(self) -> AsyncIterator[bytes]:
+    async def frames(self) -> AsyncIterator[bytes | memoryview]:
         """The blob's bytes; ends when all that belongs to the blob has come. Raises PeerUnreachable."""
         while (data := await self.receiver.take()) is not None:
             yield data

@@ -381,6 +381,9 @@ async def test_staged_bytes_are_durable_and_read_back(store: ReplicaStore):
     assert await store.blob_state(SLOT, blob_id) is BlobState.DURABLE
     for chunk, part in zip(chunks, parts, strict=True):
         assert await store.read_chunk(SLOT, blob_id, chunk) == part
+        assert await store.read_chunk_into(SLOT, blob_id, chunk, memoryview(bytearray(200 * KIB))) == part
+    with pytest.raises(ChunkMissing):
+        await store.read_chunk_into(SLOT, _mint.mint(), chunks[0], memoryview(bytearray(200 * KIB)))
     with pytest.raises(ChunkMissing):
         await store.read_chunk(SLOT, blob_id, ChunkRef(id=content_hash(b"x"), len=1))
     with pytest.raises(ChunkMissing):

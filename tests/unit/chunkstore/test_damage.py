@@ -432,6 +432,21 @@ async def test_a_chunk_of_the_wrong_length_is_missing(kit, tmp_path: Path):
         await store.read_chunk(1, blob_id, ChunkRef(id=chunks[0].id, len=3))
 
 
+@pytest.mark.parametrize("damage", ["shorter", "longer", "changed"])
+async def test_a_damaged_chunk_is_not_read_into_memory_either(kit, tmp_path: Path, damage: str):
+    store = await kit.open(tmp_path / "d")
+    blob_id = kit.mint()
+    data = b"b" * 70_000
+    (chunk,) = await kit.stage(store, 1, blob_id, data, chunk_bytes=1 << 17)
+    path = tmp_path / f"d/slots/1/blobs/{blob_id}/chunks/{chunk.id}"
+    path.write_bytes({"shorter": data[:-1], "longer": data + b"b", "changed": data[:-1] + b"c"}[damage])
+    with pytest.raises(ChunkCorrupt):
+        await store.read_chunk_into(1, blob_id, chunk, memoryview(bytearray(1 << 17)))
+    assert await store.blob_state(1, blob_id) is BlobState.ABSENT
+    with pytest.raises(ChunkMissing):
+        await store.read_chunk_into(1, blob_id, chunk, memoryview(bytearray(1 << 17)))
+
+
 async def test_the_doctor_finds_nothing_wrong_with_a_slot_that_only_an_upload_began(kit, tmp_path: Path):
     store = await kit.open(tmp_path / "d")
     staging = await store.stage(9, kit.mint(), chunk_bytes=100, size=None)

@@ -13,11 +13,20 @@ from typing import Any
 
 import aiohttp
 import pytest
+import uvloop
 from yarl import URL
 
 from amberblob.metrics import Metrics
 from node.http import App, HttpServer, Timeouts, build_app
 from tests.unit.node.http.fake_service import FakeService, FakeStatus
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], Any]]:
+    """What hangs on how a loop sends is tried on both; the product runs on uvloop."""
+    factories: dict[str, Callable[[], Any]] = {"asyncio": asyncio.new_event_loop}
+    if item.path.stem == "test_large_bodies":
+        factories["uvloop"] = uvloop.new_event_loop
+    return factories
 
 
 @dataclass

@@ -289,3 +289,30 @@ async def test_explain_an_object_with_a_long_history(made):
     lacking = [v["version"] for v in told["versions"] if set(v["copies"].values()) != {"all"}]
     assert lacking == [], told["advice"]
     await look(made[1], "p")
+
+
+async def test_memory_is_used_again_only_when_nobody_writes_to_it(tmp_path):
+    async with cluster(folder=tmp_path, request_timeout_s=10.0, peer_timeout_s=10.0) as made:
+        data, view, _ = await stored(made, 6 * CHUNK)
+        reading, store = made[1].reading, made[1].store
+        assert await read(made[1], view) == data
+        kept = [id(buffer) for buffer in reading._buffers._free]
+        assert 0 < len(kept) <= bytes_module.BUFFERS_KEPT
+        assert await read(made[1], view) == data
+        assert {id(buffer) for buffer in reading._buffers._free} >= set(kept)
+
+        # A client goes away while a thread still reads the next chunk: that memory is not seen again.
+        honest, used = store.read_chunk_into, []
+
+        async def slowly(slot, blob_id, chunk, into):
+            used.append(into)
+            if len(used) > 1:
+                await asyncio.sleep(60)
+            return await honest(slot, blob_id, chunk, into)
+
+        store.read_chunk_into = slowly
+        parts = made[1].objects.read(view, 0, len(data))
+        assert bytes(await anext(parts)) == data[:CHUNK]
+        await parts.aclose()
+        free = [id(buffer) for buffer in reading._buffers._free]
+        assert id(used[0]) in free and id(used[1]) not in free
