@@ -6,7 +6,8 @@ way of an entry), then by interest:
 * journal: :mod:`codec` (pure: frames, torn or corrupt), :mod:`segments` (files), :mod:`journal` (group commit)
 * databases: :mod:`schema`, :mod:`sqlite`, :mod:`slotdb`, :mod:`applying`, :mod:`pool` (lost slots), :mod:`index`
   (listing), :mod:`applier` (batches, checkpoints), :mod:`dbthread`
-* memory: :mod:`rules` (pure: what a mutation does), :mod:`overlay`
+* memory: :mod:`rules` (pure: what a mutation does), :mod:`overlay`, :mod:`pathfilter` (pure: which paths are new),
+  :mod:`filling`, :mod:`bodycache`
 * bytes: :mod:`staging` (the way in), :mod:`files`, :mod:`blobs`
 * the disk itself: :mod:`identity`, :mod:`space`, :mod:`fileops`, :mod:`recovery`, :mod:`doctor`
 * :mod:`memory`, :mod:`memory_state`: the twin for tests and simulations
