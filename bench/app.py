@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -19,12 +20,16 @@ from bench.cluster import ClusterFailed
 from bench.machine import commit_id, load_average, machine_facts
 from bench.report import markdown, show_facts, show_section
 from bench.results import Document, Recorder, Section, load, save
-from bench.scenarios import SCENARIOS, Plan
+from bench.rivals import beside
+from bench.rivals.common import NotInstalled
+from bench.scenarios import SCENARIOS, Plan, Scenario
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 _GIB = 2**30
 _FULL_S = 540.0
 _QUICK_S = 100.0
+_RIVAL_S = 120.0
+_ALL: dict[str, tuple[str, Scenario]] = {**SCENARIOS, **beside.SCENARIOS}
 _LISTED = 1_000_000
 _LISTED_QUICK = 20_000
 
@@ -35,6 +40,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--quick", action="store_true", help="one short run of each thing: to see that it works")
     parser.add_argument("--only", nargs="+", choices=sorted(SCENARIOS), metavar="NAME", help=", ".join(SCENARIOS))
+    parser.add_argument(
+        "--rivals",
+        type=_rivals,
+        default=(),
+        metavar="NAME[,NAME]",
+        help=f"measure us beside these: {', '.join(beside.RIVALS)} (default: all of them, unless --quick or --only)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the findings here")
     parser.add_argument("--huge", action="store_true", help="a body of 4 GiB instead of 1 GiB")
     parser.add_argument("--folder", type=Path, help="where the clusters and floors live (default: a temporary folder)")
@@ -43,6 +55,21 @@ def _parser() -> argparse.ArgumentParser:
         "--report", type=Path, metavar="FILE", help=f"measure nothing; make {PAGE.name} of this JSON file"
     )
     return parser
+
+
+def _rivals(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    unknown = [name for name in names if name not in beside.RIVALS]
+    if unknown or not names:
+        raise argparse.ArgumentTypeError(f"there are {', '.join(beside.RIVALS)}, not {text!r}")
+    return names
+
+
+def chosen(only: Sequence[str] | None, rivals: Sequence[str], quick: bool) -> list[str]:
+    """The scenarios of a run: those that are named, or else all; a quick run has no rival that is not named."""
+    if only or rivals:
+        return [*(only or ()), *rivals]
+    return [*SCENARIOS] if quick else [*_ALL]
 
 
 def _plan(options: argparse.Namespace, began: float) -> Plan:
@@ -88,11 +115,14 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _measure(options: argparse.Namespace, console: Console, command: str) -> Document:
     began, started_at, load_before = time.monotonic(), datetime.now(UTC), load_average()
+    names = chosen(options.only, options.rivals, options.quick)
     plan = _plan(options, began)
+    rivals = sum(name in beside.SCENARIOS for name in names)
+    plan = replace(plan, deadline=plan.deadline + rivals * _RIVAL_S)
     sections = []
     with tempfile.TemporaryDirectory(prefix="amberblob-bench-", dir=options.folder) as folder:
         machine = machine_facts(Path(folder))
-        for name in options.only or SCENARIOS:
+        for name in names:
             section = _run_one(name, plan, Path(folder))
             show_section(section, console)
             sections.append(section)
@@ -110,13 +140,16 @@ def _measure(options: argparse.Namespace, console: Console, command: str) -> Doc
 
 def _run_one(name: str, plan: Plan, folder: Path) -> Section:
     """One scenario in a folder of its own, removed after it; what it found until something failed is kept."""
-    title, scenario = SCENARIOS[name]
+    title, scenario = _ALL[name]
     if time.monotonic() > plan.deadline:
         return Section(name=name, title=title, problem="left out: the run's time was over")
-    began, recorder, problem = time.monotonic(), Recorder(), ""
+    began, recorder, problem, note = time.monotonic(), Recorder(), "", ""
     with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=folder) as inside:
         try:
             scenario(plan, Path(inside), recorder)
+        except NotInstalled as error:
+            note = str(error)
         except (ClusterFailed, RuntimeError, OSError) as error:
             problem = f"failed: {error}"
-    return Section(name=name, title=title, rows=recorder.rows(), problem=problem, seconds=time.monotonic() - began)
+    seconds = time.monotonic() - began
+    return Section(name=name, title=title, rows=recorder.rows(), problem=problem, note=note, seconds=seconds)

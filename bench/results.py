@@ -66,12 +66,18 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True):
-    """What one scenario found. ``problem`` says why it found nothing, or not all."""
+    """What one scenario found.
+
+    Attributes:
+        problem: why it found nothing, or not all, though it should have.
+        note: why it had nothing to do.
+    """
 
     name: str
     title: str
     rows: tuple[Row, ...] = ()
     problem: str = ""
+    note: str = ""
     seconds: float = 0.0
 
 
