@@ -4,6 +4,7 @@
 PYTHON ?= python3
 ARGS   ?=
 LONG   ?= 4
+REV    ?=
 
 VENV       := .venv
 VENV_SWIFT := .venv-swift
@@ -27,7 +28,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup dev test check fmt model sim sim-long soak bench bench-rivals demo lock clean
+.PHONY: help setup dev test check fmt model sim sim-long soak bench bench-rivals bench-vs demo lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -72,6 +73,9 @@ bench: $(STAMP_DEV) ## run the benchmarks (ARGS go to `python -m bench`)
 
 bench-rivals: $(STAMP_DEV) ## install Swift and radosgw, to be measured beside us (as root: also their Debian packages)
 	@exec $(BIN)/python -m bench.rivals.install
+
+bench-vs: $(STAMP_DEV) ## measure this checkout beside another commit (REV=COMMIT; ARGS go to `python -m bench.versus`)
+	@exec $(BIN)/python -m bench.versus $(ARGS) -- "$(REV)"
 
 demo: $(STAMP_DEV) ## run the demonstration (ARGS go to `python -m demo`)
 	@exec $(BIN)/python -m demo $(ARGS)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,10 +67,12 @@ class Cluster:
     """Three nodes on ``folder``. A context manager; started again on the same folder it has its data.
 
     Attributes:
+        environment: of its processes; it says whose code they run.
         start_s: from the start of the command to the line ``ready``.
     """
 
     folder: Path
+    environment: Mapping[str, str] = field(default_factory=lambda: ENVIRONMENT)
     nodes: list[Node] = field(default_factory=list)
     start_s: float = 0.0
     _dev: subprocess.Popen[bytes] | None = None
@@ -104,7 +107,7 @@ class Cluster:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=ENVIRONMENT,
+            env=self.environment,
             preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs while a cluster starts
         )
         pids = self._read_pids(self._dev, began + _READY_TIMEOUT_S)
@@ -159,7 +162,7 @@ class Cluster:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=ENVIRONMENT,
+                env=self.environment,
                 preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs while a node starts
             )
         node.pid = node.restarted.pid
