@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,8 @@ from rich.console import Console
 
 from bench.cluster import ClusterFailed
 from bench.machine import commit_id, load_average, machine_facts
-from bench.report import markdown, show_facts, show_section
+from bench.plot import svg
+from bench.report import PLOT_NAME, markdown, show_facts, show_section, show_targets
 from bench.results import Document, Recorder, Section, load, save
 from bench.rivals import beside
 from bench.rivals.common import NotInstalled
@@ -26,12 +27,33 @@ from bench.scenarios import SCENARIOS, Plan, Scenario
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 _GIB = 2**30
-_FULL_S = 540.0
-_QUICK_S = 100.0
+_FULL_S = 1080.0
+_QUICK_S = 105.0
 _RIVAL_S = 120.0
 _ALL: dict[str, tuple[str, Scenario]] = {**SCENARIOS, **beside.SCENARIOS}
 _LISTED = 1_000_000
 _LISTED_QUICK = 20_000
+
+
+def chosen(text: str, among: Collection[str] = _ALL) -> list[str]:
+    """The scenarios of ``put,get``, in the order given. Raises ArgumentTypeError."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in among]
+    if unknown or not names:
+        raise argparse.ArgumentTypeError(f"no such scenario: {', '.join(unknown)}; there are {', '.join(among)}")
+    return names
+
+
+def chosen_rivals(text: str) -> list[str]:
+    """The rivals of ``swift,radosgw``. Raises ArgumentTypeError."""
+    return chosen(text, beside.RIVALS)
+
+
+def names_of_run(only: list[str] | None, rivals: list[str], quick: bool) -> list[str]:
+    """The scenarios of a run: those that are named, or else all; a quick run has no rival that is not named."""
+    if only or rivals:
+        return list(dict.fromkeys([*(only or ()), *rivals]))
+    return [*SCENARIOS] if quick else [*_ALL]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,11 +61,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench", description="Measure AmberBlob beside this machine's own floors."
     )
     parser.add_argument("--quick", action="store_true", help="one short run of each thing: to see that it works")
-    parser.add_argument("--only", nargs="+", choices=sorted(SCENARIOS), metavar="NAME", help=", ".join(SCENARIOS))
+    parser.add_argument("--only", type=chosen, metavar="NAME[,NAME]", help=", ".join(_ALL))
     parser.add_argument(
         "--rivals",
-        type=_rivals,
-        default=(),
+        type=chosen_rivals,
+        default=[],
         metavar="NAME[,NAME]",
         help=f"measure us beside these: {', '.join(beside.RIVALS)} (default: all of them, unless --quick or --only)",
     )
@@ -52,36 +74,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--folder", type=Path, help="where the clusters and floors live (default: a temporary folder)")
     parser.add_argument("--objects", type=int, metavar="N", help=f"objects in the listing (default: {_LISTED:,})")
     parser.add_argument(
-        "--report", type=Path, metavar="FILE", help=f"measure nothing; make {PAGE.name} of this JSON file"
+        "--report", type=Path, metavar="FILE", help=f"measure nothing; make {PAGE.name} and its picture"
     )
     return parser
-
-
-def _rivals(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    unknown = [name for name in names if name not in beside.RIVALS]
-    if unknown or not names:
-        raise argparse.ArgumentTypeError(f"there are {', '.join(beside.RIVALS)}, not {text!r}")
-    return names
-
-
-def chosen(only: Sequence[str] | None, rivals: Sequence[str], quick: bool) -> list[str]:
-    """The scenarios of a run: those that are named, or else all; a quick run has no rival that is not named."""
-    if only or rivals:
-        return [*(only or ()), *rivals]
-    return [*SCENARIOS] if quick else [*_ALL]
 
 
 def _plan(options: argparse.Namespace, began: float) -> Plan:
     quick = bool(options.quick)
     return Plan(
         runs=1 if quick else 3,
-        window_s=1.5 if quick else 3.0,
-        floor_s=0.5 if quick else 1.0,
-        starts=2 if quick else 5,
+        window_s=1.0 if quick else 3.0,
+        cell_s=0.7 if quick else 2.0,
+        floor_s=0.3 if quick else 1.0,
+        clients=(1, 16) if quick else (1, 16, 64),
+        starts=1 if quick else 3,
         huge_bytes=4 * _GIB if options.huge else _GIB,
         listed=max(1000, options.objects or (_LISTED_QUICK if quick else _LISTED)),
-        death_s=4.0 if quick else 8.0,
+        death_s=3.0 if quick else 8.0,
         deadline=began + (_QUICK_S if quick else _FULL_S),
     )
 
@@ -91,8 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.report is not None:
         PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(markdown(load(options.report)))
-        print(f"{PAGE} made of {options.report}")
+        document = load(options.report)
+        PAGE.write_text(markdown(document))
+        PAGE.with_name(PLOT_NAME).write_text(svg(document))
+        print(f"{PAGE} and {PLOT_NAME} made of {options.report}")
         return 0
     # Every process is ended on the way out of its `with`, so that a signal must come as an exception.
     signal.signal(signal.SIGTERM, _interrupt)
@@ -102,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; nothing is left running", file=sys.stderr)
         return 130
+    show_targets(document, console)
     show_facts(document, console)
     if options.json is not None:
         save(document, options.json)
@@ -115,7 +127,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _measure(options: argparse.Namespace, console: Console, command: str) -> Document:
     began, started_at, load_before = time.monotonic(), datetime.now(UTC), load_average()
-    names = chosen(options.only, options.rivals, options.quick)
+    names = names_of_run(options.only, options.rivals, options.quick)
     plan = _plan(options, began)
     rivals = sum(name in beside.SCENARIOS for name in names)
     plan = replace(plan, deadline=plan.deadline + rivals * _RIVAL_S)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from bench import procfs
 from bench.environment import ENVIRONMENT, HOST, end_with_parent
@@ -23,19 +24,19 @@ _STOP_TIMEOUT_S = 60.0
 SYNCS = "journal syncs"
 """Name in what :meth:`Cluster.usage` tells; of all nodes."""
 
-_PORTS = range(20_000, 30_000, NODES)
+_PORTS = range(20_000, 30_000, 3 * NODES)
 
 
 class ClusterFailed(Exception):
     """The cluster did not start or stop as it should."""
 
 
-def _free_ports() -> int:
-    """The first of as many free ports in a row as there are nodes."""
+def free_ports(count: int = NODES) -> int:
+    """The first of so many free ports in a row."""
     for first in _PORTS:
         with ExitStack() as stack:
             try:
-                for port in range(first, first + NODES):
+                for port in range(first, first + count):
                     probe = stack.enter_context(closing(socket.socket()))
                     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     probe.bind((HOST, port))
@@ -77,7 +78,7 @@ class Cluster:
     start_s: float = 0.0
     _dev: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Cluster:
+    def __enter__(self) -> Self:
         try:
             self._start()
         except BaseException:
@@ -99,7 +100,7 @@ class Cluster:
         return [node.port for node in self.nodes]
 
     def _start(self) -> None:
-        first = _free_ports()
+        first = free_ports()
         command = [sys.executable, "-m", "amberblob", "dev", "--data", str(self.folder), "--port", str(first)]
         began = time.monotonic()
         self._dev = subprocess.Popen(
@@ -154,9 +155,13 @@ class Cluster:
 
     def restart(self, node: Node) -> None:
         """Start a killed node again with the same `serve` command, and wait until it is ready."""
+        self.launch(node)
+        self.await_ready(node)
+
+    def launch(self, node: Node) -> None:
+        """Start a node that does not run, by itself."""
         config = node.folder / "node.toml"
-        log = (node.folder / "log").open("ab")
-        with log:
+        with (node.folder / "log").open("ab") as log:
             node.restarted = subprocess.Popen(
                 [sys.executable, "-m", "amberblob", "serve", "--config", str(config)],
                 stdin=subprocess.DEVNULL,
@@ -167,10 +172,14 @@ class Cluster:
             )
         node.pid = node.restarted.pid
         node.dead = False
+
+    def await_ready(self, node: Node) -> None:
+        """Return once a launched node serves. Raises ClusterFailed."""
+        assert node.restarted is not None, "it was launched"
         deadline = time.monotonic() + _READY_TIMEOUT_S
         while not is_ready(node.port):
             if time.monotonic() > deadline or node.restarted.poll() is not None:
-                raise ClusterFailed(f"node-{node.number} did not come back; its log is {node.folder}/log")
+                raise ClusterFailed(f"node-{node.number} did not become ready; its log is {node.folder}/log")
             time.sleep(0.05)
 
     def stop(self) -> None:

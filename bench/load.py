@@ -99,10 +99,10 @@ def run_load(
         _sleep_until(begin + seconds)
         after = dict(probe()) if probe is not None else {}
         found = [worker.findings() for worker in workers]
-    return _together(found, seconds, {name: after[name] - before[name] for name in after if name in before})
+    return _together(found, seconds, _growth(before, after))
 
 
-def run_through(job: Job) -> Measured:
+def run_through(job: Job, *, probe: Probe | None = None) -> Measured:
     """Have each client send ``requests_each`` requests, as fast as it can; for what must be there before a window.
 
     Raises:
@@ -111,12 +111,14 @@ def run_through(job: Job) -> Measured:
     assert job.requests_each, "else it has no end"
     with ExitStack() as stack:
         workers = _start(job, stack)
+        before = dict(probe()) if probe is not None else {}
         began = time.monotonic()
         for worker in workers:
             worker.begin(began, began, float("inf"))
         found = [worker.findings() for worker in workers]
         seconds = time.monotonic() - began
-    done = _together(found, seconds, {})
+        after = dict(probe()) if probe is not None else {}
+    done = _together(found, seconds, _growth(before, after))
     if done.errors:
         raise RuntimeError(f"{job.operations[0].method} {job.operations[0].target}: {done.errors}")
     return done
@@ -127,6 +129,10 @@ def _start(job: Job, stack: ExitStack) -> list[_Worker]:
     for worker in workers:
         worker.await_up()
     return workers
+
+
+def _growth(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    return {name: value - before[name] for name, value in after.items() if name in before}
 
 
 def _together(found: list[Findings], seconds: float, used: dict[str, float]) -> Measured:

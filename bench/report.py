@@ -6,8 +6,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.results import Document, Row, Section, Series
+from bench.targets import verdicts
 
 _HEADS = ("what", "measured", "median (least to greatest)", "floor", "ratio to the floor")
+_TARGET_HEADS = ("target", "aim", "measured", "reached")
+PLOT_NAME = "performance.svg"
 _SMALL = 10.0
 
 
@@ -51,6 +54,28 @@ def _facts(document: Document) -> list[tuple[str, str]]:
     ]
 
 
+def _targets(document: Document) -> list[tuple[str, ...]]:
+    lines: list[tuple[str, ...]] = []
+    for verdict in verdicts(document):
+        aim = verdict.target.aim
+        asked = "" if aim is None else f"{'at most' if verdict.target.at_most else 'at least'} {aim:g} {verdict.unit}"
+        measured = "not in this run" if verdict.series is None else _spread(verdict.series, verdict.unit)
+        reached = {True: "yes", False: "no", None: ""}[verdict.reached]
+        lines.append((verdict.target.title, asked.rstrip(), measured, reached))
+    return lines
+
+
+def show_targets(document: Document, console: Console) -> None:
+    """Every aim with what came of it."""
+    if console.is_terminal:
+        table = Table(*_TARGET_HEADS, title="Targets", title_justify="left")
+        for cells in _targets(document):
+            table.add_row(*cells)
+        console.print(table)
+    else:
+        print("\n".join(["Targets", *("  " + " | ".join(cells).rstrip(" |") for cells in _targets(document))]))
+
+
 def show_section(section: Section, console: Console) -> None:
     """One scenario's findings, as soon as it is done."""
     title = f"{section.title} ({section.seconds:.0f} s)"
@@ -82,12 +107,30 @@ def markdown(document: Document) -> str:
         "",
         "Measured by `make bench`: three real node processes on one machine, which share its disk and cores with the",
         "load generator. Beside each figure stands its floor, measured right next to it: what the same machine does",
-        "of the same kind without us. Every quantity is the median of its runs with the least and the greatest.",
-        'Reproduce it with `make bench ARGS="--json bench.json"`, then `python -m bench --report bench.json`.',
+        "of the same kind without us. Every quantity is the median of its runs with the least and the greatest; where",
+        "no range is given it was measured once. p99.9 stands where there were at least 2,000 requests.",
+        "",
+        "Floors: *group commit of N* is an append of N entries with one fdatasync for all of them, by one writer or by",
+        "three processes at once (*three-copy*: our three replicas share the disk, too; the rate of the one in the",
+        "middle). The *null server* answers from memory without looking. For a large PUT a thread receives the body",
+        "over the loopback while others hash it and write it to three files, an fsync each. *sendfile* sends a cached",
+        "file over the loopback.",
+        "",
+        "An open loop sends at its rate whatever the answers do, and its latency counts from when a request was due.",
+        'Reproduce it with `make bench ARGS="--json docs/performance.json"`, then',
+        "`python -m bench --report docs/performance.json`; `--quick` takes two minutes, `--only put,get` a part of it.",
+        "",
+        f"![Ratios, throughput and latency]({PLOT_NAME})",
         "",
         "| fact | value |",
         "|---|---|",
         *(f"| {name} | {_escaped(value)} |" for name, value in _facts(document)),
+        "",
+        "## Targets",
+        "",
+        "| " + " | ".join(_TARGET_HEADS) + " |",
+        "|" + "---|" * len(_TARGET_HEADS),
+        *("| " + " | ".join(map(_escaped, cells)) + " |" for cells in _targets(document)),
         "",
     ]
     for section in document.sections:

@@ -26,6 +26,8 @@ from bench.openloop import ExactTimer, due_times
 
 _PAUSE_S = 0.05
 _CONNECT_TIMEOUT_S = 30.0
+_LAST_ANSWER_S = 30.0
+_THROUGH_MAX_S = 300.0
 _NO_BODY = frozenset({204, 304})
 _LAST_CHUNK = b"0\r\n\r\n"
 
@@ -308,13 +310,14 @@ async def _run(job: Job) -> Findings:
     for client in clients:
         client.arrivals = arrivals
         client.next()
-    before = after = 0.0
+    await asyncio.sleep(max(0.0, begin - time.monotonic()))
+    before = _own_cpu_s()
     if end < float("inf"):
-        await asyncio.sleep(max(0.0, begin - time.monotonic()))
-        before = _own_cpu_s()
         await asyncio.sleep(max(0.0, end - time.monotonic()))
-        after = _own_cpu_s()
-    patience = (end if end < float("inf") else begin + 600) + max(job.deadline_s, job.attempt_timeout_s)
+        patience = end + max(job.deadline_s, _LAST_ANSWER_S)
+    else:
+        patience = begin + _THROUGH_MAX_S
+    after = _own_cpu_s()
     unsent = arrivals.unsent() if arrivals is not None else 0
     while not all(client.stopped for client in clients):
         if time.monotonic() > patience:

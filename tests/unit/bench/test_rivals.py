@@ -121,15 +121,16 @@ def test_without_its_programs_radosgw_is_not_installed(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("only", "rivals", "quick", "names"),
     [
-        (None, (), False, [*SCENARIOS, *beside.RIVALS]),
-        (None, (), True, [*SCENARIOS]),
-        (["get"], (), False, ["get"]),
-        (None, ("swift",), True, ["swift"]),
-        (["get"], ("radosgw",), False, ["get", "radosgw"]),
+        (None, [], False, [*SCENARIOS, *beside.RIVALS]),
+        (None, [], True, [*SCENARIOS]),
+        (["get"], [], False, ["get"]),
+        (None, ["swift"], True, ["swift"]),
+        (["get"], ["radosgw"], False, ["get", "radosgw"]),
+        (["get", "swift"], ["swift"], False, ["get", "swift"]),
     ],
 )
 def test_which_scenarios_run(only, rivals, quick, names):
-    assert app.chosen(only, rivals, quick) == names
+    assert app.names_of_run(only, rivals, quick) == names
 
 
 @pytest.mark.parametrize("text", ["", "swift,minio", "swift;radosgw"])
