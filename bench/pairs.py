@@ -19,6 +19,7 @@ from bench.cluster import Cluster
 from bench.job import OBJECTS, Job, Operation, get, put
 from bench.load import run_load, run_through
 from bench.results import Recorder
+from bench.targets import TIMES
 
 CLIENTS = 16
 _WARMING_CLIENTS = 64
@@ -39,6 +40,7 @@ class Store:
         ports: where it takes requests.
         base: what comes before an object's path in the URL, with the slash between them.
         headers: that every request needs.
+        consistencies: it can be asked for a consistency by our header; another store has one kind of GET.
         pids: of all its server processes, whose CPU time is its cost.
     """
 
@@ -47,6 +49,7 @@ class Store:
     base: str
     pids: Sequence[int]
     headers: Mapping[str, str] = field(default_factory=dict)
+    consistencies: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +80,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """Something that is measured of both."""
+    """Something that is measured of both. A store that knows no consistencies is asked the same by either GET."""
 
     subject: str
     unit: str
@@ -87,7 +90,7 @@ class Trial:
 
 def ours(cluster: Cluster, title: str = "AmberBlob") -> Store:
     """Our own cluster."""
-    return Store(title=title, ports=tuple(cluster.ports), base=OBJECTS, pids=tuple(cluster.pids))
+    return Store(title=title, ports=tuple(cluster.ports), base=OBJECTS, pids=tuple(cluster.pids), consistencies=True)
 
 
 def ratio(first: float, second: float) -> float | None:
@@ -135,7 +138,7 @@ def add_pair(to: Recorder, trial: Trial, one: tuple[str, Sample], other: tuple[s
         ("CPU of all servers", ratio(one[1].cpu, other[1].cpu)),
     ):
         if value is not None:
-            to.add(subject, metric, "times", value)
+            to.add(subject, metric, TIMES, value)
 
 
 def until(deadline: float, rounds_max: int, clock: Callable[[], float] = time.monotonic) -> Iterator[int]:
@@ -168,7 +171,7 @@ def _job(store: Store, operation: Operation, *, clients: int = CLIENTS, requests
     return Job(
         ports=tuple(store.ports),
         clients=clients,
-        operations=(replace(operation, headers=headers),),
+        operations=(replace(operation, headers=operation.headers + headers),),
         body_bytes=_SMALL_BYTES,
         requests_each=requests_each,
     )
@@ -191,8 +194,9 @@ def _put_small(store: Store, pace: Pace, number: int) -> Sample:
     return _small(_job(store, put(f"put/{number}", base=store.base)), store, pace)
 
 
-def _get_small(store: Store, pace: Pace, number: int) -> Sample:
-    return _small(_job(store, get("read", paths=_READ_PATHS, base=store.base)), store, pace)
+def _get_small(consistency: str, store: Store, pace: Pace, number: int) -> Sample:
+    headers = f"X-Amber-Consistency: {consistency}\r\n" if store.consistencies else ""
+    return _small(_job(store, get("read", paths=_READ_PATHS, base=store.base, headers=headers)), store, pace)
 
 
 def _large(store: Store, pace: Pace, number: int, transfer: Callable[[int, str], float]) -> Sample:
@@ -222,7 +226,15 @@ def _get_large(store: Store, pace: Pace, number: int) -> Sample:
 
 TRIALS = (
     Trial(subject=f"PUT 4 KiB, {CLIENTS} clients", unit="ops/s", cpu_unit="µs/op", measure=_put_small),
-    Trial(subject=f"GET 4 KiB, {CLIENTS} clients", unit="ops/s", cpu_unit="µs/op", measure=_get_small),
+    *(
+        Trial(
+            subject=f"GET 4 KiB {consistency}, {CLIENTS} clients",
+            unit="ops/s",
+            cpu_unit="µs/op",
+            measure=partial(_get_small, consistency),
+        )
+        for consistency in ("strong", "local")
+    ),
     Trial(subject="PUT 64 MiB", unit="MiB/s", cpu_unit="ms/MiB", measure=_put_large),
     Trial(subject="GET 64 MiB", unit="MiB/s", cpu_unit="ms/MiB", measure=_get_large),
 )
