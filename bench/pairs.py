@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
-from msgspec.structs import replace
+import msgspec
 
 from bench import bulk, procfs
 from bench.cluster import Cluster
@@ -27,6 +27,7 @@ _SMALL_BYTES = 4096
 _LARGE_BYTES = 64 * 2**20
 _LARGE_MIB = 64
 _READ_PATHS = 20
+_CALM_S = 2.0
 _US = 1e6
 _MS = 1e3
 
@@ -69,13 +70,14 @@ class Pace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One measurement. ``cpu`` is of all server processes, per request or MiB."""
+    """One measurement. ``cpu`` is of all server processes, per request or MiB; ``note`` is for the reader."""
 
     rate: float
     cpu: float
     p50_ms: float = 0.0
     p99_ms: float = 0.0
     errors: int = 0
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +113,7 @@ def compare(first: Store, second: Store, to: Recorder, rounds: Iterable[int], pa
         for trial in TRIALS:
             one, other = in_turn(number, partial(_measure, trial, pace, number), first, second)
             add_pair(to, trial, (first.title, one), (second.title, other))
+    _add_idle(to, (first, second), pace)
 
 
 def in_turn(number: int, measure: Callable[[Store], Sample], first: Store, second: Store) -> tuple[Sample, Sample]:
@@ -125,7 +128,7 @@ def add_pair(to: Recorder, trial: Trial, one: tuple[str, Sample], other: tuple[s
     """Two neighbouring measurements and how they relate."""
     for title, sample in (one, other):
         subject = f"{title}: {trial.subject}"
-        to.add(subject, "throughput", trial.unit, sample.rate)
+        to.add(subject, "throughput", trial.unit, sample.rate, note=sample.note)
         if sample.p50_ms:
             to.add(subject, "p50", "ms", sample.p50_ms)
             to.add(subject, "p99", "ms", sample.p99_ms)
@@ -158,6 +161,16 @@ def prepare(store: Store, pace: Pace) -> None:
     run_through(_job(store, put("read", paths=_READ_PATHS, base=store.base), requests_each=_READ_PATHS))
 
 
+def _add_idle(to: Recorder, stores: Sequence[Store], pace: Pace) -> None:
+    """What each costs while it is asked for nothing: in the measurements it was a burden of the other."""
+    time.sleep(_CALM_S)
+    before = [procfs.cpu_s(store.pids) for store in stores]
+    time.sleep(pace.window_s)
+    for store, used in zip(stores, before, strict=True):
+        share = (procfs.cpu_s(store.pids) - used) / pace.window_s
+        to.add(f"{store.title}: idle", "CPU of all servers", "% of a core", share * 100)
+
+
 def _measure(trial: Trial, pace: Pace, number: int, store: Store) -> Sample:
     time.sleep(pace.settle_s)
     try:
@@ -171,7 +184,7 @@ def _job(store: Store, operation: Operation, *, clients: int = CLIENTS, requests
     return Job(
         ports=tuple(store.ports),
         clients=clients,
-        operations=(replace(operation, headers=operation.headers + headers),),
+        operations=(msgspec.structs.replace(operation, headers=operation.headers + headers),),
         body_bytes=_SMALL_BYTES,
         requests_each=requests_each,
     )
@@ -196,7 +209,8 @@ def _put_small(store: Store, pace: Pace, number: int) -> Sample:
 
 def _get_small(consistency: str, store: Store, pace: Pace, number: int) -> Sample:
     headers = f"X-Amber-Consistency: {consistency}\r\n" if store.consistencies else ""
-    return _small(_job(store, get("read", paths=_READ_PATHS, base=store.base, headers=headers)), store, pace)
+    sample = _small(_job(store, get("read", paths=_READ_PATHS, base=store.base, headers=headers)), store, pace)
+    return sample if store.consistencies else replace(sample, note="its only kind of GET")
 
 
 def _large(store: Store, pace: Pace, number: int, transfer: Callable[[int, str], float]) -> Sample:
