@@ -21,6 +21,8 @@ def machine_facts(folder: Path) -> dict[str, str]:
         "python": platform.python_version(),
         "sqlite": sqlite3.sqlite_version,
         "file system": _file_system(folder),
+        # Of this process and all that it starts: a run behind others' work must not pass for one of its own.
+        "niceness": str(os.nice(0)),
     }
 
 

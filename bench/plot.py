@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 from bench.results import Document, Row
 from bench.targets import TARGETS, find, verdicts
 
-_WIDTH = 860
+_WIDTH = 920
 _LEFT = 300
 _BAR_WIDTH = 470
 _BAR = 18

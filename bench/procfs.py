@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,6 +59,17 @@ def written_bytes(pids: Sequence[int]) -> int:
 def usage(pids: Sequence[int]) -> dict[str, float]:
     """What the processes have used so far, all together, for :data:`bench.load.Probe`."""
     return {CPU: cpu_s(pids), WRITTEN: float(written_bytes(pids))}
+
+
+def others_cpu_s() -> float:
+    """CPU seconds that this machine's other users have taken so far: all that is not ours or of processes we ended.
+
+    Only differences between moments at which none of our processes runs mean something.
+    """
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    user, nice, system, _, _, irq, softirq, steal = map(int, fields[:8])
+    ours = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return (user + nice + system + irq + softirq + steal) / _TICKS_PER_S - ours
 
 
 def open_files(pid: int, ending: str) -> set[str]:

@@ -54,9 +54,11 @@ def _facts(document: Document) -> list[tuple[str, str]]:
     ]
 
 
-def _targets(document: Document) -> list[tuple[str, ...]]:
+def _targets(document: Document, *, measured_only: bool = False) -> list[tuple[str, ...]]:
     lines: list[tuple[str, ...]] = []
     for verdict in verdicts(document):
+        if measured_only and verdict.series is None:
+            continue
         aim = verdict.target.aim
         asked = "" if aim is None else f"{'at most' if verdict.target.at_most else 'at least'} {aim:g} {verdict.unit}"
         measured = "not in this run" if verdict.series is None else _spread(verdict.series, verdict.unit)
@@ -66,19 +68,22 @@ def _targets(document: Document) -> list[tuple[str, ...]]:
 
 
 def show_targets(document: Document, console: Console) -> None:
-    """Every aim with what came of it."""
+    """Every aim that the run measured, with what came of it."""
+    lines = _targets(document, measured_only=True)
+    if not lines:
+        return
     if console.is_terminal:
         table = Table(*_TARGET_HEADS, title="Targets", title_justify="left")
-        for cells in _targets(document):
+        for cells in lines:
             table.add_row(*cells)
         console.print(table)
     else:
-        print("\n".join(["Targets", *("  " + " | ".join(cells).rstrip(" |") for cells in _targets(document))]))
+        print("\n".join(["Targets", *("  " + " | ".join(cells).rstrip(" |") for cells in lines)]))
 
 
 def show_section(section: Section, console: Console) -> None:
     """One scenario's findings, as soon as it is done."""
-    title = f"{section.title} ({section.seconds:.0f} s)"
+    title = f"{section.title} ({section.seconds:.0f} s; others took {section.others_share:.0%} of the CPU)"
     if console.is_terminal:
         table = Table(*_HEADS, title=title, title_justify="left")
         for cells in _table(section):
@@ -116,6 +121,9 @@ def markdown(document: Document) -> str:
         "over the loopback while others hash it and write it to three files, an fsync each. *sendfile* sends a cached",
         "file over the loopback.",
         "",
+        "*Journal fdatasync* comes from the nodes' own `amberblob_journal_syncs`; a body that is kept as a file of its own",
+        "is synced on top of that. CPU and bytes written are the kernel's figures of the node processes.",
+        "",
         "An open loop sends at its rate whatever the answers do, and its latency counts from when a request was due.",
         'Reproduce it with `make bench ARGS="--json docs/performance.json"`, then',
         "`python -m bench --report docs/performance.json`; `--quick` takes two minutes, `--only put,get` a part of it.",
@@ -139,6 +147,8 @@ def markdown(document: Document) -> str:
             lines += ["| " + " | ".join(_HEADS) + " |", "|" + "---|" * len(_HEADS)]
             lines += ["| " + " | ".join(map(_escaped, cells)) + " |" for cells in _table(section)]
             lines.append("")
+        if section.rows:
+            lines += [f"Took {section.seconds:.0f} s; others took {section.others_share:.0%} of the CPU meanwhile.", ""]
         if section.problem:
             lines += [f"Not complete: {section.problem}", ""]
         if section.note:

@@ -71,6 +71,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         problem: why it found nothing, or not all, though it should have.
         note: why it had nothing to do.
+        others_share: of the machine's CPU time meanwhile, what went to neither the nodes nor the generator, 0 to 1.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
     problem: str = ""
     note: str = ""
     seconds: float = 0.0
+    others_share: float = 0.0
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ the same interpreter and with the same dependencies, and are loaded in turn by t
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from bench.cluster import Cluster, ClusterFailed
 from bench.environment import ROOT, environment_of
 from bench.machine import commit_id, load_average, machine_facts
 from bench.pairs import Pace, compare, ours, until
+from bench.procfs import others_cpu_s
 from bench.report import show_facts, show_section
 from bench.results import Document, Recorder, Section, save
 
@@ -134,7 +136,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _measure(commit: str, options: argparse.Namespace, command: str, console: Console) -> Document:
-    began, started_at, load_before = time.monotonic(), datetime.now(UTC), load_average()
+    began, started_at, load_before, others = time.monotonic(), datetime.now(UTC), load_average(), others_cpu_s()
     with tempfile.TemporaryDirectory(prefix="amberblob-versus-", dir=options.folder) as name:
         folder = Path(name).resolve()
         machine = machine_facts(folder)
@@ -150,19 +152,21 @@ def _measure(commit: str, options: argparse.Namespace, command: str, console: Co
                     compare(ours(this, _THIS), ours(that, commit), recorder, rounds, _PACE)
             except (ClusterFailed, RuntimeError, OSError) as error:
                 problem = f"failed: {error}"
+    seconds = time.monotonic() - began
     section = Section(
         name="versus",
         title=f"This checkout beside {commit}",
         rows=recorder.rows(),
         problem=problem,
-        seconds=time.monotonic() - began,
+        seconds=seconds,
+        others_share=max(0.0, (others_cpu_s() - others) / (seconds * len(os.sched_getaffinity(0)))),
     )
     show_section(section, console)
     return Document(
         command=command,
         commit=commit_id(),
         started_at=started_at.isoformat(timespec="seconds"),
-        seconds=time.monotonic() - began,
+        seconds=seconds,
         machine=machine,
         load_before=load_before,
         load_after=load_average(),

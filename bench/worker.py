@@ -312,18 +312,19 @@ async def _run(job: Job) -> Findings:
         client.next()
     await asyncio.sleep(max(0.0, begin - time.monotonic()))
     before = _own_cpu_s()
-    if end < float("inf"):
+    windowed = end < float("inf")
+    if windowed:
         await asyncio.sleep(max(0.0, end - time.monotonic()))
-        patience = end + max(job.deadline_s, _LAST_ANSWER_S)
-    else:
-        patience = begin + _THROUGH_MAX_S
     after = _own_cpu_s()
     unsent = arrivals.unsent() if arrivals is not None else 0
+    patience = end + max(job.deadline_s, _LAST_ANSWER_S) if windowed else begin + _THROUGH_MAX_S
     while not all(client.stopped for client in clients):
         if time.monotonic() > patience:
             load.errors["no answer at the end"] += 1
             break
         await asyncio.sleep(0.005)
+    if not windowed:
+        after = _own_cpu_s()
     return Findings(
         latencies_us={name: tuple(values) for name, values in load.latencies_us.items()},
         ends_s=tuple(load.ends_s),

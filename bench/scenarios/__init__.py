@@ -20,7 +20,6 @@ SCENARIOS: dict[str, tuple[str, Scenario]] = {
     "put": ("PUT 4 KiB", put_small),
     "get": ("GET 4 KiB", get_small),
     "large": ("PUT and GET 64 MiB", large),
-    "list": ("Listing", listing),
     "dead": ("One node dead", dead),
     "slow": ("One node slow", slow),
     "heal": ("While a node catches up", heal),
@@ -30,5 +29,6 @@ SCENARIOS: dict[str, tuple[str, Scenario]] = {
     "kinds": ("Other requests, 4 KiB", kinds),
     "huge": ("A body of gigabytes", huge),
     "start": ("Start and idle memory", starts),
+    "list": ("Listing", listing),
 }
-"""In the order in which they run: what a target is about comes first, in case the time is over."""
+"""In the order in which they run: most targets first, in case the time is over; last what may take all that is left."""

@@ -34,11 +34,13 @@ class Plan:
         cell_s: the same, for each cell of a table of many.
         floor_s: how long a floor of small writes goes on.
         clients: of the tables of many cells.
+        crowds: how many clients move 64 MiB each at once.
         starts: how often a cluster is started.
         huge_bytes: of the body that is larger than memory should be.
         listed: objects in the listing.
         death_s: how long the load goes on in whose middle a node dies.
-        deadline: the moment (monotonic) after which no further run begins.
+        scenario_s: after so long a scenario begins no further run or cell.
+        deadline: the moment (monotonic) after which nothing more begins; a scenario's plan has its own.
     """
 
     runs: int
@@ -46,10 +48,12 @@ class Plan:
     cell_s: float
     floor_s: float
     clients: tuple[int, ...]
+    crowds: tuple[int, ...]
     starts: int
     huge_bytes: int
     listed: int
     death_s: float
+    scenario_s: float
     deadline: float
 
     def rounds(self) -> Iterator[int]:
@@ -101,7 +105,7 @@ def add_load(
     if procfs.CPU in load.used:
         to.add(subject, "CPU of all nodes", "µs/op", load.used_per_op(procfs.CPU) * US)
     if writes and SYNCS in load.used:
-        to.add(subject, "fdatasync per replica", "per op", load.used_per_op(SYNCS) / NODES)
+        to.add(subject, "journal fdatasync per replica", "per op", load.used_per_op(SYNCS) / NODES)
     if stored_bytes and procfs.WRITTEN in load.used:
         written = load.used_per_op(procfs.WRITTEN) / stored_bytes
         to.add(subject, "written to disk by all nodes", "bytes per byte", written)

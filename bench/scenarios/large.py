@@ -9,12 +9,13 @@ from pathlib import Path
 from bench import bulk, floors, procfs
 from bench.cluster import Cluster
 from bench.job import OBJECTS, Job, Operation, put
-from bench.load import run_load
+from bench.load import run_through
 from bench.results import Recorder
-from bench.scenarios.common import LARGE_BYTES, MIB, Plan, add_errors, clients_name, settle
+from bench.scenarios.common import LARGE_BYTES, MIB, Plan, clients_name, settle
 
 _TURNS = 2
-_MANY_S = 3.0
+_WRITERS_MAX = 16
+"""More of them would write a dozen GiB."""
 
 
 def large(plan: Plan, folder: Path, to: Recorder) -> None:
@@ -48,26 +49,25 @@ def large(plan: Plan, folder: Path, to: Recorder) -> None:
                 subject, floor = "GET 64 MiB", ("sendfile, loopback", mib / sent)
                 to.add(subject, "throughput", "MiB/s", mib / seconds, floor=floor)
                 to.add(subject, "CPU of all nodes", "ms/MiB", cpu * 1000 / mib)
-        for clients in plan.clients[1:]:
+        for clients in plan.crowds:
             if plan.in_time():
-                _at_once(cluster, clients, plan, to)
+                _at_once(cluster, clients, to)
 
 
-def _at_once(cluster: Cluster, clients: int, plan: Plan, to: Recorder) -> None:
-    """Several clients; few bodies end within a window, so that it is the rate that tells, and no percentile."""
+def _at_once(cluster: Cluster, clients: int, to: Recorder) -> None:
+    """One body from or to each of several clients at the same time, until the last is done."""
     ports = tuple(cluster.ports)
-    seconds = max(_MANY_S, plan.window_s)
     operations = [Operation(method="GET", target=f"{OBJECTS}large/first", ok=(200,))]
-    if clients <= 16:  # more of them would write a dozen GiB
-        operations.insert(0, put("many", paths=1))
+    if clients <= _WRITERS_MAX:
+        operations.insert(0, put("many"))
     for operation in operations:
-        job = Job(ports=ports, clients=clients, operations=(operation,), body_bytes=LARGE_BYTES, attempt_timeout_s=60)
-        load = run_load(job, seconds, probe=cluster.usage)
+        job = Job(ports=ports, clients=clients, operations=(operation,), body_bytes=LARGE_BYTES, requests_each=1)
+        load = run_through(job)
         subject = f"{operation.method} 64 MiB, {clients_name(clients)}"
         to.add(subject, "throughput", "MiB/s", load.per_s * LARGE_BYTES / MIB)
         to.add(subject, "p50", "ms", load.latency_ms(0.5))
+        to.add(subject, "slowest", "ms", load.latency_ms(1.0))
         to.add(subject, "resident memory, largest node", "MiB", cluster.resident_bytes() / MIB)
-        add_errors(to, subject, load)
 
 
 def huge(plan: Plan, folder: Path, to: Recorder) -> None:
