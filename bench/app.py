@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import shutil
 import signal
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from bench.cluster import ClusterFailed
+from bench.cluster import ClusterFailed, kept_logs
 from bench.machine import commit_id, load_average, machine_facts
 from bench.plot import svg
 from bench.procfs import others_cpu_s
@@ -171,7 +170,7 @@ def _run_one(name: str, plan: Plan, folder: Path) -> Section:
         except NotInstalled as error:
             note = str(error)
         except (ClusterFailed, RuntimeError, OSError) as error:
-            problem = f"failed: {error}{_kept_logs(Path(inside))}"
+            problem = f"failed: {error}{kept_logs(Path(inside))}"
     seconds = time.monotonic() - began
     return Section(
         name=name,
@@ -182,14 +181,3 @@ def _run_one(name: str, plan: Plan, folder: Path) -> Section:
         seconds=seconds,
         others_share=max(0.0, (others_cpu_s() - others) / (seconds * len(os.sched_getaffinity(0)))),
     )
-
-
-def _kept_logs(folder: Path) -> str:
-    """Save the nodes' logs before the folder goes; says where they are."""
-    logs = list(folder.glob("**/node-*/log"))
-    if not logs:
-        return ""
-    kept = Path(tempfile.mkdtemp(prefix="amberblob-bench-logs-"))
-    for log in logs:
-        shutil.copy(log, kept / "-".join(log.relative_to(folder).parts))
-    return f" (the nodes' logs: {kept})"

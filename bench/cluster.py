@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import http.client
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
@@ -242,3 +244,14 @@ def journal_syncs(port: int) -> float:
         if name.removesuffix("_total") == "amberblob_journal_syncs":
             return float(value)
     raise RuntimeError(f"port {port} does not count the syncs of its journal")
+
+
+def kept_logs(folder: Path) -> str:
+    """Save the nodes' logs before the folder goes; says where they are."""
+    logs = list(folder.glob("**/node-*/log"))
+    if not logs:
+        return ""
+    kept = Path(tempfile.mkdtemp(prefix="amberblob-bench-logs-"))
+    for log in logs:
+        shutil.copy(log, kept / "-".join(log.relative_to(folder).parts))
+    return f" (the nodes' logs: {kept})"

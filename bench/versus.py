@@ -16,13 +16,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 
-from bench.cluster import Cluster, ClusterFailed
+from bench.cluster import Cluster, ClusterFailed, kept_logs
 from bench.environment import ROOT, environment_of
 from bench.machine import commit_id, load_average, machine_facts
 from bench.pairs import Pace, compare, ours, until
@@ -32,6 +33,7 @@ from bench.results import Document, Recorder, Section, save
 
 _THIS = "this checkout"
 _ROUNDS_MAX = 100
+_WINDOW_MIN_S = 0.1
 _SECONDS = 150.0
 _PACE = Pace(window_s=2.5, settle_s=0.5, transfers=3)
 _GIT_TIMEOUT_S = 60.0
@@ -101,6 +103,9 @@ def _parser() -> argparse.ArgumentParser:
         "--seconds", type=float, default=_SECONDS, help="no round begins that would end later (default: %(default)s)"
     )
     parser.add_argument("--rounds", type=int, default=_ROUNDS_MAX, metavar="N", help="at most so many rounds")
+    parser.add_argument(
+        "--window", type=float, default=_PACE.window_s, metavar="SECONDS", help="of each load (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the findings here")
     parser.add_argument("--folder", type=Path, help="where both clusters live (default: a temporary folder)")
     return parser
@@ -142,16 +147,16 @@ def _measure(commit: str, options: argparse.Namespace, command: str, console: Co
         machine = machine_facts(folder)
         with worktree(commit, folder) as checkout:
             check_runs(commit, checkout)
-            recorder, problem = Recorder(), ""
+            recorder, problem, pace = Recorder(), "", replace(_PACE, window_s=max(_WINDOW_MIN_S, options.window))
             rounds = until(began + options.seconds, max(1, options.rounds))
             try:
                 with (
                     Cluster(folder / "this") as this,
                     Cluster(folder / "that", environment=environment_of(checkout)) as that,
                 ):
-                    compare(ours(this, _THIS), ours(that, commit), recorder, rounds, _PACE)
+                    compare(ours(this, _THIS), ours(that, commit), recorder, rounds, pace)
             except (ClusterFailed, RuntimeError, OSError) as error:
-                problem = f"failed: {error}"
+                problem = f"failed: {error}{kept_logs(folder)}"
     seconds = time.monotonic() - began
     section = Section(
         name="versus",
