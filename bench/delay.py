@@ -105,25 +105,29 @@ class _Proxies:
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_PIECES_MAX)
 
+        under_way = 0  # in the queue or just taken from it: nothing may overtake these
+
         async def arrive() -> None:
+            nonlocal under_way
             while True:
                 due, data = await queue.get()
                 if (early_s := due - loop.time()) > 0:
                     await asyncio.sleep(early_s)
                 writer.write(data)
+                under_way -= 1
                 await writer.drain()
 
         arriving = asyncio.create_task(arrive())
         try:
             data = first or await reader.read(_PIECE_BYTES)
             while data and not arriving.done():
-                if self.far in ends and self.delay_s:
-                    await queue.put((loop.time() + self.delay_s, data))
-                elif queue.empty():
+                late_s = self.delay_s if self.far in ends else 0.0
+                if late_s or under_way:
+                    under_way += 1
+                    await queue.put((loop.time() + late_s, data))
+                else:
                     writer.write(data)
                     await writer.drain()
-                else:
-                    await queue.put((0.0, data))
                 data = await reader.read(_PIECE_BYTES)
         except OSError:
             return
