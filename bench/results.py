@@ -123,8 +123,10 @@ class Recorder:
             self._notes[key] = note
 
     def rows(self) -> tuple[Row, ...]:
-        """All of it."""
-        return tuple(self._row(key, values) for key, values in self._values.items())
+        """All of it, subject by subject: a later run may have added a metric that the first had too few samples for."""
+        subjects = list(dict.fromkeys(subject for subject, _, _ in self._values))
+        keys = sorted(self._values, key=lambda key: subjects.index(key[0]))
+        return tuple(self._row(key, self._values[key]) for key in keys)
 
     def _row(self, key: tuple[str, str, str], values: Sequence[float]) -> Row:
         floor = self._floors.get(key)

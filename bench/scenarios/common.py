@@ -40,6 +40,7 @@ class Plan:
         listed: objects in the listing.
         death_s: how long the load goes on in whose middle a node dies.
         scenario_s: after so long a scenario begins no further run or cell.
+        reserve_s: of the whole run, kept for the listing, whose disks take long to fill.
         deadline: the moment (monotonic) after which nothing more begins; a scenario's plan has its own.
     """
 
@@ -54,6 +55,7 @@ class Plan:
     listed: int
     death_s: float
     scenario_s: float
+    reserve_s: float
     deadline: float
 
     def rounds(self) -> Iterator[int]:

@@ -152,3 +152,10 @@ def test_page_shows_targets_rows_and_the_picture(tmp_path):
     assert "| PUT 4 KiB, 16 clients, times Swift's | at least 40 times | 50.0 (45.0 to 55.0) times | yes |" in page
     assert "not in this run" in page
     assert "1,000 (900 to 1,100) ops/s" in page
+
+
+def test_rows_of_a_subject_stay_together():
+    to = Recorder()
+    for subject, metric in (("a", "p50"), ("b", "p50"), ("a", "p50"), ("a", "p99.9")):
+        to.add(subject, metric, "ms", 1.0)
+    assert [(row.subject, row.metric) for row in to.rows()] == [("a", "p50"), ("a", "p99.9"), ("b", "p50")]
