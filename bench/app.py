@@ -138,7 +138,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _measure(options: argparse.Namespace, console: Console, command: str) -> Document:
     began, started_at, load_before = time.monotonic(), datetime.now(UTC), load_average()
     names = names_of_run(options.only, options.rivals, options.quick)
-    plan = _plan(options, began)
+    plan, commit = _plan(options, began), commit_id()  # of the beginning: files may change meanwhile
     rivals = sum(name in beside.SCENARIOS for name in names)
     plan = replace(plan, deadline=plan.deadline + rivals * _RIVAL_S)
     if _TAKES_THE_REST not in names:
@@ -152,7 +152,7 @@ def _measure(options: argparse.Namespace, console: Console, command: str) -> Doc
             sections.append(section)
     return Document(
         command=command,
-        commit=commit_id(),
+        commit=commit,
         started_at=started_at.isoformat(timespec="seconds"),
         seconds=time.monotonic() - began,
         machine=machine,

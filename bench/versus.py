@@ -142,6 +142,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _measure(commit: str, options: argparse.Namespace, command: str, console: Console) -> Document:
     began, started_at, load_before, others = time.monotonic(), datetime.now(UTC), load_average(), others_cpu_s()
+    this_commit = commit_id()  # of the beginning: files may change meanwhile
     with tempfile.TemporaryDirectory(prefix="amberblob-versus-", dir=options.folder) as name:
         folder = Path(name).resolve()
         machine = machine_facts(folder)
@@ -169,7 +170,7 @@ def _measure(commit: str, options: argparse.Namespace, command: str, console: Co
     show_section(section, console)
     return Document(
         command=command,
-        commit=commit_id(),
+        commit=this_commit,
         started_at=started_at.isoformat(timespec="seconds"),
         seconds=seconds,
         machine=machine,
