@@ -4,14 +4,16 @@
 PYTHON ?= python3
 ARGS   ?=
 LONG   ?= 4
+REV    ?=
 
-VENV      := .venv
-BIN       := $(VENV)/bin
-STAMP_RUN := $(VENV)/.stamp-runtime
-STAMP_DEV := $(VENV)/.stamp-dev
-LOCK_VENV := .venv-lock
-PIP       := $(BIN)/python -m pip --disable-pip-version-check
-CODE      := $(wildcard amberblob node registry chunkstore antientropy sim tests bench bench.py demo demo.py)
+VENV       := .venv
+VENV_SWIFT := .venv-swift
+BIN        := $(VENV)/bin
+STAMP_RUN  := $(VENV)/.stamp-runtime
+STAMP_DEV  := $(VENV)/.stamp-dev
+LOCK_VENV  := .venv-lock
+PIP        := $(BIN)/python -m pip --disable-pip-version-check
+CODE       := $(wildcard amberblob node registry chunkstore antientropy sim tests bench bench.py demo demo.py)
 
 PIP_TOOLS   := pip-tools==7.6.2
 PIP_COMPILE := CUSTOM_COMPILE_COMMAND="make lock" $(LOCK_VENV)/bin/pip-compile --quiet --generate-hashes \
@@ -26,10 +28,10 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup dev test check fmt model sim sim-long soak bench demo lock clean
+.PHONY: help setup dev test check fmt model sim sim-long soak bench bench-rivals bench-vs demo lock clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 # The recipes below end in `exec`, so that Ctrl-C and SIGTERM reach the program itself and not a shell around it.
 
@@ -69,6 +71,12 @@ soak: $(STAMP_DEV) ## run real nodes under the nemesis for hours (LONG=HOURS, 4 
 bench: $(STAMP_DEV) ## run the benchmarks (ARGS go to `python -m bench`)
 	@exec $(BIN)/python -m bench $(ARGS)
 
+bench-rivals: $(STAMP_DEV) ## install Swift and radosgw, to be measured beside us (as root: also their Debian packages)
+	@exec $(BIN)/python -m bench.rivals.install
+
+bench-vs: $(STAMP_DEV) ## measure this checkout beside another commit (REV=COMMIT; ARGS go to `python -m bench.versus`)
+	@exec $(BIN)/python -m bench.versus $(ARGS) -- "$(REV)"
+
 demo: $(STAMP_DEV) ## run the demonstration (ARGS go to `python -m demo`)
 	@exec $(BIN)/python -m demo $(ARGS)
 
@@ -80,9 +88,10 @@ lock: ## recompute the lock files (ARGS go to pip-compile, for example --upgrade
 	$(LOCK_VENV)/bin/python -m pip --disable-pip-version-check install --quiet '$(PIP_TOOLS)'
 	$(PIP_COMPILE) $(ARGS) --output-file requirements.lock pyproject.toml
 	$(PIP_COMPILE) $(ARGS) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
+	$(PIP_COMPILE) $(ARGS) --output-file bench/rivals/swift.lock bench/rivals/swift.in
 
 clean: ## remove the virtual environments, caches and build output
-	rm -rf $(VENV) $(LOCK_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(LOCK_VENV) $(VENV_SWIFT) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(BIN)/python:

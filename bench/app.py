@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,30 +17,50 @@ from types import FrameType
 
 from rich.console import Console
 
-from bench.cluster import ClusterFailed
+from bench.cluster import ClusterFailed, kept_logs
 from bench.machine import commit_id, load_average, machine_facts
 from bench.plot import svg
 from bench.procfs import others_cpu_s
 from bench.report import PLOT_NAME, markdown, show_facts, show_section, show_targets
 from bench.results import Document, Recorder, Section, load, save
-from bench.scenarios import SCENARIOS, Plan
+from bench.rivals import beside
+from bench.rivals.common import NotInstalled
+from bench.scenarios import SCENARIOS, Plan, Scenario
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 _GIB = 2**30
 _FULL_S = 1080.0
 _QUICK_S = 105.0
+_RIVAL_S = 150.0
 _TAKES_THE_REST = "list"
+_ALL: dict[str, tuple[str, Scenario]] = {
+    **{name: scenario for name, scenario in SCENARIOS.items() if name != _TAKES_THE_REST},
+    **beside.SCENARIOS,
+    _TAKES_THE_REST: SCENARIOS[_TAKES_THE_REST],
+}
 _LISTED = 1_000_000
 _LISTED_QUICK = 10_000
 
 
-def chosen(text: str) -> list[str]:
+def chosen(text: str, among: Collection[str] = _ALL) -> list[str]:
     """The scenarios of ``put,get``, in the order given. Raises ArgumentTypeError."""
     names = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in SCENARIOS]
+    unknown = [name for name in names if name not in among]
     if unknown or not names:
-        raise argparse.ArgumentTypeError(f"no such scenario: {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
+        raise argparse.ArgumentTypeError(f"no such scenario: {', '.join(unknown)}; there are {', '.join(among)}")
     return names
+
+
+def chosen_rivals(text: str) -> list[str]:
+    """The rivals of ``swift,radosgw``. Raises ArgumentTypeError."""
+    return chosen(text, beside.RIVALS)
+
+
+def names_of_run(only: list[str] | None, rivals: list[str], quick: bool) -> list[str]:
+    """The scenarios of a run: those that are named, or else all; a quick run has no rival that is not named."""
+    if only or rivals:
+        return list(dict.fromkeys([*(only or ()), *rivals]))
+    return [*SCENARIOS] if quick else [*_ALL]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,7 +68,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench", description="Measure AmberBlob beside this machine's own floors."
     )
     parser.add_argument("--quick", action="store_true", help="one short run of each thing: to see that it works")
-    parser.add_argument("--only", type=chosen, metavar="NAME[,NAME]", help=", ".join(SCENARIOS))
+    parser.add_argument("--only", type=chosen, metavar="NAME[,NAME]", help=", ".join(_ALL))
+    parser.add_argument(
+        "--rivals",
+        type=chosen_rivals,
+        default=[],
+        metavar="NAME[,NAME]",
+        help=f"measure us beside these: {', '.join(beside.RIVALS)} (default: all of them, unless --quick or --only)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the findings here")
     parser.add_argument("--huge", action="store_true", help="a body of 4 GiB instead of 1 GiB")
     parser.add_argument("--folder", type=Path, help="where the clusters and floors live (default: a temporary folder)")
@@ -111,14 +137,16 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _measure(options: argparse.Namespace, console: Console, command: str) -> Document:
     began, started_at, load_before = time.monotonic(), datetime.now(UTC), load_average()
+    names = names_of_run(options.only, options.rivals, options.quick)
     plan, commit = _plan(options, began), commit_id()  # of the beginning: files may change meanwhile
+    rivals = sum(name in beside.SCENARIOS for name in names)
+    plan = replace(plan, deadline=plan.deadline + rivals * _RIVAL_S)
+    if _TAKES_THE_REST not in names:
+        plan = replace(plan, reserve_s=0.0)
     sections = []
     with tempfile.TemporaryDirectory(prefix="amberblob-bench-", dir=options.folder) as folder:
         machine = machine_facts(Path(folder))
-        chosen_names = options.only or list(SCENARIOS)
-        if _TAKES_THE_REST not in chosen_names:
-            plan = replace(plan, reserve_s=0.0)
-        for name in chosen_names:
+        for name in names:
             section = _run_one(name, plan, Path(folder))
             show_section(section, console)
             sections.append(section)
@@ -136,36 +164,28 @@ def _measure(options: argparse.Namespace, console: Console, command: str) -> Doc
 
 def _run_one(name: str, plan: Plan, folder: Path) -> Section:
     """One scenario in a folder of its own, removed after it; what it found until something failed is kept."""
-    title, scenario = SCENARIOS[name]
+    title, scenario = _ALL[name]
     last_s = plan.deadline if name == _TAKES_THE_REST else plan.deadline - plan.reserve_s
     if time.monotonic() > last_s:
         return Section(name=name, title=title, problem="left out: the run's time was over")
-    began, recorder, problem = time.monotonic(), Recorder(), ""
+    began, recorder, problem, note = time.monotonic(), Recorder(), "", ""
     others = others_cpu_s()
     if name != _TAKES_THE_REST:
         plan = replace(plan, deadline=min(last_s, began + plan.scenario_s))
     with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=folder) as inside:
         try:
             scenario(plan, Path(inside), recorder)
+        except NotInstalled as error:
+            note = str(error)
         except (ClusterFailed, RuntimeError, OSError) as error:
-            problem = f"failed: {error}{_kept_logs(Path(inside))}"
+            problem = f"failed: {error}{kept_logs(Path(inside))}"
     seconds = time.monotonic() - began
     return Section(
         name=name,
         title=title,
         rows=recorder.rows(),
         problem=problem,
+        note=note,
         seconds=seconds,
         others_share=max(0.0, (others_cpu_s() - others) / (seconds * len(os.sched_getaffinity(0)))),
     )
-
-
-def _kept_logs(folder: Path) -> str:
-    """Save the nodes' logs before the folder goes; says where they are."""
-    logs = list(folder.glob("**/node-*/log"))
-    if not logs:
-        return ""
-    kept = Path(tempfile.mkdtemp(prefix="amberblob-bench-logs-"))
-    for log in logs:
-        shutil.copy(log, kept / "-".join(log.relative_to(folder).parts))
-    return f" (the nodes' logs: {kept})"

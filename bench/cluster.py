@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import http.client
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,10 +70,12 @@ class Cluster:
     """Three nodes on ``folder``. A context manager; started again on the same folder it has its data.
 
     Attributes:
+        environment: of its processes; it says whose code they run.
         start_s: from the start of the command to the line ``ready``.
     """
 
     folder: Path
+    environment: Mapping[str, str] = field(default_factory=lambda: ENVIRONMENT)
     nodes: list[Node] = field(default_factory=list)
     start_s: float = 0.0
     _dev: subprocess.Popen[bytes] | None = None
@@ -105,7 +110,7 @@ class Cluster:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=ENVIRONMENT,
+            env=self.environment,
             preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs while a cluster starts
         )
         pids = self._read_pids(self._dev, began + _READY_TIMEOUT_S)
@@ -164,7 +169,7 @@ class Cluster:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=ENVIRONMENT,
+                env=self.environment,
                 preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs while a node starts
             )
         node.pid = node.restarted.pid
@@ -239,3 +244,14 @@ def journal_syncs(port: int) -> float:
         if name.removesuffix("_total") == "amberblob_journal_syncs":
             return float(value)
     raise RuntimeError(f"port {port} does not count the syncs of its journal")
+
+
+def kept_logs(folder: Path) -> str:
+    """Save the nodes' logs before the folder goes; says where they are."""
+    logs = list(folder.glob("**/node-*/log"))
+    if not logs:
+        return ""
+    kept = Path(tempfile.mkdtemp(prefix="amberblob-bench-logs-"))
+    for log in logs:
+        shutil.copy(log, kept / "-".join(log.relative_to(folder).parts))
+    return f" (the nodes' logs: {kept})"

@@ -12,11 +12,15 @@ ROOT = Path(__file__).parent.parent
 
 HOST = "127.0.0.1"
 
-ENVIRONMENT = {
-    **os.environ,
-    # What is measured is this checkout, also where another one is installed.
-    "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
-}
+
+def environment_of(checkout: Path) -> dict[str, str]:
+    """The environment in which a process runs the code of this checkout, also where another one is installed."""
+    path = [str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])]
+    # Without the safe path the folder in which the benchmark was called would come first, and that is a checkout too.
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
+
+
+ENVIRONMENT = environment_of(ROOT)
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -93,8 +93,8 @@ def show_section(section: Section, console: Console) -> None:
     else:
         lines = [title, *("  " + " | ".join(cells).rstrip(" |") for cells in _table(section))]
         print("\n".join(lines), flush=True)
-    if section.problem:
-        console.print(f"{section.name}: {section.problem}", markup=False)
+    for text in filter(None, (section.problem, section.note)):
+        console.print(f"{section.name}: {text}", markup=False)
 
 
 def show_facts(document: Document, console: Console) -> None:
@@ -151,6 +151,8 @@ def markdown(document: Document) -> str:
             lines += [f"Took {section.seconds:.0f} s; others took {section.others_share:.0%} of the CPU meanwhile.", ""]
         if section.problem:
             lines += [f"Not complete: {section.problem}", ""]
+        if section.note:
+            lines += [section.note[0].upper() + section.note[1:] + ".", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -69,7 +69,8 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
     """What one scenario found.
 
     Attributes:
-        problem: why it found nothing, or not all.
+        problem: why it found nothing, or not all, though it should have.
+        note: why it had nothing to do.
         others_share: of the machine's CPU time meanwhile, what went to neither the nodes nor the generator, 0 to 1.
     """
 
@@ -77,6 +78,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
     title: str
     rows: tuple[Row, ...] = ()
     problem: str = ""
+    note: str = ""
     seconds: float = 0.0
     others_share: float = 0.0
 

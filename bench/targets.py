@@ -1,7 +1,7 @@
 """The aims, and what a document says of each. Pure.
 
-A target finds its row by section, subject and metric. Some are about a rival's figure of the same subject: that
-stands in a section of the rival's own name (``swift``), with the same subject and metric, when it was in the run.
+A target finds its row by section, subject and metric. Some are about a rival: theirs is the row of ratios in the
+section of the rival's own name (``swift``), of neighbouring measurements of the same subject, when it was in the run.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from typing import Literal
 
 from bench.results import Document, Row, Series
 
+TIMES = "times"
+"""The unit of ratios."""
+
 Of = Literal["value", "floor", "swift"]
-"""What is compared: the value itself, its ratio to the floor beside it, or its ratio to Swift's value."""
+"""What is compared: the value itself, its ratio to the floor beside it, or its ratio to Swift's beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +105,25 @@ def verdicts(document: Document) -> list[Verdict]:
 
 
 def _verdict(target: Target, document: Document) -> Verdict:
-    row = find(document, target.section, target.subject, target.metric)
+    if target.of == "swift":
+        row = find_ratio(document, target.of, target.subject, target.metric)
+    else:
+        row = find(document, target.section, target.subject, target.metric)
     if row is None:
         return Verdict(target, "", None)
-    if target.of == "value":
-        return Verdict(target, row.unit, row.series)
     if target.of == "floor":
         return Verdict(target, "of the floor", row.ratio)
-    rival = find(document, target.of, target.subject, target.metric)
-    if rival is None or not rival.series.median:
-        return Verdict(target, "times", None)
-    return Verdict(target, "times", Series(tuple(value / rival.series.median for value in row.series.values)))
+    return Verdict(target, row.unit, row.series)
+
+
+def find_ratio(document: Document, section: str, subject: str, metric: str) -> Row | None:
+    """The row of ratios that :mod:`bench.pairs` made of this subject, whatever versions its title names."""
+    for one in document.sections:
+        if one.name == section:
+            for row in one.rows:
+                if row.unit == TIMES and row.subject.endswith(f": {subject}") and row.metric == metric:
+                    return row
+    return None
 
 
 def find(document: Document, section: str, subject: str, metric: str) -> Row | None:

@@ -114,7 +114,9 @@ def example() -> Document:
         ours.add(subject, "p99", "ms", 9.0)
         ours.add(subject, "p99 over p50", "", 4.5)
         ours.add("PUT 4 KiB, 64 clients", "throughput", "ops/s", 0.0, floor=("nothing", 0.0))
-    swift.add("PUT 4 KiB, 16 clients", "throughput", "ops/s", 20.0)
+    swift.add("Swift 2.38: PUT 4 KiB, 16 clients", "throughput", "ops/s", 20.0)
+    for times in (45.0, 50.0, 55.0):
+        swift.add("AmberBlob over Swift 2.38: PUT 4 KiB, 16 clients", "throughput", "times", times)
     return document(put=ours, swift=swift)
 
 
