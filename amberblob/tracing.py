@@ -1,7 +1,7 @@
 """Which request the running code works for: one id that follows a request through tasks, logs and nodes.
 
 The HTTP face sets it, the peer transport hands it on, every line of the log bears it. A plain context variable:
-setting it costs some 60 ns, binding it in structlog's context 4 µs.
+setting it costs 0.1 µs, and reading it needs no look at structlog's context.
 """
 
 from __future__ import annotations

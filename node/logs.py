@@ -31,7 +31,7 @@ def _json(event: dict[str, Any], **_: Any) -> bytes:
 def frequent_lines(logger: structlog.typing.FilteringBoundLogger) -> tuple[int, Lines]:
     """For what is logged with each request: the lowest level that is logged, and how to log.
 
-    Where the log is JSON the lines are made here, without structlog's processors: 4 µs instead of 20. Elsewhere
+    Where the log is JSON the lines are made here, without structlog's processors: 9 µs instead of 22. Elsewhere
     ``logger`` makes them.
     """
     if _json_lines is not None:

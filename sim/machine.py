@@ -51,6 +51,8 @@ class Settings:
     request_timeout_s: float = 10.0
     registers_clean_max: int = 64
     open_databases_max: int = 8
+    linger_s: float = 1.0
+    body_cache_bytes: int = 1 << 20
 
 
 class Machine:
@@ -122,6 +124,8 @@ class Machine:
                 segment_bytes=SEGMENT_BYTES,
                 registers_clean_max=settings.registers_clean_max,
                 open_databases_max=settings.open_databases_max,
+                linger_s=settings.linger_s,
+                body_cache_bytes=settings.body_cache_bytes,
                 ops=SimFileOps(disk, process),
                 threads=SimThreads(self._loop, self._random),
             )

@@ -62,6 +62,8 @@ class Shape:
     strict_disk: bool
     registers_clean_max: int
     open_databases_max: int
+    linger_s: float
+    body_cache_bytes: int
 
     @classmethod
     def draw(cls, random: Random, operations: int) -> Shape:
@@ -97,6 +99,8 @@ class Shape:
             strict_disk=random.random() < 0.5,
             registers_clean_max=random.choice((1, 8, 1000)),
             open_databases_max=random.choice((1, 2, 8)),
+            linger_s=random.choice((0.05, 1.0, 8.0)),
+            body_cache_bytes=random.choice((0, 5_000, 1 << 20)),
         )
 
     def __str__(self) -> str:

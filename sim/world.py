@@ -134,6 +134,8 @@ class World:
             read_quorum=shape.read_quorum,
             registers_clean_max=shape.registers_clean_max,
             open_databases_max=shape.open_databases_max,
+            linger_s=shape.linger_s,
+            body_cache_bytes=shape.body_cache_bytes,
         )
         self.machines = [
             Machine(

@@ -198,6 +198,9 @@ class Connection(RequestHandler):
         """How long a client may take nothing of an answer."""
         return self._timeouts.write_stall_s
 
+    def hurry(self) -> None:
+        """The server closes: begin with what has arrived, also if it is only a part of a request."""
+
     def abort(self) -> None:
         """Drop the connection and whatever waits to be written."""
         if self._wire is not None:
@@ -292,6 +295,13 @@ class ConnectionServer(Server):
         if not self._open and self._all_closed is not None and not self._all_closed.done():
             self._all_closed.set_result(None)
 
+    async def hurry(self) -> None:
+        """Whatever has arrived counts as under way once this returns."""
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
+            for connection in list(self._open):
+                connection.hurry()
+
     async def close(self, flush_s: float) -> None:
         """End every connection; what is written already gets ``flush_s`` seconds to reach its client."""
         self.pre_shutdown()
@@ -319,6 +329,9 @@ class ConnectionServer(Server):
             message = message._replace(url=_NO_URL)
         return BaseRequest(message, payload, protocol, writer, task, self._loop)
 
+
+_TURNS = 5
+"""So many turns of the loop at most lie between the arrival of a request's first bytes and its handler."""
 
 _CANCEL_S = 0.05
 """How long aiohttp waits for a handler at each step of ending it; the grace is over by then."""

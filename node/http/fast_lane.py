@@ -122,6 +122,9 @@ class FastConnection(Connection):
             await asyncio.wait({serving}, timeout=timeout)
         await super().shutdown(timeout)
 
+    def hurry(self) -> None:
+        self._lose_patience()
+
     def _resume_transport_reading(self) -> None:
         if not self._held:
             super()._resume_transport_reading()
@@ -198,7 +201,9 @@ class FastConnection(Connection):
 
     def _wait(self) -> int:
         if self._patience is None:
-            self._patience = self._loop.call_later(PATIENCE_S, self._lose_patience)
+            # While the server closes only what is being handled counts as under way.
+            patience_s = 0.0 if self._app.closing else PATIENCE_S
+            self._patience = self._loop.call_later(patience_s, self._lose_patience)
         return 0
 
     def _lose_patience(self) -> None:

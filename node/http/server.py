@@ -91,8 +91,7 @@ class HttpServer:
             self._listener.close()
         try:
             async with asyncio.timeout_at(end_s):
-                # Once around the loop, so that what has arrived counts as under way.
-                await asyncio.sleep(0)
+                await self._connections.hurry()
                 await self._app.drained()
         except TimeoutError:
             _log.warning("shutdown_cuts_off_requests", in_flight=self._app.in_flight, grace_s=grace_s)

@@ -212,6 +212,18 @@ async def test_closing_lets_requests_under_way_finish(world: World) -> None:
     assert world.service.objects["a"][0][1] == b"hello"
 
 
+async def test_closing_waits_for_a_body_that_has_just_begun(world: World) -> None:
+    raw = await world.raw()
+    await raw.send(b"PUT /objects/a HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhe")
+    await asyncio.sleep(0.01)
+    closing = asyncio.create_task(world.server.close(30))
+    await asyncio.sleep(0.05)
+    assert not closing.done() and world.app.in_flight == 1
+    await raw.send(b"llo")
+    assert (await raw.answer()).status == 201
+    await asyncio.wait_for(closing, 10)
+
+
 async def test_closing_gives_up_after_the_grace(world: World) -> None:
     world.service.gate = asyncio.Event()
     raw = await world.raw()
