@@ -83,11 +83,12 @@ class Learn(Message, frozen=True, array_like=True, kw_only=True, tag="L"):
 
 
 class Query(Message, frozen=True, array_like=True, kw_only=True, tag="Q"):
-    """What does the register of ``path`` hold?"""
+    """What does the register of ``path`` hold? ``known``: the record of this ballot need not be told."""
 
     slot: Slot
     path: str
     epoch: Number
+    known: Ballot | None = None
 
 
 class QueryHistory(Message, frozen=True, array_like=True, kw_only=True, tag="H"):
@@ -222,7 +223,7 @@ class Refused(Message, frozen=True, array_like=True, kw_only=True, tag="r"):
 
 
 class RegisterReply(Message, frozen=True, array_like=True, kw_only=True, tag="g"):
-    """The register, durable as told."""
+    """The register, durable as told. ``record`` is left out when ``accepted`` is the ballot that the asker knows."""
 
     incarnation: str
     accepted: Ballot | None

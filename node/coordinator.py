@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from amberblob.ballot import Ballot
+from amberblob.ballot import Ballot, Register
 from amberblob.clock import HybridClock, Randomness
 from amberblob.errors import NotReady
 from amberblob.ids import UlidMint
@@ -35,10 +35,14 @@ LOOKS_MAX = 8
 
 
 class Counters(Protocol):
-    """The highest ballot counter met per slot, shared with this node's own replica."""
+    """What this node's own replica tells: the highest ballot counter met per slot, and what it holds and promised."""
 
     def counter(self, slot: int) -> int: ...
     def met_counter(self, slot: int, counter: int) -> None: ...
+    def peek(self, slot: int, path: str) -> Register | None:
+        """What this node's copy holds, if that is known without asking the disk."""
+        ...
+
     def promises(self, slot: int, path: str, ballot: Ballot) -> bool:
         """Whether this node has no copy of the slot, or its copy promised this ballot last."""
         ...
@@ -160,11 +164,18 @@ class Coordinator:
         )
 
     async def _read_once(self, electorate: Electorate, request: Query | QueryHistory) -> Read:
+        known: Register | None = None
+        if isinstance(request, Query):
+            # Most likely the others hold what this node holds: then they need not tell all of it.
+            known = self._counters.peek(request.slot, request.path)
+            if known is not None and known.accepted is not None:
+                request = msgspec.structs.replace(request, known=known.accepted)
         run = ReadRun(
             self.peers,
             self.quickness,
             electorate,
             request,
+            known,
             partial(self._repair, electorate, request.path),
             timeout_s=min(self.peer_timeout_s, self._read_timeout_s),
         )

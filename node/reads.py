@@ -11,8 +11,11 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 
+import msgspec
+
+from amberblob.ballot import Register
 from amberblob.errors import PeerError
-from amberblob.wire import Query, QueryHistory, Reply
+from amberblob.wire import Query, QueryHistory, RegisterReply, Reply
 from node.protocol.quorum import Electorate
 from node.protocol.read import NoQuorum, Read, ReadRound
 from node.transport.interface import Peers
@@ -74,6 +77,7 @@ class ReadRun:
         quickness: Quickness,
         electorate: Electorate,
         request: Query | QueryHistory,
+        known: Register | None,
         settle: Callable[[Read, str, Reply], None],
         *,
         timeout_s: float,
@@ -81,6 +85,7 @@ class ReadRun:
         self._peers = peers
         self._quickness = quickness
         self._request = request
+        self._known = known
         self._settle = settle
         self._timeout_s = timeout_s
         self._round = ReadRound(electorate)
@@ -118,10 +123,12 @@ class ReadRun:
 
     def _told(self, node: str, told: Reply | PeerError) -> None:
         self._quickness.took(node, self._loop.time() - self._began_s)
-        known = self._result
-        if known is not None:
-            if isinstance(known, Read) and not isinstance(told, PeerError):
-                self._settle(known, node, told)
+        if isinstance(told, RegisterReply) and told.record is None and told.accepted is not None:
+            told = self._whole(told)
+        ended = self._result
+        if ended is not None:
+            if isinstance(ended, Read) and not isinstance(told, PeerError):
+                self._settle(ended, node, told)
             return
         if isinstance(told, PeerError):
             result: Read | NoQuorum | None = self._round.failed(node, told.detail)
@@ -134,6 +141,13 @@ class ReadRun:
             self._wait_for_more(result)
         elif result is not None:
             self._end(result)
+
+    def _whole(self, reply: RegisterReply) -> RegisterReply | PeerError:
+        """The answer with the record that was left out because we know it."""
+        known = self._known
+        if known is None or known.accepted != reply.accepted:
+            return PeerError("answered with a ballot and no record")
+        return msgspec.structs.replace(reply, record=known.record)
 
     def _heard_all(self) -> bool:
         return len(self._round.replies) + len(self._round.out) >= len(self._round.electorate.voters)

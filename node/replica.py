@@ -138,6 +138,10 @@ class Replica:
         """Whether this node has no copy of the slot, or its copy promised this ballot last."""
         return not self._is_member(slot) or self.slot(slot).promises(path, ballot)
 
+    def peek(self, slot: int, path: str) -> Register | None:
+        """What the own register holds, if that is in memory; it may not be durable yet."""
+        return self._store.peek(slot, path) if self._is_member(slot) else None
+
     # ---- requests
 
     def answer(self, peer: str, request: Request, respond: Respond) -> bool:
@@ -403,7 +407,7 @@ class Replica:
         register = self._store.peek(slot, path)
         if register is None:
             return False
-        self._respond_durably(slot, path, self._register_reply(slot, register), respond)
+        self._respond_durably(slot, path, self._register_reply(message, register), respond)
         return True
 
     async def _query(self, message: Query) -> Reply:
@@ -412,13 +416,14 @@ class Replica:
             return self._refused(slot, "not-a-member")
         register = await self._store.load(slot, message.path)
         await self._store.durable(self._store.position(slot, message.path))
-        return self._register_reply(slot, register)
+        return self._register_reply(message, register)
 
-    def _register_reply(self, slot: int, register: Register) -> RegisterReply:
+    def _register_reply(self, message: Query, register: Register) -> RegisterReply:
+        is_known = message.known is not None and register.accepted == message.known
         return RegisterReply(
-            incarnation=self._store.slot_state(slot).incarnation,
+            incarnation=self._store.slot_state(message.slot).incarnation,
             accepted=register.accepted,
-            record=register.record,
+            record=None if is_known else register.record,
             chosen=register.chosen,
         )
 
