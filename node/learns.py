@@ -11,7 +11,7 @@ from amberblob.wire import Learn, Learnt
 from node.protocol.write import Spread
 from node.transport.interface import Peers
 
-GATHER_S = 0.01
+GATHER_S = 0.03
 """How long LEARNs wait for company, and for a late accept that makes one smaller. Readers do not need them: a majority's
 accepts show that a record is chosen."""
 
