@@ -32,6 +32,7 @@ _UNIT_BYTES = 32 * MIB
 _WAKE_BYTES = 1 * MIB
 _WAKE_S = 1.0
 _INDEX_ROWS = 256
+_REST_S_MAX = 0.02
 _RETRY_CHECKPOINT_S = 1.0
 _RETRY_FULL_S = 1.0
 _CALLS_PER_TURN = 64
@@ -82,6 +83,7 @@ class DatabaseThread:
         self._fed_bytes = 0
         self._lingering_since: float | None = None
         self._drain: list[int] = []
+        self._drain_after = 0.0
         self._index_behind = False
         self._fed_position = 0
         self._waiting = False
@@ -269,7 +271,13 @@ class DatabaseThread:
                 return False
             self._drain = applier.waiting_slots()
             self._lingering_since = None
+        began_s = self._monotonic_s()
+        if began_s < self._drain_after and not self._stopping and applier.waiting_bytes < 2 * _UNIT_BYTES:
+            return False
         applier.apply_slot(self._drain.pop())
+        # The loop's thread needs the interpreter, too: work for a while, rest for as long.
+        ended_s = self._monotonic_s()
+        self._drain_after = ended_s + min(ended_s - began_s, _REST_S_MAX)
         if not self._drain:
             self._index_behind = True
             self._tell_applied(applier)
@@ -297,6 +305,8 @@ class DatabaseThread:
         timeout = self._checkpoint_after - now
         if self._lingering_since is not None:
             timeout = min(timeout, self._linger_s - (now - self._lingering_since))
+        if self._drain:
+            timeout = min(timeout, self._drain_after - now)
         with self._condition:
             if not (self._calls or self._fed or self._stopping) or self._only_undelivered(applier):
                 self._waiting = True

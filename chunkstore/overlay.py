@@ -276,7 +276,8 @@ class Overlay:
         dirty = self._dirty.get(key)
         before = dirty[0] if dirty is not None else self._clean.pop(key, None)
         paths = self._filters.get(slot)
-        if paths is not None and paths.add(entry.path) and before is None:
+        # What is dirty was taken in when it became so.
+        if dirty is None and paths is not None and paths.add(entry.path) and before is None:
             before = EMPTY_REGISTER
         added = record.added if record is not None else None
         if record is not None and record.previous is not None:
