@@ -33,6 +33,8 @@ MUST_HAPPEN: tuple[str, ...] = (
     "doubled",
     "epochs learnt by refusal",
     "failed without effect",
+    "held promises of another epoch",
+    "held promises that a rival outdid",
     "JOINT epochs abandoned",
     "learner phases",
     "learns never sent",
@@ -49,6 +51,8 @@ MUST_HAPPEN: tuple[str, ...] = (
     "operators that gave up in the middle",
     "outcomes unknown",
     "power cuts",
+    "promises held",
+    "promises of too few to be held",
     "reads that had to finish",
     "records chosen in a JOINT epoch",
     "registry out",
@@ -68,6 +72,8 @@ MUST_HAPPEN: tuple[str, ...] = (
     "told read",
     "undecided records finished",
     "write ids recognised",
+    "writes begun from a held promise",
+    "writes begun from a held promise that were refused",
     *(f"seeds: {kind}" for kind in dict.fromkeys(KINDS)),
 )
 """A fault that never fired proves nothing: the run fails if one of these counts is zero."""

@@ -57,6 +57,14 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("clock-decides", "ballots_decide", "the latest wall clock decides which record is current"),
     Mutant("old-write-ids-forgotten", "old_write_ids", "write ids that left the record are forgotten"),
     Mutant("hasty-client", "clients_wait", "a client repeats a write while its first try may still be running"),
+    # Held promises.
+    Mutant("held-refuses", "held_only_proposes", "412 answered from what is held"),
+    Mutant("held-twice", "held_used_once", "a held promise is used twice", "one writer"),
+    Mutant("held-across-epochs", "held_in_one_epoch", "a held promise is used in the next epoch, its ballot adapted"),
+    Mutant("held-by-few", "held_by_quorum", "a promise is held though fewer than a read quorum gave it", "one writer"),
+    Mutant("held-for-retries", "held_for_first_tries", "a retry that the held record does not know begins from it"),
+    Mutant("next-lost", "next_is_covered", "a promised `next` that a restart forgets", "one writer"),
+    Mutant("next-repeated", "next_is_not_repeated", "a COMMIT that comes twice promises `next` over a newer promise"),
     # Epochs.
     Mutant(
         "old-epochs-answered", "old_epochs_refused", "PREPARE and COMMIT of an old epoch are answered", "stale routes"

@@ -118,7 +118,7 @@ def _crash(world: World, node: Node, down_for: float, lose_disk: bool = False) -
 
 def _power_cut(world: World) -> None:
     world.counts["power cuts"] += 1
-    for node in world.nodes:
+    for node in world.nodes[:-1] if world.shape.home else world.nodes:
         world.crash(node, down_for=1.0 + 4.0 * world.random.random(), lose_disk=False)
 
 
