@@ -130,7 +130,9 @@ def _take_held(node: Node, route: Route, path: int, write_id: int, *, first_try:
     ballot = held.ballot
     if ballot[0] != route.epoch:
         world.counts["held promises of another epoch"] += 1
-        return None if rules.held_in_one_epoch else held._replace(ballot=(route.epoch, *ballot[1:]))
+        if not rules.held_in_one_epoch:
+            return held._replace(ballot=(route.epoch, *ballot[1:]))
+        return None if rules.ballots_of_their_epoch else held
     copy = node.copy
     if world.shape.own_copy_looked_at and copy is not None and copy.promises.get(path, ZERO) != ballot:
         world.counts["held promises that a rival outdid"] += 1

@@ -38,7 +38,7 @@ class Accepted(NamedTuple):
     """Accepted, durably. ``promised``: so is what came as ``next``."""
 
     copy: CopyId
-    promised: bool
+    promised: bool = False
 
 
 class Shown(NamedTuple):
@@ -106,7 +106,7 @@ class Copy:
         "version_floor",
     )
 
-    def __init__(self, number: CopyId, route: Route, rules: Rules, *, heeds_next: bool) -> None:
+    def __init__(self, number: CopyId, route: Route, rules: Rules, *, heeds_next: bool = True) -> None:
         self.number = number
         self.heeds_next = heeds_next
         self.route = route
@@ -172,14 +172,25 @@ class Copy:
         marks = self.marks.get(path)
         return Promised(self.number, register, self.version_floor, None if marks is None else marks.get(write_id))
 
-    def commit(self, route: Route, path: int, ballot: Ballot, record: Record, following: Ballot) -> Reply:
+    def commit(self, route: Route, path: int, ballot: Ballot, record: Record, following: Ballot = ZERO) -> Reply:
         """Phase two. ``following`` is the ballot to promise with the accept (``next`` on the wire); ZERO: none."""
         register = self.registers.get(path, EMPTY)
         rules = self.rules
         if not self._enter(route) and rules.old_epochs_refused:
             return Refused(self.number, self._bar(path, register), self.route)
+        if ballot[0] != route.epoch and rules.ballots_of_their_epoch:
+            # A held ballot of an older epoch, under a new route. It is good because a majority promised it, but that was one of
+            # the voters of its own epoch. This copy may be new: blank until its sync, it promised nothing, and knows neither
+            # what was accepted above that ballot nor the floor that a collection left. Were the record taken here, a later
+            # round would find it undecided and finish it, upon a path that was deleted and collected long ago. Besides,
+            # whoever weighs registers takes a majority's ballot of an older epoch for chosen, because nobody takes such
+            # ballots any more. The mutant 'held-of-old-epoch'.
+            return Refused(self.number, self._bar(path, register), self.route)
         if register.accepted == ballot:
-            # It came twice, or a LEARN overtook it. Somebody else may have a promise since, so nothing is promised.
+            # It came twice, or a LEARN overtook it. That promises nothing anew: somebody else may have been promised a
+            # higher ballot since, and been told of this very record. ``next`` in its place would let the holder's COMMIT in
+            # below that promise, and two records would become chosen that are both built on this one. What is answered is
+            # whether the promise of the first time still stands; if it does not, this copy is none of those that promised.
             if following != ZERO and not rules.next_is_not_repeated:
                 return Accepted(self.number, self._promise_next(path, following))
             return Accepted(self.number, following != ZERO and self.promises.get(path) == following)

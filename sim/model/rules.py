@@ -40,6 +40,8 @@ class Rules:
     held_used_once: bool = True
     held_in_one_epoch: bool = True
     """What is held is of use in its own epoch only. Off: its ballot is written anew for the present one."""
+    ballots_of_their_epoch: bool = True
+    """A copy takes no ballot of another epoch than its request's. Off: it does, and what is held is sent under any route."""
     held_by_quorum: bool = True
     """A read quorum has promised. Off: a write quorum has accepted, whoever of it promised."""
     held_for_first_tries: bool = True

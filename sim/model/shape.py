@@ -18,9 +18,14 @@ KINDS: tuple[Kind, ...] = (
     *("shrinking",) * 2,
     *("stale routes",) * 4,
     *("lagging learners",) * 6,
-    *("one writer",) * 4,
 )
 """In the proportion in which seeds draw them."""
+
+KINDS_HOLDING: tuple[Kind, ...] = (*KINDS, *("one writer",) * 4)
+"""The same for the worlds in which promises are held (rfc/0009)."""
+
+KINDS_ALL: tuple[Kind, ...] = tuple(dict.fromkeys(KINDS_HOLDING))
+"""Each once."""
 
 Ask = Literal["put", "delete", "put-if-etag", "put-if-absent", "get", "get-version", "versions"]
 
@@ -78,6 +83,8 @@ class Shape:
     blind: float
     """The share of nodes to which the registry shows nothing new."""
     outages: int
+    holding: bool
+    """Whether coordinators hold promises (rfc/0009). The fields below are of such worlds only."""
     home: float
     """The share of calls that go to one and the same node: that one holds promises."""
     old_programs: float
@@ -111,10 +118,10 @@ _MIX_WRITES: tuple[Ask, ...] = (*("put",) * 8, "put-if-etag", "delete", *("get",
 _MIX_LAGGING: tuple[Ask, ...] = (*("put",) * 2, "put-if-absent", *("get",) * 5, *("delete",) * 4, "versions")
 
 
-def draw(random: Random, only: Kind | None = None) -> Shape:
-    """The shape of a seed's world; ``only``: of a world of this kind."""
+def draw(random: Random, only: Kind | None = None, *, holding: bool = False) -> Shape:
+    """The shape of a seed's world; ``only``: of a world of this kind; ``holding``: of one in which promises are held."""
     choice, share = random.choice, random.random
-    drawn = choice(KINDS)
+    drawn = choice(KINDS_HOLDING if holding else KINDS)
     kind = only or drawn
     garbage = kind in ("garbage", "moves and garbage", "lagging learners")
     stale, lagging = kind == "stale routes", kind == "lagging learners"
@@ -122,8 +129,11 @@ def draw(random: Random, only: Kind | None = None) -> Shape:
     moving = kind not in ("plain", "garbage", "one writer")
     voters = 5 if kind == "shrinking" else (3 if share() < 0.9 else 5) if kind == "plain" else 3
     calm = share() < 0.2
+    # A home that holds no copy hears of a rival from the copies' refusals only.
     spare = (
-        0
+        choice((0, 1))
+        if writer
+        else 0
         if not moving
         else 1
         if kind == "shrinking"
@@ -185,8 +195,10 @@ def draw(random: Random, only: Kind | None = None) -> Shape:
         route_delay=choice((2.0, 10.0, 40.0)),
         blind=0.7 if stale else choice((0.0, 0.0, 0.3)),
         outages=choice((0, 0, 1)),
+        # Worlds without held promises draw nothing from here on: what a seed meant before there were any, it means still.
+        holding=holding,
         home=0.6 if writer else 0.0,
-        old_programs=choice((0.0, 0.3)) if writer else choice((0.0, 0.0, 0.3)),
+        old_programs=0.0 if not holding else choice((0.0, 0.3)) if writer else choice((0.0, 0.0, 0.3)),
         leap=choice((0, 6)) if writer else 0,
-        own_copy_looked_at=share() < 0.5,
+        own_copy_looked_at=holding and share() < 0.5,
     )

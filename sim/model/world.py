@@ -179,7 +179,7 @@ class Node:
         self.blind = random.random() < shape.blind
         self.up = True
         self.counter = 0
-        self.heeds_next = random.random() >= shape.old_programs
+        self.heeds_next = shape.holding and random.random() >= shape.old_programs
         self.held: dict[int, Held] = {}
         self.candidate: CopyId | None = None
         self.processes: set[Process] = set()
