@@ -10,7 +10,7 @@ Reading order:
 1. :mod:`sim.model.rules`: every rule that the protocol keeps, one switch each. A mutant is a rule switched off.
 2. :mod:`sim.model.values`: ballots, records, routes. Who makes a quorum.
 3. :mod:`sim.model.replica`: what one copy keeps, what it answers, what survives a restart.
-4. :mod:`sim.model.coordinator`: the rounds: PREPARE, COMMIT, LEARN; the reads.
+4. :mod:`sim.model.coordinator`: the rounds: PREPARE, COMMIT, LEARN; held promises (rfc/0009); the reads.
 5. :mod:`sim.model.membership`: routes, JOINT epochs, learners, sync. Its docstring is the specification.
 6. :mod:`sim.model.garbage`: when the stub of a deleted path may go.
 7. :mod:`sim.model.world` (time, network, crashes), :mod:`sim.model.client`, :mod:`sim.model.shape` (what a seed draws),

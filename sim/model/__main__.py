@@ -8,11 +8,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 
 from sim.model.mutants import BY_NAME, MUTANTS, SEEDS_MAX, hunt
-from sim.model.rules import ALL_RULES
 from sim.model.run import Outcome, run_seed
-from sim.model.shape import KINDS
+from sim.model.shape import KINDS_ALL
 
 CHUNK = 250
 """Seeds per piece of work."""
@@ -33,6 +33,8 @@ MUST_HAPPEN: tuple[str, ...] = (
     "doubled",
     "epochs learnt by refusal",
     "failed without effect",
+    "held promises of another epoch",
+    "held promises that a rival outdid",
     "JOINT epochs abandoned",
     "learner phases",
     "learns never sent",
@@ -49,6 +51,8 @@ MUST_HAPPEN: tuple[str, ...] = (
     "operators that gave up in the middle",
     "outcomes unknown",
     "power cuts",
+    "promises held",
+    "promises of too few to be held",
     "reads that had to finish",
     "records chosen in a JOINT epoch",
     "registry out",
@@ -68,7 +72,9 @@ MUST_HAPPEN: tuple[str, ...] = (
     "told read",
     "undecided records finished",
     "write ids recognised",
-    *(f"seeds: {kind}" for kind in dict.fromkeys(KINDS)),
+    "writes begun from a held promise",
+    "writes begun from a held promise that were refused",
+    *(f"seeds: {kind}" for kind in KINDS_ALL),
 )
 """A fault that never fired proves nothing: the run fails if one of these counts is zero."""
 
@@ -80,13 +86,12 @@ def main(arguments: list[str] | None = None) -> int:
     """What the command line asks for; the exit code."""
     options = _parse(arguments)
     if options.seed is not None:
-        mutant = BY_NAME[options.mutant] if options.mutant else None
-        outcome = run_seed(
-            options.seed,
-            mutant.rules if mutant else ALL_RULES,
-            only=options.kind or (mutant.only if mutant else None),
-            tracing=True,
-        )
+        told = {"only": options.kind, "holding": options.holding}
+        if options.mutant:
+            known = {name: value for name, value in told.items() if value is not None}
+            outcome = replace(BY_NAME[options.mutant], **known).run(options.seed, kept=options.kept, tracing=True)
+        else:
+            outcome = run_seed(options.seed, **told, tracing=True)
         _show(outcome, events=options.trace or bool(outcome.faults))
         return 1 if outcome.faults else 0
     if options.mutant:
@@ -119,7 +124,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help="hunt this one; with --seed: run that seed with this shortcut. One of: " + ", ".join(BY_NAME),
     )
     parser.add_argument("--seed", type=int, metavar="N", help="run one seed and show its history")
-    parser.add_argument("--kind", choices=tuple(dict.fromkeys(KINDS)), help="with --seed: in a world of this kind")
+    parser.add_argument("--kind", choices=KINDS_ALL, help="with --seed: in a world of this kind")
+    parser.add_argument(
+        "--holding",
+        action=argparse.BooleanOptionalAction,
+        help="with --seed: in a world in which promises are held, or not (default: as the mutant asks; if the seed is even)",
+    )
+    parser.add_argument("--kept", action="store_true", help="with --seed and --mutant: its world, with all rules kept")
     parser.add_argument("--trace", action="store_true", help="with --seed: show all events, even if nothing is wrong")
     return parser.parse_args(arguments)
 

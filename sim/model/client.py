@@ -108,7 +108,9 @@ class Clients:
         call.trying = True
         if call.tries > 1:
             world.counts["retries"] += 1
-        node = world.nodes[int(world.random.random() * len(world.nodes))]
+        # The home is the node with the highest number: so rivals' ballots may well be just below its own.
+        luck, home = world.random.random(), world.shape.home
+        node = world.nodes[-1 if luck < home else int((luck - home) / (1 - home) * len(world.nodes))]
         if not node.up:
             self._answered(call, call.tries, FAILED)
             return
@@ -126,17 +128,17 @@ class Clients:
         world.after(PATIENCE if world.rules.clients_wait or world.calm else HASTE, self._impatient, call, tries)
 
     def _steps(self, node: Node, call: Call) -> Generator[Wait, Any, Any]:
-        kind, number, path = call.kind, call.number, call.path
+        kind, number, path, first = call.kind, call.number, call.path, call.tries == 1
         if kind in READS:
             return coordinator.read(node, path, with_rows=kind != "get")
         if kind == "delete":
-            return coordinator.write(node, path, number, coordinator.delete(node, number))
+            return coordinator.write(node, path, number, coordinator.delete(node, number), first_try=first)
         expected = call.expected
 
         def holds(head: Version | None) -> bool:
             return kind == "put" or (None if head is None else head[1]) == expected
 
-        return coordinator.write(node, path, number, coordinator.put(node, number, number, holds))
+        return coordinator.write(node, path, number, coordinator.put(node, number, number, holds), first_try=first)
 
     def _impatient(self, call: Call, tries: int) -> None:
         """No answer for so long that no round of that try can be running any more."""

@@ -10,8 +10,20 @@ from collections.abc import Callable, Generator, Iterable
 from typing import Any, NamedTuple
 
 from sim.model.replica import Copy, Promised, Refused, read_all
-from sim.model.values import EMPTY, MARKS_IN_RECORD, Ballot, Mark, Record, Register, Result, Route, Version, quorate
-from sim.model.world import Answers, Ask, Node, Wait
+from sim.model.values import (
+    EMPTY,
+    MARKS_IN_RECORD,
+    ZERO,
+    Ballot,
+    Mark,
+    Record,
+    Register,
+    Result,
+    Route,
+    Version,
+    quorate,
+)
+from sim.model.world import Answers, Ask, Held, Node, Wait
 
 ATTEMPTS = 6
 DEADLINE = 40.0
@@ -103,14 +115,58 @@ def _remembered(write_id: int, promises: Iterable[Promised], chosen: Record | No
     return None
 
 
-def write(node: Node, path: int, write_id: int, decide: Decide) -> Generator[Wait, Any, Any]:
-    """One round, from PREPARE to its outcome; returns what ``decide`` answered, or what the record did."""
+def _take_held(node: Node, route: Route, path: int, write_id: int, *, first_try: bool) -> Held | None:
+    """What is held for the path, if this write may begin with it. It is used or forgotten, whatever comes of it.
+
+    That this node's own copy still promises it is asked to save a COMMIT that would be refused; nothing rests on it.
+    """
+    world = node.world
+    rules = world.rules
+    held = node.held.pop(path, None) if rules.held_used_once else node.held.get(path)
+    if held is None:
+        return None
+    if not first_try and (rules.held_for_first_tries or any(mark == write_id for mark, _ in held.record.marks)):
+        return None
+    ballot = held.ballot
+    if ballot[0] != route.epoch:
+        world.counts["held promises of another epoch"] += 1
+        if not rules.held_in_one_epoch:
+            return held._replace(ballot=(route.epoch, *ballot[1:]))
+        return None if rules.ballots_of_their_epoch else held
+    copy = node.copy
+    if world.shape.own_copy_looked_at and copy is not None and copy.promises.get(path, ZERO) != ballot:
+        world.counts["held promises that a rival outdid"] += 1
+        return None
+    return held
+
+
+def write(
+    node: Node, path: int, write_id: int, decide: Decide, *, first_try: bool = False
+) -> Generator[Wait, Any, Any]:
+    """One round, from PREPARE to its outcome; returns what ``decide`` answered, or what the record did.
+
+    A ``first_try`` of a write may begin with COMMIT, if a promise is held (rfc/0009). Only a COMMIT proves that
+    nothing came in between, so that nothing else is decided on what is held.
+    """
     world = node.world
     rules, counts = world.rules, world.counts
     deadline = world.now + DEADLINE
     sent = False
+    route = node.route
+    held = _take_held(node, route, path, write_id, first_try=first_try)
+    if held is not None:
+        decision = decide(held.record, held.version_floor)
+        if isinstance(decision, Propose):
+            counts["writes begun from a held promise"] += 1
+            sent = True
+            accepted = yield from _propose(node, route, path, held.ballot, decision.record, held.version_floor)
+            if accepted:
+                return decision.record.marks[-1][1]
+            counts["writes begun from a held promise that were refused"] += 1
+        elif not rules.held_only_proposes:
+            return decision.result
     for attempt in range(ATTEMPTS):
-        if attempt:
+        if attempt or sent:
             yield world.random.random() * 3 * attempt
         route = node.route
         ballot = world.ballot(node, route)
@@ -124,7 +180,6 @@ def write(node: Node, path: int, write_id: int, decide: Decide) -> Generator[Wai
         finding = weigh(node, route, {copy: promised.register for copy, promised in promises.items()})
         current = finding.register.record
         version_floor = max(promised.version_floor for promised in promises.values())
-        decision: Decision | None = None
         prior: Result | None = None
         if rules.write_ids:
             prior = _remembered(write_id, promises.values(), current if finding.decided else None)
@@ -149,7 +204,7 @@ def write(node: Node, path: int, write_id: int, decide: Decide) -> Generator[Wai
         if isinstance(decision, Answer):
             return decision.result
         sent = True
-        accepted = yield from _propose(node, route, path, ballot, decision.record)
+        accepted = yield from _propose(node, route, path, ballot, decision.record, version_floor)
         if accepted:
             return decision.record.marks[-1][1]
     if sent:
@@ -157,10 +212,19 @@ def write(node: Node, path: int, write_id: int, decide: Decide) -> Generator[Wai
     return FAILED
 
 
-def _propose(node: Node, route: Route, path: int, ballot: Ballot, record: Record) -> Generator[Wait, Any, bool]:
-    """COMMIT, and LEARN once it is chosen; whether it is."""
+def _propose(
+    node: Node, route: Route, path: int, ballot: Ballot, record: Record, version_floor: int | None = None
+) -> Generator[Wait, Any, bool]:
+    """COMMIT, and LEARN once it is chosen; whether it is.
+
+    With a ``version_floor`` the record is this round's own, and the next ballot is asked for, to be held.
+    """
     world = node.world
-    answers: Answers = yield Ask(route.told, Copy.commit, (route, path, ballot, record), route.write_sets)
+    following = ZERO
+    if version_floor is not None and world.rules.ballots and node.heeds_next:
+        node.counter += int(world.random.random() * (world.shape.leap + 1))
+        following = world.ballot(node, route)
+    answers: Answers = yield Ask(route.told, Copy.commit, (route, path, ballot, record, following), route.write_sets)
     _heed(node, answers.refusals)
     if not quorate(route.write_sets, answers.replies):
         return False
@@ -168,6 +232,13 @@ def _propose(node: Node, route: Route, path: int, ballot: Ballot, record: Record
         world.counts["records chosen in a JOINT epoch"] += 1
     if world.tracing:
         world.note("chosen at %s: %s, accepted by %s", ballot, record, sorted(answers.replies))
+    if version_floor is not None and following != ZERO:
+        promised = {copy for copy, reply in answers.replies.items() if reply.promised}
+        if quorate(route.read_sets, promised) or not world.rules.held_by_quorum:
+            world.counts["promises held"] += 1
+            node.held[path] = Held(following, record, version_floor)
+        else:
+            world.counts["promises of too few to be held"] += 1
     _spread(node, (route, path, ballot, record))
     return True
 

@@ -1,12 +1,15 @@
 """The shortcuts that somebody will want to take one day. Each is one rule switched off, and each must be caught.
 
-They run on worlds that pass without them: nothing is staged for them, but some are hunted in worlds of one kind only. The seed
-that catches one is run again with the rule kept, and has to pass.
+They run on worlds that pass without them. Those of rfc/0009 are hunted where promises are held, all others where none are:
+there a seed means what it meant before there were held promises. Some name the kind of world, and a few what else suits them in
+its shape; who does what when is never staged. The seed that catches one is run again with the rule kept, and has to pass.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from sim.model.rules import ALL_RULES, Rules
 from sim.model.run import Outcome, run_seed
@@ -14,6 +17,45 @@ from sim.model.shape import Kind
 
 SEEDS_MAX = 10_000
 """Within so many seeds a mutant has to be caught."""
+
+QUIET: dict[str, Any] = {
+    "nodes": 4,
+    "pause": 6.0,
+    "loss": 0.0,
+    "slow_share": 0.02,
+    "crashes": 0,
+    "power_cuts": 0,
+    "cuts": 0,
+    "killed": 0.0,
+    "old_programs": 0.0,
+}
+"""Of 'one writer': a held promise lives long enough to be misused only where little else goes on. The home has no copy."""
+
+OFTEN_COLLECTED: dict[str, Any] = {
+    "calls": 30,
+    "pause": 6.0,
+    "mix": ("put", "put-if-absent", *("delete",) * 3),
+    "moves": 6,
+    "moves_abandoned": 0.0,
+    "learner_phase": 0.0,
+    "route_delay": 2.0,
+    "blind": 0.0,
+    "sync_delay": 20.0,
+    "tidy": 1.0,
+    "retention": 0.0,
+    "deaf": 0.0,
+    "learn_delay": 0.0,
+    "loss": 0.0,
+    "slow_share": 0.02,
+    "crashes": 0,
+    "power_cuts": 0,
+    "disks_lost": 0,
+    "cuts": 0,
+    "killed": 0.0,
+    "old_programs": 0.0,
+    "own_copy_looked_at": False,
+}
+"""Of 'moves and garbage': stubs go soon, copies move all the time, and the new ones stay blank for long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,17 +67,32 @@ class Mutant:
         rule: the switch of :class:`~sim.model.rules.Rules` that is off.
         says: the shortcut in words.
         only: the kind of world in which it is hunted; None: in all.
+        holding: whether promises are held in those worlds (rfc/0009).
+        fixed: what else of their shape is not left to the seed, because it shows the mutant sooner.
     """
 
     name: str
     rule: str
     says: str
     only: Kind | None = None
+    holding: bool = False
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def rules(self) -> Rules:
         """The protocol with this shortcut."""
         return replace(ALL_RULES, **{self.rule: False})
+
+    def run(self, seed: int, *, kept: bool = False, tracing: bool = False) -> Outcome:
+        """One seed in a world of its own. ``kept``: with all rules after all."""
+        return run_seed(
+            seed,
+            ALL_RULES if kept else self.rules,
+            only=self.only,
+            holding=self.holding,
+            fixed=self.fixed,
+            tracing=tracing,
+        )
 
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -57,6 +114,64 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("clock-decides", "ballots_decide", "the latest wall clock decides which record is current"),
     Mutant("old-write-ids-forgotten", "old_write_ids", "write ids that left the record are forgotten"),
     Mutant("hasty-client", "clients_wait", "a client repeats a write while its first try may still be running"),
+    # Held promises (rfc/0009).
+    Mutant(
+        "held-refuses",
+        "held_only_proposes",
+        "412 answered from what is held",
+        "one writer",
+        holding=True,
+        fixed={**QUIET, "mix": ("put", "put-if-etag", "put-if-absent", "delete", "delete")},
+    ),
+    Mutant("held-twice", "held_used_once", "a held promise is used twice", "one writer", holding=True),
+    Mutant(
+        "held-across-epochs",
+        "held_in_one_epoch",
+        "a held promise is used in the next epoch, its ballot adapted",
+        "moves",
+        holding=True,
+    ),
+    Mutant(
+        "held-of-old-epoch",
+        "ballots_of_their_epoch",
+        "a held promise is used in the next epoch as it is, and copies take it",
+        "moves and garbage",
+        holding=True,
+        fixed=OFTEN_COLLECTED,
+    ),
+    Mutant(
+        "held-by-few",
+        "held_by_quorum",
+        "a promise is held though fewer than a read quorum gave it",
+        "one writer",
+        holding=True,
+        fixed={**QUIET, "old_programs": 0.5},
+    ),
+    Mutant(
+        "held-for-retries",
+        "held_for_first_tries",
+        "a retry that the held record does not know begins from it",
+        "one writer",
+        holding=True,
+    ),
+    Mutant(
+        "next-lost",
+        "next_is_covered",
+        "a promised `next` that a restart forgets",
+        "one writer",
+        holding=True,
+        # The home goes on while all copies restart, and `next` is far above what the ceiling covers.
+        fixed={**QUIET, "power_cuts": 4, "leap": 12},
+    ),
+    Mutant(
+        "next-repeated",
+        "next_is_not_repeated",
+        "a COMMIT that comes twice promises `next` over a newer promise",
+        "one writer",
+        holding=True,
+        # The second COMMIT has to come between a rival's PREPARE and his COMMIT, and the home's next write as well.
+        fixed={**QUIET, "nodes": 3, "pause": 3.0, "home": 0.5, "doubling": 0.5, "slow": 8.0, "slow_share": 0.2},
+    ),
     # Epochs.
     Mutant(
         "old-epochs-answered", "old_epochs_refused", "PREPARE and COMMIT of an old epoch are answered", "stale routes"
@@ -112,11 +227,10 @@ BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
 
 def hunt(mutant: Mutant, seeds_max: int = SEEDS_MAX) -> Outcome | None:
     """The first seed that catches the mutant; None if it survives."""
-    rules = mutant.rules
     for seed in range(1, seeds_max + 1):
-        outcome = run_seed(seed, rules, only=mutant.only)
+        outcome = mutant.run(seed)
         if outcome.faults:
-            kept = run_seed(seed, only=mutant.only)
+            kept = mutant.run(seed, kept=True)
             assert not kept.faults, f"seed {seed} ({kept.kind}) fails with all rules kept: {kept.faults}"
             return outcome
     return None

@@ -35,9 +35,10 @@ class Promised(NamedTuple):
 
 
 class Accepted(NamedTuple):
-    """Accepted, durably."""
+    """Accepted, durably. ``promised``: so is what came as ``next``."""
 
     copy: CopyId
+    promised: bool = False
 
 
 class Shown(NamedTuple):
@@ -74,6 +75,7 @@ class Copy:
 
     Attributes:
         number: node and incarnation.
+        heeds_next: it promises what a COMMIT brings as ``next``. An older program does not know of that.
         route: of the epoch that it has adopted. It answers in no lower one, ever.
         registers: by path.
         rows: by path, version to blob. Chosen ones only.
@@ -91,6 +93,7 @@ class Copy:
         "_unflushed",
         "ballot_floor",
         "ceiling",
+        "heeds_next",
         "marks",
         "number",
         "promises",
@@ -103,8 +106,9 @@ class Copy:
         "version_floor",
     )
 
-    def __init__(self, number: CopyId, route: Route, rules: Rules) -> None:
+    def __init__(self, number: CopyId, route: Route, rules: Rules, *, heeds_next: bool = True) -> None:
         self.number = number
+        self.heeds_next = heeds_next
         self.route = route
         self.rules = rules
         self.registers: dict[int, Register] = {}
@@ -163,20 +167,33 @@ class Copy:
             bar = self._bar(path, register)
             if ballot <= bar:
                 return Refused(self.number, bar, self.route)
-            if ballot[1] > self.ceiling:
-                self.ceiling = ballot[1] + CEILING_STEP
+            self._reserve(ballot)
             self.promises[path] = ballot
         marks = self.marks.get(path)
         return Promised(self.number, register, self.version_floor, None if marks is None else marks.get(write_id))
 
-    def commit(self, route: Route, path: int, ballot: Ballot, record: Record) -> Reply:
-        """Phase two."""
+    def commit(self, route: Route, path: int, ballot: Ballot, record: Record, following: Ballot = ZERO) -> Reply:
+        """Phase two. ``following`` is the ballot to promise with the accept (``next`` on the wire); ZERO: none."""
         register = self.registers.get(path, EMPTY)
         rules = self.rules
         if not self._enter(route) and rules.old_epochs_refused:
             return Refused(self.number, self._bar(path, register), self.route)
+        if ballot[0] != route.epoch and rules.ballots_of_their_epoch:
+            # A held ballot of an older epoch, under a new route. It is good because a majority promised it, but that was one of
+            # the voters of its own epoch. This copy may be new: blank until its sync, it promised nothing, and knows neither
+            # what was accepted above that ballot nor the floor that a collection left. Were the record taken here, a later
+            # round would find it undecided and finish it, upon a path that was deleted and collected long ago. Besides,
+            # whoever weighs registers takes a majority's ballot of an older epoch for chosen, because nobody takes such
+            # ballots any more. The mutant 'held-of-old-epoch'.
+            return Refused(self.number, self._bar(path, register), self.route)
         if register.accepted == ballot:
-            return Accepted(self.number)
+            # It came twice, or a LEARN overtook it. That promises nothing anew: somebody else may have been promised a
+            # higher ballot since, and been told of this very record. ``next`` in its place would let the holder's COMMIT in
+            # below that promise, and two records would become chosen that are both built on this one. What is answered is
+            # whether the promise of the first time still stands; if it does not, this copy is none of those that promised.
+            if following != ZERO and not rules.next_is_not_repeated:
+                return Accepted(self.number, self._promise_next(path, following))
+            return Accepted(self.number, following != ZERO and self.promises.get(path) == following)
         if not rules.ballots:
             if register.record is not None and record.revision <= register.record.revision:
                 return Refused(self.number, register.accepted, self.route)
@@ -191,7 +208,26 @@ class Copy:
             self._unflushed = {path: register}
         self.registers[path] = Register(ballot, record, False)
         self._keep(path, record, chosen=False)
-        return Accepted(self.number)
+        return Accepted(self.number, following != ZERO and self._promise_next(path, following))
+
+    def _promise_next(self, path: int, following: Ballot) -> bool:
+        """As if a PREPARE had come right after the accept; whether it is promised.
+
+        Only with the accept: a copy that refuses the COMMIT and promises all the same may have accepted a rival's record
+        meanwhile. No switch stands for it: where all copies heed ``next``, those that accepted are a quorum that promised,
+        and beside older programs it takes two rounds of a rival within one slow answer, which 10,000 seeds did not show.
+        """
+        if not self.heeds_next:
+            return False
+        if self.rules.next_is_covered:
+            self._reserve(following)
+        self.promises[path] = following
+        return True
+
+    def _reserve(self, ballot: Ballot) -> None:
+        """A promise above the ceiling raises it first, durably."""
+        if ballot[1] > self.ceiling:
+            self.ceiling = ballot[1] + CEILING_STEP
 
     def learn(self, route: Route, path: int, ballot: Ballot, record: Record) -> None:
         """A record became chosen. It may always be installed, whatever was promised, but never over a higher one."""

@@ -34,6 +34,23 @@ class Rules:
     clients_wait: bool = True
     """A client repeats a write that was not answered only once no round of the first try can be running."""
 
+    # ---- held promises (rfc/0009)
+    held_only_proposes: bool = True
+    """What is held may begin a COMMIT. Off: 412 and 404 are answered from it too."""
+    held_used_once: bool = True
+    held_in_one_epoch: bool = True
+    """What is held is of use in its own epoch only. Off: its ballot is written anew for the present one."""
+    ballots_of_their_epoch: bool = True
+    """A copy takes no ballot of another epoch than its request's. Off: it does, and what is held is sent under any route."""
+    held_by_quorum: bool = True
+    """A read quorum has promised. Off: a write quorum has accepted, whoever of it promised."""
+    held_for_first_tries: bool = True
+    """A retry begins with PREPARE. Off: it begins from what is held, if that record does not have its write id."""
+    next_is_covered: bool = True
+    """``next`` is under the promise ceiling before it is told."""
+    next_is_not_repeated: bool = True
+    """A COMMIT that comes twice promises nothing anew. Off: ``next`` again, whatever was promised since."""
+
     # ---- one copy: what survives
     accepts_are_durable: bool = True
     """An accept is durable before it is told."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from random import Random
+from typing import Any
 
 from sim.model import shape
 from sim.model.check import judge, progress_faults
@@ -45,17 +47,34 @@ class Outcome:
     given_up: bool = False
 
 
-def run_seed(seed: int, rules: Rules = ALL_RULES, *, only: Kind | None = None, tracing: bool = False) -> Outcome:
+def holds(seed: int) -> bool:
+    """Whether promises are held (rfc/0009) in the world of this seed, if nobody says: in every other one."""
+    return seed % 2 == 0
+
+
+def run_seed(
+    seed: int,
+    rules: Rules = ALL_RULES,
+    *,
+    only: Kind | None = None,
+    holding: bool | None = None,
+    fixed: Mapping[str, Any] | None = None,
+    tracing: bool = False,
+) -> Outcome:
     """Everything that this seed decides. The same arguments give the same outcome, on every machine.
 
     Args:
         seed: its number.
         rules: which rules are kept.
         only: the kind of world, if the seed is not to choose it.
+        holding: whether promises are held in it, if the seed's parity is not to say.
+        fixed: fields of its :class:`~sim.model.shape.Shape` that the seed is not to choose.
         tracing: keep the events.
     """
     random = Random(seed)
-    drawn = shape.draw(random, only)
+    drawn = shape.draw(random, only, holding=holds(seed) if holding is None else holding)
+    if fixed:
+        drawn = replace(drawn, **fixed)
     world = World(random, drawn, rules, tracing=tracing)
     clients = Clients(world)
     ends = _schedule(world, clients, drawn)
@@ -118,7 +137,7 @@ def _crash(world: World, node: Node, down_for: float, lose_disk: bool = False) -
 
 def _power_cut(world: World) -> None:
     world.counts["power cuts"] += 1
-    for node in world.nodes:
+    for node in world.nodes[:-1] if world.shape.home else world.nodes:
         world.crash(node, down_for=1.0 + 4.0 * world.random.random(), lose_disk=False)
 
 

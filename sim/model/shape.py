@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-Kind = Literal["plain", "garbage", "moves", "moves and garbage", "shrinking", "stale routes", "lagging learners"]
+Kind = Literal[
+    "plain", "garbage", "moves", "moves and garbage", "shrinking", "stale routes", "lagging learners", "one writer"
+]
 
 KINDS: tuple[Kind, ...] = (
     *("plain",) * 4,
@@ -18,6 +20,12 @@ KINDS: tuple[Kind, ...] = (
     *("lagging learners",) * 6,
 )
 """In the proportion in which seeds draw them."""
+
+KINDS_HOLDING: tuple[Kind, ...] = (*KINDS, *("one writer",) * 4)
+"""The same for the worlds in which promises are held (rfc/0009)."""
+
+KINDS_ALL: tuple[Kind, ...] = tuple(dict.fromkeys(KINDS_HOLDING))
+"""Each once."""
 
 Ask = Literal["put", "delete", "put-if-etag", "put-if-absent", "get", "get-version", "versions"]
 
@@ -47,7 +55,7 @@ class Shape:
     """How long LEARNs wait in the background, at most."""
     crashes: int
     power_cuts: int
-    """All nodes crash at once."""
+    """All nodes crash at once; the home of most calls, if there is one, stands elsewhere and goes on."""
     disks_lost: int
     cuts: int
     cut_nodes: int
@@ -75,6 +83,16 @@ class Shape:
     blind: float
     """The share of nodes to which the registry shows nothing new."""
     outages: int
+    holding: bool
+    """Whether coordinators hold promises (rfc/0009). The fields below are of such worlds only."""
+    home: float
+    """The share of calls that go to one and the same node: that one holds promises."""
+    old_programs: float
+    """The share of nodes whose program does not know of ``next`` (rfc/0009)."""
+    leap: int
+    """By how much more than one, at most, the counter of ``next`` exceeds that of its COMMIT."""
+    own_copy_looked_at: bool
+    """Whether a held promise is used only while the node's own copy promises it still. Nothing may rest on it."""
 
 
 _MIX: tuple[Ask, ...] = (
@@ -96,21 +114,26 @@ _MIX_GARBAGE: tuple[Ask, ...] = (
     *("versions",) * 2,
 )
 _MIX_STALE: tuple[Ask, ...] = (*("put",) * 3, *("get",) * 6, "put-if-etag", "delete", "versions")
+_MIX_WRITES: tuple[Ask, ...] = (*("put",) * 8, "put-if-etag", "delete", *("get",) * 3, "versions")
 _MIX_LAGGING: tuple[Ask, ...] = (*("put",) * 2, "put-if-absent", *("get",) * 5, *("delete",) * 4, "versions")
 
 
-def draw(random: Random, only: Kind | None = None) -> Shape:
-    """The shape of a seed's world; ``only``: of a world of this kind."""
+def draw(random: Random, only: Kind | None = None, *, holding: bool = False) -> Shape:
+    """The shape of a seed's world; ``only``: of a world of this kind; ``holding``: of one in which promises are held."""
     choice, share = random.choice, random.random
-    drawn = choice(KINDS)
+    drawn = choice(KINDS_HOLDING if holding else KINDS)
     kind = only or drawn
     garbage = kind in ("garbage", "moves and garbage", "lagging learners")
     stale, lagging = kind == "stale routes", kind == "lagging learners"
-    moving = kind not in ("plain", "garbage")
+    writer = kind == "one writer"
+    moving = kind not in ("plain", "garbage", "one writer")
     voters = 5 if kind == "shrinking" else (3 if share() < 0.9 else 5) if kind == "plain" else 3
     calm = share() < 0.2
+    # A home that holds no copy hears of a rival from the copies' refusals only.
     spare = (
-        0
+        choice((0, 1))
+        if writer
+        else 0
         if not moving
         else 1
         if kind == "shrinking"
@@ -118,7 +141,7 @@ def draw(random: Random, only: Kind | None = None) -> Shape:
         if stale
         else choice((1, 1, 2) if garbage else (1, 2, 2, 3))
     )
-    crashes = random.randrange(2 if garbage else 4) + (2 if stale else 0)
+    crashes = random.randrange(2 if garbage else 4) + (2 if stale or writer else 0)
     return Shape(
         kind=kind,
         nodes=voters + spare,
@@ -126,8 +149,20 @@ def draw(random: Random, only: Kind | None = None) -> Shape:
         paths=2 if garbage and share() < 0.1 else 1,
         calls=random.randrange(12, 17) if lagging else random.randrange(8, 15),
         pause=choice((1.5, 3.0)) if lagging else choice((3.0, 6.0, 12.0)) if moving else choice((1.0, 3.0, 6.0)),
-        mix=_MIX_LAGGING if lagging else _MIX_GARBAGE if garbage else _MIX_STALE if stale else _MIX,
-        loss=0.0 if calm else 0.05 if lagging else choice((0.0, 0.03, 0.1, 0.1 if garbage else 0.2)),
+        mix=_MIX_LAGGING
+        if lagging
+        else _MIX_WRITES
+        if writer
+        else _MIX_GARBAGE
+        if garbage
+        else _MIX_STALE
+        if stale
+        else _MIX,
+        loss=0.0
+        if calm
+        else 0.05
+        if lagging
+        else choice((0.0, 0.03, 0.1, 0.1 if garbage else 0.2)) + (0.1 if writer else 0.0),
         loss_spare=0.3 if lagging else choice((0.0, 0.3)) if kind in ("moves", "moves and garbage") else 0.0,
         doubling=0.0 if calm else 0.1 if garbage and moving else choice((0.0, 0.03, 0.1)),
         slow=choice((4.0, 10.0, 30.0)),
@@ -135,7 +170,7 @@ def draw(random: Random, only: Kind | None = None) -> Shape:
         deaf=0.6 if lagging else choice((0.0, 0.2, 0.6)),
         learn_delay=choice((0.0, 90.0)) if kind == "moves and garbage" else 0.0,
         crashes=0 if calm else crashes,
-        power_cuts=0 if calm or garbage else choice((1, 2)) if stale else choice((0, 0, 0, 1)),
+        power_cuts=0 if calm or garbage else choice((1, 2)) if stale or writer else choice((0, 0, 0, 1)),
         disks_lost=0 if not moving or calm else choice((0, 0, 0, 1) if garbage else (0, 0, 1, 1, 2)),
         cuts=2 if lagging else 0 if calm else random.randrange(3),
         cut_nodes=2 if kind == "shrinking" else 1,
@@ -160,4 +195,10 @@ def draw(random: Random, only: Kind | None = None) -> Shape:
         route_delay=choice((2.0, 10.0, 40.0)),
         blind=0.7 if stale else choice((0.0, 0.0, 0.3)),
         outages=choice((0, 0, 1)),
+        # Worlds without held promises draw nothing from here on: what a seed meant before there were any, it means still.
+        holding=holding,
+        home=0.6 if writer else 0.0,
+        old_programs=0.0 if not holding else choice((0.0, 0.3)) if writer else choice((0.0, 0.0, 0.3)),
+        leap=choice((0, 6)) if writer else 0,
+        own_copy_looked_at=holding and share() < 0.5,
     )

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from sim.model.replica import Copy, Refused, Reply
 from sim.model.rules import Rules
 from sim.model.shape import Shape
-from sim.model.values import NODES_MAX, Ballot, CopyId, Quorum, Route, make_route, name_of, node_of, quorate
+from sim.model.values import NODES_MAX, Ballot, CopyId, Quorum, Record, Route, make_route, name_of, node_of, quorate
 
 PHASE_TIMEOUT = 8.0
 """How long a coordinator waits for the answers of one phase."""
@@ -133,6 +133,14 @@ class Asking:
             self.process.resume(Answers(self.replies, self.refusals))
 
 
+class Held(NamedTuple):
+    """A ballot that a read quorum has promised, having accepted this record. Good for one write (rfc/0009)."""
+
+    ballot: Ballot
+    record: Record
+    version_floor: int
+
+
 class Node:
     """One machine: perhaps a copy of the slot, and whatever it coordinates.
 
@@ -142,10 +150,25 @@ class Node:
         route: the newest route that it knows. Old ones are what makes this interesting.
         blind: the registry does not reach it while there are faults; it learns of routes from others only.
         counter: the highest ballot counter that it met.
+        heeds_next: its program knows of ``next`` (rfc/0009).
+        held: by path, the promises that it may begin a write with. Memory only.
         skew: how wrong its clock is.
     """
 
-    __slots__ = ("blind", "candidate", "copy", "counter", "number", "processes", "route", "skew", "up", "world")
+    __slots__ = (
+        "blind",
+        "candidate",
+        "copy",
+        "counter",
+        "heeds_next",
+        "held",
+        "number",
+        "processes",
+        "route",
+        "skew",
+        "up",
+        "world",
+    )
 
     def __init__(self, world: World, number: int, route: Route) -> None:
         random, shape = world.random, world.shape
@@ -156,11 +179,13 @@ class Node:
         self.blind = random.random() < shape.blind
         self.up = True
         self.counter = 0
+        self.heeds_next = shape.holding and random.random() >= shape.old_programs
+        self.held: dict[int, Held] = {}
         self.candidate: CopyId | None = None
         self.processes: set[Process] = set()
         self.copy: Copy | None = None
         if number in route.voters:
-            self.copy = Copy(number, route, world.rules)
+            self.copy = Copy(number, route, world.rules, heeds_next=self.heeds_next)
 
     def clock(self) -> float:
         """What its clock shows."""
@@ -181,7 +206,7 @@ class Node:
         if candidate is not None and candidate in route.told:
             self.candidate = None
             old = self.copy
-            self.copy = Copy(candidate, route, self.world.rules)
+            self.copy = Copy(candidate, route, self.world.rules, heeds_next=self.heeds_next)
             if old is not None and not self.world.rules.copies_start_blank:
                 self.copy.inherit(old)
             self.world.note("node %d becomes %s", self.number, name_of(candidate))
@@ -346,6 +371,7 @@ class World:
             return
         self.counts["crashes"] += 1
         node.up = False
+        node.held.clear()
         for process in list(node.processes):
             process.kill()
             self.counts["coordinators crashed with their node"] += 1
@@ -382,7 +408,7 @@ class World:
         if self.rules.incarnations:
             node.copy = None
         else:
-            node.copy = Copy(node.copy.number, node.copy.route, self.rules)
+            node.copy = Copy(node.copy.number, node.copy.route, self.rules, heeds_next=node.heeds_next)
 
     def heal(self) -> None:
         """From now on nothing goes wrong any more."""

@@ -1,5 +1,6 @@
 """The model of the commit protocol, run small; `make model` runs it large."""
 
+import hashlib
 import os
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -10,8 +11,8 @@ import pytest
 from sim.model.__main__ import MUST_HAPPEN, main
 from sim.model.mutants import BY_NAME, MUTANTS, hunt
 from sim.model.rules import Rules
-from sim.model.run import run_seed
-from sim.model.shape import KINDS
+from sim.model.run import holds, run_seed
+from sim.model.shape import KINDS_ALL
 
 SEEDS = 3_000
 
@@ -59,6 +60,14 @@ def test_tracing_changes_nothing():
         "refusal-from-undecided",
         "build-on-undecided",
         "accept-not-durable",
+        "held-refuses",
+        "held-twice",
+        "held-across-epochs",
+        "held-of-old-epoch",
+        "held-by-few",
+        "held-for-retries",
+        "next-lost",
+        "next-repeated",
         "no-joint",
         "final-at-once",
         "sync-no-rows",
@@ -76,7 +85,30 @@ def test_each_rule_has_a_mutant():
 
 
 def test_every_kind_of_world_is_counted():
-    assert {f"seeds: {kind}" for kind in KINDS} <= set(MUST_HAPPEN)
+    assert {f"seeds: {kind}" for kind in KINDS_ALL} <= set(MUST_HAPPEN)
+
+
+def test_promises_are_held_in_every_other_world():
+    counts = {False: Counter(), True: Counter()}
+    for seed in range(1, 201):
+        counts[holds(seed)].update(run_seed(seed).counts)
+    without = [name for name in counts[False] if "held" in name or "one writer" in name]
+    assert without == []
+    assert counts[True]["writes begun from a held promise"] > 0
+    assert run_seed(7).counts == run_seed(7, holding=False).counts != run_seed(7, holding=True).counts
+
+
+def test_a_seed_means_what_it_meant_before_promises_were_held():
+    calls = "".join(f"{call}\n" for seed in range(1, 101) for call in run_seed(seed, holding=False).calls)
+    assert hashlib.sha256(calls.encode()).hexdigest()[:16] == "202b2914b1cab5ef"
+
+
+def test_a_mutant_has_its_own_worlds():
+    mutant = BY_NAME["next-lost"]
+    counts = mutant.run(1, kept=True).counts
+    assert counts["seeds: one writer"] == 1
+    assert counts["power cuts"] == mutant.fixed["power_cuts"]
+    assert all(mutant.holding == (mutant.rule.startswith(("held", "next", "ballots_of"))) for mutant in MUTANTS)
 
 
 def test_the_command_shows_a_seed(capsys):
@@ -91,6 +123,8 @@ def test_the_command_tells_what_a_mutant_broke(capsys):
     assert caught is not None
     assert main(["--mutant", "no-predecessor", "--seed", str(caught.seed)]) == 1
     assert "VIOLATION" in capsys.readouterr().out
+    assert main(["--mutant", "no-predecessor", "--kept", "--seed", str(caught.seed)]) == 0
+    assert "nothing is wrong" in capsys.readouterr().out
     assert main(["--mutant", "no-predecessor"]) == 0
     assert "1 of 1 caught" in capsys.readouterr().out
 

@@ -54,6 +54,40 @@ def test_a_promise_binds_and_outlives_a_crash():
     assert isinstance(copy.prepare(STABLE, 0, (1, 100, 1, 4), 0), Promised)
 
 
+def test_an_accept_promises_what_comes_next():
+    copy = Copy(0, STABLE, ALL_RULES)
+    assert copy.commit(STABLE, 0, (1, 1, 0, 1), record(1), (1, 50, 0, 2)) == Accepted(0, True)
+    assert isinstance(copy.prepare(STABLE, 0, (1, 49, 1, 3), 0), Refused)
+    copy.forget_memory()
+    assert isinstance(copy.commit(STABLE, 0, (1, 50, 0, 2), record(2)), Refused)
+    assert isinstance(copy.prepare(STABLE, 0, (1, 51, 1, 4), 0), Refused)
+
+
+def test_a_refused_commit_promises_nothing_and_an_older_program_never():
+    copy = Copy(0, STABLE, ALL_RULES)
+    copy.prepare(STABLE, 0, (1, 5, 1, 1), 0)
+    assert isinstance(copy.commit(STABLE, 0, (1, 4, 0, 2), record(1), (1, 9, 0, 3)), Refused)
+    assert isinstance(copy.prepare(STABLE, 0, (1, 6, 1, 4), 0), Promised)
+    old = Copy(1, STABLE, ALL_RULES, heeds_next=False)
+    assert old.commit(STABLE, 0, (1, 1, 0, 1), record(1), (1, 9, 0, 3)) == Accepted(1, False)
+    assert isinstance(old.prepare(STABLE, 0, (1, 2, 1, 4), 0), Promised)
+
+
+def test_a_commit_that_comes_twice_promises_nothing_anew():
+    copy = Copy(0, STABLE, ALL_RULES)
+    first = (STABLE, 0, (1, 1, 0, 1), record(1), (1, 2, 0, 2))
+    assert copy.commit(*first) == copy.commit(*first) == Accepted(0, True)
+    assert isinstance(copy.prepare(STABLE, 0, (1, 9, 1, 3), 0), Promised)
+    assert copy.commit(*first) == Accepted(0, False)
+    assert isinstance(copy.commit(STABLE, 0, (1, 2, 0, 2), record(2)), Refused)
+
+
+def test_a_ballot_of_an_older_epoch_is_not_taken_under_a_new_route():
+    blank = Copy(3, JOINT, ALL_RULES)
+    assert isinstance(blank.commit(JOINT, 0, (1, 2, 0, 2), record(2)), Refused)
+    assert isinstance(blank.commit(JOINT, 0, (2, 2, 0, 2), record(2)), Accepted)
+
+
 def test_an_accept_brings_the_predecessors_row_and_not_its_own():
     copy = Copy(0, STABLE, ALL_RULES)
     assert copy.commit(STABLE, 0, (1, 1, 0, 1), record(2, previous=(1, 11))) == Accepted(0)
