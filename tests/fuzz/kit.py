@@ -132,7 +132,7 @@ class Victim:
             got = ask(self.http, "GET", path)
             assert (got.status, got.body) == (200, data)
 
-    def check(self, *, grown_bytes: int = 48 * MIB, open_files: int = 16) -> None:
+    def check(self, *, grown_bytes: int = 48 * MIB, open_files: int = 64) -> None:
         """What must hold after an attack."""
         self.serves()
         log = self.log()

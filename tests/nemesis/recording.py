@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from node.protocol.operations import NO_CONDITIONS, Conditions
 from sim.history import Call, Seen
 from tests.nemesis.clients import Facts
@@ -21,8 +23,9 @@ def save(calls: list[Call], file: Path) -> None:
     with file.open("w") as out:
         for call in calls:
             document = asdict(call)
-            if call.conditions == NO_CONDITIONS:
-                del document["conditions"]
+            document["conditions"] = None
+            if call.conditions != NO_CONDITIONS:
+                document["conditions"] = msgspec.structs.asdict(call.conditions)
             out.write(json.dumps({name: value for name, value in document.items() if value not in (None, ())}) + "\n")
 
 

@@ -20,7 +20,12 @@ SEEDS = 2000
 SLACK = 500
 """How many seeds a mutant may take from its start. If all live: ``python -m tests.unit.node.protocol.mutants NAME 20000``."""
 
-STARTS = {"promise_forgotten_by_a_restart": 750, "write_id_looked_up_in_the_findings_record_only": 6000}
+STARTS = {
+    "promise_forgotten_by_a_restart": 750,
+    "write_id_looked_up_in_the_findings_record_only": 6000,
+    "refusal_from_a_held_promise": 1200,
+    "held_though_one_voter_promised": 500,
+}
 
 
 @pytest.mark.timeout(110)
