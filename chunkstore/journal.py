@@ -80,11 +80,6 @@ class Journal:
         """How many those held."""
         self._thread = threads.start("amber-journal", self._run)
 
-    @property
-    def syncs(self) -> int:
-        """Batches begun so far; each is one fdatasync."""
-        return self._batches
-
     # -- the loop's side
 
     def append(self, entry: Entry, size_bytes: int, register: Register | None) -> int:

@@ -214,11 +214,6 @@ class DiskStore:
         return self._space.free_bytes()
 
     @property
-    def journal_syncs(self) -> int:
-        """How often the journal was synced since the disk was opened."""
-        return self._core.journal.syncs
-
-    @property
     def lost_slots(self) -> list[LostSlot]:
         """Slots whose database was given up since this process opened the disk."""
         return list(self._pool.lost)

@@ -238,8 +238,6 @@ class Node:
             version=software_version(),
         )
         status.add_gauges(self._metrics)
-        syncs = self._metrics.gauge("amberblob_journal_syncs", "How often the journal was synced since the start.")
-        syncs.set_function(lambda: float(store.journal_syncs))
 
         peer_host, peer_port = _host_port(config.peer.listen)
         peer_server = PeerServer(peer_host, peer_port, parts.replica, identity)

@@ -20,6 +20,12 @@ US = 1e6
 MANY = 2000
 """From so many requests on p99.9 is shown."""
 
+LINGER_S = 8.0
+"""How long the nodes let entries wait on their way into the databases: what a load costs may come so much later."""
+
+_REST_S_MAX = 40.0
+_QUIET_S = 3
+_IDLE_CPU_S = 0.05
 SETTLE_S = 0.5
 """Between loads, so that one does not pay for the upkeep of the other."""
 
@@ -144,3 +150,13 @@ def write_all(
 def settle() -> None:
     """Let what the load before left behind be done."""
     time.sleep(SETTLE_S)
+
+
+def rest(cluster: Cluster) -> None:
+    """Wait until the nodes are idle: a new cluster makes its databases some seconds after its first writes, once."""
+    deadline = time.monotonic() + _REST_S_MAX
+    quiet = 0
+    while quiet < _QUIET_S and time.monotonic() < deadline:
+        before = cluster.usage()[procfs.CPU]
+        time.sleep(1.0)
+        quiet = quiet + 1 if cluster.usage()[procfs.CPU] - before < _IDLE_CPU_S else 0

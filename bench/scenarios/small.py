@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from bench import floors, procfs
@@ -9,7 +10,7 @@ from bench.cluster import Cluster
 from bench.job import Job, get, put
 from bench.load import run_load
 from bench.results import Recorder
-from bench.scenarios.common import SMALL_BYTES, US, Plan, add_load, clients_name, settle, write_all
+from bench.scenarios.common import LINGER_S, SMALL_BYTES, US, Plan, add_load, clients_name, rest, settle, write_all
 
 _PATHS = 100
 
@@ -23,6 +24,8 @@ def put_small(plan: Plan, folder: Path, to: Recorder) -> None:
         load = run_load(job, plan.window_s, probe=cluster.usage)
         subject = "PUT 4 KiB, 64 clients, first seconds of a new cluster"
         add_load(to, subject, load, stored_bytes=SMALL_BYTES, writes=True)
+        time.sleep(LINGER_S)
+        rest(cluster)
         for run in plan.rounds():
             for clients in (1, 16, 64):
                 settle()
@@ -45,6 +48,8 @@ def get_small(plan: Plan, folder: Path, to: Recorder) -> None:
     with Cluster(folder) as cluster, floors.null_server(SMALL_BYTES) as (null_port, null_pid):
         ports = tuple(cluster.ports)
         write_all(ports, clients, "get", _PATHS)
+        time.sleep(LINGER_S)
+        rest(cluster)
         for _ in plan.rounds():
             settle()
             null_job = Job(ports=(null_port,), clients=clients, operations=(get("get", paths=_PATHS),))

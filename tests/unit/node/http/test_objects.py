@@ -23,7 +23,7 @@ from amberblob.errors import (
 from amberblob.ids import EMPTY_HASH, content_hash
 from node.http.times import http_date, rfc3339
 from tests.unit.node.http.conftest import World
-from tests.unit.node.http.fake_service import START_MS
+from tests.unit.node.http.fake_service import START_MS, until
 
 HELLO = b"hello"
 ETAG = content_hash(HELLO)
