@@ -82,7 +82,7 @@ def _spare_the_collector() -> None:
     """Have the cycle collector look rarely, and never at what was imported.
 
     Nearly all that a node makes is freed by counting references. By default the collector looks after every 700 objects
-    that live on, and now and then at all of them: a fifth of the CPU time of a PUT (rfc/0008).
+    that live on, and now and then at all of them: a fifth of the CPU time of a PUT (rfc/0011).
     """
     gc.collect()
     gc.freeze()
