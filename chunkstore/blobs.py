@@ -219,7 +219,17 @@ class Blobs:
         return await self._core.ask(slot, lambda database: database.blob_facts(blob_id), barrier=barrier)
 
     async def blob_state(self, slot: int, blob_id: str) -> BlobState:
-        """See the interface. Asks the database only about blobs that memory cannot tell."""
+        """See the interface."""
+        while True:
+            state = await self._blob_state(slot, blob_id)
+            position = self._core.overlay.blob_position(slot, blob_id) if state is BlobState.DURABLE else 0
+            if position <= self._core.journal.durable_position:
+                return state
+            # A body that a repair has just put back: here, and not yet on the disk.
+            await self._core.durable(position)
+
+    async def _blob_state(self, slot: int, blob_id: str) -> BlobState:
+        """What memory, the database and the folders say. Asks the database only about blobs that memory cannot tell."""
         checked_ulid(blob_id)
         overlay = self._core.overlay
         known = self._state_now(slot, blob_id)

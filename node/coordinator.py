@@ -44,7 +44,7 @@ class Counters(Protocol):
         ...
 
     def promises(self, slot: int, path: str, ballot: Ballot) -> bool:
-        """Whether this node has no copy of the slot, or its copy promised this ballot last."""
+        """Whether this node has no copy of the slot, or its copy promised this ballot last and has room for more."""
         ...
 
 

@@ -135,8 +135,11 @@ class Replica:
         voting.counter_seen = max(voting.counter_seen, counter)
 
     def promises(self, slot: int, path: str, ballot: Ballot) -> bool:
-        """Whether this node has no copy of the slot, or its copy promised this ballot last."""
-        return not self._is_member(slot) or self.slot(slot).promises(path, ballot)
+        """Whether this node has no copy of the slot, or its copy promised this ballot last and has room for more.
+
+        Full disks come together: a PREPARE is refused and nothing was sent, a COMMIT has an unknown outcome.
+        """
+        return not self._is_member(slot) or (not self._store.full and self.slot(slot).promises(path, ballot))
 
     def peek(self, slot: int, path: str) -> Register | None:
         """What the own register holds, if that is in memory; it may not be durable yet."""

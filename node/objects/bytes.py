@@ -167,10 +167,12 @@ class Reading:
         finally:
             for left in fetched:
                 left.place.release()
-                if left.data.done():
+                if left.data.done() and not left.data.cancelled() and left.data.exception() is None:
                     self._buffers.give(left.buffer)
                 else:
-                    left.data.cancel()  # and its buffer is forgotten: a thread may still be reading into it
+                    # Its buffer is forgotten: a thread may still be reading into it, also when this reader was cancelled,
+                    # and the fetching with it.
+                    left.data.cancel()
 
     def peek(self, view: ObjectView) -> bytes | None:
         """See :meth:`node.service.ObjectService.peek`."""

@@ -49,7 +49,7 @@ class LocalPeer:
         now_s = self._loop.time()
         for call in [call for call in self._calls if call.deadline_s <= now_s]:
             call.expire()
-        if self._calls:
+        if self._calls and self._expiry is None:
             self._expiry = self._loop.call_later(EXPIRY_S, self._expire)
 
     async def call(self, request: Request, *, timeout_s: float) -> Reply:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from blake3 import blake3
 from hypothesis import given
@@ -9,14 +11,15 @@ from hypothesis import strategies as st
 from ulid import ULID
 
 from amberblob.clock import HybridClock, SeededRandomness
-from amberblob.errors import PreconditionFailed, QuorumUnavailable
+from amberblob.errors import InsufficientStorage, PreconditionFailed, QuorumUnavailable
 from amberblob.ids import UlidMint, content_hash
 from amberblob.wire import AcceptedReply, Learnt, Query
 from node.protocol.operations import Conditions
 from node.protocol.quorum import Electorate
 from node.protocol.write import Spread
 from node.reads import Quickness
-from tests.unit.node.objects.kit import cluster, content, delete, get, look, put, until
+from node.transport.local import LocalPeer
+from tests.unit.node.objects.kit import CHUNK, cluster, content, delete, get, look, put, until
 
 VOTERS = Electorate(slot=0, epoch=1, voters={"n1": "1", "n2": "2", "n3": "3"}, write_quorum=2)
 
@@ -240,3 +243,73 @@ def test_minted_ids_are_ulids_that_grow():
         text = mint.mint()
         assert str(ULID.from_str(text)) == text > last
         last = text
+
+
+# ---- found by review
+
+
+async def test_a_promise_is_not_used_by_a_node_whose_disk_is_full():
+    """A COMMIT that all refuse for want of room has an unknown outcome; a PREPARE says 507 at once."""
+    async with cluster() as made:
+        await put(made[1], "p", b"1")
+        await made.settle()
+        for node in made:
+            node.store.full = True
+        with pytest.raises(InsufficientStorage):
+            await put(made[1], "p", b"2")
+        assert made.net.count("Commit") == 3
+
+
+async def test_timeouts_of_the_own_node_are_looked_at_by_one_timer():
+    """One that asks again when it is told of a timeout began a second chain of timers, then a third."""
+
+    class Mute:
+        def answer(self, peer, request, respond):
+            return True
+
+    local = LocalPeer("n1", Mute(), HybridClock(lambda: 0))
+    looks, told = 0, 0
+    look = local._expire
+
+    def counted() -> None:
+        nonlocal looks
+        looks += 1
+        look()
+
+    def again(_: object) -> None:
+        nonlocal told
+        told += 1
+        if told < 12:
+            local.ask(Query(slot=0, path="p", epoch=1), again, timeout_s=0.001)
+
+    local._expire = counted
+    again(None)
+    await until(lambda: told >= 12)
+    assert looks <= 2 * told, "a chain of timers more for each timeout"
+    await local.close(grace_s=0.1)
+
+
+async def test_a_buffer_that_a_thread_may_still_fill_is_not_used_again():
+    """A reader that is cancelled cancels the fetching, not the thread that reads from the disk."""
+    async with cluster() as made:
+        data = content(3 * CHUNK)
+        await put(made[1], "p", data)
+        view = await look(made[1], "p")
+        reading, store = made[1].reading, made[1].store
+        begun, go_on = asyncio.Event(), asyncio.Event()
+        original = store.read_chunk_into
+
+        async def slow(*args):
+            begun.set()
+            await go_on.wait()
+            return await original(*args)
+
+        store.read_chunk_into = slow
+        task = asyncio.create_task(anext(reading.read(view, 0, len(data))))
+        await begun.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        assert not reading._buffers._free
+        go_on.set()
+        store.read_chunk_into = original
+        assert await get(made[1], "p") == data
