@@ -144,6 +144,10 @@ class Cluster:
         used = procfs.usage([node.pid for node in self.alive])
         return {**used, SYNCS: sum(journal_syncs(node.port) for node in self.alive)}
 
+    def puts(self) -> float:
+        """How many PUTs the living nodes have answered so far, warm-ups and all."""
+        return sum(metric(node.port, PUTS) for node in self.alive)
+
     def resident_bytes(self) -> int:
         """Memory of the living node that has most."""
         return max(procfs.rss_bytes(node.pid) for node in self.alive)
@@ -231,6 +235,14 @@ def is_ready(port: int) -> bool:
 
 def journal_syncs(port: int) -> float:
     """How often the node synced its journal, from its own metrics. Raises OSError, RuntimeError."""
+    return metric(port, "amberblob_journal_syncs_total")
+
+
+PUTS = 'amberblob_http_requests_total{operation="put",status="2xx"}'
+
+
+def metric(port: int, name: str) -> float:
+    """One of the node's own numbers; 0 if it has counted nothing yet. Raises OSError, RuntimeError."""
     connection = http.client.HTTPConnection(HOST, port, timeout=5.0)
     try:
         connection.request("GET", "/metrics")
@@ -240,10 +252,9 @@ def journal_syncs(port: int) -> float:
     finally:
         connection.close()
     for line in text.splitlines():
-        name, _, value = line.partition(" ")
-        if name.removesuffix("_total") == "amberblob_journal_syncs":
-            return float(value)
-    raise RuntimeError(f"port {port} does not count the syncs of its journal")
+        if line.startswith(name + " "):
+            return float(line.rpartition(" ")[2])
+    return 0.0
 
 
 def kept_logs(folder: Path) -> str:

@@ -33,8 +33,17 @@ def put_small(plan: Plan, folder: Path, to: Recorder) -> None:
                 three = floors.three_group_commits_per_s(folder, SMALL_BYTES, clients, plan.floor_s)
                 prefix = f"put/{run}/{clients}"
                 job = Job(ports=ports, clients=clients, operations=(put(prefix),), body_bytes=SMALL_BYTES)
+                used, puts = cluster.usage(), cluster.puts()
                 load = run_load(job, plan.window_s, probe=cluster.usage)
                 subject = f"PUT 4 KiB, {clients_name(clients)}"
+                time.sleep(LINGER_S)
+                rest(cluster)
+                # The databases are written after the window: what they cost belongs to the PUTs, and not to the next floor.
+                puts = max(1.0, cluster.puts() - puts)
+                used = {name: value - used[name] for name, value in cluster.usage().items()}
+                to.add(subject, "CPU of all nodes, databases included", "µs/op", used[procfs.CPU] * US / puts)
+                written = used[procfs.WRITTEN] / puts / SMALL_BYTES
+                to.add(subject, "written to disk, databases included", "bytes per byte", written)
                 floor = (f"three-copy group commit of {clients}", three)
                 add_load(to, subject, load, floor, stored_bytes=SMALL_BYTES, writes=True, cluster=cluster)
                 floor = (f"group commit of {clients}, one writer", one)

@@ -111,7 +111,7 @@ class FastConnection(Connection):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._waiting:
+        if self._waiting or self._half_closed:
             self._loop.call_soon(self._go_on)
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:
@@ -246,14 +246,18 @@ class FastConnection(Connection):
     async def _answer(self, call: Call, exchange: FastExchange) -> None:
         try:
             await self._app.serve(call)
-        except ConnectionError as error:
-            _log.debug("connection_ended", reason=str(error))
-            exchange.close = True
-        except Exception:
-            _log.exception("connection_failed")
-            exchange.close = True
-        finally:
+        except BaseException as error:
+            # First of all the connection: logging may fail, too.
             self._serving = None
+            self.force_close()
+            if isinstance(error, ConnectionError):
+                _log.debug("connection_ended", reason=str(error))
+            elif isinstance(error, Exception):
+                _log.exception("connection_failed")
+            else:
+                raise
+            return
+        self._serving = None
         if exchange.close:
             self.force_close()
             return

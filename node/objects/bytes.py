@@ -15,6 +15,7 @@ import asyncio
 import mmap
 from collections import deque
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -97,7 +98,8 @@ class Buffers:
         if self._free and len(self._free[-1]) >= size_bytes:
             return self._free.pop()
         fresh = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        fresh.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError, AttributeError):  # only a hint, which not every kernel knows
+            fresh.madvise(mmap.MADV_HUGEPAGE)
         return memoryview(fresh)
 
     def give(self, buffer: memoryview) -> None:
@@ -146,7 +148,11 @@ class Reading:
         fetched: deque[Fetched] = deque()
 
         def fetch(place: asyncio.Semaphore, chunk: ChunkRef) -> None:
-            buffer = self._buffers.take(max(chunk.len, self._routing.table().cluster.chunk_bytes))
+            try:
+                buffer = self._buffers.take(max(chunk.len, self._routing.table().cluster.chunk_bytes))
+            except BaseException:
+                place.release()
+                raise
             work = self.chunk(slot, version, chunk, buffer)
             fetched.append(Fetched(place, buffer, asyncio.get_running_loop().create_task(work)))
             fetched[-1].data.add_done_callback(retrieve)

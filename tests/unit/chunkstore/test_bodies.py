@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amberblob.ballot import Ballot
 from amberblob.errors import ChunkCorrupt, ChunkMissing, DiskFailed
+from amberblob.ids import content_hash
+from amberblob.manifest import ChunkRef, Record, Version, WriteMark
 from amberblob.mutations import Accepted, Chosen, Reserved
-from chunkstore import journal
+from chunkstore import BlobState, journal
 from chunkstore.bodycache import BodyCache
 from chunkstore.slotdb import SlotDatabase
 
@@ -217,3 +220,25 @@ async def test_when_durable_waits_for_databases_that_are_behind(kit, tmp_path: P
     await kit.until(lambda: bool(told))
     assert told == [None]
     assert store._core.overlay.unapplied_bytes <= 10_000
+
+
+async def test_a_body_that_is_put_back_counts_once_it_is_on_the_disk(kit, tmp_path):
+    """Whoever accepts a record because its bytes are here says so at once: they must survive a power cut."""
+    store = await kit.open(tmp_path / "d")
+    body, blob_id = b"abc", "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+    chunk = ChunkRef(content_hash(body), len(body))
+    version = Version(
+        version=1, blob_id=blob_id, size=3, etag=chunk.id, created_at_ms=1, content_type="t", meta={}, chunks=(chunk,),
+        chunk_count=1, inline=True,
+    )  # fmt: skip
+    record = Record(
+        revision=1, op="put", version_max=1, head=version, live=((1, 1),), taken=(), changed_at_ms=1, deleted_at_ms=0,
+        previous=None, writes=(WriteMark("w", "put", 1, 1),),
+    )  # fmt: skip
+    await store.durable(store.apply(Chosen(3, "p", Ballot(1, 1, "n", "A"), record)))
+    task = asyncio.create_task(store.install_chunk(3, version, chunk, body))
+    await asyncio.sleep(0)
+    assert await store.blob_state(3, blob_id) is BlobState.DURABLE
+    core = store._core
+    assert core.overlay.blob_position(3, blob_id) <= core.journal.durable_position
+    await task

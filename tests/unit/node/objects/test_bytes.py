@@ -8,6 +8,7 @@ import pytest
 
 from amberblob.errors import ClusterError
 from node.objects import bytes as bytes_module
+from node.objects.bytes import CHUNKS_IN_MEMORY, CHUNKS_IN_RESERVE, Buffers
 from tests.unit.node.objects.kit import CHUNK, STAGED, Cluster, Node, cluster, content, delete, get, look, put, read
 
 
@@ -316,3 +317,23 @@ async def test_memory_is_used_again_only_when_nobody_writes_to_it(tmp_path):
         await parts.aclose()
         free = [id(buffer) for buffer in reading._buffers._free]
         assert id(used[0]) in free and id(used[1]) not in free
+
+
+async def test_a_reader_without_memory_gives_its_place_back(monkeypatch):
+    """Otherwise so many failures leave no place, and every large read is refused until a restart."""
+    async with cluster() as made:
+        data = content(3 * CHUNK)
+        await put(made[1], "p", data)
+        view = await look(made[1], "p")
+        buffers = made[1].reading._buffers
+        monkeypatch.setattr(buffers, "take", lambda size: (_ for _ in ()).throw(OSError(12, "no memory")))
+        for _ in range(CHUNKS_IN_MEMORY + CHUNKS_IN_RESERVE + 1):
+            with pytest.raises(OSError, match="no memory"):
+                await anext(made[1].objects.read(view, 0, len(data)))
+        monkeypatch.undo()
+        assert await get(made[1], "p") == data
+
+
+def test_memory_is_had_where_the_kernel_knows_no_large_pages(monkeypatch):
+    monkeypatch.setattr("mmap.MADV_HUGEPAGE", 10**6)
+    assert len(Buffers(1).take(CHUNK)) == CHUNK
