@@ -193,7 +193,7 @@ async def test_a_learn_that_leaves_after_a_late_accept_is_a_bare_one():
 
 
 def test_a_spread_says_what_is_enough():
-    whole = Learnt(0, "p", 1, None)  # type: ignore[arg-type]
+    whole = Learnt(0, "p", 1, None)
     assert Spread("n1", whole).bare is None and Spread("n1", whole).accepted == ()
 
 
