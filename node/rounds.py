@@ -62,6 +62,8 @@ class Run:
         self._path = path
         self._round = round_
         self._spared: list[Send] = []
+        self._awaited: set[str] = set()
+        """Voters that were asked to promise and have not answered, also when a majority has without them."""
         self._asked_s = 0.0
         self._loop = asyncio.get_running_loop()
         self._done: asyncio.Future[Outcome] = self._loop.create_future()
@@ -110,9 +112,12 @@ class Run:
         quickness = self._driving.quickness
         order = quickness.order(self._electorate)
         needed = self._electorate.read_quorum or self._electorate.majority
-        if len(sends) != len(order) or self._round.hear is not None or quickness.asks_all():
+        if len(sends) != len(order) or self._round.hear is not None:
             return actions
+        if quickness.asks_all():
+            needed = len(order)
         self._spared = [sends[node] for node in order[needed:]]
+        self._awaited = set(order[:needed])
         self._asked_s = self._loop.time()
         if self._spared:
             self._loop.call_later(LATE_S, self._ask_spared, self._spared)
@@ -123,12 +128,11 @@ class Run:
             self._spared = []
             self._carry_out([*spared])
 
-    def _heed(self, node: str, told: Reply | PeerError) -> None:
+    def _heed(self, told: Reply | PeerError) -> None:
         """An answer came while voters are spared: if it is no promise, they are needed."""
         if self._round.phase is not Phase.PREPARING:
             self._spared = []
             return
-        self._driving.quickness.took(node, self._loop.time() - self._asked_s)
         if not isinstance(told, Promised):
             self._ask_spared(self._spared)
 
@@ -173,8 +177,11 @@ class Run:
         self._feed(self._round.wake, token)
 
     def _told(self, node: str, token: int, told: Reply | PeerError) -> None:
+        if node in self._awaited and not isinstance(told, AcceptedReply):
+            self._awaited.discard(node)
+            self._driving.quickness.took(node, self._loop.time() - self._asked_s)
         if self._spared:
-            self._heed(node, told)
+            self._heed(told)
         if isinstance(told, PeerError):
             self._feed(self._round.failed, node, token, told.detail)
         elif self._done.done():
