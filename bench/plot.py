@@ -13,8 +13,8 @@ from xml.sax.saxutils import escape
 from bench.results import Document, Row
 from bench.targets import TARGETS, find, verdicts
 
-_WIDTH = 920
-_LEFT = 300
+_WIDTH = 990
+_LEFT = 370
 _BAR_WIDTH = 470
 _BAR = 18
 _GAP = 34

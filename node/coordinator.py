@@ -163,6 +163,13 @@ class Coordinator:
             code="contended",
         )
 
+    async def glance(self, electorate: Electorate, request: Query | QueryHistory) -> Read:
+        """A quorum read that is not settled: ``finding`` may be undecided, what is chosen in the replies is chosen for good.
+
+        Raises: QuorumUnavailable.
+        """
+        return await self._read_once(electorate, request)
+
     async def _read_once(self, electorate: Electorate, request: Query | QueryHistory) -> Read:
         known: Register | None = None
         if isinstance(request, Query):

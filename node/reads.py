@@ -92,7 +92,9 @@ class ReadRun:
         self._loop = asyncio.get_running_loop()
         self._began_s = self._loop.time()
         self._spared = quickness.order(electorate)
-        self._first = len(self._spared) if quickness.asks_all() else electorate.read_quorum or electorate.majority
+        # A history is asked of all: it is rare, and more answers settle sooner what is being written.
+        asks_all = quickness.asks_all() or isinstance(request, QueryHistory)
+        self._first = len(self._spared) if asks_all else electorate.read_quorum or electorate.majority
         self._result: Read | NoQuorum | None = None
         self._undecided: Read | None = None
         self._timer: asyncio.TimerHandle | None = None

@@ -60,7 +60,13 @@ class Lookup:
 
         Raises: OutcomeUnknown when it cannot be read now: the write is applied, so no other error would be true.
         """
+        query = QueryHistory(slot=electorate.slot, path=path, epoch=electorate.epoch, version=mark.version)
         try:
+            # What was chosen stays what it is, however fast the path goes on being written.
+            read = await self._coordinator.glance(electorate, query)
+            version = _chosen(read, mark.version)
+            if version is not None:
+                return ObjectView(path=path, version=version, is_head=False)
             return await self.version(electorate, path, mark.version)
         except (ClusterError, NotFound) as error:
             raise OutcomeUnknown(
@@ -139,6 +145,20 @@ def no_such_version(path: str, version: int) -> NotFound:
         code="no-such-version",
         extra={"path": path, "version": version},
     )
+
+
+def _chosen(read: Read, number: int) -> Version | None:
+    """A version that some answer shows to be chosen, whatever became of the path since."""
+    for reply in read.replies.values():
+        if isinstance(reply, HistoryReply):
+            for row in reply.rows:
+                if row.version.version == number:
+                    return row.version
+        # A record is only ever built on a chosen one.
+        previous = reply.record.previous if reply.record is not None else None
+        if previous is not None and previous.version == number:
+            return previous
+    return None
 
 
 def _views(path: str, read: Read) -> dict[int, ObjectView]:

@@ -80,14 +80,18 @@ async def test_nobody_starves(api: Api, name: str) -> None:
     """Three that write one path again and again, each through a node of its own: each of them gets through."""
     acknowledged = [0, 0, 0]
     statuses: list[int] = []
+    refused: list[object] = []
 
     async def write(node: int) -> None:
         while sum(acknowledged) < 2000:
             answer = await api("PUT", object_url(name), node=node, data=b"x" * 20)
             statuses.append(answer.status)
             acknowledged[node] += answer.status == 201
+            if answer.status != 201:
+                refused.append(answer.json)
 
     await asyncio.gather(*map(write, range(3)))
+    assert not refused, refused
     print(f"acknowledged by node: {acknowledged}")
     assert set(statuses) == {201}, {status: statuses.count(status) for status in set(statuses)}
     assert min(acknowledged) > 20, acknowledged
