@@ -31,6 +31,8 @@ from chunkstore.identity import IDENTITY_NAME, read_identity
 from sim.loop import Gone, Process, SimLoop
 
 FREE_BYTES = 1 << 30
+SLOW_S_MAX = 10.0
+"""The longest that one sync takes: well below what a node takes for a disk that hangs (30 s)."""
 
 
 @dataclass(slots=True)
@@ -307,7 +309,9 @@ class SimFileOps(FileOps):
         self._alive()
         if loop.may_wait:
             if sync:
-                loop.sleep(disk.latency_s * disk.trouble.slow * (0.2 + disk.random.expovariate(1.0)))
+                slow_s = disk.latency_s * disk.trouble.slow * (0.2 + disk.random.expovariate(1.0))
+                # One that takes longer counts as broken, which is a fault of its own, and none that heals.
+                loop.sleep(min(slow_s, SLOW_S_MAX))
             elif disk.random.random() < 0.3:
                 loop.sleep(disk.latency_s * 0.1 * disk.trouble.slow * disk.random.random())
             self._alive()
