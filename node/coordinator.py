@@ -134,14 +134,14 @@ class Coordinator:
 
         Raises: QuorumUnavailable; OutcomeUnknown never (nothing of the caller's is written).
         """
-        result = await self._read_once(electorate, request)
+        result = await self.glance(electorate, request)
         for _ in range(LOOKS_MAX):
             # What is undecided is most likely the write that has its turn here: it decides, and costs no round.
             running = None if result.finding.decided else self.turns.left(request.path)
             if running is None:
                 break
             await asyncio.wait([running])
-            result = await self._read_once(electorate, request)
+            result = await self.glance(electorate, request)
         chosen: Ballot | None = None
         for tries in range(FINISH_TRIES_MAX + 1):
             if result.finding.decided:
@@ -157,7 +157,7 @@ class Coordinator:
             if isinstance(request, Query):
                 finding = Finding(ballot=applied.ballot, record=applied.record, decided=True, holders=applied.holders)
                 return Read(finding, result.replies)
-            result = await self._read_once(electorate, request)
+            result = await self.glance(electorate, request)
         raise NotReady(
             "The object is being written so fast that no settled state of its history was seen: try again.",
             code="contended",
@@ -168,9 +168,6 @@ class Coordinator:
 
         Raises: QuorumUnavailable.
         """
-        return await self._read_once(electorate, request)
-
-    async def _read_once(self, electorate: Electorate, request: Query | QueryHistory) -> Read:
         known: Register | None = None
         if isinstance(request, Query):
             # Most likely the others hold what this node holds: then they need not tell all of it.
@@ -212,10 +209,6 @@ class Coordinator:
         if hold is None or not self._counters.promises(slot, path, hold.ballot):
             return None
         return hold if all(self.peers.reachable(node) for node in hold.promised) else None
-
-    def spread(self, action: Spread) -> None:
-        """Hand a LEARN to the batcher."""
-        self.learns.add(action)
 
     def counter(self, slot: int) -> int:
         """The highest ballot counter that this node has met in the slot."""

@@ -6,8 +6,8 @@ durable (``store.position`` then ``store.durable``), because what an answer show
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any, assert_never
 
 import msgspec
@@ -49,6 +49,7 @@ from amberblob.wire import (
 from chunkstore.interface import BlobState, ReplicaStore
 from node.protocol.replica import Action, BytesHere, Persist, ReplicaSlot
 from node.pulls import PullRequests
+from node.transport.answers import responded
 from node.transport.interface import IncomingStage, Respond
 
 log = structlog.get_logger(__name__)
@@ -214,11 +215,6 @@ class Replica:
 
         self._store.when_durable(position, durable)
 
-    async def _carried_out(self, slot: int, path: str, actions: list[Action]) -> Reply:
-        answered: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._carry_out(slot, path, actions, lambda reply: None if answered.done() else answered.set_result(reply))
-        return await answered
-
     # ---- phase one
 
     def _prepare_refused(self, message: Prepare) -> Refused | None:
@@ -249,7 +245,7 @@ class Replica:
             return refused
         register, prior = await self._register_and_prior(message)
         actions = self.slot(message.slot).prepare(self._store.slot_state(message.slot), message, register, prior)
-        return await self._carried_out(message.slot, message.path, actions)
+        return await responded(partial(self._carry_out, message.slot, message.path, actions))
 
     async def _register_and_prior(self, message: Prepare) -> tuple[Register, WriteMark | None]:
         """The register as of now and what the write id did, both of the same moment."""
@@ -314,10 +310,7 @@ class Replica:
                 await self._store.load(slot, path)
                 here = await self._bytes_here(message, added)
             register = now
-        answered: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        respond: Respond = lambda reply: None if answered.done() else answered.set_result(reply)  # noqa: E731
-        self._decide(message, register, here, respond)
-        return await answered
+        return await responded(partial(self._decide, message, register, here))
 
     def _decide(self, message: Commit, register: Register, here: BytesHere, respond: Respond) -> None:
         slot, path = message.slot, message.path

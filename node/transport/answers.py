@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import structlog
@@ -47,6 +47,13 @@ def at_once(handler: PeerHandler, peer: str, request: Request, respond: Respond)
     except Exception as error:
         respond(failed(error, request))
         return True
+
+
+async def responded(begin: Callable[[Respond], None]) -> Reply:
+    """What is responded to ``begin``, which is called before anything is awaited."""
+    answered: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+    begin(lambda reply: None if answered.done() else answered.set_result(reply))
+    return await answered
 
 
 async def served(handler: PeerHandler, peer: str, request: Request) -> Reply:

@@ -61,7 +61,10 @@ class CallerConnection(Connection):
         elif self._error is not None:
             self._loop.call_soon(told, again(self._error, sent=False))
         else:
-            self._post(payload, kind, told, timeout_s)
+            try:
+                self._post(payload, kind, told, timeout_s)
+            except WireError as error:
+                self._loop.call_soon(told, error)
 
     async def call(self, request: Request, *, request_id: str, timeout_s: float) -> Reply:
         """One request, one answer. Raises PeerUnreachable, PeerTimeout, WireError."""
@@ -95,11 +98,8 @@ class CallerConnection(Connection):
             timeout_s = await self._room(kind, timeout_s)
         except PeerError as error:
             told(error)
-            return
-        if self._error is not None:
-            told(again(self._error, sent=False))
         else:
-            self._post(payload, kind, told, timeout_s)
+            self.ask(payload, kind, told, timeout_s=timeout_s)
 
     def stage(self, message: StageOpen, *, request_id: str, stall_s: float) -> RemoteStage:
         """Open a stream for a blob. Raises PeerError."""

@@ -110,6 +110,17 @@ async def test_too_large_a_message_fails_alone():
         assert incarnation(await c.clients.call("n2", query("y" * (FRAME_BYTES_MAX // 2)), timeout_s=5)).startswith("y")
 
 
+async def test_too_large_a_message_is_told_to_who_asks_without_a_task():
+    async with cluster() as c:
+        await c.clients.call("n2", query(), timeout_s=5)
+        told: list[object] = []
+        c.clients.ask("n2", query("x" * FRAME_BYTES_MAX), told.append, timeout_s=5)
+        assert not told, "never before ask() has returned"
+        await until(lambda: told)
+        assert isinstance(told[0], PeerError) and "does not fit" in str(told[0])
+        assert incarnation(await c.clients.call("n2", query("b"), timeout_s=5)) == "b"
+
+
 async def test_the_peer_dies():
     async with cluster() as c:
         c.handler.hold = True
