@@ -20,7 +20,7 @@ Range = tuple[int, int]
 Ranges = tuple[Range, ...]
 """Disjoint inclusive ranges of versions, ascending."""
 
-Op = Literal["put", "delete", "delete-version", "restore"]
+Op = Literal["put", "delete", "delete-version", "restore", "expire"]
 
 
 class ChunkRef(msgspec.Struct, gc=False, frozen=True):
@@ -84,6 +84,8 @@ class Record(msgspec.Struct, gc=False, frozen=True, array_like=True):
         previous: the version that the record before this one added, if it added one. Whoever accepts this
             record keeps that row: without it a version that was acknowledged and at once superseded is lost.
         writes: the last few write ids, newest last.
+        expired: versions whose retention is over (rfc/0012): no replica keeps their rows or bytes, and none brings them
+            back. Never the head; never in ``live`` or ``taken``.
     """
 
     revision: int
@@ -96,6 +98,7 @@ class Record(msgspec.Struct, gc=False, frozen=True, array_like=True):
     deleted_at_ms: int
     previous: Version | None
     writes: tuple[WriteMark, ...]
+    expired: Ranges = ()
 
     @property
     def added(self) -> Version | None:

@@ -15,20 +15,20 @@ import msgspec
 
 from amberblob.ballot import Ballot, Number, Slot, VersionNumber
 from amberblob.manifest import ChunkRef, Record, Version, WriteMark
+from amberblob.message import Message
+from amberblob.wire_repair import RepairReply, RepairRequest
 
 WIRE_VERSION = 1
 
-RefusalReason = Literal["ballot", "epoch", "aborted", "bytes-missing", "not-a-member", "disk-full", "disk-failed"]
+RefusalReason = Literal[
+    "ballot", "epoch", "aborted", "bytes-missing", "not-a-member", "unsynced", "disk-full", "disk-failed"
+]
 """Why a replica refused a PREPARE, COMMIT or staging.
 
 ballot: it promised, or has a floor, at or above. epoch: the sender's route is older. aborted: the blob was
 given up. bytes-missing: the record's bytes are not durable there. not-a-member: the node holds no copy of
-that slot. disk-full, disk-failed: what they say.
+that slot. unsynced: its copy is new and was not filled from a majority yet. disk-full, disk-failed: what they say.
 """
-
-
-class Message(msgspec.Struct, gc=False, frozen=True, array_like=True, kw_only=True):
-    """The base of everything that travels between nodes. Made of plain values, so that the cycle collector need not look."""
 
 
 # ---- requests about one path
@@ -188,6 +188,7 @@ Request = (
     | ReadChunk
     | ReadManifest
     | Ping
+    | RepairRequest
 )
 
 
@@ -328,6 +329,7 @@ Reply = (
     | StagedReply
     | Done
     | Failed
+    | RepairReply
 )
 
 _encoder = msgspec.msgpack.Encoder()

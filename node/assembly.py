@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 from amberblob.clock import Clock, HybridClock, Randomness
 from amberblob.ids import UlidMint
 from amberblob.limits import INLINE_BYTES_MAX
+from antientropy.step import Worker
 from chunkstore.interface import ReplicaStore
 from node.coordinator import Coordinator
 from node.objects.bytes import Reading
@@ -23,7 +24,7 @@ from node.routing import Routing
 from node.transport.interface import Peers
 from node.workers.puller import Puller
 from node.workers.resolver import Resolver
-from node.workers.runner import Runner, Worker
+from node.workers.runner import Runner
 from node.workers.sweeper import Sweeper
 
 P = TypeVar("P", bound=Peers)

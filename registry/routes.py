@@ -73,10 +73,17 @@ class Liveness(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Member(msgspec.Struct, frozen=True, order=True):
-    """A node with one certain disk. ``incarnation`` is the disk's id."""
+    """A node with one certain copy.
+
+    Attributes:
+        incarnation: the disk's id, or that of a slot that was lost on it and began anew.
+        since: the epoch in which this copy was first named. One named after the first epoch began blank: it answers for nothing
+            before it was filled from a majority in that epoch or a later one (rfc/0012).
+    """
 
     node: str
     incarnation: str
+    since: int = 1
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,8 +137,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
     def is_voter(self, node: str, incarnation: str) -> bool:
         """Whether this node with this disk has a vote (in a joint route: on either side)."""
-        member = Member(node, incarnation)
-        return member in self.voters or member in self.next_voters
+        members = (*self.voters, *self.next_voters)
+        return any(member.node == node and member.incarnation == incarnation for member in members)
 
     def is_quorum(self, nodes: Collection[str]) -> bool:
         """Whether these nodes, each answering for the member that the route names, are enough to decide."""

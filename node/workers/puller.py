@@ -13,9 +13,9 @@ from amberblob.clock import Clock
 from amberblob.errors import AmberError, PeerTimeout
 from amberblob.manifest import Version
 from antientropy.pull import Source, complete, inline_body, stage_from
+from antientropy.step import Did
 from chunkstore.interface import BlobState, ReplicaStore
 from node.routing import Routing
-from node.workers.runner import Did
 
 log = structlog.get_logger(__name__)
 

@@ -11,11 +11,11 @@ from collections import OrderedDict
 
 from amberblob.clock import Clock, Randomness
 from amberblob.errors import ClusterError
+from antientropy.step import Did
 from chunkstore.interface import ReplicaStore
 from node.coordinator import Coordinator
 from node.protocol.operations import Finish
 from node.routing import Routing
-from node.workers.runner import Did
 
 DELAY_S = 4.0
 JITTER_S = 8.0

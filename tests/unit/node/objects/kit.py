@@ -20,6 +20,7 @@ from amberblob.errors import PeerError, PeerTimeout, PeerUnreachable
 from amberblob.ids import UlidMint
 from amberblob.limits import CHUNK_BYTES_MIN
 from amberblob.wire import Failed, Refused, Reply, Request, StageClose, StageOpen
+from antientropy.step import Did
 from chunkstore.interface import ReplicaStore
 from chunkstore.memory import MemoryStore
 from chunkstore.overlay import Intent
@@ -38,7 +39,6 @@ from node.transport.interface import Buffer, PeerHandler, Told
 from node.transport.local import LocalPeer, LocalStage
 from node.workers.puller import Puller
 from node.workers.resolver import Resolver
-from node.workers.runner import Did
 from node.workers.sweeper import Sweeper
 from registry.routes import ClusterInfo, Member, NodeInfo, Route, RouteTable
 

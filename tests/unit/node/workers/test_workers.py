@@ -12,12 +12,13 @@ from amberblob.clock import SeededRandomness
 from amberblob.errors import OutcomeUnknown, PeerTimeout, PeerUnreachable
 from amberblob.ids import content_hash
 from amberblob.manifest import ChunkRef, Version
+from antientropy.step import Did
 from chunkstore.interface import BlobState
 from node.workers import puller as puller_module
 from node.workers import resolver as resolver_module
 from node.workers import runner as runner_module
 from node.workers.resolver import Resolver
-from node.workers.runner import Did, Runner
+from node.workers.runner import Runner
 from node.workers.sweeper import BATCH_MAX
 from tests.unit.node.objects.kit import CHUNK, STAGED, cluster, content, get, put, until
 
