@@ -9,6 +9,8 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable
 
+import msgspec
+
 from amberblob.ballot import EMPTY_REGISTER, Register, SlotState
 from amberblob.errors import ChunkCorrupt, ChunkMissing, DigestMismatch, DiskFailed, DiskFull, StorageError
 from amberblob.ids import content_hash
@@ -73,6 +75,7 @@ class MemoryStore:
         self._wall_ms = wall_ms
         self._slots: dict[int, MemorySlot] = {}
         self._position = 0
+        self._anew = 0
         self._index: dict[str, ScanEntry] = {}
         self._paths: list[str] = []
 
@@ -92,6 +95,19 @@ class MemoryStore:
                 self._index.pop(path, None)
             self._paths = sorted(self._index)
         self._slots[slot] = fresh
+
+    async def begin_anew(self, slot: int) -> str:
+        """See the interface."""
+        known = self._slots.get(slot)
+        if known is None:
+            return self.disk_id
+        state = known.state
+        if known.registers or known.paths or state.synced_epoch:
+            self._anew += 1
+            self.lose_slot(slot, f"{self.disk_id}.{self._anew}")
+            fresh = self._slots[slot]
+            fresh.state = msgspec.structs.replace(state, incarnation=fresh.state.incarnation, synced_epoch=0)
+        return self._slots[slot].state.incarnation
 
     def corrupt_chunk(self, slot: int, blob_id: str, chunk_id: str) -> None:
         """Flip a bit of a chunk."""

@@ -314,6 +314,9 @@ class DiskStore:
     async def sweep_staged(self, older_than_ms: int, limit: int) -> int:
         return await self._blobs.sweep_staged(older_than_ms, limit)
 
+    async def begin_anew(self, slot: int) -> str:
+        return await self._core.begin_anew(slot)
+
     # -- the end
 
     async def close(self) -> None:
