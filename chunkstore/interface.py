@@ -370,6 +370,10 @@ class ReplicaStore(Protocol):
         """Versions whose bytes are not all here, smallest first."""
         ...
 
+    async def referred(self, slot: int, blob_id: str) -> tuple[str, Version] | None:
+        """The path and the chosen version whose bytes this blob is; None: no row has it."""
+        ...
+
     async def set_wanted(self, slot: int, path: str, version: Version, *, damaged: bool) -> None:
         """Remember that a version's bytes are not all here. (A row that comes without its bytes is remembered by itself.)"""
         ...
