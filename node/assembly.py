@@ -19,10 +19,12 @@ from node.coordinator import Coordinator
 from node.objects.bytes import Reading
 from node.objects.lookup import Lookup
 from node.objects.service import Objects
+from node.repairs import Repairs, Vitals
 from node.replica import Replica
 from node.routing import Routing
 from node.transport.interface import Peers
 from node.workers.puller import Puller
+from node.workers.rejoin import Readmit, Rejoin
 from node.workers.resolver import Resolver
 from node.workers.runner import Runner
 from node.workers.sweeper import Sweeper
@@ -46,11 +48,14 @@ class Parts(Generic[P]):
     puller: Puller
     resolver: Resolver
     sweeper: Sweeper
+    rejoin: Rejoin | None
+    repairs: Repairs
     runner: Runner
 
     def workers(self) -> tuple[Worker, ...]:
         """The background work, in the order in which it is started."""
-        return (self.resolver, self.puller, self.sweeper)
+        rejoin = () if self.rejoin is None else (self.rejoin,)
+        return (self.resolver, *rejoin, self.puller, self.sweeper)
 
     def start_workers(self) -> None:
         """Begin the background work."""
@@ -69,6 +74,7 @@ def assemble(
     randomness: Randomness,
     peer_timeout_s: float,
     request_timeout_s: float,
+    readmit: Readmit | None = None,
 ) -> Parts[P]:
     """Put a node's parts together; nothing runs yet.
 
@@ -76,9 +82,13 @@ def assemble(
         connect: makes the way to the other nodes; given this node's own answerer.
         peer_timeout_s: how long one request to one peer may take.
         request_timeout_s: how long a read or write may take.
+        readmit: how copies that are not those of the routes are named there; None: they never are.
     """
     puller = Puller(store, routing, clock)
-    replica = Replica(store, mute=routing.mute, newcomers=routing.newcomers, pulls=puller, clock=hybrid)
+    repairs = Repairs(store, mute=routing.mute, own_slots=routing.own_slots, clock=clock)
+    replica = Replica(
+        store, mute=routing.mute, newcomers=routing.newcomers, pulls=puller, repairs=repairs, clock=hybrid
+    )
     peers = connect(replica)
     coordinator = Coordinator(
         node=routing.node,
@@ -97,6 +107,11 @@ def assemble(
     lookup = Lookup(coordinator, routing, store)
     reading = Reading(coordinator, routing, store, puller)
     puller.source = reading
+    repairs.vitals = Vitals(
+        undecided=resolver.waiting_in,
+        received_bytes=lambda: puller.received_bytes,
+        unrecoverable=lambda: puller.unrecoverable,
+    )
     return Parts(
         peers=peers,
         replica=replica,
@@ -105,6 +120,8 @@ def assemble(
         reading=reading,
         objects=Objects(coordinator, routing, lookup, reading, inline_bytes_max=INLINE_BYTES_MAX),
         puller=puller,
+        rejoin=None if readmit is None else Rejoin(store, routing, readmit),
+        repairs=repairs,
         resolver=resolver,
         sweeper=Sweeper(store, clock, ttl_s=STAGED_TTL_S),
         runner=Runner(),

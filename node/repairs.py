@@ -6,7 +6,7 @@ what it lacks for the truth. Everything told includes what was applied before, i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -72,7 +72,7 @@ class Vitals:
     """What the workers of this node know and others ask about. Set once they are put together.
 
     Attributes:
-        undecided: how many records of a slot are not known here to be chosen.
+        undecided: how many records are not known here to be chosen, by slot; a slot without any may be left out.
         compared_ms: when a slot was last known to lack nothing that another voter had; 0: never since the start.
         scrubbed_ms: when a slot was last read and checked as a whole; 0: never.
         received_bytes: fetched for repair since the start.
@@ -80,7 +80,7 @@ class Vitals:
         heal: compare all slots with all others, now.
     """
 
-    undecided: Callable[[int], int] = _none
+    undecided: Callable[[], Mapping[int, int]] = dict
     compared_ms: Callable[[int], int] = _none
     scrubbed_ms: Callable[[int], int] = _none
     received_bytes: Callable[[], int] = int
@@ -253,21 +253,22 @@ class Repairs:
         told, rest = slots[:HEALTH_SLOTS_MAX], slots[HEALTH_SLOTS_MAX:]
         if message.heal:
             await self._store.settle(told)
+        undecided = self.vitals.undecided()
         return HealthReply(
             now_ms=self._clock.wall_ms(),
-            slots=tuple(self._slot_health(slot) for slot in told),
+            slots=tuple(self._slot_health(slot, undecided.get(slot, 0)) for slot in told),
             received_bytes=self.vitals.received_bytes(),
             unrecoverable=self.vitals.unrecoverable(),
             next_first=rest[0] if rest else None,
         )
 
-    def _slot_health(self, slot: int) -> SlotHealth:
+    def _slot_health(self, slot: int, undecided: int) -> SlotHealth:
         tally, vitals = self._store.tally(slot), self.vitals
         return SlotHealth(
             slot=slot,
             root=tally.root,
             objects=tally.objects,
-            undecided=vitals.undecided(slot),
+            undecided=undecided,
             wanted=tally.wanted,
             wanted_bytes=tally.wanted_bytes,
             damaged=tally.damaged,

@@ -42,6 +42,7 @@ class Routing:
         self._electorates: dict[int, Electorate] = {}
         self._distinct: tuple[Electorate, ...] = ()
         self._mine: frozenset[int] = frozenset()
+        self._own_slots: tuple[int, ...] = ()
         self._votes_here: dict[int, Member] = {}
         self._newcomers: dict[int, int] = {}
 
@@ -54,7 +55,8 @@ class Routing:
             self._cached_for = table
             self._electorates = {}
             self._distinct = ()
-            self._mine = frozenset(table.slots_of(self.node))
+            self._own_slots = table.slots_of(self.node)
+            self._mine = frozenset(self._own_slots)
             self._votes_here = {
                 route.slot: member for route in table.routes for member in route.voters if member.node == self.node
             }
@@ -94,6 +96,14 @@ class Routing:
         except NotReady:
             return False
         return slot in self._mine
+
+    def own_slots(self) -> tuple[int, ...]:
+        """The slots of which the route table gives this node a copy, in any role, ascending. Empty while there is none."""
+        try:
+            self.table()
+        except NotReady:
+            return ()
+        return self._own_slots
 
     def mute(self, state: SlotState) -> Mute | None:
         """Why this node's copy of a slot, being in this state, has no voice (rfc/0012); None: it counts.

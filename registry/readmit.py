@@ -81,8 +81,8 @@ def why_not(route: Route, node: str, seen_epoch: int) -> str | None:
 async def readmit(
     registry: Registry,
     cluster: ClusterInfo,
-    slots: Iterable[int],
     node: str,
+    slots: Iterable[int],
     incarnation_of: IncarnationOf,
     *,
     seen_epoch: Callable[[int], int],

@@ -91,6 +91,11 @@ class Puller:
         return max(told, sum(self._store.tally(slot).wanted_bytes for slot in self._store.slots()))
 
     @property
+    def noting(self) -> bool:
+        """Whether something that was missed is still being written down."""
+        return bool(self._noting)
+
+    @property
     def unrecoverable(self) -> int:
         """Versions of which some bytes were had by nobody when all who could have them were asked last."""
         return sum(failed.nowhere for failed in self._failed.values())

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import structlog
 
-from amberblob.errors import NotReady, RegistryUnavailable
+from amberblob.errors import RegistryUnavailable
 from antientropy.step import Did
 from chunkstore.interface import ReplicaStore
 from node.routing import Routing
@@ -54,15 +54,11 @@ class Rejoin:
 
     def strangers(self) -> list[int]:
         """The slots whose route names this node as a voter with another copy, ascending. Empty while there are no routes."""
-        try:
-            table = self._routing.table()
-        except NotReady:
-            return []
-        state_of, me = self._store.slot_state, self._routing.node
+        routing, state_of = self._routing, self._store.slot_state
         return [
             slot
-            for slot in self._routing.own_slots()
-            if named_in(table.route(slot), me) not in (None, state_of(slot).incarnation)
+            for slot in routing.own_slots()
+            if named_in(routing.table().route(slot), routing.node) not in (None, state_of(slot).incarnation)
         ]
 
     async def step(self) -> Did:

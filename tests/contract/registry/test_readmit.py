@@ -62,7 +62,7 @@ async def run(
     node: str = "n2",
     seen: int = 0,
 ) -> Readmission:
-    return await readmit(registry, CLUSTER, slots, node, incarnation_of, seen_epoch=lambda slot: seen)
+    return await readmit(registry, CLUSTER, node, slots, incarnation_of, seen_epoch=lambda slot: seen)
 
 
 @pytest.mark.parametrize("count", [1, 16, 17, TRANSACTION_OPS_MAX, TRANSACTION_OPS_MAX + 1, SLOTS])
@@ -138,7 +138,7 @@ async def test_what_others_change_meanwhile_is_kept(clients):  # noqa: F811
     async def rival(slot: int, named: str) -> str:
         if slot == 7 and not rival_made:
             rival_made.append(slot)
-            await readmit(other, CLUSTER, [7], "n3", always("three"), seen_epoch=lambda slot: 0)
+            await readmit(other, CLUSTER, "n3", [7], always("three"), seen_epoch=lambda slot: 0)
         return "new"
 
     result = await run(registry, range(20), rival)
