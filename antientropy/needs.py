@@ -168,7 +168,9 @@ def ask(node: str, request: RepairRequest, kind: type[R]) -> Steps[R]:
     if isinstance(reply, kind):
         return reply
     if isinstance(reply, Refused):
-        raise PeerError(f"{node} does not answer for the slot: {reply.reason} {reply.detail}".rstrip(), code=reply.reason)
+        raise PeerError(
+            f"{node} does not answer for the slot: {reply.reason} {reply.detail}".rstrip(), code=reply.reason
+        )
     if isinstance(reply, Failed):
         raise PeerError(f"{node} failed: {reply.detail}", code=reply.code)
     raise WireError(f"{node} answered with {type(reply).__name__} instead of {kind.__name__}")

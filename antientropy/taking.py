@@ -127,9 +127,7 @@ def _take_below(copy: Copy, mine: PathItem | None, theirs: PathItem, taken: Take
         bottom = max(other.more_below or 0, (own.more_below if own is not None else None) or 0)
         if bottom >= below:
             raise PeerError(f"{copy.node} tells the rows of a path in no order")
-        lacking, differing = weigh_rows(
-            own.rows if own is not None else (), other.rows, expired=expired, bottom=bottom
-        )
+        lacking, differing = weigh_rows(own.rows if own is not None else (), other.rows, expired=expired, bottom=bottom)
         if lacking:
             taken.paths += 1
             taken.size_bytes += sum(row.size for row in lacking)
