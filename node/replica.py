@@ -55,20 +55,11 @@ from amberblob.wire import (
     StagedReply,
     StageOpen,
 )
-from amberblob.wire_repair import (
-    AskHealth,
-    CompareBuckets,
-    CompareRoots,
-    LogHeads,
-    PullDiffering,
-    PullPaths,
-    PullSlot,
-    ReadLog,
-)
+from amberblob.wire_repair import ForgetStub
 from chunkstore.interface import BlobState, ReplicaStore
 from node.protocol.replica import Action, BytesHere, Persist, ReplicaSlot
 from node.pulls import PullRequests
-from node.repairs import Repairs
+from node.repairs import Question, Repairs
 from node.transport.answers import responded
 from node.transport.interface import IncomingStage, Respond
 
@@ -186,6 +177,8 @@ class Replica:
 
     async def handle(self, peer: str, request: Request) -> Reply:
         """Answer anything but StageOpen, ReadChunk and ReadManifest."""
+        if isinstance(request, Question):
+            return await self._repairs.answer(request)
         match request:
             case Prepare():
                 return await self._prepare(request)
@@ -208,19 +201,10 @@ class Replica:
                     raise BadRequest(f"{request.blob_id!r} is no blob id")
                 await self._store.discard(request.slot, request.blob_id)
                 return Done()
+            case ForgetStub():
+                return await self._forget(request)
             case Ping():
                 return Done(now_ms=self._clock.now_ms())
-            case (
-                CompareRoots()
-                | CompareBuckets()
-                | PullDiffering()
-                | PullPaths()
-                | PullSlot()
-                | LogHeads()
-                | ReadLog()
-                | AskHealth()
-            ):
-                return await self._repairs.answer(request)
             case StageOpen() | StageClose() | ReadChunk() | ReadManifest():
                 raise BadRequest(f"{type(request).__name__} does not come as a plain request")
             case _:
@@ -582,6 +566,23 @@ class Replica:
         if not missing:
             return "all"
         return "none" if len(missing) == len(chunks) else "some"
+
+    # ---- garbage
+
+    async def _forget(self, message: ForgetStub) -> Reply:
+        slot, path = message.slot, message.path
+        mute = self._mute(self._store.slot_state(slot))
+        if mute is not None:
+            return self._refused(slot, mute)
+        register = await self._store.load(slot, path)
+        mute = self._mute(self._store.slot_state(slot))
+        if mute is not None:
+            return self._refused(slot, mute)
+        actions = self.slot(slot).forget(self._store.slot_state(slot), message, register)
+        reply = await responded(partial(self._carry_out, slot, path, actions))
+        if isinstance(reply, Done):
+            self.on_decided(slot, path)
+        return reply
 
     # ---- bytes
 

@@ -212,7 +212,9 @@ async def test_a_mute_copy_promises_accepts_answers_and_learns_nothing(named, at
         if not named:
             return
         filled(node, slot, epoch)
-        answers = [await ask(node, request, at_once=at_once and i < 3) for i, request in enumerate(everything(slot, epoch))]
+        answers = [
+            await ask(node, request, at_once=at_once and i < 3) for i, request in enumerate(everything(slot, epoch))
+        ]
         assert [type(answer) for answer in answers] == [Promised, AcceptedReply, RegisterReply, HistoryReply]
 
 
@@ -274,7 +276,9 @@ async def test_reads_and_writes_go_on_beside_a_mute_copy_and_through_its_node():
                 readmit(made, slot, made[3])
             for node in made:
                 assert await get(node, "p") == (b"two" if named else b"one")
-                assert await get(node, "p", consistency="local") == (b"two" if named else b"one"), "emptiness is no news"
+                assert await get(node, "p", consistency="local") == (b"two" if named else b"one"), (
+                    "emptiness is no news"
+                )
                 assert (await look(node, "p", version=1, consistency="local")).version.version == 1
             await put(made[3], "p", content(STAGED))
             await put(made[3], "p", b"two")
