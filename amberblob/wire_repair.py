@@ -85,10 +85,9 @@ class ForgetStub(Message, frozen=True, array_like=True, kw_only=True, tag="F"):
 
 
 class AskHealth(Message, frozen=True, array_like=True, kw_only=True, tag="T"):
-    """How are your copies? ``heal``: and compare them now with all others. Only slots from ``first`` on."""
+    """How are your copies? ``heal``: and compare them now with all others."""
 
     heal: bool = False
-    first: Slot = 0
 
 
 # ---- answers
@@ -191,17 +190,13 @@ class SlotHealth(msgspec.Struct, gc=False, frozen=True, array_like=True):
 
 
 class HealthReply(Message, frozen=True, array_like=True, kw_only=True, tag="6"):
-    """A node's copies. ``received_bytes`` (since its start) grows with what it fetched for repair.
-
-    ``next_first``: there are more slots, from this one on; None: these are all.
-    """
+    """A node's copies. ``received_bytes`` (since its start) grows with what it fetched for repair."""
 
     now_ms: int
     slots: tuple[SlotHealth, ...]
     received_bytes: int
     unrecoverable: int = 0
     """Chunks that no replica could give when last asked."""
-    next_first: Slot | None = None
 
 
 RepairRequest = (

@@ -7,8 +7,7 @@ The other copies of the slot do the same, so the delay has jitter, and whoever c
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections import OrderedDict
 
 from amberblob.clock import Clock, Randomness
 from amberblob.errors import ClusterError
@@ -61,10 +60,6 @@ class Resolver:
     def waiting(self) -> int:
         """How many paths are not known to be decided here."""
         return len(self._due)
-
-    def waiting_in(self) -> Mapping[int, int]:
-        """How many of them are in each slot; slots without any are left out."""
-        return Counter(slot for slot, _ in self._due)
 
     async def step(self) -> Did:
         """Resolve one path that is due, or look through one slot for what a restart left."""
