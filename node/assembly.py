@@ -16,6 +16,7 @@ from amberblob.limits import INLINE_BYTES_MAX
 from antientropy.step import Worker
 from chunkstore.interface import ReplicaStore
 from node.coordinator import Coordinator
+from node.health import ClusterHealth, Facts, own_health
 from node.objects.bytes import Reading
 from node.objects.lookup import Lookup
 from node.objects.service import Objects
@@ -47,6 +48,7 @@ class Parts(Generic[P]):
     resolver: Resolver
     sweeper: Sweeper
     runner: Runner
+    health: ClusterHealth
 
     def workers(self) -> tuple[Worker, ...]:
         """The background work, in the order in which it is started."""
@@ -96,6 +98,7 @@ def assemble(
     lookup = Lookup(coordinator, routing, store)
     reading = Reading(coordinator, routing, store, puller)
     puller.source = reading
+    facts = Facts(undecided=resolver)
     return Parts(
         peers=peers,
         replica=replica,
@@ -107,4 +110,10 @@ def assemble(
         resolver=resolver,
         sweeper=Sweeper(store, clock, ttl_s=STAGED_TTL_S),
         runner=Runner(),
+        health=ClusterHealth(
+            lambda ask: own_health(store, routing, facts, now_ms=clock.wall_ms(), first=ask.first),
+            routing=routing,
+            peers=peers,
+            clock=clock,
+        ),
     )
