@@ -173,8 +173,8 @@ def rate_of(samples: Iterable[Sample]) -> float | None:
     """
     of_node: dict[str, list[tuple[int, int]]] = {}
     for _, nodes in samples:
-        for node, told in nodes.items():
-            of_node.setdefault(node, []).append(told)
+        for node, clock_and_bytes in nodes.items():
+            of_node.setdefault(node, []).append(clock_and_bytes)
     rates = []
     for told in of_node.values():
         if len(told) < 2 or any(after[1] < before[1] or after[0] <= before[0] for before, after in pairwise(told)):
@@ -224,7 +224,7 @@ class ClusterHealth:
         self._remember({node: (reply.now_ms, reply.received_bytes) for node, reply in replies.items() if reply})
         return Gathering(
             at_ms=at_ms,
-            nodes={node: reply and _translated(reply, at_ms) for node, reply in replies.items()},
+            nodes={node: None if reply is None else _translated(reply, at_ms) for node, reply in replies.items()},
             rate_bytes_per_s=rate_of(self._window()),
         )
 

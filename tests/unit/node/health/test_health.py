@@ -181,7 +181,7 @@ class FakePeers:
         return answer
 
 
-def asking(peers: FakePeers, table: RouteTable | None = None, **options: Any) -> tuple[ClusterHealth, list[AskHealth]]:
+def asking(peers: Any, table: RouteTable | None = None, **options: Any) -> tuple[ClusterHealth, list[AskHealth]]:
     own: list[AskHealth] = []
 
     def answer(ask: AskHealth) -> HealthReply:
@@ -194,7 +194,7 @@ def asking(peers: FakePeers, table: RouteTable | None = None, **options: Any) ->
         routing=routing_of(table or table_of()),
         peers=peers,
         timeout_s=0.05,
-        **options,  # type: ignore[arg-type]
+        **options,
     )
     return made, own
 
@@ -244,7 +244,7 @@ async def test_without_routes_there_is_nobody_to_ask():
         lambda ask: pytest.fail("asked"),
         routing=routing_of(None),
         peers=FakePeers(),
-        clock=FakeClock(),  # type: ignore[arg-type]
+        clock=FakeClock(),
     )
     with pytest.raises(NotReady):
         await health.gather()
