@@ -82,7 +82,7 @@ async def _watch(
             return account, seen
         if timeout_s is not None and time.monotonic() - began_s >= timeout_s:
             return account, InVain(
-                f"not healed within {duration(timeout_s)}: {seen.text}",
+                f"not healed within {timeout_s:g} s: {seen.text}",
                 "It goes on by itself. amberblob cluster status tells what is the matter.",
             )
         show(seen)

@@ -307,7 +307,8 @@ def test_explain_and_cluster_render_whatever_they_are_told(store, capsys):
     assert "nodes: 1 of 2 reachable; down: node-2" in capsys.readouterr().out
     assert run(["cluster", "nodes"]) == 0
     assert run(["cluster", "slots", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == CLUSTER["slots"]
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told == {**CLUSTER["slots"], "by_state": {}, "by_slot": []}
 
 
 def test_doctor_says_what_is_wrong(store, capsys):
@@ -362,7 +363,8 @@ def test_debugging_shows_the_traceback(store, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["put"], ["get"], ["ls"], ["dev"], ["serve"], ["cluster"], ["cluster", "nodes"]]
+    "command",
+    [[], ["put"], ["get"], ["ls"], ["dev"], ["serve"], ["cluster"], ["cluster", "nodes"], ["cluster", "heal"]],
 )
 def test_help_has_examples(command, capsys):
     assert run([*command, "--help"]) == 0
