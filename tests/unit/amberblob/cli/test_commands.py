@@ -23,7 +23,10 @@ from amberblob.cli.app import run
 EXPLAINED = {
     "path": "x",
     "slot": 7,
-    "replicas": [{"node": "node-1", "state": "chosen", "detail": ""}, {"node": "node-2", "state": "unreachable"}],
+    "replicas": [
+        {"node": "node-1", "state": "chosen", "wanted": [3, 4], "detail": ""},
+        {"node": "node-2", "state": "unreachable"},
+    ],
     "versions": [{"version": 1, "size": 3, "chunks": [{"id": "ab", "len": 3}], "copies": {"node-1": "all"}}],
     "healthy": False,
     "advice": "Start node-2 again.",
@@ -293,6 +296,7 @@ def test_explain_and_cluster_render_whatever_they_are_told(store, capsys):
     text = capsys.readouterr().out
     for part in (
         "slot: 7",
+        "node-1  chosen  (wanted: 3, 4)",
         "node-2  unreachable",
         "ab  3 B",
         "node-1: all",
