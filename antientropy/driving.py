@@ -5,6 +5,7 @@ A session is advanced by bounded steps (:meth:`Running.advance`), so that severa
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, assert_never
@@ -48,6 +49,14 @@ class Pace(Protocol):
     async def turn(self, size_bytes: int) -> None:
         """Return when so many bytes may be moved, or (0) when it is somebody else's turn no more."""
         ...
+
+
+class Unhurried:
+    """A pace that only lets others have their turn."""
+
+    async def turn(self, size_bytes: int) -> None:
+        """See :class:`Pace`."""
+        await asyncio.sleep(0)
 
 
 @dataclass(slots=True)
@@ -138,7 +147,7 @@ class Running(Generic[T]):
         """Give it up."""
         self._session.close()
 
-    async def _meet(self, need: Need) -> Any:  # noqa: PLR0911 - one line for each need
+    async def _meet(self, need: Need) -> Any:
         store = self._world.store
         match need:
             case Ask(node, request):

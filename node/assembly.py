@@ -13,13 +13,19 @@ from typing import Generic, TypeVar
 from amberblob.clock import Clock, HybridClock, Randomness
 from amberblob.ids import UlidMint
 from amberblob.limits import INLINE_BYTES_MAX
+from amberblob.wire_repair import AskHealth, HealthReply
+from antientropy.driving import Unhurried
 from antientropy.step import Worker
+from antientropy.worker import Repairer
 from chunkstore.interface import ReplicaStore
 from node.coordinator import Coordinator
+from node.finishes import Finishes
+from node.health import ClusterHealth, Facts, own_health
 from node.objects.bytes import Reading
 from node.objects.lookup import Lookup
 from node.objects.service import Objects
-from node.repairs import Repairs, Vitals
+from node.places import RoutedPlaces
+from node.repairs import Repairs
 from node.replica import Replica
 from node.routing import Routing
 from node.transport.interface import Peers
@@ -49,13 +55,14 @@ class Parts(Generic[P]):
     resolver: Resolver
     sweeper: Sweeper
     rejoin: Rejoin | None
-    repairs: Repairs
+    repairer: Repairer
     runner: Runner
+    health: ClusterHealth
 
     def workers(self) -> tuple[Worker, ...]:
         """The background work, in the order in which it is started."""
         rejoin = () if self.rejoin is None else (self.rejoin,)
-        return (self.resolver, *rejoin, self.puller, self.sweeper)
+        return (self.resolver, *rejoin, self.repairer, self.puller, self.sweeper)
 
     def start_workers(self) -> None:
         """Begin the background work."""
@@ -85,7 +92,7 @@ def assemble(
         readmit: how copies that are not those of the routes are named there; None: they never are.
     """
     puller = Puller(store, routing, clock)
-    repairs = Repairs(store, mute=routing.mute, own_slots=routing.own_slots, clock=clock)
+    repairs = Repairs(store, mute=routing.mute)
     replica = Replica(
         store, mute=routing.mute, newcomers=routing.newcomers, pulls=puller, repairs=repairs, clock=hybrid
     )
@@ -104,14 +111,26 @@ def assemble(
     )
     resolver = Resolver(coordinator, routing, store, clock, randomness)
     replica.on_undecided, replica.on_decided = resolver.accepted, resolver.decided
+    finishes = Finishes(coordinator, routing)
     lookup = Lookup(coordinator, routing, store)
     reading = Reading(coordinator, routing, store, puller)
     puller.source = reading
-    repairs.vitals = Vitals(
-        undecided=resolver.waiting_in,
-        received_bytes=lambda: puller.received_bytes,
-        unrecoverable=lambda: puller.unrecoverable,
+    repairer = Repairer(
+        places=RoutedPlaces(routing, peers),
+        store=store,
+        call=coordinator.call,
+        settle=finishes.settle,
+        refresh=finishes.refresh,
+        pace=Unhurried(),
+        clock=clock,
+        randomness=randomness,
     )
+    facts = Facts(undecided=resolver, compared=repairer, fetched=puller)
+
+    def own(ask: AskHealth) -> HealthReply:
+        return own_health(store, routing, facts, now_ms=clock.wall_ms(), first=ask.first)
+
+    repairs.health, repairs.heal, repairs.found_wrong = own, repairer.heal_now, repairer.found_wrong
     return Parts(
         peers=peers,
         replica=replica,
@@ -121,8 +140,9 @@ def assemble(
         objects=Objects(coordinator, routing, lookup, reading, inline_bytes_max=INLINE_BYTES_MAX),
         puller=puller,
         rejoin=None if readmit is None else Rejoin(store, routing, readmit),
-        repairs=repairs,
         resolver=resolver,
         sweeper=Sweeper(store, clock, ttl_s=STAGED_TTL_S),
         runner=Runner(),
+        health=ClusterHealth(own, routing=routing, peers=peers, clock=clock),
+        repairer=repairer,
     )

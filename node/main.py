@@ -236,7 +236,7 @@ class Node:
             peers=peers,
             store=store,
             resolver=parts.resolver,
-            puller=parts.puller,
+            health=parts.health,
             runner=parts.runner,
             version=software_version(),
         )

@@ -69,6 +69,8 @@ ROWS_BYTES_MAX = FRAME_BYTES_MAX // 2
 """Of the rows in one answer, by an estimate that errs upwards."""
 
 INSPECT_ROWS_MAX = 100
+INSPECT_WANTED_MAX = 10_000
+"""How many wanted versions of a slot are looked through for those of one path."""
 
 NOBODY = ""
 """The incarnation that a mute copy tells where it cannot refuse: no route names it."""
@@ -538,10 +540,14 @@ class Replica:
         versions = {row.version.version: row.version for row in rows}
         if register.record is not None and register.record.added is not None:
             versions.setdefault(register.record.added.version, register.record.added)
-        present = {number: await self._presence(slot, version) for number, version in versions.items()}
+        damaged = await self._wanted_of(slot, path)
+        present = {
+            number: "damaged" if damaged.get(number) else await self._presence(slot, version)
+            for number, version in versions.items()
+        }
         state = self._store.slot_state(slot)
         return InspectReply(
-            incarnation=state.incarnation if self._mute(state) is None else NOBODY,
+            incarnation=state.incarnation,
             accepted=register.accepted,
             record=register.record,
             chosen=register.chosen,
@@ -550,7 +556,16 @@ class Replica:
             disk=self._store.disk_id,
             more=len(rows) < len(found) or len(found) >= INSPECT_ROWS_MAX,
             detail=self._store.failed or "",
+            unsynced=self._mute(state) is not None,
+            wanted=tuple(sorted(damaged)),
         )
+
+    async def _wanted_of(self, slot: int, path: str) -> dict[int, bool]:
+        """Versions of the path whose bytes are to be fetched, and whether they were damaged here; of very many not all."""
+        if not self._store.tally(slot).wanted:
+            return {}
+        found = await self._store.wanted(slot, INSPECT_WANTED_MAX)
+        return {wanted.version.version: wanted.damaged for wanted in found if wanted.path == path}
 
     async def _presence(self, slot: int, version: Version) -> str:
         if version.size == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 from amberblob.ballot import SlotState
@@ -42,7 +42,6 @@ class Routing:
         self._electorates: dict[int, Electorate] = {}
         self._distinct: tuple[Electorate, ...] = ()
         self._mine: frozenset[int] = frozenset()
-        self._own_slots: tuple[int, ...] = ()
         self._votes_here: dict[int, Member] = {}
         self._newcomers: dict[int, int] = {}
 
@@ -55,8 +54,7 @@ class Routing:
             self._cached_for = table
             self._electorates = {}
             self._distinct = ()
-            self._own_slots = table.slots_of(self.node)
-            self._mine = frozenset(self._own_slots)
+            self._mine = frozenset(table.slots_of(self.node))
             self._votes_here = {
                 route.slot: member for route in table.routes for member in route.voters if member.node == self.node
             }
@@ -97,13 +95,13 @@ class Routing:
             return False
         return slot in self._mine
 
-    def own_slots(self) -> tuple[int, ...]:
-        """The slots of which the route table gives this node a copy, in any role, ascending. Empty while there is none."""
+    def own_votes(self) -> Mapping[int, Member]:
+        """The slots of which this node is a voter, with the member that the route names. Empty while there are no routes."""
         try:
             self.table()
         except NotReady:
-            return ()
-        return self._own_slots
+            return {}
+        return self._votes_here
 
     def mute(self, state: SlotState) -> Mute | None:
         """Why this node's copy of a slot, being in this state, has no voice (rfc/0012); None: it counts.

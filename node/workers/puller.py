@@ -8,7 +8,7 @@ room for.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from functools import partial
 
@@ -50,6 +50,7 @@ class _Wanted:
 class _Failed:
     """What could not be had lately: how often it was tried, when again (monotonic), and whether nobody has it."""
 
+    slot: int
     tries: int
     due_s: float
     nowhere: bool
@@ -74,6 +75,7 @@ class Puller:
         self._clock = clock
         self._queue: OrderedDict[str, _Wanted] = OrderedDict()
         self._failed: OrderedDict[str, _Failed] = OrderedDict()
+        self._nowhere: Counter[int] = Counter()
         self._unlooked: list[int] = []
         self._look_at_s = float("-inf")
         self._staging: dict[str, asyncio.Task[None]] = {}
@@ -95,10 +97,9 @@ class Puller:
         """Whether something that was missed is still being written down."""
         return bool(self._noting)
 
-    @property
-    def unrecoverable(self) -> int:
-        """Versions of which some bytes were had by nobody when all who could have them were asked last."""
-        return sum(failed.nowhere for failed in self._failed.values())
+    def unrecoverable(self, slot: int) -> int:
+        """Versions of the slot of which some bytes were had by nobody when all who could have them were asked last."""
+        return self._nowhere[slot]
 
     async def now(self, slot: int, version: Version, holders: tuple[str, ...]) -> bytes | None:
         """See :meth:`node.pulls.PullRequests.now`."""
@@ -161,7 +162,7 @@ class Puller:
         if found is not None:
             path, version = found
             await self._store.set_wanted(slot, path, version, damaged=damaged)
-            self._failed.pop(blob_id, None)  # somebody asks for it: try at once
+            self._forgive(blob_id)  # somebody asks for it: try at once
             self._enqueue(slot, version, ())
 
     def _noted(self, blob_id: str, task: asyncio.Task[None]) -> None:
@@ -214,13 +215,13 @@ class Puller:
         except AmberError as error:
             self._not_had(wanted, error)
             return
-        self._failed.pop(version.blob_id, None)
+        self._forgive(version.blob_id)
         if fetched:
             log.info("copy completed", slot=slot, blob_id=version.blob_id, bytes=fetched)
 
     def _not_had(self, wanted: _Wanted, error: AmberError) -> None:
         blob_id = wanted.version.blob_id
-        before = self._failed.pop(blob_id, None)
+        before = self._forgive(blob_id)
         tries = 1 + (before.tries if before is not None else 0)
         delay_s = min(RETRY_MAX_S, RETRY_FIRST_S * float(1 << min(tries, 16)))
         nowhere = isinstance(error, ChunkMissing | ChunkCorrupt)
@@ -228,12 +229,20 @@ class Puller:
             log.error("bytes that no copy has", slot=wanted.slot, blob_id=blob_id, error=str(error))
         elif tries == TRIES_MAX:
             log.warning("copy not completed", slot=wanted.slot, blob_id=blob_id, error=str(error))
-        self._failed[blob_id] = _Failed(tries, self._clock.monotonic_s() + delay_s, nowhere)
+        self._failed[blob_id] = _Failed(wanted.slot, tries, self._clock.monotonic_s() + delay_s, nowhere)
+        self._nowhere[wanted.slot] += nowhere
         if len(self._failed) > FAILURES_MAX:
-            self._failed.popitem(last=False)
+            self._forgive(next(iter(self._failed)))
         wanted.tries += 1
         if wanted.tries < TRIES_MAX:
             self._queue[blob_id] = wanted
+
+    def _forgive(self, blob_id: str) -> _Failed | None:
+        """Forget that it could not be had."""
+        failed = self._failed.pop(blob_id, None)
+        if failed is not None:
+            self._nowhere[failed.slot] -= failed.nowhere
+        return failed
 
     def _others(self, slot: int, holders: tuple[str, ...]) -> list[str]:
         """The holders, then every other voter, without this node."""

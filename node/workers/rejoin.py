@@ -20,7 +20,7 @@ from amberblob.errors import RegistryUnavailable
 from antientropy.step import Did
 from chunkstore.interface import ReplicaStore
 from node.routing import Routing
-from registry.readmit import IncarnationOf, Readmission, named_in
+from registry.readmit import IncarnationOf, Readmission
 from registry.routes import RouteTable
 
 log = structlog.get_logger(__name__)
@@ -54,12 +54,9 @@ class Rejoin:
 
     def strangers(self) -> list[int]:
         """The slots whose route names this node as a voter with another copy, ascending. Empty while there are no routes."""
-        routing, state_of = self._routing, self._store.slot_state
-        return [
-            slot
-            for slot in routing.own_slots()
-            if named_in(routing.table().route(slot), routing.node) not in (None, state_of(slot).incarnation)
-        ]
+        state_of = self._store.slot_state
+        own = self._routing.own_votes()
+        return sorted(slot for slot, member in own.items() if member.incarnation != state_of(slot).incarnation)
 
     async def step(self) -> Did:
         """Have all of them named that the registry lets be named; what it does not is looked at again after the next change."""

@@ -35,7 +35,7 @@ class Cluster:
                 mute=lambda state: None,
                 newcomers=tuple,
                 pulls=NoPulls(),
-                repairs=Repairs(store, mute=lambda state: None, own_slots=tuple, clock=SystemClock()),
+                repairs=Repairs(store, mute=lambda state: None),
                 clock=clock,
             )
             for node, store in self.stores.items()
