@@ -152,6 +152,8 @@ class Cluster:
         self.by_node = {replica.node: replica for replica in self.replicas}
         self.counter = 1_000_000
         self.rounds_held = 0
+        self.lazy = False
+        """A round reaches no more replicas than it needs, other ones each time."""
         self.costs = {replica.node: Costs() for replica in self.replicas}
         self.before_call: Callable[[str, RepairRequest], Awaitable[None]] | None = None
 
@@ -208,6 +210,9 @@ class Cluster:
         voting = [replica for replica in self.replicas if not replica.away and slot not in replica.standing]
         if len(voting) < self.majority:
             raise QuorumUnavailable("too few answer")
+        if self.lazy:
+            turn = self.rounds_held % len(voting)
+            voting = [*voting[turn:], *voting[:turn]][: self.majority]
         registers = [replica.store.peek(slot, path) for replica in voting]
         best = max(
             (register for register in registers if register is not None and register.accepted is not None),
