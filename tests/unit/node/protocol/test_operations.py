@@ -35,7 +35,9 @@ def row(version: int) -> Version:
     return msgspec.structs.replace(draft(f"B{version}", f"e{version}"), version=version)
 
 
-def record(*, live=(), head=0, version_max=0, taken=(), previous=0, op="put", revision=5, writes=(), expired=()) -> Record:
+def record(
+    *, live=(), head=0, version_max=0, taken=(), previous=0, op="put", revision=5, writes=(), expired=()
+) -> Record:
     return Record(
         revision=revision,
         op=op,

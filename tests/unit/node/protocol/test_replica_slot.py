@@ -80,7 +80,6 @@ class Copy:
         item = Learnt(0, path, at.epoch, at, record)
         return self._do(path, self.slot.learn(self.state, item, self.registers.get(path, EMPTY_REGISTER)))
 
-
     def forget(self, at: Ballot, path: str = "p", version_max: int = 1, **changes):
         changes = {"epoch": 1, "incarnation": "i", **changes}
         message = ForgetStub(slot=0, path=path, ballot=at, version_max=version_max, **changes)
