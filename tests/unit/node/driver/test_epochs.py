@@ -460,6 +460,7 @@ async def test_a_promise_is_of_use_beside_a_copy_here_that_is_mute():
         made[1].store.lose_slot(made.slot("p"), NEW)
         assert made[1].replica.peek(made.slot("p"), "p") is None
         prepares = made.net.count("Prepare")
-        await put(made[1], "p", b"2")
+        for number in range(2, 6):
+            await put(made[1], "p", b"%d" % number)
         assert made.net.count("Prepare") == prepares
-        assert await get(made[2], "p") == b"2"
+        assert await get(made[2], "p") == b"5"
