@@ -78,7 +78,7 @@ def assemble(
         request_timeout_s: how long a read or write may take.
     """
     puller = Puller(store, routing, clock)
-    replica = Replica(store, is_member=routing.is_member, pulls=puller, clock=hybrid)
+    replica = Replica(store, mute=routing.mute, newcomers=routing.newcomers, pulls=puller, clock=hybrid)
     peers = connect(replica)
     coordinator = Coordinator(
         node=routing.node,
@@ -87,6 +87,7 @@ def assemble(
         mint=mint,
         clock=hybrid,
         randomness=randomness,
+        electorate_of=routing.electorate,
         peer_timeout_s=peer_timeout_s,
         write_timeout_s=request_timeout_s,
         read_timeout_s=request_timeout_s,

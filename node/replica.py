@@ -6,14 +6,14 @@ durable (``store.position`` then ``store.durable``), because what an answer show
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, assert_never
 
 import msgspec
 import structlog
 
-from amberblob.ballot import Ballot, Register
+from amberblob.ballot import Ballot, Register, SlotState
 from amberblob.clock import HybridClock
 from amberblob.errors import BadRequest, DigestMismatch, DiskFailed, DiskFull, PeerError, StorageError
 from amberblob.ids import content_hash, valid_hash, valid_ulid
@@ -59,6 +59,9 @@ ROWS_BYTES_MAX = FRAME_BYTES_MAX // 2
 
 INSPECT_ROWS_MAX = 100
 
+NOBODY = ""
+"""The incarnation that a mute copy tells where it cannot refuse: no route names it."""
+
 NOTHING_NEEDED = BytesHere(durable=True)
 BODY_ALONG = BytesHere(durable=False)
 
@@ -88,7 +91,8 @@ class Replica:
 
     Args:
         store: the disk.
-        is_member: whether the route table gives this node a copy of a slot.
+        mute: why the copy of this state has no voice here; None: it has one (:meth:`node.routing.Routing.mute`).
+        newcomers: slots whose copy may be mute for want of a sync (:meth:`node.routing.Routing.newcomers`).
         pulls: where to ask for bytes that are missing here.
         clock: the node's hybrid clock.
 
@@ -101,14 +105,16 @@ class Replica:
         self,
         store: ReplicaStore,
         *,
-        is_member: Callable[[int], bool],
+        mute: Callable[[SlotState], RefusalReason | None],
+        newcomers: Callable[[], Iterable[int]],
         pulls: PullRequests,
         clock: HybridClock,
     ) -> None:
         self.on_undecided: Callable[[int, str], None] = _ignore
         self.on_decided: Callable[[int, str], None] = _ignore
         self._store = store
-        self._is_member = is_member
+        self._mute = mute
+        self._newcomers = newcomers
         self._pulls = pulls
         self._clock = clock
         self._slots: dict[int, ReplicaSlot] = {}
@@ -136,15 +142,17 @@ class Replica:
         voting.counter_seen = max(voting.counter_seen, counter)
 
     def promises(self, slot: int, path: str, ballot: Ballot) -> bool:
-        """Whether this node has no copy of the slot, or its copy promised this ballot last and has room for more.
+        """Whether this node has no copy of the slot that counts, or its copy promised this ballot last and has room for more.
 
         Full disks come together: a PREPARE is refused and nothing was sent, a COMMIT has an unknown outcome.
         """
-        return not self._is_member(slot) or (not self._store.full and self.slot(slot).promises(path, ballot))
+        if self._mute(self._store.slot_state(slot)) is not None:
+            return True
+        return not self._store.full and self.slot(slot).promises(path, ballot)
 
     def peek(self, slot: int, path: str) -> Register | None:
         """What the own register holds, if that is in memory; it may not be durable yet."""
-        return self._store.peek(slot, path) if self._is_member(slot) else None
+        return self._store.peek(slot, path) if self._mute(self._store.slot_state(slot)) is None else None
 
     # ---- requests
 
@@ -218,8 +226,9 @@ class Replica:
     # ---- phase one
 
     def _prepare_refused(self, message: Prepare) -> Refused | None:
-        if not self._is_member(message.slot):
-            return self._refused(message.slot, "not-a-member")
+        mute = self._mute(self._store.slot_state(message.slot))
+        if mute is not None:
+            return self._refused(message.slot, mute)
         if self._store.failed is not None:
             # Nothing that is promised or accepted from now on would survive a restart.
             return self._refused(message.slot, "disk-failed", self._store.failed)
@@ -244,6 +253,9 @@ class Replica:
         if refused is not None:
             return refused
         register, prior = await self._register_and_prior(message)
+        refused = self._prepare_refused(message)
+        if refused is not None:
+            return refused
         actions = self.slot(message.slot).prepare(self._store.slot_state(message.slot), message, register, prior)
         return await responded(partial(self._carry_out, message.slot, message.path, actions))
 
@@ -265,8 +277,9 @@ class Replica:
     def _commit_refused(self, message: Commit) -> Refused | None:
         """Why the COMMIT is not even looked at. Raises: DigestMismatch."""
         slot, added = message.slot, message.record.added
-        if not self._is_member(slot):
-            return self._refused(slot, "not-a-member")
+        mute = self._mute(self._store.slot_state(slot))
+        if mute is not None:
+            return self._refused(slot, mute)
         if self._store.failed is not None:
             return self._refused(slot, "disk-failed", self._store.failed)
         if added is not None and added.size > 0 and message.body is not None:
@@ -314,6 +327,10 @@ class Replica:
 
     def _decide(self, message: Commit, register: Register, here: BytesHere, respond: Respond) -> None:
         slot, path = message.slot, message.path
+        mute = self._mute(self._store.slot_state(slot))
+        if mute is not None:  # since it was asked: the bytes took a while
+            respond(self._refused(slot, mute))
+            return
         actions = self.slot(slot).commit(self._store.slot_state(slot), message, register, here)
         if len(actions) > 1:  # something is to be persisted
             self.on_undecided(slot, path)
@@ -363,7 +380,7 @@ class Replica:
         if any(peek(item.slot, item.path) is None for item in message.items):
             return False
         for item in message.items:
-            if self._is_member(item.slot):
+            if self._mute(self._store.slot_state(item.slot)) is None:
                 register = peek(item.slot, item.path)
                 # One item may push another out of memory: that one is as good as lost on its way.
                 if register is not None:
@@ -372,8 +389,11 @@ class Replica:
         return True
 
     async def _learn(self, item: Learnt) -> None:
-        if self._is_member(item.slot):
-            self._learnt(item, await self._store.load(item.slot, item.path))
+        # A copy that is not filled yet has no floors: it must not hear of what may be forgotten elsewhere.
+        if self._mute(self._store.slot_state(item.slot)) is None:
+            register = await self._store.load(item.slot, item.path)
+            if self._mute(self._store.slot_state(item.slot)) is None:
+                self._learnt(item, register)
 
     def _learnt(self, item: Learnt, register: Register) -> None:
         actions = self.slot(item.slot).learn(self._store.slot_state(item.slot), item, register)
@@ -395,22 +415,48 @@ class Replica:
 
     # ---- questions
 
+    def _enter(self, slot: int, epoch: int) -> Refused | None:
+        """Why a question of this epoch is not answered here. A higher epoch than the copy's is adopted first.
+
+        Nothing may be awaited between this and the look at the register: what an older epoch is told must be from
+        before a newer one was. And the answer must wait for the register's position, which then is the epoch's too.
+        """
+        state = self._store.slot_state(slot)
+        mute = self._mute(state)
+        if mute is not None:
+            return self._refused(slot, mute)
+        action = ReplicaSlot.enter(state, slot, epoch)
+        if action is None:
+            return None
+        if not isinstance(action, Persist):
+            return self._refused(slot, "epoch")
+        try:
+            self._store.apply(action.mutation)
+        except DiskFailed as error:
+            return self._refused(slot, "disk-failed", error.detail)
+        return None
+
     def _query_now(self, message: Query, respond: Respond) -> bool:
         slot, path = message.slot, message.path
-        if not self._is_member(slot):
-            respond(self._refused(slot, "not-a-member"))
-            return True
         register = self._store.peek(slot, path)
         if register is None:
             return False
+        refused = self._enter(slot, message.epoch)
+        if refused is not None:
+            respond(refused)
+            return True
         self._respond_durably(slot, path, self._register_reply(message, register), respond)
         return True
 
     async def _query(self, message: Query) -> Reply:
         slot = message.slot
-        if not self._is_member(slot):
-            return self._refused(slot, "not-a-member")
+        mute = self._mute(self._store.slot_state(slot))
+        if mute is not None:
+            return self._refused(slot, mute)
         register = await self._store.load(slot, message.path)
+        refused = self._enter(slot, message.epoch)
+        if refused is not None:
+            return refused
         await self._store.durable(self._store.position(slot, message.path))
         return self._register_reply(message, register)
 
@@ -425,11 +471,15 @@ class Replica:
 
     async def _history(self, message: QueryHistory) -> Reply:
         slot, path = message.slot, message.path
-        if not self._is_member(slot):
-            return self._refused(slot, "not-a-member")
+        mute = self._mute(self._store.slot_state(slot))
+        if mute is not None:
+            return self._refused(slot, mute)
         limit = max(1, min(message.limit, HISTORY_PAGE_MAX))
         # The register first: rows that appear after it was read are only ever newer than what it says.
         register = await self._store.load(slot, path)
+        refused = self._enter(slot, message.epoch)
+        if refused is not None:
+            return refused
         position = self._store.position(slot, path)
         rows = await self._store.rows(slot, path, version=message.version, below=message.below, limit=limit)
         await self._store.durable(position)
@@ -451,8 +501,16 @@ class Replica:
             incarnation=self._store.disk_id,
             entries=tuple(page.entries),
             next_start=page.next_start,
-            incarnations=self._store.incarnations(),
+            incarnations=self._told_incarnations(),
         )
+
+    def _told_incarnations(self) -> dict[int, str]:
+        """Of the copies that do not bear the disk's id, or that do and have no voice: nobody's, so that nobody counts them."""
+        told = self._store.incarnations()
+        for slot in self._newcomers():
+            if self._mute(self._store.slot_state(slot)) is not None:
+                told[slot] = NOBODY
+        return told
 
     async def _inspect(self, message: Inspect) -> Reply:
         slot, path = message.slot, message.path
@@ -463,8 +521,9 @@ class Replica:
         if register.record is not None and register.record.added is not None:
             versions.setdefault(register.record.added.version, register.record.added)
         present = {number: await self._presence(slot, version) for number, version in versions.items()}
+        state = self._store.slot_state(slot)
         return InspectReply(
-            incarnation=self._store.slot_state(slot).incarnation,
+            incarnation=state.incarnation if self._mute(state) is None else NOBODY,
             accepted=register.accepted,
             record=register.record,
             chosen=register.chosen,
@@ -497,8 +556,9 @@ class Replica:
         slot = message.slot
         if not valid_ulid(message.blob_id) or not CHUNK_BYTES_MIN <= message.chunk_bytes <= CHUNK_BYTES_MAX:
             raise BadRequest("a blob id or chunk size that cannot be")
-        if not self._is_member(slot):
-            return self._refused(slot, "not-a-member")
+        mute = self._mute(self._store.slot_state(slot))
+        if mute is not None:
+            return self._refused(slot, mute)
         try:
             staging = await self._store.stage(slot, message.blob_id, chunk_bytes=message.chunk_bytes, size=message.size)
         except DiskFull as error:

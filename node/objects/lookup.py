@@ -27,13 +27,17 @@ class Lookup:
     ) -> ObjectView:
         """See :meth:`node.service.ObjectService.lookup`."""
         electorate = self._routing.of(path)
-        if consistency == "local" and at_ms is None and self._routing.is_member(electorate.slot):
+        if consistency == "local" and at_ms is None and self._speaks(electorate.slot):
             return await self._local(electorate.slot, path, version)
         if version is not None:
             return await self.version(electorate, path, version)
         if at_ms is not None:
             return await self._at(electorate, path, at_ms)
         return await self._head(electorate, path)
+
+    def _speaks(self, slot: int) -> bool:
+        """Whether what this node's copy lacks is worth telling: one that is to be filled first is empty, and it is no news."""
+        return self._routing.mute(self._store.slot_state(slot)) is None
 
     async def record(self, electorate: Electorate, path: str) -> Record | None:
         """The path's chosen record, strongly read. Raises: QuorumUnavailable."""

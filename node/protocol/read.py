@@ -32,6 +32,12 @@ class NoQuorum(msgspec.Struct, frozen=True):
     error: QuorumUnavailable
 
 
+class Outdated(msgspec.Struct, frozen=True):
+    """Not enough voters answer in this epoch, and a later one has these."""
+
+    electorate: Electorate
+
+
 @dataclass(slots=True)
 class ReadRound:
     """Collects the answers to one Query or QueryHistory that was sent to every voter."""
@@ -39,12 +45,16 @@ class ReadRound:
     electorate: Electorate
     replies: dict[str, RegisterReply | HistoryReply] = field(default_factory=dict)
     out: dict[str, str] = field(default_factory=dict)
+    outdated_by: int = 0
+    """The highest epoch for which a voter refused: a newer route than the electorate's."""
 
     def answer(self, node: str, reply: Reply) -> Read | NoQuorum | None:
         """A voter answered; the result once there is one."""
         if isinstance(reply, Failed):
             return self.failed(node, f"{reply.code}: {reply.detail}")
         if isinstance(reply, Refused):
+            if reply.reason == "epoch":
+                self.outdated_by = max(self.outdated_by, reply.epoch)
             return self.failed(node, f"refused: {reply.reason}")
         if not isinstance(reply, RegisterReply | HistoryReply):
             return self.failed(node, f"answered {type(reply).__name__}")

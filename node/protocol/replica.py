@@ -114,7 +114,9 @@ class ReplicaSlot:
             still = message.next is not None and self._promises.get(message.path) == message.next
             return [Respond(AcceptedReply(incarnation=state.incarnation, promised=still))]
         promised = self._promises.get(message.path, BALLOT_ZERO)
-        if message.ballot < bar or (message.ballot == bar and message.ballot != promised):
+        # What was promised before a stub was forgotten is still promised, so that its ballot alone would let it pass.
+        forgotten = message.ballot <= state.ballot_floor
+        if forgotten or message.ballot < bar or (message.ballot == bar and message.ballot != promised):
             return [self._refuse(state, "ballot", bar)]
         if message.record.added is not None:
             if here.aborted:
@@ -134,6 +136,21 @@ class ReplicaSlot:
             self._promise(message.path, message.next)
         actions.append(Respond(AcceptedReply(incarnation=state.incarnation, promised=follows)))
         return actions
+
+    @staticmethod
+    def enter(state: SlotState, slot: int, epoch: int) -> Action | None:
+        """What a question of this epoch needs before its answer: nothing, a higher epoch made durable, or a refusal.
+
+        A slot that never saw an epoch is in the first one, so that its first read costs no write.
+        """
+        known = state.epoch or 1
+        if epoch == known:
+            return None
+        if epoch > known:
+            return Persist(EpochSeen(slot, epoch))
+        return Respond(
+            Refused(incarnation=state.incarnation, reason="epoch", ballot=state.ballot_floor, epoch=state.epoch)
+        )
 
     def promises(self, path: str, ballot: Ballot) -> bool:
         """Whether this ballot is what was promised last."""

@@ -47,7 +47,7 @@ from node.protocol.operations import (
 from node.protocol.quorum import Electorate
 from node.protocol.read import NoQuorum, Read, ReadRound
 from node.protocol.replica import BytesHere
-from node.protocol.write import Action, Applied, Finished, Outcome, Rejected, Send, Spread, Wait, WriteRound
+from node.protocol.write import Action, Applied, AwaitRoute, Finished, Outcome, Rejected, Send, Spread, Wait, WriteRound
 from sim.history import READS, Call
 from sim.linearizability import linearizable
 from tests.unit.node.protocol.model import SLOT, Broken, Disk, Replica, draft
@@ -273,6 +273,8 @@ class Run:
                 case Wait():
                     pause = min(12.0, 0.5 * 2.0 ** min(action.attempt, 6)) * (0.25 + 0.75 * sim.random.random())
                     sim.at(pause, self.wake, action.token)
+                case AwaitRoute():
+                    self.look_for_route(action.epoch)
                 case Spread():
                     sim.spread(self.node.name, action)
                 case Finished():
@@ -307,6 +309,19 @@ class Run:
     def wake(self, token: int) -> None:
         if self.alive:
             self.carry_out(self.round.wake(token))
+
+    def look_for_route(self, epoch: int) -> None:
+        """The registry tells every node in the end, each at its own time."""
+        if not self.alive:
+            return
+        if self.node.epoch >= epoch:
+            self.sim.at(0.0, self.reroute)
+        else:
+            self.sim.at(0.5, self.look_for_route, epoch)
+
+    def reroute(self) -> None:
+        if self.alive:
+            self.carry_out(self.round.reroute(self.sim.electorates[self.node.epoch]))
 
     def deadline(self) -> None:
         if self.alive:

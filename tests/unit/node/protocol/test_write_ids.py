@@ -29,7 +29,7 @@ class Cluster:
         clock = HybridClock(SystemClock().wall_ms)
         self.stores = {node: MemoryStore(f"disk-{node}", wall_ms=SystemClock().wall_ms) for node in nodes}
         self.replicas = {
-            node: Replica(store, is_member=lambda slot: True, pulls=NoPulls(), clock=clock)
+            node: Replica(store, mute=lambda state: None, newcomers=tuple, pulls=NoPulls(), clock=clock)
             for node, store in self.stores.items()
         }
         self.electorate = Electorate(
