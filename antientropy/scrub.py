@@ -50,6 +50,9 @@ RETRY_S = 60.0
 WRONG_MAX = 1000
 """Paths of a slot that wait to be pulled; with more the slot rests: its database has worse troubles than scrub mends."""
 ORPHAN_AGE_S = 86_400.0
+RECALLED_MAX = 8
+RECALL_REST_S = 0.5
+"""Between the slots whose memos are read at the start, so many at a time: each may open a database."""
 
 
 @dataclass(slots=True)
@@ -135,9 +138,13 @@ class Scrub:
 
     async def step(self) -> Did:
         """Pull one wrong path, or check a page of rows, or about a megabyte of bytes; or rest."""
-        slots = list(self._slots())
-        for slot in slots:
-            await self._recall(slot)
+        # A slot that nothing was ever written to has no database, and gets none here.
+        here = set(self._store.slots())
+        slots = [slot for slot in self._slots() if slot in here]
+        if unknown := [slot for slot in slots if not self._knows(slot)]:
+            for slot in unknown[:RECALLED_MAX]:
+                await self._recall(slot)
+            return self._rest(RECALL_REST_S)
         now_s = self._clock.monotonic_s()
         if now_s >= self._retry_s and (found := self._next_wrong(slots)) is not None:
             await self._mend(*found)
@@ -163,12 +170,13 @@ class Scrub:
         self.pause_s = min(seconds, REST_MAX_S)
         return Did.NOTHING
 
-    async def _recall(self, slot: int) -> None:
-        """Know where the slot's pass is. A copy that began anew has no memos, and begins anew here too."""
-        incarnation = self._store.slot_state(slot).incarnation
+    def _knows(self, slot: int) -> bool:
+        """Whether it is known where the slot's pass is. A copy that began anew has no memos, and begins anew here too."""
         known = self._passes.get(slot)
-        if known is not None and known[0] == incarnation:
-            return
+        return known is not None and known[0] == self._store.slot_state(slot).incarnation
+
+    async def _recall(self, slot: int) -> None:
+        incarnation = self._store.slot_state(slot).incarnation
         scrubbed = await self._store.memo(slot, SCRUBBED_MEMO)
         text = await self._store.memo(slot, PASS_MEMO)
         found = decode_pass(text, self._clock.wall_ms())
