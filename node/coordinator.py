@@ -26,6 +26,7 @@ from node.protocol.read import NoQuorum, Read
 from node.protocol.write import Applied, Rejected, Spread, WriteRound
 from node.reads import Quickness, ReadRun
 from node.rounds import Run
+from node.stubs import collect
 from node.transport.interface import Peers
 from node.turns import Turns
 
@@ -211,6 +212,10 @@ class Coordinator:
         if reply.accepted is None or reply.accepted < finding.ballot:
             item = Learnt(electorate.slot, path, electorate.epoch, finding.ballot, finding.record, finding.holders)
             self.learns.add(Spread(node, item))
+
+    async def collect_stub(self, electorate: Electorate, path: str) -> bool:
+        """Let every voter forget a path of which no version is left: see :func:`node.stubs.collect`."""
+        return await collect(self, electorate, path)
 
     async def call(self, node: str, request: Request) -> Reply:
         """One request within the peer timeout. Raises PeerError."""

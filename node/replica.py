@@ -46,6 +46,7 @@ from amberblob.wire import (
     StagedReply,
     StageOpen,
 )
+from amberblob.wire_repair import ForgetStub
 from chunkstore.interface import BlobState, ReplicaStore
 from node.protocol.replica import Action, BytesHere, Persist, ReplicaSlot
 from node.pulls import PullRequests
@@ -185,6 +186,8 @@ class Replica:
                     raise BadRequest(f"{request.blob_id!r} is no blob id")
                 await self._store.discard(request.slot, request.blob_id)
                 return Done()
+            case ForgetStub():
+                return await self._forget(request)
             case Ping():
                 return Done(now_ms=self._clock.now_ms())
             case StageOpen() | StageClose() | ReadChunk() | ReadManifest():
@@ -548,6 +551,23 @@ class Replica:
         if not missing:
             return "all"
         return "none" if len(missing) == len(chunks) else "some"
+
+    # ---- garbage
+
+    async def _forget(self, message: ForgetStub) -> Reply:
+        slot, path = message.slot, message.path
+        mute = self._mute(self._store.slot_state(slot))
+        if mute is not None:
+            return self._refused(slot, mute)
+        register = await self._store.load(slot, path)
+        mute = self._mute(self._store.slot_state(slot))
+        if mute is not None:
+            return self._refused(slot, mute)
+        actions = self.slot(slot).forget(self._store.slot_state(slot), message, register)
+        reply = await responded(partial(self._carry_out, slot, path, actions))
+        if isinstance(reply, Done):
+            self.on_decided(slot, path)
+        return reply
 
     # ---- bytes
 

@@ -117,6 +117,8 @@ class Lookup:
         rows = await self._store.rows(slot, path, version=version)
         await self._store.durable(position)
         for row in rows:
+            if record is not None and covers(record.expired, row.version.version):
+                continue  # the record was heard of while the rows were read
             if version is not None or row.tombstoned_at_ms is None:
                 is_head = record is not None and record.head is not None and record.head.version == row.version.version
                 return ObjectView(
@@ -176,11 +178,11 @@ def _views(path: str, read: Read) -> dict[int, ObjectView]:
         if isinstance(reply, HistoryReply):
             for row in reply.rows:
                 # The rows were read a moment after the register: a newer version is not of this state.
-                if row.version.version <= record.version_max:
+                if row.version.version <= record.version_max and not covers(record.expired, row.version.version):
                     versions[row.version.version] = row.version
                     _note_tombstone(deleted, row)
     for version in (record.previous, record.added):
-        if version is not None:
+        if version is not None and not covers(record.expired, version.version):
             versions[version.version] = version
     views: dict[int, ObjectView] = {}
     for number, version in versions.items():

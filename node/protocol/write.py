@@ -433,6 +433,8 @@ class WriteRound:
                 finding = self._finding
                 applied = Applied(finding.record, finding.ballot, decision.mark, fresh=False, holders=finding.holders)
                 if isinstance(self._operation, Finish):
+                    if self._operation.again and finding.record is not None:
+                        return self._finish()
                     return [*self._tell(), *self._end(applied)]
                 if decision.mark is not None and not self._on_write_quorum():
                     return self._confirm(applied)
