@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from amberblob.config import Keep, RetentionSection
-from amberblob.manifest import Record, covers
+from amberblob.manifest import Ranges, Record, covers, merge_ranges
 from chunkstore.interface import History
 
 
@@ -85,6 +85,23 @@ class Retention:
             for version, since_ms in _out_of_use(history, record)
             if version not in kept and now_ms - since_ms >= rule.keep_ms
         )
+
+    def nominated(self, history: History, now_ms: int) -> Ranges:
+        """:meth:`expendable` in as few ranges as there are runs between versions that stay.
+
+        A range runs over numbers that are no version here, down to the version before that stays. (Clients may choose numbers,
+        times for example; a range for each version would be too many to keep track of.)
+        """
+        going, head = set(self.expendable(history, now_ms)), history.record.head if history.record else None
+        here = {version for version, _, _ in history.rows} | ({head.version} if head else set())
+        ranges: list[tuple[int, int]] = []
+        stays = 0
+        for version in sorted(here):
+            if version in going:
+                ranges.append((stays + 1, version))
+            else:
+                stays = version
+        return merge_ranges(ranges)
 
     def stub_may_go(self, history: History, now_ms: int) -> bool:
         """Whether the path is deleted, nothing is left of it, and it need not be remembered any longer."""

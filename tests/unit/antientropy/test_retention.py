@@ -132,6 +132,17 @@ def test_a_record_that_is_undecided_or_older_than_the_rows_names_nothing():
     assert keeping(0).expendable(history(THREE, head=2, live=((1, 2),), version_max=2), 10**15) == ()
 
 
+def test_ranges_run_over_numbers_that_are_no_version():
+    known = history(((100, 0, None), (200, 1, None), (300, 2, 3), (400, 4, None), (500, 5, None)), live=((100, 500),))
+    assert keeping(0).nominated(known, DAY) == ((1, 400),)
+    assert keeping(0, 2).nominated(known, DAY) == ((1, 300),)
+    kept = history(((100, 0, None), (200, 1, 20 * DAY), (300, 2, None), (400, 4, None)))
+    assert keeping(7).nominated(kept, 8 * DAY) == ((1, 100), (201, 300))
+    assert keeping(7).nominated(kept, DAY) == ()
+    without_the_heads_row = history(((1, 0, 1), (3, 0, 1)), head=2, live=((2, 2),), version_max=3)
+    assert keeping(0).nominated(without_the_heads_row, DAY) == ((1, 1), (3, 3))
+
+
 def test_a_stub_goes_when_nothing_is_left_and_its_time_is_over():
     known = history((), version_max=3, op="expire", deleted_at_ms=10 * DAY, changed_at_ms=17 * DAY)
     assert not keeping(7).stub_may_go(known, 17 * DAY - 1)
@@ -212,6 +223,14 @@ def test_never_the_head_nor_what_is_not_there(known, retention, now_ms):
     assert list(going) == sorted(set(going))
     assert set(going) <= {number for number, _, _ in known.rows}
     assert known.record.head is None or known.record.head.version not in going
+
+
+@given(histories(), retentions, times)
+def test_ranges_name_what_may_go_and_nothing_that_stays(known, retention, now_ms):
+    going, ranges = set(retention.expendable(known, now_ms)), retention.nominated(known, now_ms)
+    assert {number for number, _, _ in known.rows if covers(ranges, number)} == going
+    assert merge_ranges(ranges) == ranges
+    assert known.record.head is None or not covers(ranges, known.record.head.version)
 
 
 @given(histories(), retentions, times, times)
