@@ -2,7 +2,7 @@
 
 Slot by slot, page by page: rows and records against their digests, chunks and manifest files against their hashes, and that
 they are there at all; at the end of a slot its bucket digests, and blobs that nothing refers to. What fails is told on: a path
-whose rows are wrong is pulled from the other copies (``pull_right``), bytes that are missing or failed their hash are
+whose rows are wrong is told (``found_wrong``) until it is found to be right, bytes that are missing or failed their hash are
 remembered as wanted, and the puller is woken. Nothing is removed but orphans, and those only where a whole pass found every
 row as it should be: a row that rotted away must not take its bytes with it.
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from amberblob.clock import Clock
-from amberblob.errors import AmberError, ChunkCorrupt, ChunkMissing, StorageError
+from amberblob.errors import ChunkCorrupt, ChunkMissing, StorageError
 from amberblob.manifest import ChunkRef, Version, decode_manifest
 from antientropy.scrubpace import (
     AIM,
@@ -46,9 +46,10 @@ STEP_BYTES = 1 << 20
 STEP_VERSIONS = 64
 REST_MAX_S = 60.0
 """Rests are cut into pieces of this length, so that a change of the rate is heeded soon."""
-RETRY_S = 60.0
+RETRY_FIRST_S = 30.0
+RETRY_MAX_S = 3600.0
 WRONG_MAX = 1000
-"""Paths of a slot that wait to be pulled; with more the slot rests: its database has worse troubles than scrub mends."""
+"""Paths of a slot that are known to be wrong; with more the slot rests: its database has worse troubles than scrub mends."""
 ORPHAN_AGE_S = 86_400.0
 RECALLED_MAX = 8
 RECALL_REST_S = 0.5
@@ -71,6 +72,14 @@ class ScrubCounts:
 
 
 @dataclass(slots=True)
+class _Told:
+    """When a path that was told of is to be looked at again, and how long that is after it was told."""
+
+    due_s: float
+    delay_s: float
+
+
+@dataclass(slots=True)
 class _Current:
     """The slot that is under way."""
 
@@ -88,8 +97,8 @@ class Scrub:
 
     Args:
         slots: the slots of which this node has a copy that counts. (Of others nobody can say what belongs in them.)
-        pull_right: install what the other copies have of a path over what is here; whether that was done. It may raise
-            AmberError, and is asked again later then as when it says no.
+        found_wrong: told of a path whose rows or record here are wrong, so that it has what the other copies have installed
+            over them. It is told again, ever more rarely, as long as they are wrong.
         bytes_wanted: called when bytes turned out to be wanted.
         days: within this time everything is read once.
         bytes_per_s: but never faster than this.
@@ -103,7 +112,7 @@ class Scrub:
         clock: Clock,
         *,
         slots: Callable[[], Iterable[int]],
-        pull_right: Callable[[int, str], Awaitable[bool]],
+        found_wrong: Callable[[int, str], None],
         bytes_wanted: Callable[[], None],
         days: float,
         bytes_per_s: float,
@@ -114,14 +123,14 @@ class Scrub:
         self._store = store
         self._clock = clock
         self._slots = slots
-        self._pull_right = pull_right
+        self._found_wrong = found_wrong
         self._bytes_wanted = bytes_wanted
         self._period_ms = days * 86_400_000
         self._pace = Pace(bytes_per_s)
         self._passes: dict[int, tuple[str, SlotPass]] = {}
         self._scrubbed_ms: dict[int, int] = {}
         self._current: _Current | None = None
-        self._retry_s = 0.0
+        self._told: dict[tuple[int, str], _Told] = {}
 
     # -- what others may know
 
@@ -130,14 +139,14 @@ class Scrub:
         return self._scrubbed_ms.get(slot, 0)
 
     def wrong(self, slot: int) -> int:
-        """How many paths of the slot are known to have wrong rows and wait to be pulled."""
+        """How many paths of the slot had wrong rows when they were last looked at."""
         known = self._passes.get(slot)
         return len(known[1].wrong) if known else 0
 
     # -- steps
 
     async def step(self) -> Did:
-        """Pull one wrong path, or check a page of rows, or about a megabyte of bytes; or rest."""
+        """See to one wrong path, or check a page of rows, or about a megabyte of bytes; or rest."""
         # A slot that nothing was ever written to has no database, and gets none here.
         here = set(self._store.slots())
         slots = [slot for slot in self._slots() if slot in here]
@@ -146,8 +155,8 @@ class Scrub:
                 await self._recall(slot)
             return self._rest(RECALL_REST_S)
         now_s = self._clock.monotonic_s()
-        if now_s >= self._retry_s and (found := self._next_wrong(slots)) is not None:
-            await self._mend(*found)
+        if (found := self._next_wrong(slots, now_s)) is not None:
+            await self._see_to(*found, now_s)
             return Did.WORK
         rest_s = self._pace.rest_s(now_s, self._rate(slots))
         if rest_s > 0:
@@ -231,31 +240,38 @@ class Scrub:
             known.clean = False
             known.wrong = sorted({*known.wrong, *page.wrong})
             await self._store.set_memo(at.slot, PASS_MEMO, known.encoded())
-            self._retry_s = 0.0
         return PATH_UNITS * max(1, len({path for path, _ in page.versions})), busy_s
 
-    def _next_wrong(self, slots: list[int]) -> tuple[int, str] | None:
+    def _next_wrong(self, slots: list[int], now_s: float) -> tuple[int, str] | None:
         for slot in slots:
-            if known := self._passes[slot][1].wrong:
-                return slot, known[0]
+            for path in self._passes[slot][1].wrong:
+                told = self._told.get((slot, path))
+                if told is None or told.due_s <= now_s:
+                    return slot, path
         return None
 
-    async def _mend(self, slot: int, path: str) -> None:
-        """Have a path pulled; one that cannot be goes to the end of the line, and all wait a while."""
-        known = self._passes[slot][1]
-        try:
-            mended = await self._pull_right(slot, path)
-        except AmberError as error:
-            mended = False
-            log.info("wrong rows not mended yet", slot=slot, path=path, error=str(error))
-        known.wrong.remove(path)
-        if mended:
+    async def _see_to(self, slot: int, path: str, now_s: float) -> None:
+        """Tell of a wrong path; the next time, look whether it still is wrong."""
+        known, told = self._passes[slot][1], self._told.pop((slot, path), None)
+        if told is not None and not await self._is_wrong(slot, path):
+            known.wrong.remove(path)
             self.counts.paths_mended += 1
-            log.info("wrong rows mended", slot=slot, path=path)
-        else:
-            known.wrong.append(path)
-            self._retry_s = self._clock.monotonic_s() + RETRY_S
-        await self._store.set_memo(slot, PASS_MEMO, known.encoded())
+            log.info("wrong rows were mended", slot=slot, path=path)
+            await self._store.set_memo(slot, PASS_MEMO, known.encoded())
+            return
+        delay_s = RETRY_FIRST_S if told is None else min(RETRY_MAX_S, 2 * told.delay_s)
+        self._told[slot, path] = _Told(now_s + delay_s, delay_s)
+        self._found_wrong(slot, path)
+
+    async def _is_wrong(self, slot: int, path: str) -> bool:
+        # What comes before a path has no name; but not many paths are between it and itself without its last character.
+        after: str | None = path[:-1]
+        while after is not None and after < path:
+            page = await self._store.check_page(slot, after, PAGE_PATHS)
+            if path in page.wrong:
+                return True
+            after = page.next_after
+        return False
 
     # -- bytes
 

@@ -34,7 +34,7 @@ class SlotPass(msgspec.Struct):
         units: what was done in it so far.
         last_units: what the last whole pass took; 0: there was none.
         clean: nothing was found wrong in it so far that could hide what refers to a blob.
-        wrong: paths whose rows or record failed their digest, and could not yet be pulled.
+        wrong: paths whose rows or record failed their digest, and were not seen to be right since.
     """
 
     since_ms: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from amberblob.ballot import Ballot
@@ -9,7 +10,7 @@ from amberblob.clock import HybridClock, SeededRandomness
 from amberblob.ids import UlidMint, content_hash
 from amberblob.limits import CHUNK_BYTES_MIN, INLINE_BYTES_MAX
 from amberblob.manifest import ChunkRef, Record, Version, encode_manifest, place_chunks
-from amberblob.mutations import Accepted, Chosen
+from amberblob.mutations import Accepted, Chosen, Installed
 from antientropy.scrub import Scrub
 from antientropy.step import Did
 from chunkstore.interface import ReplicaStore
@@ -36,6 +37,7 @@ class Objects:
 
     def __init__(self, store: ReplicaStore, clock: HandClock) -> None:
         self.store = store
+        self.records: dict[tuple[int, str], tuple[Ballot, Record]] = {}
         self._mint = UlidMint(HybridClock(clock.wall_ms), SeededRandomness(5))
         self._clock = clock
         self._count = 0
@@ -59,27 +61,29 @@ class Objects:
             await staging.finish(all_chunks, manifest)
         record = Record(1, "put", 1, version, ((1, 1),), (), version.created_at_ms, 0, None, ())
         ballot = Ballot(1, 1, "n", f"a{self._count}")
+        self.records[slot, path] = ballot, record
         self.store.apply(Accepted(slot, path, ballot, record, data if version.inline else None))
         await self.store.durable(self.store.apply(Chosen(slot, path, ballot)))
         return version
 
+    def mend(self, slot: int, path: str) -> None:
+        """What the other copies have is installed over what is here."""
+        ballot, record = self.records[slot, path]
+        rows = () if record.head is None else (record.head,)
+        self.store.apply(Installed(slot, path, ballot, record, rows, (), True))
+
 
 class Hooks:
-    """What scrub told others."""
+    """What scrub told others. ``mend`` is done about a path that is told of."""
 
     def __init__(self) -> None:
-        self.pulled: list[tuple[int, str]] = []
+        self.told: list[tuple[int, str]] = []
         self.woken = 0
-        self.answers: list[Any] = []
-        """What ``pull_right`` says next, or raises; afterwards that it was done, unless it ``refuses``."""
-        self.refuses = False
+        self.mend: Callable[[int, str], None] = lambda slot, path: None
 
-    async def pull_right(self, slot: int, path: str) -> bool:
-        self.pulled.append((slot, path))
-        answer = self.answers.pop(0) if self.answers else not self.refuses
-        if isinstance(answer, Exception):
-            raise answer
-        return bool(answer)
+    def found_wrong(self, slot: int, path: str) -> None:
+        self.told.append((slot, path))
+        self.mend(slot, path)
 
     def bytes_wanted(self) -> None:
         self.woken += 1
@@ -98,7 +102,7 @@ def scrub_of(
         store,
         clock,
         slots=lambda: slots,
-        pull_right=hooks.pull_right,
+        found_wrong=hooks.found_wrong,
         bytes_wanted=hooks.bytes_wanted,
         days=days,
         bytes_per_s=rate,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from amberblob.errors import PeerUnreachable, StorageError
+from amberblob.errors import StorageError
 from amberblob.manifest import ChunkRef, decode_manifest
 from amberblob.mutations import Aborted
 from antientropy import scrub as scrub_module
@@ -47,7 +47,7 @@ async def test_all_is_well(world):
     assert manifest_bytes > 70 * 64, "the manifest file is read, too"
     assert (counts.chunks_corrupt, counts.chunks_missing, counts.paths_wrong, counts.sums_wrong) == (0, 0, 0, 0)
     assert counts.orphans_removed == 0
-    assert world.hooks.woken == 0 and world.hooks.pulled == []
+    assert world.hooks.woken == 0 and world.hooks.told == []
     assert await world.wanted() == []
     assert world.store.tally(0).root == before
     assert world.scrub.scrubbed_ms(0) == world.clock.wall_ms()
@@ -101,14 +101,20 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", sorted(DAMAGES))
-async def test_wrong_rows_are_pulled(world, damage):
+async def test_wrong_rows_are_told_of_and_seen_to_be_mended(world, damage):
     await world.objects.put(0, "a", 100)
     await world.objects.put(0, "b", 100)
+    root = world.store.tally(0).root
     DAMAGES[damage](world.store)
+    world.hooks.mend = world.objects.mend
     await run(world.scrub, world.clock)
-    assert world.hooks.pulled == [(0, "a")]
-    assert world.scrub.counts.paths_wrong == 1 and world.scrub.counts.paths_mended == 1
-    assert world.scrub.wrong(0) == 0
+    assert world.hooks.told == [(0, "a")]
+    assert world.scrub.counts.paths_wrong == 1
+    await passed(world, 60)
+    assert world.scrub.counts.paths_mended == 1 and world.scrub.wrong(0) == 0
+    assert world.store.tally(0).root == root
+    await run(world.scrub, world.clock)
+    assert world.hooks.told == [(0, "a")] and world.scrub.counts.paths_wrong == 1
 
 
 async def test_a_wrong_bucket_digest_is_made_anew(world):
@@ -121,27 +127,50 @@ async def test_a_wrong_bucket_digest_is_made_anew(world):
     assert world.scrub.counts.sums_wrong == 1
 
 
-async def test_wrong_rows_that_nobody_can_give_are_asked_for_again_also_after_a_restart(world):
+async def passed(world: World, seconds: float) -> None:
+    """Let time pass, and scrub do what it does."""
+    end_s = world.clock.now_s + seconds
+    while world.clock.now_s < end_s:
+        if await world.scrub.step() is Did.NOTHING:
+            world.clock.now_s += min(world.scrub.pause_s, 10.0)
+
+
+async def test_wrong_rows_are_told_of_until_they_are_right_also_after_a_restart(world):
+    for name in ("a", "ab", "b"):
+        await world.objects.put(0, name, 100)
+    world.store.damage_row(0, "ab", 1)
+    world.store.damage_record(0, "b")
+    while not world.hooks.told:
+        await passed(world, 10)
+    await passed(world, 4 * 3600)
+    for name in ("ab", "b"):
+        assert 8 <= world.hooks.told.count((0, name)) <= 12, "often at first, ever more rarely then"
+    assert world.scrub.wrong(0) == 2
+
+    world.scrub = scrub_of(world.store, world.clock, world.hooks)
+    world.hooks.told.clear()
+    await passed(world, 1)
+    assert world.hooks.told == [(0, "ab"), (0, "b")], "what is known to be wrong comes first"
+    assert world.scrub.counts.versions_checked == 0
+    world.objects.mend(0, "ab")
+    await passed(world, 70)
+    assert world.scrub.wrong(0) == 1 and world.scrub.counts.paths_mended == 1
+    assert set(world.hooks.told[2:]) == {(0, "b")}
+
+
+async def test_a_slot_with_very_many_wrong_paths_rests(world, monkeypatch):
+    monkeypatch.setattr(scrub_module, "WRONG_MAX", 2)
+    world.scrub = scrub_of(world.store, world.clock, world.hooks, days=0.001)
     for name in ("a", "b"):
         await world.objects.put(0, name, 100)
         world.store.damage_row(0, name, 1)
-    world.hooks.answers = [PeerUnreachable("down"), False]
     await run(world.scrub, world.clock)
-    assert world.hooks.pulled[:2] == [(0, "a"), (0, "b")], "each in its turn"
-    assert world.scrub.wrong(0) == 0 and world.scrub.counts.paths_mended == 2
-
-    world.store.damage_row(0, "a", 1)
-    world.hooks.refuses = True
+    assert world.scrub.wrong(0) == 2
+    await passed(world, 3600)
+    assert world.scrub.counts.slots_checked == 1
+    for name in ("a", "b"):
+        world.objects.mend(0, name)
     await run(world.scrub, world.clock)
-    assert world.scrub.wrong(0) == 2, "it was not mended, whatever the hook said before"
-    hooks = Hooks()
-    again = scrub_of(world.store, world.clock, hooks)
-    while not hooks.pulled:
-        if await again.step() is Did.NOTHING:
-            world.clock.now_s += again.pause_s
-    assert again.counts.versions_checked == 0, "what is known to be wrong comes first"
-    await again.step()
-    assert sorted(hooks.pulled) == [(0, "a"), (0, "b")] and again.wrong(0) == 0
 
 
 async def test_a_version_that_expired_meanwhile_is_not_wanted(world):
@@ -212,7 +241,6 @@ async def test_orphans_stay_while_a_row_may_have_rotted_away(world, damage):
         world.store.lose_path(0, "a")
     else:
         DAMAGES[damage](world.store)
-    world.hooks.refuses = True
     await run(world.scrub, world.clock)
     assert {blob_id, version.blob_id} <= set(world.store._slots[0].files)
 
@@ -247,7 +275,7 @@ async def test_only_slots_that_count_and_have_anything(world):
     slots.remove(2)
     world.store.damage_row(2, "p2", 1)
     await run(scrub, world.clock, slots=2)
-    assert world.hooks.pulled == []
+    assert world.hooks.told == []
 
 
 async def test_the_slot_that_waits_longest_is_next(world):
