@@ -85,9 +85,10 @@ class ForgetStub(Message, frozen=True, array_like=True, kw_only=True, tag="F"):
 
 
 class AskHealth(Message, frozen=True, array_like=True, kw_only=True, tag="T"):
-    """How are your copies? ``heal``: and compare them now with all others."""
+    """How are your copies? ``heal``: and compare them now with all others. ``first``: only slots from this number on."""
 
     heal: bool = False
+    first: Slot = 0
 
 
 # ---- answers
@@ -175,6 +176,7 @@ class SlotHealth(msgspec.Struct, gc=False, frozen=True, array_like=True):
         unsynced: it has no vote before it was filled from a majority.
         compared_ms: when it was last known to lack nothing that another voter had; 0: never since the start.
         scrubbed_ms: when it was last read and checked as a whole; 0: never.
+        unrecoverable: chunks of it that no replica could give when last asked.
     """
 
     slot: Slot
@@ -187,16 +189,22 @@ class SlotHealth(msgspec.Struct, gc=False, frozen=True, array_like=True):
     unsynced: bool
     compared_ms: int
     scrubbed_ms: int
+    unrecoverable: int = 0
 
 
 class HealthReply(Message, frozen=True, array_like=True, kw_only=True, tag="6"):
-    """A node's copies. ``received_bytes`` (since its start) grows with what it fetched for repair."""
+    """A node's copies, ascending by slot. ``received_bytes`` (since its start) grows with what it fetched for repair.
+
+    ``now_ms`` is the node's wall clock, by which the times in ``slots`` are told.
+    """
 
     now_ms: int
     slots: tuple[SlotHealth, ...]
     received_bytes: int
     unrecoverable: int = 0
-    """Chunks that no replica could give when last asked."""
+    """Chunks that no replica could give when last asked; of all its slots, also of those on other pages."""
+    more: bool = False
+    """There are more slots than fit a frame: ask again from the one after the last."""
 
 
 RepairRequest = (

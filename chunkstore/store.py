@@ -357,6 +357,12 @@ class DiskStore:
     async def set_memo(self, slot: int, name: str, text: str) -> None:
         await self._comparison.set_memo(slot, name, text)
 
+    async def referred(self, slot: int, blob_id: str) -> tuple[str, Version] | None:
+        return await self._comparison.referred(slot, blob_id)
+
+    async def begin_anew(self, slot: int) -> str:
+        return await self._core.begin_anew(slot)
+
     # -- the end
 
     async def close(self) -> None:

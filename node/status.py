@@ -8,14 +8,22 @@ from typing import Any
 from amberblob.errors import NotReady
 from amberblob.metrics import Metrics
 from chunkstore.interface import ReplicaStore
+from node.health import ClusterHealth, Gathering
+from node.healthgauges import HealthGauges
+from node.healthview import heal_json, slots_json, unknown_heal_json
+from node.http.times import rfc3339
 from node.protocol.quorum import Electorate
 from node.routing import Routing
+from node.service import SlotsWanted
 from node.transport.interface import Peers
-from node.workers.puller import Puller
+from node.wholeness import view_cluster, view_slot
 from node.workers.resolver import Resolver
 from node.workers.runner import Runner
 from registry.routes import RouteTable
 from registry.view import RouteWatcher
+
+IN_STEP_MS = 20 * 60 * 1000
+"""Copies that differ are taken to be in step if each was compared so lately: two rounds of comparing everything."""
 
 
 class Status:
@@ -30,7 +38,7 @@ class Status:
         peers: Peers,
         store: ReplicaStore,
         resolver: Resolver,
-        puller: Puller,
+        health: ClusterHealth,
         runner: Runner,
         version: str,
     ) -> None:
@@ -41,7 +49,7 @@ class Status:
         self._peers = peers
         self._store = store
         self._resolver = resolver
-        self._puller = puller
+        self._health = health
         self._runner = runner
         self._version = version
 
@@ -76,19 +84,20 @@ class Status:
             and not (node == self._node and electorate.slot in lost)
         ]
 
-    def cluster(self) -> dict[str, Any]:
-        """The answer of ``GET /cluster``: this node's view."""
+    async def cluster(self, *, slots: SlotsWanted = "", since_ms: int | None = None) -> dict[str, Any]:
+        """The answer of ``GET /cluster``: this node's view, and what all nodes tell of their copies."""
         watcher = self._watcher()
         registry = {
             "ok": watcher.registry_ok if watcher else False,
             "error": watcher.registry_error if watcher else "not asked yet",
             "since_ms": watcher.registry_since_ms if watcher else 0,
         }
+        reason = self.not_ready()
         me = {
             "node": self._node,
             "version": self._version,
-            "ready": self.not_ready() is None,
-            "reason": self.not_ready(),
+            "ready": reason is None,
+            "reason": reason,
             "disk": {
                 "id": self._store.disk_id,
                 "failed": self._store.failed,
@@ -98,15 +107,11 @@ class Status:
             "undecided": self._resolver.waiting,
             "workers": self._runner.status(),
         }
-        # What is known to be missing here. Copies are not compared in the background yet, so this is no all-clear.
-        heal = {
-            "versions_waiting": self._puller.waiting,
-            "bytes_waiting": self._puller.waiting_bytes,
-            "last_full_compare": None,
-        }
         try:
             table = self._routing.table()
+            gathered = await self._health.gather()
         except NotReady as error:
+            heal = unknown_heal_json()
             return {"self": me, "registry": registry, "nodes": [], "slots": {}, "heal": heal, "detail": error.detail}
         return {
             "cluster_id": table.cluster.cluster_id,
@@ -120,7 +125,16 @@ class Status:
             "nodes": [self._node_view(table, node, watcher) for node in sorted(table.nodes)],
             "zones": sorted({info.zone for info in table.nodes.values()}),
             "slots": self._slots(table),
-            "heal": heal,
+            "heal": _heal(table, gathered, slots=slots, since_ms=since_ms),
+        }
+
+    async def heal(self) -> dict[str, Any]:
+        """The answer of ``POST /cluster/heal``: every node that can be reached compares its copies now. Raises: NotReady."""
+        gathered = await self._health.gather(heal=True)
+        return {
+            "since": rfc3339(gathered.at_ms),
+            "nodes": sorted(node for node, told in gathered.nodes.items() if told is not None),
+            "silent_nodes": sorted(node for node, told in gathered.nodes.items() if told is None),
         }
 
     def _node_view(self, table: RouteTable, node: str, watcher: RouteWatcher | None) -> dict[str, Any]:
@@ -167,13 +181,25 @@ class Status:
                 "Records accepted here and not known to be chosen.",
                 lambda: self._resolver.waiting,
             ),
-            (
-                "amberblob_heal_bytes",
-                "Bytes that wait to be pulled onto this disk.",
-                lambda: self._puller.waiting_bytes,
-            ),
         ):
             metrics.gauge(name, text).set_function(lambda read=read: float(read()))  # type: ignore[misc]
+        metrics.registry.register(HealthGauges(self._health.own))
         for count in self._store.counts():
             text = f"Counted by the disk since the node started: {count.replace('_', ' ')}."
             metrics.counted(f"amberblob_{count}", text, lambda count=count: self._store.counts()[count])  # type: ignore[misc]
+
+
+def _heal(table: RouteTable, gathered: Gathering, *, slots: SlotsWanted, since_ms: int | None) -> dict[str, Any]:
+    """What the nodes told, judged."""
+    since_ms = max(0, gathered.at_ms - IN_STEP_MS) if since_ms is None else since_ms
+    known = {node: told.slots for node, told in gathered.nodes.items() if told is not None}
+    views = [
+        view_slot(route, {node: slots.get(route.slot) for node, slots in known.items()}, since_ms=since_ms)
+        for route in table.routes
+    ]
+    silent = gathered.nodes.keys() - known.keys()
+    view = view_cluster(views, rate_bytes_per_s=gathered.rate_bytes_per_s, silent=silent)
+    heal = heal_json(view, at_ms=gathered.at_ms, since_ms=since_ms)
+    if slots:
+        heal["by_slot"] = slots_json(one for one in views if slots == "1" or one.state != "whole" or not one.compared)
+    return heal

@@ -74,7 +74,7 @@ def _check_cluster(endpoint: str | None, json_output: bool) -> None:
 
 def cluster_problems(cluster: Mapping[str, Any]) -> list[str]:
     """What is wrong with a cluster by one node's account."""
-    from amberblob.cli.cluster import name_of, nodes_of
+    from amberblob.cli.clusterview import name_of, nodes_of
 
     problems: list[str] = []
     for node in nodes_of(cluster):
@@ -101,7 +101,7 @@ def cluster_problems(cluster: Mapping[str, Any]) -> list[str]:
 
 def node_problems(cluster: Mapping[str, Any]) -> list[str]:
     """What is wrong with the very node that gave this account."""
-    from amberblob.cli.cluster import name_of
+    from amberblob.cli.clusterview import name_of
 
     me = cluster.get("self")
     if not isinstance(me, Mapping):
