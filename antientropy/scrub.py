@@ -129,13 +129,19 @@ class Scrub:
         self._pace = Pace(bytes_per_s)
         self._passes: dict[int, tuple[str, SlotPass]] = {}
         self._scrubbed_ms: dict[int, int] = {}
+        self._here: frozenset[int] | None = None
         self._current: _Current | None = None
         self._told: dict[tuple[int, str], _Told] = {}
 
     # -- what others may know
 
     def scrubbed_ms(self, slot: int) -> int:
-        """When the slot was last read and checked as a whole (epoch ms); 0: never, or not known yet."""
+        """When the slot was last read and checked as a whole (epoch ms); 0: never, or not known yet.
+
+        A slot that nothing was ever written to is checked now: there is nothing to read.
+        """
+        if self._here is not None and slot not in self._here:
+            return self._clock.wall_ms()
         return self._scrubbed_ms.get(slot, 0)
 
     def wrong(self, slot: int) -> int:
@@ -148,8 +154,8 @@ class Scrub:
     async def step(self) -> Did:
         """See to one wrong path, or check a page of rows, or about a megabyte of bytes; or rest."""
         # A slot that nothing was ever written to has no database, and gets none here.
-        here = set(self._store.slots())
-        slots = [slot for slot in self._slots() if slot in here]
+        self._here = frozenset(self._store.slots())
+        slots = [slot for slot in self._slots() if slot in self._here]
         if unknown := [slot for slot in slots if not self._knows(slot)]:
             for slot in unknown[:RECALLED_MAX]:
                 await self._recall(slot)

@@ -225,6 +225,8 @@ class Node:
             peer_timeout_s=config.limits.peer_timeout_s,
             request_timeout_s=config.limits.request_timeout_s,
             readmit=partial(readmit, registry, cluster, node),
+            repair=config.repair,
+            retention=config.retention,
         )
         peers = parts.peers
         self._closers.push_async_callback(peers.close)
