@@ -25,7 +25,7 @@ from chunkstore.interface import ReplicaStore
 from chunkstore.memory import MemoryStore
 from chunkstore.overlay import Intent
 from chunkstore.store import DiskStore
-from node.assembly import assemble
+from node.assembly import Parts, assemble
 from node.coordinator import Coordinator
 from node.objects.bytes import Reading
 from node.objects.lookup import Lookup
@@ -292,6 +292,7 @@ class Node:
     puller: Puller
     resolver: Resolver
     sweeper: Sweeper
+    parts: Parts[FakePeers]
 
     def register(self, path: str) -> Register:
         register = self.store.peek(self.routing.slot_of(path), path)
@@ -359,6 +360,8 @@ class Cluster:
             randomness=chance,
             peer_timeout_s=options.get("peer_timeout_s", 2.0),
             request_timeout_s=options.get("request_timeout_s", 1.5),
+            repair=options.get("repair"),
+            retention=options.get("retention"),
         )
         node = Node(
             name,
@@ -373,6 +376,7 @@ class Cluster:
             parts.puller,
             parts.resolver,
             parts.sweeper,
+            parts,
         )
         self.net.handlers[name] = parts.replica
         self.nodes[name] = node
