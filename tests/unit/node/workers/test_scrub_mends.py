@@ -32,7 +32,7 @@ async def scrubbed(nodes: Cluster, node: Node) -> None:
     parts = node.parts
     begun_ms = nodes.clock.wall_ms()
     for _ in range(10):
-        await run(nodes, 300.0, [parts.upkeep.scrub, parts.repairer, parts.puller])
+        await run(nodes, 300.0, [parts.upkeep.scrub])
         if all(parts.upkeep.scrub.scrubbed_ms(slot) > begun_ms for slot in node.store.slots()):
             break
     else:
