@@ -37,7 +37,7 @@ async def scrubbed(nodes: Cluster, node: Node) -> None:
             break
     else:
         raise AssertionError("scrub does not get round")
-    await run(nodes, 300.0, [parts.upkeep.scrub, parts.repairer, parts.puller])
+    await run(nodes, 1200.0, [parts.upkeep.scrub, parts.repairer, parts.puller])
     await nodes.settle()
 
 
