@@ -204,7 +204,7 @@ def status_of(made, number: int = 1) -> Status:
         peers=node.peers,
         store=node.store,
         resolver=node.resolver,
-        puller=node.puller,
+        health=node.parts.health,
         runner=Runner(),
         version="0",
     )
@@ -224,7 +224,7 @@ async def test_readiness():
         assert status.not_ready() is None
         table, made.table = made.table, None
         assert "routes" in status.not_ready()
-        assert status.cluster()["nodes"] == []
+        assert (await status.cluster())["nodes"] == []
         made.table = table
         assert status.not_ready() is None
 
@@ -256,7 +256,7 @@ async def test_the_cluster_view():
         made.net.down = {"n3"}
         await put(made[1], "p")
         await made.settle()
-        told = status.cluster()
+        told = await status.cluster()
         slots = told["slots"]
         assert (slots["total"], slots["degraded"], slots["unavailable"], slots["joint"]) == (8, 8, 0, 0)
         assert [(n["node"], n["reachable"], n["slots"], n["votes"]) for n in told["nodes"]] == [
