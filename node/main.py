@@ -243,6 +243,7 @@ class Node:
             version=software_version(),
         )
         status.add_gauges(self._metrics)
+        parts.upkeep.add_counts(self._metrics)
 
         peer_host, peer_port = _host_port(config.peer.listen)
         peer_server = PeerServer(peer_host, peer_port, parts.replica, identity)
