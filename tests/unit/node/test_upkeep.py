@@ -23,6 +23,7 @@ async def test_a_node_runs_them_with_what_the_operator_set_and_shows_what_they_d
             for _ in range(100):
                 if await worker.step() is Did.NOTHING:
                     nodes.clock.ahead_s += min(worker.pause_s, 10.0)
+            await nodes.settle()
         text, _ = metrics.expose()
         lines = text.decode().splitlines()
         assert "amberblob_retention_paths_expired_total 1.0" in lines
