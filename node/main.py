@@ -225,6 +225,8 @@ class Node:
             peer_timeout_s=config.limits.peer_timeout_s,
             request_timeout_s=config.limits.request_timeout_s,
             readmit=partial(readmit, registry, cluster, node),
+            repair=config.repair,
+            retention=config.retention,
         )
         peers = parts.peers
         self._closers.push_async_callback(peers.close)
@@ -241,6 +243,7 @@ class Node:
             version=software_version(),
         )
         status.add_gauges(self._metrics)
+        parts.upkeep.add_counts(self._metrics)
 
         peer_host, peer_port = _host_port(config.peer.listen)
         peer_server = PeerServer(peer_host, peer_port, parts.replica, identity)

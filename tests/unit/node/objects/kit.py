@@ -368,6 +368,8 @@ class Cluster:
             randomness=chance,
             peer_timeout_s=options.get("peer_timeout_s", 2.0),
             request_timeout_s=options.get("request_timeout_s", 1.5),
+            repair=options.get("repair"),
+            retention=options.get("retention"),
             readmit=partial(readmit, self.registry, self.table.cluster, name) if self.table is not None else None,
         )
         node = Node(
