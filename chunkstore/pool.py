@@ -21,6 +21,7 @@ import structlog
 from amberblob.ballot import SlotState
 from chunkstore.fileops import FileOps
 from chunkstore.identity import DiskIdentity, write_identity
+from chunkstore.interface import SlotTally
 from chunkstore.process import trim_memory
 from chunkstore.slotdb import SlotDatabase
 from chunkstore.sqlite import is_corrupt
@@ -75,6 +76,8 @@ class SlotPool:
         self._freed = True  # recovery opened every database once
         self._half_retired: dict[int, SlotState] = {}
         self.lost: list[LostSlot] = []
+        self.tallies: dict[int, SlotTally] = {}
+        """By slot; written on the database thread, read anywhere."""
         self.on_lost: Callable[[LostSlot, SlotState], None] = lambda lost, state: None
         """Called on the database thread for each slot that is lost."""
 
@@ -110,11 +113,11 @@ class SlotPool:
                 if slot in self._identity.slots_created:
                     return self.retire(slot, "the database file is missing or empty")
                 self._ops.make_dirs(path.parent)
-                database = SlotDatabase(slot, path, self._identity.disk_id, create=True)
+                database = SlotDatabase(slot, path, self._identity.disk_id, create=True, tallies=self.tallies)
             else:
                 # Half a database that a killed retire() left must not get the first incarnation.
                 fresh = None if slot in self._identity.slots_created else self._identity.disk_id
-                database = SlotDatabase(slot, path, fresh, create=False)
+                database = SlotDatabase(slot, path, fresh, create=False, tallies=self.tallies)
         except (sqlite3.Error, msgspec.DecodeError) as error:
             if not is_damage(error):
                 raise
@@ -153,8 +156,11 @@ class SlotPool:
         for part in reversed(_PARTS):
             self._ops.unlink(path.with_name(path.name + part))
 
-    def retire(self, slot: int, why: str) -> SlotDatabase:
+    def retire(self, slot: int, why: str, *, applied: int = 0) -> SlotDatabase:
         """Give the slot's database up: move it to quarantine, begin a fresh one with a new incarnation.
+
+        Args:
+            applied: entries of the journal up to here are not to be applied to the fresh one, now or after a restart.
 
         Raises:
             sqlite3.Error, OSError: it could not be done, for want of room perhaps; the next :meth:`get` goes on.
@@ -171,7 +177,7 @@ class SlotPool:
         quarantine = self._move_away(slot, path, incarnation)
         self._ops.make_dirs(path.parent)
         try:
-            database = self._begin_anew(slot, path, incarnation)
+            database = self._begin_anew(slot, path, incarnation, applied)
         except BaseException:
             # Half a database must not be taken for the slot's: it may bear the wrong incarnation.
             for part in _PARTS:
@@ -188,17 +194,18 @@ class SlotPool:
         self.on_lost(lost, database.state)
         return database
 
-    def _begin_anew(self, slot: int, path: Path, incarnation: str) -> SlotDatabase:
-        database = SlotDatabase(slot, path, incarnation, create=True)
+    def _begin_anew(self, slot: int, path: Path, incarnation: str, applied: int) -> SlotDatabase:
+        database = SlotDatabase(slot, path, incarnation, create=True, tallies=self.tallies)
         try:
             known = self._half_retired.get(slot)
             if known is not None:
+                # What it was filled with is gone: synced_epoch begins at 0 again.
                 state = SlotState(
                     slot=slot, incarnation=incarnation, epoch=known.epoch, ballot_floor=known.ballot_floor,
                     version_floor=known.version_floor, promise_ceiling=known.promise_ceiling,
                 )  # fmt: skip
                 with database.transaction():
-                    database.write_meta(state, 0)
+                    database.write_meta(state, applied)
             database.checkpoint()
             self._ops.fsync_dir(path.parent)
         except BaseException:

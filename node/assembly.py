@@ -13,17 +13,24 @@ from typing import Generic, TypeVar
 from amberblob.clock import Clock, HybridClock, Randomness
 from amberblob.ids import UlidMint
 from amberblob.limits import INLINE_BYTES_MAX
+from amberblob.wire_repair import AskHealth, HealthReply
+from antientropy.driving import Unhurried
 from antientropy.step import Worker
+from antientropy.worker import Repairer
 from chunkstore.interface import ReplicaStore
 from node.coordinator import Coordinator
+from node.finishes import Finishes
 from node.health import ClusterHealth, Facts, own_health
 from node.objects.bytes import Reading
 from node.objects.lookup import Lookup
 from node.objects.service import Objects
+from node.places import RoutedPlaces
+from node.repairs import Repairs
 from node.replica import Replica
 from node.routing import Routing
 from node.transport.interface import Peers
 from node.workers.puller import Puller
+from node.workers.rejoin import Readmit, Rejoin
 from node.workers.resolver import Resolver
 from node.workers.runner import Runner
 from node.workers.sweeper import Sweeper
@@ -47,12 +54,15 @@ class Parts(Generic[P]):
     puller: Puller
     resolver: Resolver
     sweeper: Sweeper
+    rejoin: Rejoin | None
+    repairer: Repairer
     runner: Runner
     health: ClusterHealth
 
     def workers(self) -> tuple[Worker, ...]:
         """The background work, in the order in which it is started."""
-        return (self.resolver, self.puller, self.sweeper)
+        rejoin = () if self.rejoin is None else (self.rejoin,)
+        return (self.resolver, *rejoin, self.repairer, self.puller, self.sweeper)
 
     def start_workers(self) -> None:
         """Begin the background work."""
@@ -71,6 +81,7 @@ def assemble(
     randomness: Randomness,
     peer_timeout_s: float,
     request_timeout_s: float,
+    readmit: Readmit | None = None,
 ) -> Parts[P]:
     """Put a node's parts together; nothing runs yet.
 
@@ -78,9 +89,13 @@ def assemble(
         connect: makes the way to the other nodes; given this node's own answerer.
         peer_timeout_s: how long one request to one peer may take.
         request_timeout_s: how long a read or write may take.
+        readmit: how copies that are not those of the routes are named there; None: they never are.
     """
     puller = Puller(store, routing, clock)
-    replica = Replica(store, mute=routing.mute, newcomers=routing.newcomers, pulls=puller, clock=hybrid)
+    repairs = Repairs(store, mute=routing.mute)
+    replica = Replica(
+        store, mute=routing.mute, newcomers=routing.newcomers, pulls=puller, repairs=repairs, clock=hybrid
+    )
     peers = connect(replica)
     coordinator = Coordinator(
         node=routing.node,
@@ -96,10 +111,26 @@ def assemble(
     )
     resolver = Resolver(coordinator, routing, store, clock, randomness)
     replica.on_undecided, replica.on_decided = resolver.accepted, resolver.decided
+    finishes = Finishes(coordinator, routing)
     lookup = Lookup(coordinator, routing, store)
     reading = Reading(coordinator, routing, store, puller)
     puller.source = reading
-    facts = Facts(undecided=resolver)
+    repairer = Repairer(
+        places=RoutedPlaces(routing, peers),
+        store=store,
+        call=coordinator.call,
+        settle=finishes.settle,
+        refresh=finishes.refresh,
+        pace=Unhurried(),
+        clock=clock,
+        randomness=randomness,
+    )
+    facts = Facts(undecided=resolver, compared=repairer, fetched=puller)
+
+    def own(ask: AskHealth) -> HealthReply:
+        return own_health(store, routing, facts, now_ms=clock.wall_ms(), first=ask.first)
+
+    repairs.health, repairs.heal, repairs.found_wrong = own, repairer.heal_now, repairer.found_wrong
     return Parts(
         peers=peers,
         replica=replica,
@@ -108,13 +139,10 @@ def assemble(
         reading=reading,
         objects=Objects(coordinator, routing, lookup, reading, inline_bytes_max=INLINE_BYTES_MAX),
         puller=puller,
+        rejoin=None if readmit is None else Rejoin(store, routing, readmit),
         resolver=resolver,
         sweeper=Sweeper(store, clock, ttl_s=STAGED_TTL_S),
         runner=Runner(),
-        health=ClusterHealth(
-            lambda ask: own_health(store, routing, facts, now_ms=clock.wall_ms(), first=ask.first),
-            routing=routing,
-            peers=peers,
-            clock=clock,
-        ),
+        health=ClusterHealth(own, routing=routing, peers=peers, clock=clock),
+        repairer=repairer,
     )

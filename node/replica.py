@@ -15,7 +15,16 @@ import structlog
 
 from amberblob.ballot import Ballot, Register, SlotState
 from amberblob.clock import HybridClock
-from amberblob.errors import BadRequest, DigestMismatch, DiskFailed, DiskFull, PeerError, StorageError
+from amberblob.errors import (
+    BadRequest,
+    ChunkCorrupt,
+    ChunkMissing,
+    DigestMismatch,
+    DiskFailed,
+    DiskFull,
+    PeerError,
+    StorageError,
+)
 from amberblob.ids import content_hash, valid_hash, valid_ulid
 from amberblob.limits import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, FRAME_BYTES_MAX, HISTORY_PAGE_MAX, INLINE_BYTES_MAX
 from amberblob.manifest import Record, Version, WriteMark, decode_manifest
@@ -50,6 +59,7 @@ from amberblob.wire_repair import ForgetStub
 from chunkstore.interface import BlobState, ReplicaStore
 from node.protocol.replica import Action, BytesHere, Persist, ReplicaSlot
 from node.pulls import PullRequests
+from node.repairs import Question, Repairs
 from node.transport.answers import responded
 from node.transport.interface import IncomingStage, Respond
 
@@ -97,6 +107,7 @@ class Replica:
         mute: why the copy of this state has no voice here; None: it has one (:meth:`node.routing.Routing.mute`).
         newcomers: slots whose copy may be mute for want of a sync (:meth:`node.routing.Routing.newcomers`).
         pulls: where to ask for bytes that are missing here.
+        repairs: answers those who compare their copies with this one.
         clock: the node's hybrid clock.
 
     Attributes:
@@ -111,6 +122,7 @@ class Replica:
         mute: Callable[[SlotState], RefusalReason | None],
         newcomers: Callable[[], Iterable[int]],
         pulls: PullRequests,
+        repairs: Repairs,
         clock: HybridClock,
     ) -> None:
         self.on_undecided: Callable[[int, str], None] = _ignore
@@ -119,6 +131,7 @@ class Replica:
         self._mute = mute
         self._newcomers = newcomers
         self._pulls = pulls
+        self._repairs = repairs
         self._clock = clock
         self._slots: dict[int, ReplicaSlot] = {}
         self._at_once: dict[type[Request], Callable[[Any, Respond], bool]] = {
@@ -166,6 +179,8 @@ class Replica:
 
     async def handle(self, peer: str, request: Request) -> Reply:
         """Answer anything but StageOpen, ReadChunk and ReadManifest."""
+        if isinstance(request, Question):
+            return await self._repairs.answer(request)
         match request:
             case Prepare():
                 return await self._prepare(request)
@@ -628,10 +643,16 @@ class Replica:
             case ReadChunk():
                 if not valid_ulid(request.blob_id) or not valid_hash(request.chunk.id):
                     raise BadRequest("not a blob or chunk id")
-                return await self._store.read_chunk(request.slot, request.blob_id, request.chunk)
+                read = self._store.read_chunk(request.slot, request.blob_id, request.chunk)
             case ReadManifest():
                 if not valid_ulid(request.blob_id) or not valid_hash(request.manifest_id):
                     raise BadRequest("not a blob or manifest id")
-                return await self._store.read_manifest(request.slot, request.blob_id, request.manifest_id)
+                read = self._store.read_manifest(request.slot, request.blob_id, request.manifest_id)
             case _:
                 raise BadRequest(f"{type(request).__name__} does not ask for bytes")
+        try:
+            return await read
+        except (ChunkMissing, ChunkCorrupt) as error:
+            # Somebody counted on this copy: it is mended now, not when scrub comes by.
+            self._pulls.missed(request.slot, request.blob_id, damaged=isinstance(error, ChunkCorrupt))
+            raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 from amberblob.ballot import SlotState
@@ -94,6 +94,14 @@ class Routing:
         except NotReady:
             return False
         return slot in self._mine
+
+    def own_votes(self) -> Mapping[int, Member]:
+        """The slots of which this node is a voter, with the member that the route names. Empty while there are no routes."""
+        try:
+            self.table()
+        except NotReady:
+            return {}
+        return self._votes_here
 
     def mute(self, state: SlotState) -> Mute | None:
         """Why this node's copy of a slot, being in this state, has no voice (rfc/0012); None: it counts.

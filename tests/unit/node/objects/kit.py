@@ -300,9 +300,10 @@ class Node:
 
     async def pull(self) -> None:
         """Run the puller until it is done (or gave up)."""
-        for _ in range(200):
-            if await self.puller.step() is Did.NOTHING and not self.puller.waiting:
+        for _ in range(400):
+            if await self.puller.step() is Did.NOTHING and not self.puller.waiting and not self.puller.noting:
                 return
+            await asyncio.sleep(0)
         raise AssertionError("the puller does not come to an end")
 
 

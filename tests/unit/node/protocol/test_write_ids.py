@@ -12,6 +12,7 @@ from chunkstore import MemoryStore
 from node.protocol.operations import Operation, Put
 from node.protocol.quorum import Electorate
 from node.protocol.write import Applied, Finished, Outcome, Send, Spread, Wait, WriteRound
+from node.repairs import Repairs
 from node.replica import Replica
 from tests.unit.node.protocol.model import PATH, SLOT, draft
 
@@ -29,7 +30,14 @@ class Cluster:
         clock = HybridClock(SystemClock().wall_ms)
         self.stores = {node: MemoryStore(f"disk-{node}", wall_ms=SystemClock().wall_ms) for node in nodes}
         self.replicas = {
-            node: Replica(store, mute=lambda state: None, newcomers=tuple, pulls=NoPulls(), clock=clock)
+            node: Replica(
+                store,
+                mute=lambda state: None,
+                newcomers=tuple,
+                pulls=NoPulls(),
+                repairs=Repairs(store, mute=lambda state: None),
+                clock=clock,
+            )
             for node, store in self.stores.items()
         }
         self.electorate = Electorate(
