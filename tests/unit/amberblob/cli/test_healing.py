@@ -130,9 +130,7 @@ def test_digests_that_differ_for_no_reason_are_told():
 def test_the_nodes_are_asked_again_when_nothing_moves():
     watch = HealWatch()
     asked = [
-        second
-        for second in range(20)
-        if (left := watch.look(SLOTS, account(row(0)), float(second))) and left.ask_again  # type: ignore[union-attr]
+        second for second in range(20) if (left := watch.look(SLOTS, account(row(0)), float(second))) and left.ask_again
     ]
     assert asked == [int(REPEAT_S), 2 * int(REPEAT_S), 3 * int(REPEAT_S)]
 

@@ -27,6 +27,7 @@ from chunkstore.overlay import Intent
 from chunkstore.store import DiskStore
 from node.assembly import assemble
 from node.coordinator import Coordinator
+from node.health import ClusterHealth
 from node.objects.bytes import Reading
 from node.objects.lookup import Lookup
 from node.objects.service import Objects
@@ -292,6 +293,7 @@ class Node:
     puller: Puller
     resolver: Resolver
     sweeper: Sweeper
+    health: ClusterHealth
 
     def register(self, path: str) -> Register:
         register = self.store.peek(self.routing.slot_of(path), path)
@@ -373,6 +375,7 @@ class Cluster:
             parts.puller,
             parts.resolver,
             parts.sweeper,
+            parts.health,
         )
         self.net.handlers[name] = parts.replica
         self.nodes[name] = node
