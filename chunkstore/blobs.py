@@ -282,7 +282,7 @@ class Blobs:
             return None
         return overlay.body(slot, blob_id) or overlay.verified.get((slot, blob_id))
 
-    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef) -> bytes:
+    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef, *, fresh: bool = False) -> bytes:
         """See the interface. A small chunk may be an inline body; those are looked for first."""
         checked_ulid(blob_id)
         checked_hash(chunk.id)
@@ -290,7 +290,7 @@ class Blobs:
             overlay = self._core.overlay
             cache, blob = overlay.verified, (slot, blob_id)
             body = cache.get(blob)
-            if body is not None and len(body) == chunk.len and content_hash(body) == chunk.id:
+            if not fresh and body is not None and len(body) == chunk.len and content_hash(body) == chunk.id:
                 return body
             dropped = cache.dropped
             body = await self._body(slot, blob_id)

@@ -270,8 +270,8 @@ class ReplicaStore(Protocol):
         """An inline body that is in memory, whole; it was checked against its hash when it came in. None says nothing."""
         ...
 
-    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef) -> bytes:
-        """The chunk's bytes, verified.
+    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef, *, fresh: bool = False) -> bytes:
+        """The chunk's bytes, verified; ``fresh``: as they are on the disk, even if an inline body is in memory, too.
 
         Raises:
             ChunkMissing: not on this disk.

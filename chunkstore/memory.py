@@ -334,7 +334,7 @@ class MemoryStore(MemoryDamage):
         at = self._slots.get(slot)
         return None if at is None or blob_id in at.corrupt else at.bodies.get(blob_id)
 
-    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef) -> bytes:
+    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef, *, fresh: bool = False) -> bytes:
         checked_ulid(blob_id)
         at = self._slots.get(slot)
         body = at.bodies.get(blob_id) if at else None

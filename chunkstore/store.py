@@ -296,8 +296,8 @@ class DiskStore:
     def peek_body(self, slot: int, blob_id: str) -> bytes | None:
         return self._blobs.peek_body(slot, blob_id)
 
-    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef) -> bytes:
-        return await self._blobs.read_chunk(slot, blob_id, chunk)
+    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef, *, fresh: bool = False) -> bytes:
+        return await self._blobs.read_chunk(slot, blob_id, chunk, fresh=fresh)
 
     async def read_chunk_into(self, slot: int, blob_id: str, chunk: ChunkRef, into: memoryview) -> bytes | memoryview:
         return await self._blobs.read_chunk_into(slot, blob_id, chunk, into)

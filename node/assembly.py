@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from amberblob.clock import Clock, HybridClock, Randomness
+from amberblob.config import RepairSection, RetentionSection
 from amberblob.ids import UlidMint
 from amberblob.limits import INLINE_BYTES_MAX
 from amberblob.wire_repair import AskHealth, HealthReply
@@ -29,6 +30,7 @@ from node.repairs import Repairs
 from node.replica import Replica
 from node.routing import Routing
 from node.transport.interface import Peers
+from node.upkeep import Upkeep, upkeep_of
 from node.workers.puller import Puller
 from node.workers.rejoin import Readmit, Rejoin
 from node.workers.resolver import Resolver
@@ -56,13 +58,14 @@ class Parts(Generic[P]):
     sweeper: Sweeper
     rejoin: Rejoin | None
     repairer: Repairer
+    upkeep: Upkeep
     runner: Runner
     health: ClusterHealth
 
     def workers(self) -> tuple[Worker, ...]:
         """The background work, in the order in which it is started."""
         rejoin = () if self.rejoin is None else (self.rejoin,)
-        return (self.resolver, *rejoin, self.repairer, self.puller, self.sweeper)
+        return (self.resolver, *rejoin, self.repairer, self.puller, self.sweeper, *self.upkeep.workers())
 
     def start_workers(self) -> None:
         """Begin the background work."""
@@ -82,6 +85,8 @@ def assemble(
     peer_timeout_s: float,
     request_timeout_s: float,
     readmit: Readmit | None = None,
+    repair: RepairSection | None = None,
+    retention: RetentionSection | None = None,
 ) -> Parts[P]:
     """Put a node's parts together; nothing runs yet.
 
@@ -90,7 +95,9 @@ def assemble(
         peer_timeout_s: how long one request to one peer may take.
         request_timeout_s: how long a read or write may take.
         readmit: how copies that are not those of the routes are named there; None: they never are.
+        repair, retention: what the operator set; None: the defaults.
     """
+    repair, retention = repair or RepairSection(), retention or RetentionSection()
     puller = Puller(store, routing, clock)
     repairs = Repairs(store, mute=routing.mute)
     replica = Replica(
@@ -124,8 +131,20 @@ def assemble(
         pace=Unhurried(),
         clock=clock,
         randomness=randomness,
+        follow_every_s=repair.follow_every_s,
+        compare_every_s=repair.compare_every_s,
     )
-    facts = Facts(undecided=resolver, compared=repairer, fetched=puller)
+    upkeep = upkeep_of(
+        store,
+        clock,
+        routing,
+        coordinator,
+        repair=repair,
+        retention=retention,
+        found_wrong=repairer.found_wrong,
+        bytes_wanted=puller.look_again,
+    )
+    facts = Facts(undecided=resolver, compared=repairer, fetched=puller, scrubbed=upkeep.scrub)
 
     def own(ask: AskHealth) -> HealthReply:
         return own_health(store, routing, facts, now_ms=clock.wall_ms(), first=ask.first)
@@ -145,4 +164,5 @@ def assemble(
         runner=Runner(),
         health=ClusterHealth(own, routing=routing, peers=peers, clock=clock),
         repairer=repairer,
+        upkeep=upkeep,
     )

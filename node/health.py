@@ -73,7 +73,7 @@ class Fetched(Protocol):
         ...
 
     def unrecoverable(self, slot: int) -> int:
-        """Chunks of the slot that no replica could give when last asked."""
+        """Versions of the slot of which no replica could give some bytes when last asked."""
         ...
 
 

@@ -225,6 +225,8 @@ class Node:
             peer_timeout_s=config.limits.peer_timeout_s,
             request_timeout_s=config.limits.request_timeout_s,
             readmit=partial(readmit, registry, cluster, node),
+            repair=config.repair,
+            retention=config.retention,
         )
         peers = parts.peers
         self._closers.push_async_callback(peers.close)
@@ -239,6 +241,7 @@ class Node:
             health=parts.health,
             runner=parts.runner,
             version=software_version(),
+            compare_every_s=config.repair.compare_every_s,
         )
         status.add_gauges(self._metrics)
 

@@ -113,7 +113,7 @@ def test_a_lost_chunk_ends_it_but_not_before_the_rest_is_healed():
     for second in range(10):
         watch.look(SLOTS, account(lost, *(row(1) for _ in range(1 - second // 9)), unrecoverable=2), second * 10.0)
     end = watch.look(SLOTS, account(lost, unrecoverable=2), 90 + PATIENCE_S)
-    assert isinstance(end, InVain) and "2 chunks" in end.why
+    assert isinstance(end, InVain) and "2 versions" in end.why
 
 
 def test_digests_that_differ_for_no_reason_are_told():

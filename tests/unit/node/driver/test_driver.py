@@ -205,9 +205,10 @@ def status_of(made, number: int = 1) -> Status:
         peers=node.peers,
         store=node.store,
         resolver=node.resolver,
-        health=node.health,
+        health=node.parts.health,
         runner=Runner(),
         version="0",
+        compare_every_s=600.0,
     )
 
 

@@ -348,7 +348,7 @@ def test_the_gauges():
         "amberblob_wanted_versions 4.0",
         "amberblob_heal_bytes 77.0",
         "amberblob_damaged_versions 1.0",
-        "amberblob_unrecoverable_chunks 1.0",
+        "amberblob_unrecoverable_versions 1.0",
         "amberblob_last_compare_age_seconds 5.0",
         "amberblob_last_scrub_age_seconds 7.0",
         "amberblob_heal_received_bytes_total 123.0",

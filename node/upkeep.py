@@ -1,0 +1,70 @@
+"""The workers that keep a disk in order: scrub, the expirer, and garbage; made together from what the operator set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from amberblob.clock import Clock
+from amberblob.config import RepairSection, RetentionSection
+from antientropy.retention import Retention
+from antientropy.scrub import Scrub
+from antientropy.step import Worker
+from chunkstore.interface import ReplicaStore
+from node.coordinator import Coordinator
+from node.routing import Routing
+from node.workers.expirer import Expirer
+from node.workers.garbage import Garbage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upkeep:
+    """What keeps one disk in order."""
+
+    scrub: Scrub
+    expirer: Expirer
+    garbage: Garbage
+
+    def workers(self) -> tuple[Worker, ...]:
+        """All of them."""
+        return (self.scrub, self.expirer, self.garbage)
+
+
+def upkeep_of(
+    store: ReplicaStore,
+    clock: Clock,
+    routing: Routing,
+    coordinator: Coordinator,
+    *,
+    repair: RepairSection,
+    retention: RetentionSection,
+    found_wrong: Callable[[int, str], None],
+    bytes_wanted: Callable[[], None],
+) -> Upkeep:
+    """The workers of one node.
+
+    Args:
+        found_wrong: see :class:`antientropy.scrub.Scrub`.
+        bytes_wanted: called when versions were added to those that are wanted.
+    """
+    return Upkeep(
+        scrub=Scrub(
+            store,
+            clock,
+            slots=lambda: [slot for slot in store.slots() if routing.mute(store.slot_state(slot)) is None],
+            found_wrong=found_wrong,
+            bytes_wanted=bytes_wanted,
+            days=repair.scrub_days,
+            bytes_per_s=repair.scrub_bytes_per_s,
+        ),
+        expirer=Expirer(
+            coordinator,
+            routing,
+            store,
+            clock,
+            reachable=coordinator.peers.reachable,
+            retention=Retention.of(retention),
+            every_s=retention.check_every_s,
+        ),
+        garbage=Garbage(store, clock),
+    )
