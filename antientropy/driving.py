@@ -197,10 +197,14 @@ class Running(Generic[T]):
     async def _install(self, mutations: tuple[Installed | Synced, ...]) -> None:
         store = self._world.store
         for mutation in mutations:
-            if isinstance(mutation, Installed) and mutation.ballot is not None:
-                # Garbage may have been collected since the session looked.
-                if mutation.ballot <= store.slot_state(mutation.slot).ballot_floor and not mutation.replace:
-                    continue
+            if isinstance(mutation, Installed) and self._is_below_floor(mutation):
+                # Garbage was collected since the session looked.
+                continue
             self._position = max(self._position, store.apply(mutation))
             self._world.costs.installed += 1
         await self._world.pace.turn(0)
+
+    def _is_below_floor(self, mutation: Installed) -> bool:
+        if mutation.ballot is None or mutation.replace:
+            return False
+        return mutation.ballot <= self._world.store.slot_state(mutation.slot).ballot_floor

@@ -126,12 +126,14 @@ class Compares(Lane[dict[int, Compared]]):
 
     def begin(self) -> Steps[dict[int, Compared]] | None:
         now_s = self.now_s()
-        for slot_of_peer, (due_s, _) in self._retries.items():
+        for (peer, slot), (due_s, delay_s) in self._retries.items():
             if due_s <= now_s:
-                self._wanted.setdefault(slot_of_peer[0], set()).add(slot_of_peer[1])
-        peer = self._next(now_s)
-        if peer is None:
-            return None
+                self.want(peer, {slot})
+                self._retries[peer, slot] = (float("inf"), delay_s)
+        chosen = self._next(now_s)
+        return self._begin(chosen, now_s) if chosen is not None else None
+
+    def _begin(self, peer: str, now_s: float) -> Steps[dict[int, Compared]] | None:
         # Without a cursor what becomes chosen there meanwhile would be missed; follow comes first.
         known = self._known.get(peer, set())
         shared = {slot: v for slot, v in self._ground.shared().get(peer, {}).items() if slot in known}
@@ -276,8 +278,9 @@ class _Blank:
 class Syncs(Lane[SyncResult]):
     """Copies that began blank, one slot at a time."""
 
-    def __init__(self, ground: Ground, world: World) -> None:
+    def __init__(self, ground: Ground, world: World, compares: Compares) -> None:
         super().__init__(ground, world)
+        self._compares = compares
         self._blank: dict[int, _Blank] = {}
         self._slot = 0
         self._looked_s = float("-inf")
@@ -336,6 +339,9 @@ class Syncs(Lane[SyncResult]):
         else:
             taken = self._blank.pop(self._slot).progress.taken
             log.info("copy filled", slot=self._slot, paths=taken.paths, bytes=taken.size_bytes)
+            for peer in self._ground.places.voters(self._slot):
+                if peer != self._ground.node:
+                    self._compares.want(peer, {self._slot})
 
     def failed(self, error: AmberError) -> None:
         self.ended(SyncResult(why=str(error)))

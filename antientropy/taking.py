@@ -95,10 +95,8 @@ def take(
                 taken.below_floor.add(theirs.path)
             if verdict.suspect and taken.has_room():
                 taken.suspect.add(theirs.path)
-            if states is not None and verdict == NOTHING and own is not None and own.more_below is None:
-                # Nothing differs but the digests: is it the own one that is wrong?
-                if states.get(path_key(own.path)) != state_of(own) and taken.has_room():
-                    taken.wrong.add(own.path)
+            if states is not None and verdict == NOTHING and _has_wrong_digest(own, states) and taken.has_room():
+                taken.wrong.add(theirs.path)
             if (theirs.more_below or (own is not None and own.more_below)) and not (
                 verdict.unsettled or verdict.below_floor
             ):
@@ -107,6 +105,11 @@ def take(
                 yield from _take_below(copy, own, theirs, taken)
         yield from install(changes)
     yield from flush()
+
+
+def _has_wrong_digest(own: PathItem | None, states: Mapping[bytes, bytes]) -> bool:
+    """Whether nothing differs from the other copy but the digests, and it is the own one that is wrong."""
+    return own is not None and own.more_below is None and states.get(path_key(own.path)) != state_of(own)
 
 
 def _take_below(copy: Copy, mine: PathItem | None, theirs: PathItem, taken: Taken) -> Steps[None]:

@@ -68,7 +68,7 @@ class Repairer:
         self._compares = Compares(self._ground, world, compare_every_s, randomness)
         self._follows = Follows(self._ground, world, self._compares, follow_every_s)
         self._remakes = Remakes(self._ground, world)
-        self._syncs = Syncs(self._ground, world)
+        self._syncs = Syncs(self._ground, world, self._compares)
         self._looked_s = float("-inf")
         self._away: set[str] = set()
 

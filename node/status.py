@@ -77,17 +77,18 @@ class Status:
         return None
 
     def _voting(self, electorate: Electorate) -> list[str]:
-        """The voters that are reachable with the disk that the route names, by what this node knows."""
-        nodes = self._routing.table().nodes
-        lost = self._store.incarnations()
+        """The voters that are reachable with the copy that the route names, by what this node knows."""
+        table, slot = self._routing.table(), electorate.slot
         return [
             node
-            for node, incarnation in electorate.voters.items()
-            if node in nodes
-            and nodes[node].disk_id == incarnation
+            for node in electorate.voters
+            if table.votes(slot, node)
             and self._peers.reachable(node)
-            and not (node == self._node and electorate.slot in lost)
+            and not (node == self._node and self._is_mute(slot))
         ]
+
+    def _is_mute(self, slot: int) -> bool:
+        return self._routing.mute(self._store.slot_state(slot)) is not None
 
     async def cluster(self, *, slots: SlotsWanted = "", since_ms: int | None = None) -> dict[str, Any]:
         """The answer of ``GET /cluster``: this node's view, and what all nodes tell of their copies."""
@@ -107,7 +108,7 @@ class Status:
                 "id": self._store.disk_id,
                 "failed": self._store.failed,
                 "full": self._store.full,
-                "lost_slots": sorted(self._store.incarnations()),
+                "lost_slots": sorted(slot for slot in self._routing.own_votes() if self._is_mute(slot)),
             },
             "undecided": self._resolver.waiting,
             "workers": self._runner.status(),
@@ -158,8 +159,7 @@ class Status:
             "alive": watcher is not None and node in watcher.alive,
             "disk": {"id": info.disk_id, "capacity_bytes": info.capacity_bytes},
             "slots": len(mine),
-            "votes": sum(table.votes(slot, node) for slot in mine)
-            - (len(self._store.incarnations()) if node == self._node else 0),
+            "votes": sum(table.votes(slot, node) and not (node == self._node and self._is_mute(slot)) for slot in mine),
         }
 
     def _slots(self, table: RouteTable) -> dict[str, Any]:
