@@ -169,7 +169,9 @@ class Cluster:
 
     # -- history
 
-    def accept(self, at: int, path: str, number: Ballot, record: Record, *, slot: int = SLOT, body: bool = True) -> None:
+    def accept(
+        self, at: int, path: str, number: Ballot, record: Record, *, slot: int = SLOT, body: bool = True
+    ) -> None:
         added = record.added
         data = body_of(path, added.version) if added is not None and body else None
         self[at].apply(Accepted(slot, path, number, record, data))
@@ -229,9 +231,7 @@ class Cluster:
             self.counter = max(self.counter, floor.counter + 1)
             number = Ballot(max(EPOCH, floor.epoch), self.counter, "n0", ulid(self.counter))
             for replica in voting:
-                replica.store.apply(
-                    Accepted(slot, path, number, best.record, self._body(path, best.record))
-                )
+                replica.store.apply(Accepted(slot, path, number, best.record, self._body(path, best.record)))
         for replica in voting:
             if number > replica.store.slot_state(slot).ballot_floor:
                 replica.store.apply(Chosen(slot, path, number, best.record))
