@@ -6,14 +6,14 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from amberblob.ballot import Ballot, Register
+from amberblob.ballot import BALLOT_ZERO, Ballot, Register
 from amberblob.errors import PeerUnreachable, QuorumUnavailable
 from amberblob.ids import content_hash
 from amberblob.manifest import ChunkRef, Ranges, Record, Version, merge_ranges
 from amberblob.mutations import Accepted, Chosen
 from amberblob.wire import RefusalReason, Reply, decode_reply, decode_request, encode
 from amberblob.wire_repair import RepairRequest
-from antientropy.answers import answer
+from antientropy.answers import Asked, answer
 from antientropy.compare import Compared, compare
 from antientropy.driving import Costs, Running, World
 from antientropy.needs import Steps
@@ -137,7 +137,7 @@ class Replica:
     wrong: list[tuple[int, str]] = field(default_factory=list)
     standing: dict[int, RefusalReason] = field(default_factory=dict)
     away: bool = False
-    asked: list[RepairRequest] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
     """What others asked of it."""
 
 
@@ -197,6 +197,7 @@ class Cluster:
             raise PeerUnreachable(f"{node} is away")
         # As the wire has it: what cannot be encoded is found here.
         asked = decode_request(encode(request))
+        assert isinstance(asked, Asked)
         replica.asked.append(asked)
         told = await answer(
             replica.store,
@@ -218,7 +219,7 @@ class Cluster:
         registers = [replica.store.peek(slot, path) for replica in voting]
         best = max(
             (register for register in registers if register is not None and register.accepted is not None),
-            key=lambda register: register.accepted,
+            key=lambda register: register.accepted or BALLOT_ZERO,
             default=None,
         )
         if best is None or best.accepted is None or best.record is None:

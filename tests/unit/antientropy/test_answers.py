@@ -38,9 +38,8 @@ def store() -> MemoryStore:
     return cluster[0]
 
 
-async def ask(store: MemoryStore, request, **standing):
-    told: dict[int, str] = standing.get("standing", {})
-    return await answer(store, request, standing=told.get)
+async def ask(store, request, *, standing=None):
+    return await answer(store, request, standing=(standing or {}).get)
 
 
 async def test_roots_of_copies_that_do_not_count_are_left_out(store):

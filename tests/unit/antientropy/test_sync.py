@@ -202,3 +202,19 @@ async def test_what_was_undecided_is_finished_and_taken_over():
     assert not (await fill(cluster, progress)).why
     assert cluster.rounds_held == 1
     assert len(cluster.roots()) == 1 and cluster.register(0, "p").record.version_max == 2
+
+
+async def test_a_copy_that_is_lost_again_meanwhile_is_not_said_to_be_filled():
+    cluster = Cluster(3)
+    cluster.write("p", put("p", None), ballot(1))
+    progress = lose(cluster)
+    voters = cluster.voters()
+
+    async def lose_again(node: str, request: object) -> None:
+        if node == "n2":
+            cluster[0].lose_slot(SLOT, ulid(79))
+
+    cluster.before_call = lose_again
+    result = await cluster.run(0, sync("n0", progress, SINCE, voters, sorted(voters)))
+    assert "lost" in result.why
+    assert cluster[0].slot_state(SLOT).synced_epoch == 0
