@@ -216,15 +216,15 @@ class Cluster:
         if self.lazy:
             turn = self.rounds_held % len(voting)
             voting = [*voting[turn:], *voting[:turn]][: self.majority]
-        registers = [replica.store.peek(slot, path) for replica in voting]
+        registers = [await replica.store.load(slot, path) for replica in voting]
         best = max(
-            (register for register in registers if register is not None and register.accepted is not None),
+            (register for register in registers if register.accepted is not None),
             key=lambda register: register.accepted or BALLOT_ZERO,
             default=None,
         )
         if best is None or best.accepted is None or best.record is None:
             return
-        decided = any(register.chosen for register in registers if register and register.accepted == best.accepted)
+        decided = any(register.chosen for register in registers if register.accepted == best.accepted)
         number = best.accepted
         if again or not decided:
             self.counter += 1
