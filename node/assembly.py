@@ -163,7 +163,8 @@ def assemble(
     def own(ask: AskHealth) -> HealthReply:
         return own_health(store, routing, facts, now_ms=clock.wall_ms(), first=ask.first)
 
-    repairs.health, repairs.heal, repairs.found_wrong = own, heal, repairer.found_wrong
+    repairs.health, repairs.heal = own, heal
+    repairs.compare, repairs.found_wrong = repairer.compare_soon, repairer.found_wrong
     return Parts(
         peers=peers,
         replica=replica,
