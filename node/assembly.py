@@ -68,6 +68,12 @@ class Parts(Generic[P]):
         rejoin = () if self.rejoin is None else (self.rejoin,)
         return (self.resolver, *rejoin, self.repairer, self.puller, self.sweeper, *self.upkeep.workers())
 
+    def routes_changed(self) -> None:
+        """There is a new route table: a copy may have been lost, or be named now."""
+        if self.rejoin is not None:
+            self.rejoin.wake.set()
+        self.repairer.wake.set()
+
     def start_workers(self) -> None:
         """Begin the background work."""
         for worker in self.workers():
