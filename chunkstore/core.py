@@ -167,6 +167,10 @@ class DiskCore:
         for callback in drained:
             self.journal.tell(partial(self._synced, callback), None)
 
+    def is_behind(self, slot: int) -> bool:
+        """Whether the slot's database may lack something that was applied."""
+        return self.overlay.slot_position(slot) > self._applied
+
     def fail(self, why: str) -> None:
         """The disk takes no more writes."""
         if self._journal is not None:

@@ -21,6 +21,7 @@ import structlog
 from amberblob.ballot import SlotState
 from chunkstore.fileops import FileOps
 from chunkstore.identity import DiskIdentity, write_identity
+from chunkstore.interface import SlotTally
 from chunkstore.process import trim_memory
 from chunkstore.slotdb import SlotDatabase
 from chunkstore.sqlite import is_corrupt
@@ -75,6 +76,8 @@ class SlotPool:
         self._freed = True  # recovery opened every database once
         self._half_retired: dict[int, SlotState] = {}
         self.lost: list[LostSlot] = []
+        self.tallies: dict[int, SlotTally] = {}
+        """By slot; written on the database thread, read anywhere."""
         self.on_lost: Callable[[LostSlot, SlotState], None] = lambda lost, state: None
         """Called on the database thread for each slot that is lost."""
 
@@ -110,11 +113,11 @@ class SlotPool:
                 if slot in self._identity.slots_created:
                     return self.retire(slot, "the database file is missing or empty")
                 self._ops.make_dirs(path.parent)
-                database = SlotDatabase(slot, path, self._identity.disk_id, create=True)
+                database = SlotDatabase(slot, path, self._identity.disk_id, create=True, tallies=self.tallies)
             else:
                 # Half a database that a killed retire() left must not get the first incarnation.
                 fresh = None if slot in self._identity.slots_created else self._identity.disk_id
-                database = SlotDatabase(slot, path, fresh, create=False)
+                database = SlotDatabase(slot, path, fresh, create=False, tallies=self.tallies)
         except (sqlite3.Error, msgspec.DecodeError) as error:
             if not is_damage(error):
                 raise
@@ -189,10 +192,12 @@ class SlotPool:
         return database
 
     def _begin_anew(self, slot: int, path: Path, incarnation: str) -> SlotDatabase:
-        database = SlotDatabase(slot, path, incarnation, create=True)
+        database = SlotDatabase(slot, path, incarnation, create=True, tallies=self.tallies)
         try:
             known = self._half_retired.get(slot)
             if known is not None:
+                # What it was filled with is gone: synced_epoch begins at 0 again. (A replay of the journal may raise it to what it
+                # was. The route names the fresh incarnation with a later epoch than that, if at all.)
                 state = SlotState(
                     slot=slot, incarnation=incarnation, epoch=known.epoch, ballot_floor=known.ballot_floor,
                     version_floor=known.version_floor, promise_ceiling=known.promise_ceiling,

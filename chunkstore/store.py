@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,16 +19,18 @@ from amberblob.ids import UlidMint
 from amberblob.manifest import ChunkRef, Version, WriteMark
 from amberblob.mutations import Mutation
 from amberblob.wire import HistoryRow
+from amberblob.wire_repair import LogLine, PathItem
 from chunkstore.applier import Applier
 from chunkstore.blobs import Blobs
 from chunkstore.bodycache import BODY_CACHE_BYTES_DEFAULT
+from chunkstore.comparison import Comparison
 from chunkstore.core import UNAPPLIED_BYTES_MAX, DiskCore
 from chunkstore.dbthread import FULL_REMEDY, LINGER_S, DatabaseThread
 from chunkstore.fileops import FileOps
 from chunkstore.files import BlobFiles
 from chunkstore.identity import DiskIdentity, DiskLock, open_identity
 from chunkstore.index import Page
-from chunkstore.interface import BlobState, Staging
+from chunkstore.interface import BlobState, SlotTally, Staging, Wanted
 from chunkstore.overlay import REGISTERS_CLEAN_MAX, Overlay
 from chunkstore.pool import LostSlot, SlotPool
 from chunkstore.recovery import SlotFacts, recover_databases, recover_journal
@@ -87,6 +89,7 @@ class DiskStore:
         self._core = core
         self._blobs = blobs
         self._pool = pool
+        self._comparison = Comparison(core, pool.tallies)
         self._space = space
         self._threads = threads
         self._closed = False
@@ -313,6 +316,46 @@ class DiskStore:
 
     async def sweep_staged(self, older_than_ms: int, limit: int) -> int:
         return await self._blobs.sweep_staged(older_than_ms, limit)
+
+    # -- comparing and mending
+
+    def tally(self, slot: int) -> SlotTally:
+        return self._comparison.tally(slot)
+
+    async def settle(self, slots: Sequence[int]) -> None:
+        await self._comparison.settle(slots)
+
+    async def bucket_sums(self, slot: int) -> bytes:
+        return await self._comparison.bucket_sums(slot)
+
+    async def fingerprints(self, slot: int, buckets: Sequence[int]) -> dict[int, bytes]:
+        return await self._comparison.fingerprints(slot, buckets)
+
+    async def items(self, slot: int, paths: Sequence[str], *, below: int | None = None) -> list[PathItem]:
+        return await self._comparison.items(slot, paths, below=below)
+
+    async def items_differing(
+        self, slot: int, known: Mapping[int, bytes], after: str, size_bytes: int
+    ) -> tuple[list[PathItem], str | None]:
+        return await self._comparison.items_differing(slot, known, after, size_bytes)
+
+    async def items_after(self, slot: int, after: str, size_bytes: int) -> tuple[list[PathItem], str | None]:
+        return await self._comparison.items_after(slot, after, size_bytes)
+
+    async def log_lines(self, slot: int, after: int, limit: int) -> tuple[list[LogLine], bool]:
+        return await self._comparison.log_lines(slot, after, limit)
+
+    async def trim_log(self, slot: int, keep: int) -> int:
+        return await self._comparison.trim_log(slot, keep)
+
+    async def wanted(self, slot: int, limit: int) -> list[Wanted]:
+        return await self._comparison.wanted(slot, limit)
+
+    async def memo(self, slot: int, name: str) -> str:
+        return await self._comparison.memo(slot, name)
+
+    async def set_memo(self, slot: int, name: str, text: str) -> None:
+        await self._comparison.set_memo(slot, name, text)
 
     # -- the end
 
