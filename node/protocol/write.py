@@ -365,7 +365,7 @@ class WriteRound:
 
     def _weigh_promises(self) -> list[Action]:
         tally = self._tally
-        if not self.electorate.is_read_quorum(tally.promised):
+        if not self._promised_enough(tally.promised):
             return []
         if self.hear is not None and self.hear not in tally.promised and self.hear not in tally.out:
             return []
@@ -376,6 +376,15 @@ class WriteRound:
         if not self._finding.decided:
             return self._finish()
         return self._decide()
+
+    def _promised_enough(self, promised: Collection[str]) -> bool:
+        """A configured read quorum is for what clients are told. To finish, a majority does, as it does for what is chosen:
+
+        a copy that lost its memory is filled only once all is decided, and until then no more than N-1 may promise.
+        """
+        if isinstance(self._operation, Finish):
+            return self.electorate.is_majority(promised)
+        return self.electorate.is_read_quorum(promised)
 
     def _remembered(self, promises: Iterable[Promised]) -> WriteMark | None:
         """What our write id did, by any voter's word.
@@ -614,7 +623,7 @@ class WriteRound:
         tally.out[node] = why
         if self.phase is Phase.COMMITTING or (self.phase is Phase.FINISHING and self._fully):
             possible = self.electorate.write_quorum_possible(tally.out)
-        elif self.phase is Phase.FINISHING:
+        elif self.phase is Phase.FINISHING or isinstance(self._operation, Finish):
             possible = self.electorate.majority_possible(tally.out)
         else:
             possible = self.electorate.read_quorum_possible(tally.out)
