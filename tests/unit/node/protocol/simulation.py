@@ -33,7 +33,18 @@ from amberblob.errors import (
 )
 from amberblob.manifest import Ranges, Record, Version, covers
 from amberblob.mutations import Accepted, Chosen, Mutation
-from amberblob.wire import Commit, HistoryReply, Learnt, Prepare, Query, QueryHistory, RefusalReason, Refused, Reply, Request
+from amberblob.wire import (
+    Commit,
+    HistoryReply,
+    Learnt,
+    Prepare,
+    Query,
+    QueryHistory,
+    RefusalReason,
+    Refused,
+    Reply,
+    Request,
+)
 from node.protocol.hold import Hold, Holds
 from node.protocol.operations import (
     Conditions,
