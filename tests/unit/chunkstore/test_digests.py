@@ -14,11 +14,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from amberblob.ballot import Ballot
-from amberblob.digests import BUCKETS, DIGEST_MODULUS, bucket_of, digest_bytes, digest_of, record_term, row_term
+from amberblob.digests import (
+    BUCKETS,
+    DIGEST_MODULUS,
+    bucket_of,
+    digest_bytes,
+    digest_of,
+    path_key,
+    record_term,
+    row_term,
+)
 from amberblob.ids import content_hash
-from amberblob.manifest import ChunkRef, Record, Version, WriteMark, covers, merge_ranges, without
+from amberblob.manifest import ChunkRef, Op, Record, Version, WriteMark, covers, merge_ranges, without
 from amberblob.mutations import Accepted, Chosen, Forgotten, Installed, Mutation, Reserved, Staged, Synced
-from chunkstore import schema
+from chunkstore import DiskStore, schema
 from chunkstore.applying import SlotBatch
 from chunkstore.codec import BodyKept, Entry
 from chunkstore.slotdb import SlotDatabase
@@ -48,7 +57,7 @@ class Writer:
         chunk = ChunkRef(id=content_hash(BODY), len=len(BODY))
         return Version(number, f"{at:026}", len(BODY), chunk.id, NOW + at, "text/plain", {}, (chunk,), None, 1, inline)
 
-    def record(self, path: str, op: str, pick: int, *, inline: bool = True, chosen: bool = True) -> Record:
+    def record(self, path: str, op: Op, pick: int, *, inline: bool = True, chosen: bool = True) -> Record:
         """A record of this kind, or a put where it would make no sense."""
         tip = self.tips.get(path)
         live = tip.live if tip else ()
@@ -178,7 +187,7 @@ _steps = st.lists(
 )  # fmt: skip
 
 
-def _facts(steps: list[tuple[str, str, int, bool, bool]]) -> tuple[list[Mutation], list[Mutation], Writer]:
+def _facts(steps: list[tuple[str, Op, int, bool, bool]]) -> tuple[list[Mutation], list[Mutation], Writer]:
     """What may reach a copy, and what reaches every copy sooner or later: the chosen ones."""
     writer = Writer()
     some: list[Mutation] = []
@@ -257,6 +266,11 @@ def _put(writer: Writer, path: str = "a", **options) -> tuple[Ballot, Record]:
     return writer.ballot(), writer.record(path, "put", 0, **options)
 
 
+def _head(record: Record) -> Version:
+    assert record.head is not None
+    return record.head
+
+
 def test_a_digest_changes_with_every_fact_and_not_with_what_is_only_accepted(slot: Slot):
     writer = Writer()
     ballot, record = _put(writer)
@@ -265,7 +279,7 @@ def test_a_digest_changes_with_every_fact_and_not_with_what_is_only_accepted(slo
     assert slot.database.tally.root == empty and slot.database.tally.objects == 1
     assert slot.database.undecided() == ["a"]
     slot.apply(Chosen(SLOT, "a", ballot))
-    expected = (row_term("a", record.head) + record_term("a", record)) % DIGEST_MODULUS
+    expected = (row_term("a", _head(record)) + record_term("a", record)) % DIGEST_MODULUS
     assert slot.database.tally.root == digest_bytes(expected)
     slot.check()
 
@@ -273,10 +287,10 @@ def test_a_digest_changes_with_every_fact_and_not_with_what_is_only_accepted(slo
 def test_rows_without_a_record_are_kept_and_are_no_undecided_write(slot: Slot):
     writer = Writer()
     _, record = _put(writer)
-    slot.apply(Installed(SLOT, "a", None, None, (record.head,), record.writes))
+    slot.apply(Installed(SLOT, "a", None, None, (_head(record),), record.writes))
     slot.check()
     assert slot.database.undecided() == [] and slot.database.tally.objects == 0
-    assert slot.database.tally.root == digest_bytes(row_term("a", record.head))
+    assert slot.database.tally.root == digest_bytes(row_term("a", _head(record)))
     assert slot.database.find_write("a", record.writes[0].write_id) == record.writes[0]
     assert slot.sql("SELECT path, version FROM commit_log") == [("a", 1)]
 
@@ -288,7 +302,7 @@ def test_what_comes_without_its_bytes_is_wanted_until_they_come(slot: Slot):
     slot.apply(Chosen(SLOT, "a", ballot, record), Chosen(SLOT, "b/1", other, large))
     assert (slot.database.tally.wanted, slot.database.tally.wanted_bytes) == (2, 2 * len(BODY))
     slot.check()
-    slot.apply(BodyKept(SLOT, record.head.blob_id, BODY))
+    slot.apply(BodyKept(SLOT, _head(record).blob_id, BODY))
     assert slot.sql("SELECT path, version, bytes, damaged FROM wanted") == [("b/1", 1, len(BODY), 0)]
     # A round that finishes it at this copy, too, brings the bytes along.
     slot.apply(Accepted(SLOT, "b/1", writer.ballot(), large))
@@ -300,10 +314,10 @@ def test_what_is_staged_or_came_in_the_same_batch_is_not_wanted(slot: Slot):
     ballot, record = _put(writer)
     other, large = _put(writer, "b/1", inline=False)
     slot.apply(
-        Staged(SLOT, large.head.blob_id, NOW),
+        Staged(SLOT, _head(large).blob_id, NOW),
         Chosen(SLOT, "b/1", other, large),
-        BodyKept(SLOT, record.head.blob_id, BODY),
-        Installed(SLOT, "a", ballot, record, (record.head,)),
+        BodyKept(SLOT, _head(record).blob_id, BODY),
+        Installed(SLOT, "a", ballot, record, (_head(record),)),
     )
     assert slot.database.tally.wanted == 0
     slot.check()
@@ -315,19 +329,19 @@ def test_what_is_damaged_stays_so_until_it_is_whole(slot: Slot):
     slot.apply(Accepted(SLOT, "a", ballot, record, BODY), Chosen(SLOT, "a", ballot))
     for damaged in (True, False):
         with slot.database.transaction():
-            slot.database.want("a", record.head, damaged=damaged)
+            slot.database.want("a", _head(record), damaged=damaged)
         assert (slot.database.tally.wanted, slot.database.tally.damaged) == (1, 1)
     slot.reopen()
     with pytest.raises(RuntimeError), slot.database.transaction():
-        slot.database.unwant(record.head.blob_id)
+        slot.database.unwant(_head(record).blob_id)
         raise RuntimeError
     assert slot.database.tally.wanted == 1, "a transaction that fails counts nothing"
     with slot.database.transaction():
-        slot.database.unwant(record.head.blob_id)
+        slot.database.unwant(_head(record).blob_id)
     assert (slot.database.tally.wanted, slot.database.tally.damaged) == (0, 0)
 
 
-def _history(slot: Slot, writer: Writer, *ops: str) -> None:
+def _history(slot: Slot, writer: Writer, *ops: Op) -> None:
     for op in ops:
         record, ballot = writer.record("a", op, 0), writer.ballot()
         slot.apply(Accepted(SLOT, "a", ballot, record, BODY if record.added else None), Chosen(SLOT, "a", ballot))
@@ -364,11 +378,11 @@ def test_expired_rows_go_and_never_come_back(slot: Slot):
 def test_a_version_that_was_only_accepted_is_garbage_once_it_is_known_to_have_expired(slot: Slot):
     writer = Writer()
     ballot, first = _put(writer, inline=False)
-    slot.apply(Staged(SLOT, first.head.blob_id, NOW), Accepted(SLOT, "a", ballot, first))
+    slot.apply(Staged(SLOT, _head(first).blob_id, NOW), Accepted(SLOT, "a", ballot, first))
     second = writer.record("a", "put", 0)
     gone = Record(3, "expire", 2, second.head, ((2, 2),), (), NOW, 0, second.head, second.writes, ((1, 1),))
     slot.apply(Chosen(SLOT, "a", writer.ballot(), gone))
-    assert slot.sql("SELECT blob_id FROM garbage") == [(first.head.blob_id,)]
+    assert slot.sql("SELECT blob_id FROM garbage") == [(_head(first).blob_id,)]
     assert slot.sql("SELECT blob_id FROM intents") == []
     slot.check()
 
@@ -387,6 +401,7 @@ def test_a_stub_goes_if_it_is_that_very_one(slot: Slot):
     _history(slot, writer, "put", "delete")
     ballot, stub = _expire_all(writer)
     held = slot.database.register("a").accepted
+    assert held is not None
     slot.apply(Forgotten(SLOT, "a", held, 1))
     assert slot.database.register("a").record is not None, "rows that have not expired keep their stub"
     assert (slot.database.state.ballot_floor, slot.database.state.version_floor) == (held, 1)
@@ -410,7 +425,8 @@ def test_a_path_begins_anew_at_a_copy_that_still_has_its_stub(slot: Slot):
     ballot, stub = _expire_all(writer)
     slot.apply(Accepted(SLOT, "a", ballot, stub), Chosen(SLOT, "a", ballot))
     del writer.tips["a"], writer.versions["a"]
-    for op in ("put", "delete", "put", "put", "delete-version", "put"):
+    ops: tuple[Op, ...] = ("put", "delete", "put", "put", "delete-version", "put")
+    for op in ops:
         tip = writer.tips.get("a")
         record = writer.record("a", op, 0)
         if tip is None:
@@ -444,6 +460,7 @@ def test_what_rotted_is_replaced_by_what_is_right(slot: Slot, damage: str):
     _history(slot, writer, "put", "put", "put")
     rows, root, held = slot.rows(), slot.database.tally.root, slot.database.register("a")
     assert slot.database.connection.execute(damage).rowcount == 1
+    assert held.record is not None
     right = tuple(sorted(rows.values(), key=lambda version: -version.version))
     slot.apply(Installed(SLOT, "a", held.accepted, held.record, right, held.record.writes, replace=True))
     assert slot.rows() == rows and slot.database.register("a") == held
@@ -497,3 +514,122 @@ def test_a_database_of_the_first_version_gets_its_digests(tmp_path: Path):
     assert new.database.tally == tally
     new.check()
     new.database.close()
+
+
+# ---- of a whole disk
+
+
+async def _install(store: DiskStore, path: str, ballot: Ballot, record: Record, *rows: Version) -> None:
+    await store.durable(store.apply(Installed(SLOT, path, ballot, record, rows, record.writes)))
+
+
+async def test_a_killed_disk_comes_back_with_the_same_digests(kit, tmp_path: Path):
+    writer = Writer()
+    store = await kit.open(tmp_path / "d", linger_s=60.0)
+    await kit.put(store, SLOT, "a")
+    first, second = writer.record("b/1", "put", 0), writer.record("b/1", "put", 0)
+    await _install(store, "b/1", writer.ballot(), second, _head(second), _head(first))
+    await store.durable(store.apply(Synced(SLOT, 3, Ballot(1, 7, "~", "~"), 4)))
+    copy = kit.copy(tmp_path / "d", tmp_path / "copy")
+    await store.settle([SLOT])
+    again = await kit.open(copy)
+    assert again.slot_state(SLOT) == store.slot_state(SLOT)
+    assert again.tally(SLOT) == store.tally(SLOT)
+    assert await again.bucket_sums(SLOT) == await store.bucket_sums(SLOT)
+    assert again.tally(SLOT).objects == 2 and again.tally(SLOT).wanted == 2
+
+
+async def test_the_tally_is_of_what_is_in_the_database(kit, tmp_path: Path):
+    store = await kit.open(tmp_path / "d", linger_s=60.0)
+    await kit.put(store, SLOT, "a")
+    assert store.tally(SLOT) == store.tally(SLOT + 1), "nothing is applied yet"
+    await store.settle([SLOT, SLOT + 1])
+    assert store.tally(SLOT).objects == 1 and store.tally(SLOT).log_head == 1
+    assert store.tally(SLOT + 1).root == bytes(32)
+
+
+async def test_a_slot_that_is_lost_is_empty_and_keeps_its_floors(kit, tmp_path: Path):
+    store = await kit.open(tmp_path / "d")
+    await kit.put(store, SLOT, "a")
+    floor = Ballot(2, 9, "~", "~")
+    await store.durable(store.apply(Synced(SLOT, 3, floor, 12)))
+    await store.settle([SLOT])
+    incarnation = store.slot_state(SLOT).incarnation
+    pool = store._pool
+    await store._core._database.call(lambda: pool.retire(SLOT, "a test"))
+    state = store.slot_state(SLOT)
+    assert (state.synced_epoch, state.ballot_floor, state.version_floor, state.epoch) == (0, floor, 12, 3)
+    assert state.incarnation != incarnation
+    assert store.tally(SLOT) == store.tally(SLOT + 1)
+    assert await store.bucket_sums(SLOT) == bytes(8192)
+    await store.durable(store.apply(Synced(SLOT, 4, floor, 12)))
+    await store.close()
+    # It begins with what came after the loss, also at the next start.
+    store = await kit.open(tmp_path / "d")
+    assert store.slot_state(SLOT).synced_epoch == 4
+    assert (store.tally(SLOT).objects, store.tally(SLOT).root) == (0, bytes(32))
+
+
+async def test_a_stub_that_went_is_in_no_listing_also_after_a_kill(kit, tmp_path: Path):
+    store = await kit.open(tmp_path / "d", linger_s=60.0)
+    await kit.put(store, SLOT, "keep")
+    gone = await kit.put(store, SLOT, "gone")
+    dead = Record(2, "delete", 1, None, (), (), NOW, NOW, gone.head, gone.writes, ((1, 1),))
+    ballot = kit.ballot()
+    store.apply(Accepted(SLOT, "gone", ballot, dead))
+    store.apply(Chosen(SLOT, "gone", ballot))
+    assert [entry.path for entry in (await store.scan("", "", "", 10)).entries] == ["gone", "keep"]
+    position = store.apply(Forgotten(SLOT, "gone", ballot, 1))
+    assert store.position(SLOT, "keep") == position, "the floors of the whole slot have changed"
+    await store.durable(position)
+    copy = kit.copy(tmp_path / "d", tmp_path / "copy")
+    for disk in (store, await kit.open(copy)):
+        assert (await disk.load(SLOT, "gone")).record is None
+        assert [entry.path for entry in (await disk.scan("", "", "", 10)).entries] == ["keep"]
+        await disk.settle([SLOT])
+        assert disk.tally(SLOT).objects == 1
+    again = await kit.put(store, SLOT, "gone")
+    assert [entry.version for entry in (await store.scan("gone", "", "", 10)).entries] == [again.version_max]
+
+
+async def test_questions_about_a_large_slot_come_in_pieces(kit, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("chunkstore.comparedb.PATHS_PER_PIECE", 7)
+    monkeypatch.setattr("chunkstore.comparedb._WEIGHT_MAX", 10)
+    store = await kit.open(tmp_path / "d")
+    records = {f"p{n:03}": await kit.put(store, SLOT, f"p{n:03}", choose=n % 10 != 3) for n in range(60)}
+    asked = 0
+    ask = store._core._database.call
+
+    def count(*values, **options):
+        nonlocal asked
+        asked += 1
+        return ask(*values, **options)
+
+    monkeypatch.setattr(store._core._database, "call", count)
+    prints = await store.fingerprints(SLOT, range(BUCKETS))
+    assert sum(map(len, prints.values())) == 16 * 54 and asked >= 60 / 7
+    for bucket, data in prints.items():
+        keys = [data[at : at + 8] for at in range(0, len(data), 16)]
+        assert keys == sorted(keys) and all(key[0] == bucket for key in keys)
+    asked = 0
+    assert [item.path for item in await store.items(SLOT, [*records, "unknown"])] == sorted(records)
+    assert asked >= 60 / 4
+    for known in ({}, {**prints}, {bucket: data[:-16] for bucket, data in prints.items()}):
+        found: list[str] = []
+        after: str | None = ""
+        while after is not None:
+            items, after = await store.items_differing(SLOT, known or dict.fromkeys(range(BUCKETS), b""), after, 2000)
+            assert items or after is None
+            found += [item.path for item in items]
+        last = {data[-16:-8] for data in prints.values() if data}
+        wanted = {path for path in records if int(path[1:]) % 10 != 3}
+        if known == prints:
+            wanted = set()
+        elif known:
+            wanted = {path for path in wanted if path_key(path) in last}
+        assert found == sorted(wanted)
+    pages, after = [], ""
+    while after is not None:
+        items, after = await store.items_after(SLOT, after, 3000)
+        pages.append([item.path for item in items])
+    assert [path for page in pages for path in page] == sorted(records) and len(pages) > 5
