@@ -378,13 +378,16 @@ class WriteRound:
         return self._decide()
 
     def _promised_enough(self, promised: Collection[str]) -> bool:
-        """A configured read quorum is for what clients are told. To finish, a majority does, as it does for what is chosen:
+        """A configured read quorum is for what clients are told. To finish, a majority does where that cannot be had:
 
-        a copy that lost its memory is filled only once all is decided, and until then no more than N-1 may promise.
+        a copy that lost its memory is filled only once all is decided, and until then no more than N-1 can promise.
         """
-        if isinstance(self._operation, Finish):
-            return self.electorate.is_majority(promised)
-        return self.electorate.is_read_quorum(promised)
+        electorate = self.electorate
+        if electorate.is_read_quorum(promised):
+            return True
+        if not isinstance(self._operation, Finish) or electorate.read_quorum_possible(self._tally.out):
+            return False
+        return electorate.is_majority(promised)
 
     def _remembered(self, promises: Iterable[Promised]) -> WriteMark | None:
         """What our write id did, by any voter's word.
@@ -629,7 +632,8 @@ class WriteRound:
             possible = self.electorate.read_quorum_possible(tally.out)
         if not possible:
             return self._retry(contested=bool(tally.contested))
-        return self._weigh_promises() if self.phase is Phase.PREPARING and node == self.hear else []
+        settles = node == self.hear or isinstance(self._operation, Finish)
+        return self._weigh_promises() if settles and self.phase is Phase.PREPARING else []
 
     def _retry(self, *, contested: bool) -> list[Action]:
         """Pause and begin anew. ``contested``: a race was lost, which is no sign that replicas are missing."""

@@ -731,3 +731,12 @@ def test_to_finish_a_majority_is_enough_whatever_reads_are_to_ask():
     round_.answer("a", at, promise("a", OLD, OTHER))
     actions = round_.answer("b", at, promise("b"))
     assert set(sent(actions, Commit)) == set("abc")
+
+
+def test_who_may_still_promise_is_waited_for_also_to_finish():
+    """What it accepted may be above all others, and would be found undecided by the same readers ever again."""
+    round_, actions = begin(Finish(), electorate(read_quorum=3))
+    at = token(actions)
+    round_.answer("a", at, promise("a", OLD, OTHER))
+    assert round_.answer("b", at, promise("b")) == []
+    assert set(sent(round_.failed("c", at, "away"), Commit)) == set("abc")
