@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from amberblob.ballot import EMPTY_REGISTER, Ballot, Register, SlotState
+from amberblob.ballot import BALLOT_ZERO, EMPTY_REGISTER, Ballot, Register, SlotState
 from amberblob.manifest import Version, WriteMark
 from node.protocol.hold import Holds
 from node.protocol.operations import Finish
@@ -148,7 +148,7 @@ class Readmission(Simulation):
     @staticmethod
     def _best(told: dict[str, Snapshot], path: str) -> tuple[Register, bool]:
         registers = [snapshot.registers.get(path, EMPTY_REGISTER) for snapshot in told.values()]
-        best = max((register for register in registers if register.accepted), key=lambda register: register.accepted)
+        best = max(registers, key=lambda register: register.accepted or BALLOT_ZERO)
         chosen = any(register.chosen for register in registers if register.accepted == best.accepted)
         return Register(best.accepted, best.record, True), chosen
 
@@ -187,7 +187,8 @@ def main(first: int, count: int) -> None:
     start, filled, stuck = time.perf_counter(), 0, 0
     for seed in range(first, first + count):
         try:
-            sim = Readmission(seed).run()
+            sim = Readmission(seed)
+            sim.run()
         except Violation as error:
             print(f"seed {seed}: {str(error)[:2000]}", flush=True)
             continue

@@ -13,7 +13,8 @@ SEEDS = 400
 def test_no_seed_breaks_a_promise_though_copies_lose_their_memory():
     filled = rerouted = 0
     for seed in range(SEEDS):
-        sim = Readmission(seed, trace=seed < 50).run()
+        sim = Readmission(seed, trace=seed < 50)
+        sim.run()
         assert not sim.stuck and not sim.given_up, f"seed {seed}: {sim.stuck}"
         assert not sim.losing, f"seed {seed}: {sim.losing} was never filled"
         filled += sim.filled
