@@ -131,9 +131,11 @@ class SlotBatch:
                 self._tables.body(added.blob_id, entry.body)
             elif not added.inline:
                 self._tables.reference(added)
-                # It is accepted only once its bytes are here, whatever was missing of them before.
-                self._database.unwant(added.blob_id)
-        self._release(row, before)
+                if self._database.tally.wanted:
+                    # It is accepted only once its bytes are here, whatever was missing of them before.
+                    self._database.unwant(added.blob_id)
+        if row.expired:
+            self._release(row, before)
 
     def _replace(self, row: PathRow, after: Register) -> None:
         before = row.register
@@ -143,7 +145,7 @@ class SlotBatch:
 
     def _release(self, row: PathRow, before: Register) -> None:
         """The register held a record that is no longer there: what it kept of expired versions goes."""
-        if row.expired and before.record is not None and before.record is not row.register.record:
+        if before.record is not None and before.record is not row.register.record:
             for version in (before.record.head, before.record.previous):
                 if version is not None and row.is_expired(version):
                     self._tables.drop(row, version.blob_id, before.record.changed_at_ms)
@@ -170,7 +172,8 @@ class SlotBatch:
         self._learn(row, record, is_news=after is not before, here=before.accepted == entry.ballot)
         if entry.record is not None:
             self._refer(row, record)
-        self._release(row, before)
+        if row.expired:
+            self._release(row, before)
 
     def _refer(self, row: PathRow, record: Record) -> None:
         """A record came in without its accept: whether its bytes are here or not, they are not to be given up."""
@@ -180,7 +183,8 @@ class SlotBatch:
 
     def _learn(self, row: PathRow, record: Record, *, is_news: bool, here: bool) -> None:
         """A record is known to be chosen. ``is_news``: the register changed with it. ``here``: so are its bytes."""
-        self._tables.expire(row, record)
+        if record.expired:
+            self._tables.expire(row, record)
         if record.revision > row.materialised:
             self._materialise(row, record, here=here)
         elif is_news and row.register.record is record:
@@ -315,11 +319,17 @@ class SlotBatch:
         self._sql.executemany(_UPSERT_REGISTER, values)
         if gone:
             self._sql.executemany("DELETE FROM registers WHERE path = ?", gone)
-        tally = database.tally
-        if deltas:
-            database.write_sums(digestdb.shifted(database.sums, deltas))
-        if deltas or objects or tables.log_lines:
-            database.tally = replace(
-                tally, root=digestdb.root_after(tally.root, deltas) if deltas else tally.root,
-                objects=tally.objects + objects, log_head=tally.log_head + tables.log_lines,
-            )  # fmt: skip
+        tally, sums = database.tally, database.sums
+        if any(row.remake for row in self._rows.values()):
+            # What was stored may be what rotted: then the bucket is not what the difference would be added to.
+            sums = digestdb.sums_of_paths(self._sql)
+            tally = replace(tally, root=digestdb.root_of(sums))
+        elif deltas:
+            sums = digestdb.shifted(sums, deltas)
+            tally = replace(tally, root=digestdb.root_after(tally.root, deltas))
+        if sums is not database.sums:
+            database.write_sums(sums)
+        if objects or tables.log_lines:
+            tally = replace(tally, objects=tally.objects + objects, log_head=tally.log_head + tables.log_lines)
+        if tally is not database.tally:
+            database.tally = tally

@@ -87,7 +87,7 @@ class PathRow:
 
     def is_expired(self, version: Version) -> bool:
         """Whether the version is gone for certain, and must not come in again."""
-        return bool(self.expired) and covers(self.expired, version.version)
+        return covers(self.expired, version.version)
 
 
 class BatchTables:
@@ -96,6 +96,7 @@ class BatchTables:
     def __init__(self, database: SlotDatabase) -> None:
         self._database = database
         self._sql = database.connection
+        self._cursor = self._sql.cursor()
         self._log: list[tuple[object, ...]] = []
         self._writes: list[tuple[object, ...]] = []
         self._bodies: list[tuple[str, bytes]] = []
@@ -118,7 +119,8 @@ class BatchTables:
     def body(self, blob_id: str, body: bytes) -> None:
         """An inline body that came with its record."""
         self._bodies.append((blob_id, body))
-        self._database.unwant(blob_id)
+        if self._database.tally.wanted:
+            self._database.unwant(blob_id)
 
     def reference(self, version: Version) -> None:
         """A record refers to the blob's files."""
@@ -166,9 +168,9 @@ class BatchTables:
 
         ``here`` spares the look whether its bytes are: if they are not, they are wanted.
         """
-        if row.is_expired(version):
+        if row.expired and row.is_expired(version):
             return False
-        if not self._sql.execute(INSERT_BLOB, blob_values(row.path, version, revision)).rowcount:
+        if not self._cursor.execute(INSERT_BLOB, blob_values(row.path, version, revision)).rowcount:
             return False
         row.delta += row_term(row.path, version)
         row.changed = True

@@ -124,9 +124,10 @@ class Comparison:
     async def trim_log(self, slot: int, keep: int) -> int:
         if not self._is_known(slot):
             return 0
-        count, went = 0, _TRIM_PIECE
+        count, went, barrier = 0, _TRIM_PIECE, self._barrier(slot)
         while went == _TRIM_PIECE and count < _TRIM_MAX:
-            went = await self._core.ask(slot, partial(comparedb.trim_log, keep=keep, limit=_TRIM_PIECE))
+            question = partial(comparedb.trim_log, keep=keep, limit=_TRIM_PIECE)
+            went = await self._core.ask(slot, question, barrier=barrier)
             count += went
         return count
 

@@ -118,8 +118,7 @@ class Overlay:
             ballot_floor=max(known.ballot_floor, state.ballot_floor),
             version_floor=max(known.version_floor, state.version_floor),
             promise_ceiling=max(known.promise_ceiling, state.promise_ceiling),
-            # What it was filled with is gone. (Should the journal fill the fresh database with an old Synced, then that was of
-            # an epoch before the one in which the route names the fresh incarnation.)
+            # What it was filled with is gone.
             synced_epoch=0,
         )  # fmt: skip
         for key in [key for key in self._clean if key[0] == state.slot]:
