@@ -176,7 +176,7 @@ class SlotHealth(msgspec.Struct, gc=False, frozen=True, array_like=True):
         unsynced: it has no vote before it was filled from a majority.
         compared_ms: when it was last known to lack nothing that another voter had; 0: never since the start.
         scrubbed_ms: when it was last read and checked as a whole; 0: never.
-        unrecoverable: chunks of it that no replica could give when last asked.
+        unrecoverable: of the wanted, those of which no replica could give some bytes when last asked.
     """
 
     slot: Slot
@@ -202,7 +202,7 @@ class HealthReply(Message, frozen=True, array_like=True, kw_only=True, tag="6"):
     slots: tuple[SlotHealth, ...]
     received_bytes: int
     unrecoverable: int = 0
-    """Chunks that no replica could give when last asked; of all its slots, also of those on other pages."""
+    """Versions of which no replica could give some bytes when last asked; of all its slots, also of those on other pages."""
     more: bool = False
     """There are more slots than fit a frame: ask again from the one after the last."""
 

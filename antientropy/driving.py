@@ -165,8 +165,8 @@ class Running(Generic[T]):
                 return [store.peek(slot, path) or await store.load(slot, path) for path in paths]
             case OwnState(slot):
                 return store.slot_state(slot)
-            case Install(mutations):
-                return await self._install(mutations)
+            case Install(mutations, incarnation):
+                return await self._install(mutations, incarnation)
             case Flush():
                 return await store.durable(self._position)
             case CheckSums(slot):
@@ -194,8 +194,10 @@ class Running(Generic[T]):
         await self._world.pace.turn(asked + answered)
         return reply
 
-    async def _install(self, mutations: tuple[Installed | Synced, ...]) -> None:
+    async def _install(self, mutations: tuple[Installed | Synced, ...], incarnation: str) -> bool:
         store = self._world.store
+        if incarnation and any(store.slot_state(one.slot).incarnation != incarnation for one in mutations):
+            return False
         for mutation in mutations:
             if isinstance(mutation, Installed) and self._is_below_floor(mutation):
                 # Garbage was collected since the session looked.
@@ -203,6 +205,7 @@ class Running(Generic[T]):
             self._position = max(self._position, store.apply(mutation))
             self._world.costs.installed += 1
         await self._world.pace.turn(0)
+        return True
 
     def _is_below_floor(self, mutation: Installed) -> bool:
         if mutation.ballot is None or mutation.replace:

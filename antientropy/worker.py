@@ -5,7 +5,7 @@ found damaged here), *sync* (copies that began blank have no vote before), *comp
 
 Compares happen soon after the start, when a peer comes back (a little later: who was away has more to find, and
 begins at once), when follow cannot go on, when somebody asks, and every ten minutes. What could not be mended is tried again
-sooner than that, at growing intervals.
+sooner than that, at growing intervals, up to a minute.
 """
 
 from __future__ import annotations

@@ -32,6 +32,9 @@ PAGE_SLOTS_MAX = 16_384
 TIMEOUT_S = 0.75
 """How long one node is waited for. Below a second: whoever looks at /cluster every second is to get every answer."""
 
+HEAL_TIMEOUT_S = 5.0
+"""The same where it is to compare its copies: it brings their databases up to date first."""
+
 RATE_WINDOW_S = 15.0
 RATE_KEPT_S = 120.0
 RATE_SPACING_S = 0.4
@@ -70,7 +73,7 @@ class Fetched(Protocol):
         ...
 
     def unrecoverable(self, slot: int) -> int:
-        """Chunks of the slot that no replica could give when last asked."""
+        """Versions of the slot of which no replica could give some bytes when last asked."""
         ...
 
 
@@ -141,7 +144,7 @@ def own_health(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeHealth:
-    """What a node told of its copies, its times translated into the asker's clock (never later than they were)."""
+    """What a node told of its copies, its times translated into the asker's clock."""
 
     slots: Mapping[int, SlotHealth]
     unrecoverable: int
@@ -188,7 +191,7 @@ class ClusterHealth:
     """Asks every node that the route table gives a copy how its copies are.
 
     Args:
-        own: this node's own answer to a question (:func:`own_health`, and to compare now where that is asked).
+        own: this node's own health, from memory (:func:`own_health`).
         timeout_s: how long each node is waited for.
     """
 
@@ -220,29 +223,30 @@ class ClusterHealth:
         nodes = sorted({node for route in self._routing.table().routes for node in route.all_nodes})
         at_ms = self._clock.wall_ms()
         answers = await asyncio.gather(*(self._ask(node, heal) for node in nodes))
-        replies = dict(zip(nodes, answers, strict=True))
-        self._remember({node: (reply.now_ms, reply.received_bytes) for node, reply in replies.items() if reply})
+        told = {node: answer for node, answer in zip(nodes, answers, strict=True) if answer is not None}
+        self._remember({node: (reply.now_ms, reply.received_bytes) for node, (reply, _) in told.items()})
         return Gathering(
             at_ms=at_ms,
-            nodes={node: None if reply is None else _translated(reply, at_ms) for node, reply in replies.items()},
+            nodes={**dict.fromkeys(nodes), **{node: _translated(*answer) for node, answer in told.items()}},
             rate_bytes_per_s=rate_of(self._window()),
         )
 
-    async def _ask(self, node: str, heal: bool) -> HealthReply | None:
+    async def _ask(self, node: str, heal: bool) -> tuple[HealthReply, int] | None:
+        """The answer, and how far this node's clock is ahead of that node's (ms; what the answer's way took is in it)."""
+        timeout_s = HEAL_TIMEOUT_S if heal else self._timeout_s
         try:
-            async with asyncio.timeout(self._timeout_s):
-                reply = await self._page(node, AskHealth(heal=heal))
+            async with asyncio.timeout(timeout_s):
+                reply = await self._page(node, AskHealth(heal=heal), timeout_s)
+                ahead_ms = self._clock.wall_ms() - reply.now_ms
                 while reply.more and reply.slots:
-                    reply = _joined(reply, await self._page(node, _next_page(reply)))
+                    reply = _joined(reply, await self._page(node, _next_page(reply), timeout_s))
         except (PeerError, TimeoutError) as error:
             log.debug("no health", peer=node, error=str(error))
             return None
-        return reply
+        return reply, ahead_ms
 
-    async def _page(self, node: str, request: AskHealth) -> HealthReply:
-        if node == self._routing.node:
-            return self._own(request)
-        reply = await self._peers.call(node, request, timeout_s=self._timeout_s)
+    async def _page(self, node: str, request: AskHealth, timeout_s: float) -> HealthReply:
+        reply = await self._peers.call(node, request, timeout_s=timeout_s)
         if not isinstance(reply, HealthReply):
             raise PeerError(f"{node} answered {type(reply).__name__}")
         return reply
@@ -269,12 +273,15 @@ def _joined(reply: HealthReply, page: HealthReply) -> HealthReply:
     return msgspec.structs.replace(reply, slots=(*reply.slots, *page.slots), more=page.more)
 
 
-def _translated(reply: HealthReply, asked_ms: int) -> NodeHealth:
-    """Times by the clock of whoever asked. The answer was given after the question: so they come out early, never late."""
-    offset_ms = asked_ms - reply.now_ms
+def _translated(reply: HealthReply, ahead_ms: int) -> NodeHealth:
+    """Times by the clock of whoever asked.
+
+    They may come out late by what the answer's way took, never early: a comparison that began after it was asked for is not
+    taken for one from before.
+    """
 
     def here(at_ms: int) -> int:
-        return max(1, at_ms + offset_ms) if at_ms else 0
+        return max(1, at_ms + ahead_ms) if at_ms else 0
 
     return NodeHealth(
         slots={

@@ -52,7 +52,11 @@ class HealthGauges(Collector):
                 "Versions of which something was here and failed its hash.",
                 sum(s.damaged for s in slots),
             ),
-            ("amberblob_unrecoverable_chunks", "Chunks that no replica could give.", health.unrecoverable),
+            (
+                "amberblob_unrecoverable_versions",
+                "Versions of which no replica could give some bytes.",
+                health.unrecoverable,
+            ),
             (
                 "amberblob_last_compare_age_seconds",
                 "Since the copy for which it is longest ago lacked nothing that another had; +Inf: never since the start.",

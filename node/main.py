@@ -241,6 +241,7 @@ class Node:
             health=parts.health,
             runner=parts.runner,
             version=software_version(),
+            compare_every_s=config.repair.compare_every_s,
         )
         status.add_gauges(self._metrics)
         parts.upkeep.add_counts(self._metrics)

@@ -22,12 +22,15 @@ from node.workers.runner import Runner
 from registry.routes import RouteTable
 from registry.view import RouteWatcher
 
-IN_STEP_MS = 20 * 60 * 1000
-"""Copies that differ are taken to be in step if each was compared so lately: two rounds of comparing everything."""
+IN_STEP_ROUNDS = 2
+"""Copies that differ are taken to be in step if each was compared within so many rounds of comparing everything."""
 
 
 class Status:
-    """Implements :class:`node.service.NodeStatus`. ``phase`` says what start-up waits for; None once it is over."""
+    """Implements :class:`node.service.NodeStatus`. ``phase`` says what start-up waits for; None once it is over.
+
+    ``compare_every_s``: how often all copies are compared.
+    """
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class Status:
         health: ClusterHealth,
         runner: Runner,
         version: str,
+        compare_every_s: float,
     ) -> None:
         self.phase: str | None = "the node is starting"
         self._node = node
@@ -52,6 +56,7 @@ class Status:
         self._health = health
         self._runner = runner
         self._version = version
+        self._in_step_ms = int(IN_STEP_ROUNDS * compare_every_s * 1000)
 
     def not_ready(self) -> str | None:
         """Why the node does not serve reads and writes; None when it does."""
@@ -111,6 +116,7 @@ class Status:
         try:
             table = self._routing.table()
             gathered = await self._health.gather()
+            since_ms = max(0, gathered.at_ms - self._in_step_ms) if since_ms is None else since_ms
         except NotReady as error:
             heal = unknown_heal_json()
             return {"self": me, "registry": registry, "nodes": [], "slots": {}, "heal": heal, "detail": error.detail}
@@ -189,9 +195,8 @@ class Status:
             metrics.counted(f"amberblob_{count}", text, lambda count=count: self._store.counts()[count])  # type: ignore[misc]
 
 
-def _heal(table: RouteTable, gathered: Gathering, *, slots: SlotsWanted, since_ms: int | None) -> dict[str, Any]:
+def _heal(table: RouteTable, gathered: Gathering, *, slots: SlotsWanted, since_ms: int) -> dict[str, Any]:
     """What the nodes told, judged."""
-    since_ms = max(0, gathered.at_ms - IN_STEP_MS) if since_ms is None else since_ms
     known = {node: told.slots for node, told in gathered.nodes.items() if told is not None}
     views = [
         view_slot(route, {node: slots.get(route.slot) for node, slots in known.items()}, since_ms=since_ms)

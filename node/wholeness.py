@@ -10,7 +10,7 @@ healing        every voter answered, and some copy is behind, wants bytes, or is
 degraded       a voter did not answer; a majority of them did and is synced
 corrupt        something of a copy failed its hash and was not replaced yet
 unavailable    less than a majority of the voters answered and is synced: reads and writes are refused
-unrecoverable  no replica could give some chunk
+unrecoverable  no replica could give some bytes of a version
 =============  ========================================================================================================
 
 The worst that holds is told. *Healed* is said of the cluster only when every slot is whole. Databases lag behind the journal by some

@@ -70,7 +70,7 @@ def status_lines(document: Mapping[str, Any]) -> list[str]:
             ("below target", f"{heal['objects_below_target']:,} of {heal.get('objects', 0):,} objects"),
             ("to fetch", bytes_left(heal)),
             ("undecided", f"{heal.get('undecided', 0):,}"),
-            ("damaged", f"{heal.get('damaged', 0):,} versions; {heal.get('unrecoverable', 0):,} chunks lost"),
+            ("damaged", f"{heal.get('damaged', 0):,} versions; {heal.get('unrecoverable', 0):,} lost"),
             ("compared", _ago(heal, "last_full_compare", "not every copy since its node started")),
             ("scrubbed", _ago(heal, "last_full_scrub", "not every copy yet")),
         ]
@@ -86,7 +86,7 @@ def todo(document: Mapping[str, Any]) -> list[str]:
     advice = []
     if slots.get("unrecoverable"):
         advice.append(
-            f"{heal.get('unrecoverable')} chunks can be had from no replica: amberblob cluster slots --unhealed tells where. "
+            f"{heal.get('unrecoverable')} versions can be had whole from no replica: amberblob cluster slots --unhealed tells where. "
             "Put those objects anew or delete them; what is damaged is kept in quarantine on those disks."
         )
     down = down_in(document)

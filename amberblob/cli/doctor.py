@@ -96,6 +96,14 @@ def cluster_problems(cluster: Mapping[str, Any]) -> list[str]:
             )
         if isinstance(degraded, int) and degraded > 0:
             problems.append(f"{degraded} slots are degraded: they serve, but not every replica is reachable and votes")
+    heal = cluster.get("heal")
+    if isinstance(heal, Mapping):
+        if damaged := heal.get("damaged"):
+            problems.append(f"{damaged} versions have rotted on a disk: amberblob cluster slots --unhealed tells which")
+        if lost := heal.get("unrecoverable"):
+            problems.append(
+                f"{lost} versions can be had whole from no replica: amberblob cluster slots --unhealed tells where"
+            )
     return problems
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from amberblob.cli.output import human_size
 
 PATIENCE_S = 30.0
-"""How long nothing may become better before a node that does not answer, a lost chunk or a wrong digest is taken for the reason.
+"""How long nothing may become better before a node that does not answer, lost bytes or a wrong digest is taken for the reason.
 
 Longer than databases lag (8 s) and undecided records wait for their writers (12 s)."""
 
@@ -143,7 +143,7 @@ def _reason(heal: Mapping[str, Any], undone: list[Mapping[str, Any]]) -> InVain 
         )
     if lost := int(heal.get("unrecoverable") or 0):
         return InVain(
-            f"{lost} chunk{'s' if lost > 1 else ''} can be had from no replica",
+            f"{lost} version{'s' if lost > 1 else ''} can be had whole from no replica",
             "amberblob cluster slots --unhealed tells where; what is damaged is kept in quarantine on those disks. "
             "Put those objects anew, or delete them.",
         )

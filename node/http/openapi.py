@@ -253,7 +253,7 @@ def _cluster_item() -> Schema:
         ),
         _query(
             "since",
-            "From when on comparisons of copies count, as POST /cluster/heal told; else those of the last 20 minutes do.",
+            "From when on comparisons of copies count, as POST /cluster/heal told; else those of the last two rounds do.",
             _TEXT,
         ),
     ]
@@ -304,7 +304,10 @@ def _heal_schema() -> Schema:
         "bytes_waiting": {"type": ["integer", "null"], "description": "The same as bytes_below_target."},
         "undecided": count,
         "damaged": {**count, "description": "Versions of which a copy failed its hash."},
-        "unrecoverable": {**count, "description": "Chunks that no replica could give."},
+        "unrecoverable": {
+            **count,
+            "description": "Versions of which no replica could give some bytes; each copy that lacks them counts.",
+        },
         "rate_bytes_per_s": {"type": ["integer", "null"], "description": "Fetched lately; null: not known (yet)."},
         "seconds_left": {"type": ["number", "null"]},
         "last_full_compare": {"type": ["string", "null"], "format": "date-time"},

@@ -38,6 +38,7 @@ CLUSTER = {
     "registry": {"ok": True, "error": None},
     "nodes": [{"node": "node-1", "reachable": True}, {"node": "node-2", "reachable": False}],
     "slots": {"total": 4, "degraded": 4, "unavailable": 0},
+    "heal": {"state": "unrecoverable", "damaged": 3, "unrecoverable": 2},
     "self": {"node": "node-1", "disk": {"failed": None, "full": True, "lost_slots": []}},
 }
 
@@ -321,6 +322,7 @@ def test_doctor_says_what_is_wrong(store, capsys):
     assert "node-2 is unreachable" in problems
     assert "4 slots are degraded" in problems
     assert "the disk of node-1 is full" in problems
+    assert "3 versions have rotted" in problems and "2 versions can be had whole from no replica" in problems
 
 
 @pytest.mark.parametrize(

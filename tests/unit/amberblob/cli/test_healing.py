@@ -113,7 +113,7 @@ def test_a_lost_chunk_ends_it_but_not_before_the_rest_is_healed():
     for second in range(10):
         watch.look(SLOTS, account(lost, *(row(1) for _ in range(1 - second // 9)), unrecoverable=2), second * 10.0)
     end = watch.look(SLOTS, account(lost, unrecoverable=2), 90 + PATIENCE_S)
-    assert isinstance(end, InVain) and "2 chunks" in end.why
+    assert isinstance(end, InVain) and "2 versions" in end.why
 
 
 def test_digests_that_differ_for_no_reason_are_told():
@@ -130,9 +130,7 @@ def test_digests_that_differ_for_no_reason_are_told():
 def test_the_nodes_are_asked_again_when_nothing_moves():
     watch = HealWatch()
     asked = [
-        second
-        for second in range(20)
-        if (left := watch.look(SLOTS, account(row(0)), float(second))) and left.ask_again  # type: ignore[union-attr]
+        second for second in range(20) if (left := watch.look(SLOTS, account(row(0)), float(second))) and left.ask_again
     ]
     assert asked == [int(REPEAT_S), 2 * int(REPEAT_S), 3 * int(REPEAT_S)]
 

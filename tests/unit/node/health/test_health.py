@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -154,9 +155,10 @@ def slot_health(slot: int, **told: Any) -> SlotHealth:
 class FakeClock:
     def __init__(self) -> None:
         self.s = 1000.0
+        self.ms = NOW
 
     def wall_ms(self) -> int:
-        return NOW
+        return self.ms
 
     def monotonic_s(self) -> float:
         return self.s
@@ -181,43 +183,33 @@ class FakePeers:
         return answer
 
 
-def asking(peers: Any, table: RouteTable | None = None, **options: Any) -> tuple[ClusterHealth, list[AskHealth]]:
-    own: list[AskHealth] = []
-
-    def answer(ask: AskHealth) -> HealthReply:
-        own.append(ask)
-        return HealthReply(now_ms=NOW, slots=(slot_health(0),), received_bytes=10)
-
+def asking(peers: FakePeers, **options: Any) -> ClusterHealth:
+    """Of ``n1``, which asks itself as it asks the others."""
+    peers.answers.setdefault("n1", HealthReply(now_ms=NOW, slots=(slot_health(0),), received_bytes=10))
     options.setdefault("clock", FakeClock())
-    made: Any = ClusterHealth(
-        answer,
-        routing=routing_of(table or table_of()),
-        peers=peers,
-        timeout_s=0.05,
-        **options,
+    given: Any = peers
+    return ClusterHealth(
+        lambda ask: pytest.fail("asked"), routing=routing_of(table_of()), peers=given, timeout_s=0.05, **options
     )
-    return made, own
 
 
 async def test_gathering_asks_all_and_waits_for_none_for_long():
     told = HealthReply(now_ms=NOW, slots=(slot_health(0), slot_health(1)), received_bytes=0, unrecoverable=3)
     silent: Any
     for silent in (None, PeerUnreachable("gone"), Done()):
-        health, own = asking(FakePeers(n2=told, n3=silent))
-        seen = await health.gather()
+        seen = await asking(FakePeers(n2=told, n3=silent)).gather()
         assert seen.nodes["n3"] is None
         assert seen.nodes["n2"].slots == {0: slot_health(0), 1: slot_health(1)}
         assert seen.nodes["n2"].unrecoverable == 3
-        assert (seen.at_ms, seen.rate_bytes_per_s, own) == (NOW, None, [AskHealth()])
+        assert seen.nodes["n1"].slots == {0: slot_health(0)}
+        assert (seen.at_ms, seen.rate_bytes_per_s) == (NOW, None)
 
 
 async def test_gathering_can_have_them_compare_now():
     told = HealthReply(now_ms=NOW, slots=(), received_bytes=0)
     peers = FakePeers(n2=told, n3=told)
-    health, own = asking(peers)
-    await health.gather(heal=True)
-    assert own == [AskHealth(heal=True)]
-    assert sorted(peers.asked, key=lambda one: one[0]) == [("n2", AskHealth(heal=True)), ("n3", AskHealth(heal=True))]
+    await asking(peers).gather(heal=True)
+    assert sorted(peers.asked, key=lambda one: one[0]) == [(f"n{i}", AskHealth(heal=True)) for i in (1, 2, 3)]
 
 
 async def test_gathering_turns_pages_and_a_node_that_stops_halfway_is_unknown():
@@ -226,8 +218,7 @@ async def test_gathering_turns_pages_and_a_node_that_stops_halfway_is_unknown():
         1: HealthReply(now_ms=NOW, slots=(slot_health(1),), received_bytes=0),
     }
     peers = FakePeers(n2=pages, n3={0: pages[0], 1: PeerUnreachable("gone")})
-    health, _ = asking(peers)
-    seen = await health.gather(heal=True)
+    seen = await asking(peers).gather(heal=True)
     assert sorted(seen.nodes["n2"].slots) == [0, 1]
     assert seen.nodes["n3"] is None
     assert [ask.heal for node, ask in peers.asked if node == "n2"] == [True, False]
@@ -235,8 +226,22 @@ async def test_gathering_turns_pages_and_a_node_that_stops_halfway_is_unknown():
 
 async def test_an_answer_without_end_does_not_hold_it_up():
     endless = HealthReply(now_ms=NOW, slots=(), received_bytes=0, more=True)
-    health, _ = asking(FakePeers(n2=endless, n3=endless))
-    assert (await asyncio.wait_for(health.gather(), 5)).nodes["n2"].slots == {}
+    seen = await asyncio.wait_for(asking(FakePeers(n2=endless, n3=endless)).gather(), 5)
+    assert seen.nodes["n2"].slots == {}
+
+
+def test_own_health_is_told_whole():
+    store: Any = FakeStore()
+    routing = routing_of(table_of(5))
+    peers: Any = FakePeers()
+    health = ClusterHealth(
+        lambda ask: own_health(store, routing, all_facts(), now_ms=NOW, first=ask.first, limit=2),
+        routing=routing,
+        peers=peers,
+        clock=FakeClock(),
+    )
+    assert [one.slot for one in health.own().slots] == [0, 1, 2, 3, 4]
+    assert not health.own().more
 
 
 async def test_without_routes_there_is_nobody_to_ask():
@@ -250,6 +255,23 @@ async def test_without_routes_there_is_nobody_to_ask():
         await health.gather()
 
 
+async def test_a_comparison_after_it_was_asked_for_is_never_taken_for_one_from_before():
+    class SlowWay(FakePeers):
+        async def call(self, node: str, request: Any, *, timeout_s: float) -> Any:
+            clock.ms += 40  # there
+            reply = await super().call(node, request, timeout_s=timeout_s)
+            reply = msgspec.structs.replace(reply, now_ms=clock.ms + 9000)
+            clock.ms += 300  # and back
+            return reply
+
+    clock = FakeClock()
+    asked_ms = clock.ms
+    theirs = HealthReply(now_ms=0, slots=(slot_health(0, compared_ms=asked_ms + 1 + 9000),), received_bytes=0)
+    peers = SlowWay(n2=theirs, n3=theirs)
+    seen = (await asking(peers, clock=clock).gather()).nodes["n2"].slots
+    assert asked_ms < seen[0].compared_ms <= asked_ms + 301
+
+
 @pytest.mark.parametrize("ahead_ms", [-5000, 0, 5000])
 async def test_times_are_told_by_the_clock_of_whoever_asks(ahead_ms):
     theirs = HealthReply(
@@ -257,7 +279,7 @@ async def test_times_are_told_by_the_clock_of_whoever_asks(ahead_ms):
         slots=(slot_health(0, compared_ms=NOW + ahead_ms - 70), slot_health(1, scrubbed_ms=3)),
         received_bytes=0,
     )
-    health, _ = asking(FakePeers(n2=theirs, n3=theirs))
+    health = asking(FakePeers(n2=theirs, n3=theirs))
     seen = (await health.gather()).nodes["n2"].slots
     assert (seen[0].compared_ms, seen[0].scrubbed_ms) == (NOW - 70, 0)
     assert seen[1].compared_ms == 0 and seen[1].scrubbed_ms == max(1, 3 - ahead_ms), "never is not some day"
@@ -269,7 +291,7 @@ async def test_the_rate_comes_from_two_gatherings():
         n2=HealthReply(now_ms=NOW, slots=(), received_bytes=1000),
         n3=HealthReply(now_ms=NOW, slots=(), received_bytes=0),
     )
-    health, _ = asking(peers, clock=clock)
+    health = asking(peers, clock=clock)
     assert (await health.gather()).rate_bytes_per_s is None
     clock.s += 2
     peers.answers["n2"] = HealthReply(now_ms=NOW + 2000, slots=(), received_bytes=5000)
@@ -326,7 +348,7 @@ def test_the_gauges():
         "amberblob_wanted_versions 4.0",
         "amberblob_heal_bytes 77.0",
         "amberblob_damaged_versions 1.0",
-        "amberblob_unrecoverable_chunks 1.0",
+        "amberblob_unrecoverable_versions 1.0",
         "amberblob_last_compare_age_seconds 5.0",
         "amberblob_last_scrub_age_seconds 7.0",
         "amberblob_heal_received_bytes_total 123.0",

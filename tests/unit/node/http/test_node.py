@@ -61,6 +61,7 @@ async def test_the_cluster_slot_by_slot_and_since_when(world: World) -> None:
 async def test_healing_is_asked_for(world: World) -> None:
     answer = await world.ask("POST", "/cluster/heal")
     assert (answer.status, json.loads(answer.body)["since"]) == (202, "2026-01-31T12:00:00.000Z")
+    assert (await world.ask("POST", "/cluster/heal?restore", body=b"ignored")).status == 202
     assert (await world.ask("GET", "/cluster/heal")).status == 405
     world.status.reason = "no routes yet"
     answer = await world.ask("POST", "/cluster/heal")
