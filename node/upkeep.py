@@ -16,7 +16,7 @@ from chunkstore.interface import ReplicaStore
 from node.coordinator import Coordinator
 from node.routing import Routing
 from node.workers.expirer import Expirer
-from node.workers.garbage import Garbage
+from node.workers.garbage import EVERY_S, Garbage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,5 +80,6 @@ def upkeep_of(
             retention=Retention.of(retention),
             every_s=retention.check_every_s,
         ),
-        garbage=Garbage(store, clock),
+        # What expired is removed as soon as it is looked for.
+        garbage=Garbage(store, clock, every_s=min(EVERY_S, retention.check_every_s)),
     )
