@@ -51,6 +51,10 @@ class Pace(Protocol):
         ...
 
 
+def nobody(mutation: Installed) -> None:
+    """Nobody wants to know."""
+
+
 class Unhurried:
     """A pace that only lets others have their turn."""
 
@@ -84,6 +88,7 @@ class World:
     Attributes:
         settle: finishes what may be chosen of a path.
         refresh: proposes a path's record again, above all floors.
+        installed: told of what was taken over; it must not raise.
     """
 
     store: ReplicaStore
@@ -93,6 +98,7 @@ class World:
     pace: Pace
     clock: Clock
     costs: Costs
+    installed: Callable[[Installed], None] = nobody
 
 
 class Running(Generic[T]):
@@ -204,6 +210,8 @@ class Running(Generic[T]):
                 continue
             self._position = max(self._position, store.apply(mutation))
             self._world.costs.installed += 1
+            if isinstance(mutation, Installed):
+                self._world.installed(mutation)
         await self._world.pace.turn(0)
         return True
 
