@@ -4,8 +4,9 @@ Reading order: :mod:`interface` (what a node asks of a disk), :mod:`store` (the 
 way of an entry), then by interest:
 
 * journal: :mod:`codec` (pure: frames, torn or corrupt), :mod:`segments` (files), :mod:`journal` (group commit)
-* databases: :mod:`schema`, :mod:`sqlite`, :mod:`slotdb`, :mod:`applying`, :mod:`pool` (lost slots), :mod:`index`
-  (listing), :mod:`applier` (batches, checkpoints), :mod:`dbthread`
+* databases: :mod:`schema`, :mod:`rowcodec`, :mod:`sqlite`, :mod:`slotdb`, :mod:`applying` and :mod:`batchtables` (what
+  an entry does), :mod:`pool` (lost slots), :mod:`index` (listing), :mod:`applier` (batches, checkpoints), :mod:`dbthread`
+* comparing with other copies: :mod:`digestdb` (kept up by :mod:`applying`), :mod:`comparedb`, :mod:`paging`, :mod:`comparison`
 * memory: :mod:`rules` (pure: what a mutation does), :mod:`overlay`, :mod:`pathfilter` (pure: which paths are new),
   :mod:`filling`, :mod:`bodycache`
 * bytes: :mod:`staging` (the way in), :mod:`files`, :mod:`blobs`

@@ -263,7 +263,7 @@ class ReplicaStore(Protocol):
         ...
 
     async def discard(self, slot: int, blob_id: str) -> None:
-        """Abort a staged blob that nothing refers to and remove its bytes. Does nothing to a referenced one."""
+        """Abort a blob that nothing refers to and remove its bytes. Does nothing to one that a row or register refers to."""
         ...
 
     def peek_body(self, slot: int, blob_id: str) -> bytes | None:
@@ -401,7 +401,10 @@ class ReplicaStore(Protocol):
         ...
 
     async def orphans(self, slot: int, older_than_ms: int) -> list[str]:
-        """Blobs whose folder lies here, older than that, and that nothing refers to: no row, register, intent or upload."""
+        """Blobs whose folder or inline body lies here, older than that, and that nothing refers to: no row, register, or upload.
+
+        :meth:`discard` removes one, if that is still so. None, as long as the slot's database was lost and is not filled again.
+        """
         ...
 
     async def memo(self, slot: int, name: str) -> str:

@@ -323,12 +323,16 @@ class MemoryStore(MemoryDamage):
     async def discard(self, slot: int, blob_id: str) -> None:
         checked_ulid(blob_id)
         at = self._slot(slot)
-        if at.referred(blob_id) is not None or blob_id in at.bodies:
+        if at.referred(blob_id) is not None:
+            return
+        is_staged = at.intents.get(blob_id, (None, 0))[0] is Intent.STAGED
+        if self._is_being_filled(at) and not is_staged and (blob_id in at.files or blob_id in at.bodies):
             return
         # REFERENCED by a record that another one took the place of: it has neither row nor register.
         at.intents.pop(blob_id, None)
         self.apply(Aborted(slot, blob_id))
         at.files.pop(blob_id, None)
+        at.bodies.pop(blob_id, None)
 
     def peek_body(self, slot: int, blob_id: str) -> bytes | None:
         at = self._slots.get(slot)

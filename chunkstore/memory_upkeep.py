@@ -45,7 +45,7 @@ class MemoryUpkeep(MemoryRepair):
         if self._is_being_filled(at):
             return []
         return sorted(
-            blob_id for blob_id in at.files
+            blob_id for blob_id in {*at.files, *at.bodies}
             if ulid_time_ms(blob_id) < older_than_ms
             and at.intents.get(blob_id, (None, 0))[0] is not Intent.STAGED
             and blob_id not in at.garbage and at.referred(blob_id) is None

@@ -236,11 +236,6 @@ class SlotDatabase:
         row = self.connection.execute("SELECT body FROM inline_bodies WHERE blob_id = ?", (blob_id,)).fetchone()
         return None if row is None else bytes(row[0])
 
-    def remove_body(self, blob_id: str) -> None:
-        """Take a corrupt inline body away (it was copied to quarantine)."""
-        with self.transaction():
-            self.connection.execute("DELETE FROM inline_bodies WHERE blob_id = ?", (blob_id,))
-
     def staged(self) -> dict[str, int]:
         """Blobs that nothing refers to yet: blob id to the time (epoch ms) of their staging."""
         return dict(self._pairs("SELECT blob_id, at_ms FROM intents WHERE state = 'STAGED'"))

@@ -23,17 +23,20 @@ from amberblob.wire_repair import LogLine, PathItem
 from chunkstore.applier import Applier
 from chunkstore.blobs import Blobs
 from chunkstore.bodycache import BODY_CACHE_BYTES_DEFAULT
+from chunkstore.bulk import Bulk
 from chunkstore.comparison import Comparison
 from chunkstore.core import UNAPPLIED_BYTES_MAX, DiskCore
 from chunkstore.dbthread import FULL_REMEDY, LINGER_S, DatabaseThread
 from chunkstore.fileops import FileOps
 from chunkstore.files import BlobFiles
+from chunkstore.garbage import Garbage
 from chunkstore.identity import DiskIdentity, DiskLock, open_identity
 from chunkstore.index import Page
-from chunkstore.interface import BlobState, SlotTally, Staging, Wanted
+from chunkstore.interface import BlobState, CheckedPage, History, SlotTally, Staging, Wanted
 from chunkstore.overlay import REGISTERS_CLEAN_MAX, Overlay
 from chunkstore.pool import LostSlot, SlotPool
 from chunkstore.recovery import SlotFacts, recover_databases, recover_journal
+from chunkstore.scrubbing import Scrubbing
 from chunkstore.segments import SEGMENT_BYTES_DEFAULT, Recovered, SegmentWriter
 from chunkstore.space import RESERVE_BYTES_DEFAULT, SpaceGuard
 from chunkstore.staging import retrieve
@@ -79,8 +82,8 @@ class DiskStore:
     """A :class:`chunkstore.interface.ReplicaStore` on a folder. Open it with :meth:`open`, on the loop that uses it."""
 
     def __init__(
-        self, *, disk: Path, identity: DiskIdentity, lock: DiskLock, core: DiskCore, blobs: Blobs, pool: SlotPool,
-        space: SpaceGuard, threads: ThreadPoolExecutor,
+        self, *, disk: Path, identity: DiskIdentity, lock: DiskLock, core: DiskCore, blobs: Blobs, bulk: Bulk,
+        garbage: Garbage, pool: SlotPool, space: SpaceGuard, threads: ThreadPoolExecutor,
     ) -> None:  # fmt: skip
         """For :meth:`open` only."""
         self.path = disk
@@ -88,6 +91,9 @@ class DiskStore:
         self._lock = lock
         self._core = core
         self._blobs = blobs
+        self._bulk = bulk
+        self._garbage = garbage
+        self._scrubbing = Scrubbing(core)
         self._pool = pool
         self._comparison = Comparison(core, pool.tallies)
         self._space = space
@@ -175,7 +181,9 @@ class DiskStore:
                 overlay.set_slot(fact.state, fact.newest_blob_id, fact.staged)
             core.start(writer, recovered.next_position)
             database.start(applier)
-            blobs = Blobs(core, files, ops, space, io_threads, clock.wall_ms, mint)
+            blobs = Blobs(core, files, ops, space, io_threads, clock.wall_ms, mint, identity.disk_id)
+            bulk = Bulk(core, blobs, files, ops, mint)
+            garbage = Garbage(core, blobs, files, identity.disk_id)
         except BaseException:
             if database is not None:
                 await database.close()
@@ -187,7 +195,16 @@ class DiskStore:
             sqlite=sqlite3.sqlite_version, new=is_new,
         )  # fmt: skip
         return cls(
-            disk=path, identity=identity, lock=lock, core=core, blobs=blobs, pool=pool, space=space, threads=io_threads
+            disk=path,
+            identity=identity,
+            lock=lock,
+            core=core,
+            blobs=blobs,
+            bulk=bulk,
+            garbage=garbage,
+            pool=pool,
+            space=space,
+            threads=io_threads,
         )
 
     def _tend_ballast(self) -> None:
@@ -363,6 +380,38 @@ class DiskStore:
     async def begin_anew(self, slot: int) -> str:
         return await self._core.begin_anew(slot)
 
+    async def set_wanted(self, slot: int, path: str, version: Version, *, damaged: bool) -> None:
+        await self._bulk.set_wanted(slot, path, version, damaged=damaged)
+
+    async def is_whole(self, slot: int, version: Version) -> bool:
+        return await self._bulk.is_whole(slot, version)
+
+    async def install_bodies(self, slot: int, bodies: Sequence[tuple[Version, bytes]]) -> None:
+        await self._bulk.install_bodies(slot, bodies)
+
+    async def install_blobs(self, slot: int, blobs: Sequence[tuple[Version, bytes]]) -> None:
+        await self._bulk.install_blobs(slot, blobs)
+
+    # -- scrub and garbage
+
+    async def check_page(self, slot: int, after: str, limit: int) -> CheckedPage:
+        return await self._scrubbing.check_page(slot, after, limit)
+
+    async def check_sums(self, slot: int) -> bool:
+        return await self._scrubbing.check_sums(slot)
+
+    async def orphans(self, slot: int, older_than_ms: int) -> list[str]:
+        return await self._garbage.orphans(slot, older_than_ms)
+
+    async def histories(self, slot: int, after: str, limit: int) -> tuple[list[History], str | None]:
+        return await self._garbage.histories(slot, after, limit)
+
+    async def sweep_garbage(self, slot: int, limit: int) -> int:
+        return await self._garbage.sweep_garbage(slot, limit)
+
+    async def forget_writes(self, slot: int, older_than_ms: int, limit: int) -> int:
+        return await self._garbage.forget_writes(slot, older_than_ms, limit)
+
     # -- the end
 
     async def close(self) -> None:
@@ -372,6 +421,7 @@ class DiskStore:
         self._ballast_timer.cancel()
         with contextlib.suppress(DiskFailed):
             await self._blobs.close()
+        await self._bulk.close()
         await self._core.close()
         await asyncio.to_thread(self._threads.shutdown)
         self._lock.close()

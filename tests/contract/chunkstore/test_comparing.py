@@ -404,6 +404,7 @@ async def test_what_changes_nothing_is_no_line(store: ReplicaStore):
 
 async def test_a_log_that_was_cut_says_so(store: ReplicaStore):
     await _history(store, "a", 5)
+    await store.settle([SLOT])
     assert await store.trim_log(SLOT, 10) == 0
     assert await store.trim_log(SLOT, 2) == 3
     assert await store.log_lines(SLOT, 0, 10) == ([LogLine(4, "a", 4), LogLine(5, "a", 5)], True)

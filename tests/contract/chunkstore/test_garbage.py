@@ -79,6 +79,7 @@ async def test_a_sweep_takes_no_more_than_it_is_asked_for(store: ReplicaStore):
     gone = change("delete-version", records[-1], head=records[-1].head, live=((5, 5),))
     await choose(store, "a", gone, 6)
     await choose(store, "a", expire(gone, (1, 3)), 7)
+    await store.settle([SLOT])
     assert [await store.sweep_garbage(SLOT, 2) for _ in range(3)] == [2, 1, 0]
     for number in (4, 5):
         head = head_of(records[number - 1])
@@ -147,7 +148,8 @@ async def test_what_was_swept_may_not_be_read_from_memory(store: ReplicaStore):
     head = head_of(first)
     assert await store.read_chunk(SLOT, head.blob_id, head.chunks[0]) == body_of(1)
     await choose(store, "a", expire(third, (1, 1)), 4)
-    await store.sweep_garbage(SLOT, 10)
+    await store.settle([SLOT])
+    assert await store.sweep_garbage(SLOT, 10) == 1
     assert store.peek_body(SLOT, head.blob_id) is None
     with pytest.raises(ChunkMissing):
         await store.read_chunk(SLOT, head.blob_id, head.chunks[0])
@@ -213,6 +215,7 @@ async def test_old_write_ids_are_forgotten_but_not_those_of_the_record(store: Re
         record = put(number, before=record)
         await choose(store, "a", record, number)
     assert record is not None and len(record.writes) == 8
+    await store.settle([SLOT])
     assert await store.forget_writes(SLOT, NOW, 100) == 0
     assert await store.forget_writes(SLOT, NOW + 3, 100) == 2, "w1 and w2 are older"
     assert await store.find_write(SLOT, "a", "w2") is None

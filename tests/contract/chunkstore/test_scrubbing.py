@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from amberblob.digests import bucket_of
+from amberblob.errors import ChunkMissing
 from amberblob.ids import ulid_time_ms
 from amberblob.limits import KIB
 from amberblob.manifest import Record
@@ -184,6 +185,23 @@ async def test_the_bytes_of_a_record_that_another_took_the_place_of_are_orphans(
     await store.discard(SLOT, blob_id)
     assert await store.orphans(SLOT, LATER) == []
     assert await store.blob_state(SLOT, blob_id) is BlobState.ABORTED
+
+
+async def test_an_inline_body_of_a_record_that_another_took_the_place_of_is_an_orphan(store: ReplicaStore):
+    loser, winner = put(1, body=body_of(1)), put(1)
+    await store.load(SLOT, "a")
+    await store.durable(store.apply(Accepted(SLOT, "a", ballot(1), loser, body_of(1))))
+    assert await store.orphans(SLOT, LATER) == []
+    await choose(store, "a", winner, 2)
+    await store.settle([SLOT])
+    blob_id = head_of(loser).blob_id
+    assert await store.orphans(SLOT, LATER) == [blob_id]
+    await store.discard(SLOT, blob_id)
+    assert await store.orphans(SLOT, LATER) == []
+    assert store.peek_body(SLOT, blob_id) is None
+    with pytest.raises(ChunkMissing):
+        await store.read_chunk(SLOT, blob_id, head_of(loser).chunks[0])
+    assert await store.read_chunk(SLOT, head_of(winner).blob_id, head_of(winner).chunks[0]) == b"body"
 
 
 async def test_the_head_that_a_register_tells_of_is_no_orphan_though_its_row_is_lost(store: ReplicaStore, rot: Rot):
