@@ -101,7 +101,7 @@ def compare(node: str, peer: str, slots: Mapping[int, Mapping[str, str]]) -> Ste
     if any(one.taken.unsettled and not one.why for one in differing):
         yield Rest(SETTLE_AFTER_S)
     for one in differing:
-        if not one.why:
+        if not one.why and one.taken.is_open:
             silent = yield from one.attempt(one.finish(), silent)
         results[one.copy.slot] = Compared(paths=one.taken.paths, size_bytes=one.taken.size_bytes, why=one.why)
     return results

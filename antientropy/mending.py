@@ -53,23 +53,26 @@ def weigh(slot: int, mine: PathItem | None, theirs: PathItem, floor: Ballot) -> 
         floor: the own slot's ballot floor.
     """
     suspect = _contradicts(mine, theirs)
-    wants_record = False
+    wants_record = unsettled = False
     if theirs.ballot is not None and not theirs.chosen:
-        if not _supersedes(mine, theirs.ballot):
-            return Verdict(unsettled=True)
+        # What hides below it is brought out by a round. The rows are known to be chosen all the same: a path that is written
+        # all the time is hardly ever found decided.
+        unsettled = not _supersedes(mine, theirs.ballot)
     elif theirs.ballot is not None and not suspect and not _has_record(mine, theirs):
         if mine is not None and not mine.chosen and (mine.ballot or BALLOT_ZERO) > theirs.ballot:
-            return Verdict(unsettled=True)
-        if theirs.ballot <= floor:
+            unsettled = True
+        elif theirs.ballot <= floor:
             return Verdict(below_floor=True)
-        wants_record = True
+        else:
+            wants_record = True
     bottom = max(theirs.more_below or 0, (mine.more_below if mine is not None else None) or 0)
     lacking, differing = weigh_rows(
         mine.rows if mine is not None else (), theirs.rows, expired=expired_of(mine, theirs), bottom=bottom
     )
     if not wants_record and not lacking:
-        return Verdict(suspect=suspect or differing)
+        return Verdict(suspect=suspect or differing, unsettled=unsettled)
     return Verdict(
+        unsettled=unsettled,
         install=Installed(
             slot,
             theirs.path,

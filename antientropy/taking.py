@@ -52,6 +52,11 @@ class Taken:
     wrong: set[str] = field(default_factory=set)
     overflowed: bool = False
 
+    @property
+    def is_open(self) -> bool:
+        """Whether something could not be taken over as it was."""
+        return bool(self.unsettled or self.below_floor or self.suspect or self.wrong or self.overflowed)
+
     def has_room(self) -> bool:
         """Whether another path may be noted."""
         if len(self.unsettled) + len(self.below_floor) + len(self.suspect) + len(self.wrong) < OPEN_MAX:

@@ -244,6 +244,7 @@ class Node:
             compare_every_s=config.repair.compare_every_s,
         )
         status.add_gauges(self._metrics)
+        parts.upkeep.add_counts(self._metrics)
 
         peer_host, peer_port = _host_port(config.peer.listen)
         peer_server = PeerServer(peer_host, peer_port, parts.replica, identity)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 
 from amberblob.clock import Clock
 from amberblob.config import RepairSection, RetentionSection
+from amberblob.metrics import Metrics
 from antientropy.retention import Retention
 from antientropy.scrub import Scrub
 from antientropy.step import Worker
@@ -28,6 +30,17 @@ class Upkeep:
     def workers(self) -> tuple[Worker, ...]:
         """All of them."""
         return (self.scrub, self.expirer, self.garbage)
+
+    def add_counts(self, metrics: Metrics) -> None:
+        """Show what they did since the start on ``/metrics``."""
+        for name, counts in (
+            ("scrub", self.scrub.counts),
+            ("retention", self.expirer.counts),
+            ("garbage", self.garbage.counts),
+        ):
+            for field in fields(counts):
+                text = f"Counted by {name} since the node started: {field.name.replace('_', ' ')}."
+                metrics.counted(f"amberblob_{name}_{field.name}", text, partial(getattr, counts, field.name))
 
 
 def upkeep_of(

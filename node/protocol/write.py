@@ -598,6 +598,10 @@ class WriteRound:
             if not self._tally.contested:
                 nudge = [Wait(0, self._token, contested=True)]
             self._tally.contested.add(node)
+            if node == self.hear and self.phase is Phase.PREPARING:
+                # It is to accept what comes of this: a ballot below its bar is of no use, and now the bar is known.
+                self._tally.out[node] = "refused: ballot"
+                return self._retry(contested=True)
         if reply.reason == "epoch" and reply.epoch > max(self.electorate.epoch, self._outdated_by):
             # A majority may still be had where it is not known yet, but a silent voter is not to be waited for.
             self._outdated_by = reply.epoch

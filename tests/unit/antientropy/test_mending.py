@@ -6,8 +6,9 @@ from msgspec.structs import replace
 
 from amberblob.ballot import BALLOT_ZERO, Ballot
 from amberblob.manifest import Record, Version
+from amberblob.mutations import Installed
 from amberblob.wire_repair import PathItem
-from antientropy.mending import NOTHING, elect, weigh
+from antientropy.mending import NOTHING, Verdict, elect, weigh
 from tests.unit.antientropy.kit import SLOT, ballot, delete, expire, put, row
 
 FIRST = put("p", None)
@@ -58,7 +59,15 @@ def test_a_record_that_is_only_known_to_be_chosen_there_is_marked_here():
 
 def test_a_higher_undecided_record_here_is_settled_first():
     verdict = weigh(SLOT, undecided(ballot(3), ONE), item(ballot(2), SECOND, TWO, ONE), BALLOT_ZERO)
-    assert verdict.unsettled and verdict.install is None
+    assert verdict.unsettled and verdict.install == Installed(SLOT, "p", None, None, (TWO,))
+
+
+def test_rows_of_a_path_that_is_being_written_are_taken_whatever_becomes_of_the_write():
+    verdict = weigh(SLOT, None, undecided(ballot(3), TWO, ONE), BALLOT_ZERO)
+    assert verdict.unsettled and verdict.install == Installed(SLOT, "p", None, None, (TWO, ONE))
+    assert weigh(SLOT, item(ballot(2), SECOND, TWO, ONE), undecided(ballot(3), TWO, ONE), BALLOT_ZERO) == Verdict(
+        unsettled=True
+    )
 
 
 def test_a_higher_undecided_record_there_is_settled_first():

@@ -345,3 +345,27 @@ async def test_a_copy_that_cannot_learn_below_its_floor_gets_it_by_a_round(made:
     await made.settle()
     assert made[3].register("q").record.head.version == 2
     assert await get(made[3], "q", consistency="local") == b"1"
+
+
+async def test_real_disks(tmp_path):
+    async with cluster(folder=tmp_path, request_timeout_s=10.0, peer_timeout_s=10.0) as made:
+        for number in range(4):
+            await put(made[1], "p", b"%d" % number)
+            await put(made[1], "q", content(STAGED, number))
+        await expire(made[1], "p", (1, 2))
+        await delete(made[2], "q")
+        await expire(made[2], "q", *ALL)
+        await made.settle()
+        for node in made:
+            assert await versions(node, "p") == [4, 3]
+            await no_such_version(look(node, "p", version=1))
+        assert await collect(made[3], "q")
+    async with cluster(folder=tmp_path, request_timeout_s=10.0, peer_timeout_s=10.0) as made:
+        for node in made:
+            assert await versions(node, "p") == [4, 3]
+            with pytest.raises(NotFound):
+                await look(node, "q")
+            await no_such_version(restore(node, "p", version=2))
+        assert (await put(made[1], "q", b"new", conditions=Conditions(absent=True))).version.version == 5
+        for node in made:
+            assert await versions(node, "q") == [5]

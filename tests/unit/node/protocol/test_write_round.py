@@ -709,3 +709,15 @@ def test_finish_again_of_nothing_writes_nothing():
     at = token(actions)
     round_.answer("a", at, promise("a"))
     assert ended(round_.answer("b", at, promise("b"))).record is None
+
+
+def test_who_must_be_heard_is_given_a_ballot_that_it_takes():
+    """Its floor is far above: without it the round would end, and it would learn nothing."""
+    round_, actions = begin(Finish(again=True), hear="c")
+    at = token(actions)
+    round_.answer("a", at, promise("a", OLD, OTHER, chosen=True))
+    round_.answer("b", at, promise("b", OLD, OTHER, chosen=True))
+    (wait,) = round_.answer("c", at, refuse("c", counter=70))
+    assert isinstance(wait, Wait) and wait.contested
+    prepares = sent(round_.wake(wait.token), Prepare)
+    assert prepares["c"].ballot.counter == 71
