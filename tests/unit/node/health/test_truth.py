@@ -73,7 +73,8 @@ async def suffer(made: Cluster, dice: random.Random) -> dict[str, bytes]:
 
 async def lacking(made: Cluster, bodies: dict[str, bytes]) -> list[str]:
     """What some node on its own has not: the newest record of each path, and its bytes. Looks at nothing that health looks at."""
-    found = []
+    found: list[str] = []
+    got: Any
     for path in PATHS:
         registers = {node.name: await node.store.load(made.slot(path), path) for node in made}
         if len({str(register.record) for register in registers.values()}) > 1:
