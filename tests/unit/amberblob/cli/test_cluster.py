@@ -252,7 +252,8 @@ def test_heal_waits_until_it_is_healed_and_says_lines_in_a_pipe(told, capsys):
     ]
 
 
-def test_heal_ends_when_what_differs_is_being_written(told, capsys):
+def test_heal_ends_when_what_differs_is_being_written(told, capsys, monkeypatch):
+    monkeypatch.setattr(healing, "LAG_S", 0.0)
     told.clusters = [cluster(row(0, "in-step")), cluster(row(0, "in-step", copies=[{"node": "node-1", "root": "ac"}]))]
     assert run(["cluster", "heal", "--wait"]) == 0
     assert capsys.readouterr().out == "healed: all 4 slots; 1 of them are being written, and lack nothing\n"
