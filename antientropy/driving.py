@@ -51,6 +51,10 @@ class Pace(Protocol):
         ...
 
 
+def nobody(mutation: Installed) -> None:
+    """Nobody wants to know."""
+
+
 class Unhurried:
     """A pace that only lets others have their turn."""
 
@@ -84,6 +88,7 @@ class World:
     Attributes:
         settle: finishes what may be chosen of a path.
         refresh: proposes a path's record again, above all floors.
+        installed: told of what was taken over; it must not raise.
     """
 
     store: ReplicaStore
@@ -93,6 +98,7 @@ class World:
     pace: Pace
     clock: Clock
     costs: Costs
+    installed: Callable[[Installed], None] = nobody
 
 
 class Running(Generic[T]):
@@ -165,8 +171,8 @@ class Running(Generic[T]):
                 return [store.peek(slot, path) or await store.load(slot, path) for path in paths]
             case OwnState(slot):
                 return store.slot_state(slot)
-            case Install(mutations):
-                return await self._install(mutations)
+            case Install(mutations, incarnation):
+                return await self._install(mutations, incarnation)
             case Flush():
                 return await store.durable(self._position)
             case CheckSums(slot):
@@ -194,15 +200,20 @@ class Running(Generic[T]):
         await self._world.pace.turn(asked + answered)
         return reply
 
-    async def _install(self, mutations: tuple[Installed | Synced, ...]) -> None:
+    async def _install(self, mutations: tuple[Installed | Synced, ...], incarnation: str) -> bool:
         store = self._world.store
+        if incarnation and any(store.slot_state(one.slot).incarnation != incarnation for one in mutations):
+            return False
         for mutation in mutations:
             if isinstance(mutation, Installed) and self._is_below_floor(mutation):
                 # Garbage was collected since the session looked.
                 continue
             self._position = max(self._position, store.apply(mutation))
             self._world.costs.installed += 1
+            if isinstance(mutation, Installed):
+                self._world.installed(mutation)
         await self._world.pace.turn(0)
+        return True
 
     def _is_below_floor(self, mutation: Installed) -> bool:
         if mutation.ballot is None or mutation.replace:

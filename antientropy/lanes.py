@@ -23,7 +23,9 @@ from antientropy.sync import Progress, SyncResult, sync
 log = structlog.get_logger(__name__)
 
 RETRY_FIRST_S = 10.0
-"""When a slot is compared again that could not be mended; each time twice as long, up to the ordinary interval."""
+"""When a slot is compared again that could not be mended; each time twice as long."""
+
+RETRY_MAX_S = 60.0
 
 SYNC_RETRY_S = 5.0
 """When a blank copy that cannot be filled now is tried again."""
@@ -179,7 +181,7 @@ class Compares(Lane[dict[int, Compared]]):
 
     def _again_later(self, peer: str, slot: int) -> None:
         _, delay_s = self._retries.get((peer, slot), (0.0, RETRY_FIRST_S / 2))
-        delay_s = min(2 * delay_s, self._every_s)
+        delay_s = min(2 * delay_s, RETRY_MAX_S, self._every_s)
         self._retries[peer, slot] = (self.now_s() + delay_s, delay_s)
 
     def failed(self, error: AmberError) -> None:
@@ -305,13 +307,16 @@ class Syncs(Lane[SyncResult]):
         if not due:
             return None
         self._slot = min(due)[1]
-        places = self._ground.places
+        places, progress = self._ground.places, self._blank[self._slot].progress
+        if not self._is_of(progress):
+            # The route, or the copy, changed since the last look.
+            self._looked_s = float("-inf")
+            return None
         voters = dict(places.voters(self._slot))
         # Not all blank copies of a node from the same peer.
         others = sorted(voters)
         turned = [others[(at + self._slot) % len(others)] for at in range(len(others))]
         order = sorted(turned, key=lambda peer: not places.reachable(peer))
-        progress = self._blank[self._slot].progress
         return sync(self._ground.node, progress, places.epoch(self._slot), voters, order)
 
     def _look(self) -> None:
@@ -320,13 +325,21 @@ class Syncs(Lane[SyncResult]):
         for slot in self._ground.places.slots():
             if not self._ground.is_named(slot) or not self._ground.is_blank(slot):
                 continue
-            incarnation = self._ground.store.slot_state(slot).incarnation
-            since = self._ground.places.since(slot)
             known = self._blank.get(slot)
-            if known is None or (known.progress.incarnation, known.progress.since) != (incarnation, since):
-                known = _Blank(Progress(slot, incarnation, since))
+            if known is None or not self._is_of(known.progress):
+                incarnation = self._ground.store.slot_state(slot).incarnation
+                known = _Blank(Progress(slot, incarnation, self._ground.places.since(slot)))
             found[slot] = known
         self._blank = found
+
+    def _is_of(self, progress: Progress) -> bool:
+        """Whether this was read for the copy that is here, and that the route names now."""
+        slot = progress.slot
+        return (
+            self._ground.is_named(slot)
+            and self._ground.store.slot_state(slot).incarnation == progress.incarnation
+            and self._ground.places.since(slot) == progress.since
+        )
 
     def ended(self, result: SyncResult) -> None:
         blank = self._blank.get(self._slot)

@@ -86,9 +86,13 @@ class OwnState:
 
 @dataclass(frozen=True, slots=True)
 class Install:
-    """Apply these; few. A record at or below the slot's ballot floor by now is left out."""
+    """Apply these; few. A record at or below the slot's ballot floor by now is left out.
+
+    With ``incarnation`` only if the copy is still that one; answered with whether it was.
+    """
 
     mutations: tuple[Installed | Synced, ...]
+    incarnation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,10 +219,17 @@ def own_state(slot: int) -> Steps[SlotState]:
     return state
 
 
-def install(mutations: Sequence[Installed | Synced]) -> Steps[None]:
+def install(mutations: Sequence[Installed]) -> Steps[None]:
     """Apply these, a few at a time."""
     for few in by_few(mutations, INSTALL_FEW):
         yield Install(few)
+
+
+def make_voter(incarnation: str, done: Synced) -> Steps[bool]:
+    """Say, durably, that the copy of this incarnation is filled; False: it was lost meanwhile."""
+    still: bool = yield Install((done,), incarnation)
+    yield Flush()
+    return still
 
 
 def flush() -> Steps[None]:

@@ -18,7 +18,7 @@ from amberblob.ballot import BALLOT_ZERO, Ballot
 from amberblob.errors import PeerError
 from amberblob.mutations import Synced
 from amberblob.wire_repair import ItemsReply, PullSlot
-from antientropy.needs import Steps, ask, checked_page, flush, install, pull_paths
+from antientropy.needs import Steps, ask, checked_page, make_voter, pull_paths
 from antientropy.taking import Copy, Taken, refresh_all, settle_all, take
 
 
@@ -110,9 +110,8 @@ def sync(
         max(walk.ballot_floor for walk in walks),
         max(walk.version_floor for walk in walks),
     )
-    yield from install([done])
-    yield from flush()
-    return SyncResult()
+    still = yield from make_voter(progress.incarnation, done)
+    return SyncResult(why="" if still else "the copy was lost while it was filled")
 
 
 def _known(progress: Progress, peer: str, incarnation: str) -> Walk:

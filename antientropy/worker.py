@@ -5,16 +5,18 @@ found damaged here), *sync* (copies that began blank have no vote before), *comp
 
 Compares happen soon after the start, when a peer comes back (a little later: who was away has more to find, and
 begins at once), when follow cannot go on, when somebody asks, and every ten minutes. What could not be mended is tried again
-sooner than that, at growing intervals.
+sooner than that, at growing intervals, up to a minute.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from amberblob.clock import Clock, Randomness
 from amberblob.errors import NotReady
-from antientropy.driving import Call, Costs, Finish, Pace, World
+from amberblob.mutations import Installed
+from antientropy.driving import Call, Costs, Finish, Pace, World, nobody
 from antientropy.ground import Ground, Places
 from antientropy.lanes import Compares, Follows, Remakes, Syncs
 from antientropy.step import Did
@@ -36,6 +38,7 @@ class Repairer:
         call: asks another node.
         settle: finishes what may be chosen of a path (slot, path) with an ordinary round.
         refresh: proposes a path's record again, above all floors.
+        installed: told of everything that was taken over; it must not raise.
         follow_every_s, compare_every_s: how often.
 
     Attributes:
@@ -56,6 +59,7 @@ class Repairer:
         pace: Pace,
         clock: Clock,
         randomness: Randomness,
+        installed: Callable[[Installed], None] = nobody,
         follow_every_s: float = FOLLOW_EVERY_S,
         compare_every_s: float = COMPARE_EVERY_S,
     ) -> None:
@@ -64,7 +68,16 @@ class Repairer:
         self._ground = Ground(places, store, clock)
         self._clock = clock
         self._randomness = randomness
-        world = World(store=store, call=call, settle=settle, refresh=refresh, pace=pace, clock=clock, costs=self.costs)
+        world = World(
+            store=store,
+            call=call,
+            settle=settle,
+            refresh=refresh,
+            pace=pace,
+            clock=clock,
+            costs=self.costs,
+            installed=installed,
+        )
         self._compares = Compares(self._ground, world, compare_every_s, randomness)
         self._follows = Follows(self._ground, world, self._compares, follow_every_s)
         self._remakes = Remakes(self._ground, world)
@@ -108,6 +121,13 @@ class Repairer:
             self._compares.all_at(peer, now_s)
         self._follows.now()
         self._syncs.now()
+        self.wake.set()
+
+    def compare_soon(self, slot: int) -> None:
+        """Compare one slot with all others at once: somebody saw that it lacks something."""
+        for peer, slots in self._ground.shared().items():
+            if slot in slots:
+                self._compares.want(peer, {slot})
         self.wake.set()
 
     def found_wrong(self, slot: int, path: str) -> None:

@@ -14,6 +14,7 @@ from amberblob.clock import Clock, HybridClock, Randomness
 from amberblob.config import RepairSection, RetentionSection
 from amberblob.ids import UlidMint
 from amberblob.limits import INLINE_BYTES_MAX
+from amberblob.mutations import Installed
 from amberblob.wire_repair import AskHealth, HealthReply
 from antientropy.driving import Unhurried
 from antientropy.step import Worker
@@ -122,6 +123,18 @@ def assemble(
     lookup = Lookup(coordinator, routing, store)
     reading = Reading(coordinator, routing, store, puller)
     puller.source = reading
+
+    def installed(mutation: Installed) -> None:
+        if mutation.rows or mutation.record is not None:
+            puller.look_again()
+        register = store.peek(mutation.slot, mutation.path)
+        if register is not None and register.chosen:
+            resolver.decided(mutation.slot, mutation.path)
+
+    def heal() -> None:
+        resolver.hurry()
+        repairer.heal_now()
+
     repairer = Repairer(
         places=RoutedPlaces(routing, peers),
         store=store,
@@ -131,6 +144,7 @@ def assemble(
         pace=Unhurried(),
         clock=clock,
         randomness=randomness,
+        installed=installed,
         follow_every_s=repair.follow_every_s,
         compare_every_s=repair.compare_every_s,
     )
@@ -149,7 +163,8 @@ def assemble(
     def own(ask: AskHealth) -> HealthReply:
         return own_health(store, routing, facts, now_ms=clock.wall_ms(), first=ask.first)
 
-    repairs.health, repairs.heal, repairs.found_wrong = own, repairer.heal_now, repairer.found_wrong
+    repairs.health, repairs.heal = own, heal
+    repairs.compare, repairs.found_wrong = repairer.compare_soon, repairer.found_wrong
     return Parts(
         peers=peers,
         replica=replica,

@@ -35,6 +35,9 @@ NOW_PATIENCE_S = 2.0
 """How long a COMMIT waits for bytes; well below the time that its coordinator waits for the answer."""
 LOOK_AGAIN_S = 5.0
 """How often the tables are looked through when nobody said that there is something new."""
+LOOK_SOON_S = 0.5
+TOLD_S = 12.0
+"""So long after it was said that there is something new they are looked through more often: no row waits longer in memory."""
 FAILURES_MAX = 100_000
 
 
@@ -77,7 +80,7 @@ class Puller:
         self._failed: OrderedDict[str, _Failed] = OrderedDict()
         self._nowhere: Counter[int] = Counter()
         self._unlooked: list[int] = []
-        self._look_at_s = float("-inf")
+        self._look_at_s = self._told_until_s = float("-inf")
         self._staging: dict[str, asyncio.Task[None]] = {}
         self._noting: dict[str, asyncio.Task[None]] = {}
 
@@ -153,8 +156,9 @@ class Puller:
         task.add_done_callback(partial(self._noted, blob_id))
 
     def look_again(self) -> None:
-        """Look through the tables soon: rows came that may lack their bytes."""
+        """Look through the tables soon: rows came that may lack their bytes. They reach the tables within some seconds."""
         self._look_at_s = float("-inf")
+        self._told_until_s = self._clock.monotonic_s() + TOLD_S
         self.wake.set()
 
     async def _note(self, slot: int, blob_id: str, damaged: bool) -> None:
@@ -193,7 +197,7 @@ class Puller:
         if not self._unlooked:
             if now_s < self._look_at_s:
                 return Did.NOTHING
-            self._look_at_s = now_s + LOOK_AGAIN_S
+            self._look_at_s = now_s + (LOOK_SOON_S if now_s < self._told_until_s else LOOK_AGAIN_S)
             self._unlooked = [slot for slot in self._store.slots() if self._store.tally(slot).wanted]
             if not self._unlooked:
                 return Did.NOTHING

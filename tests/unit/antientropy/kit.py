@@ -6,14 +6,14 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from amberblob.ballot import Ballot, Register
+from amberblob.ballot import BALLOT_ZERO, Ballot, Register
 from amberblob.errors import PeerUnreachable, QuorumUnavailable
 from amberblob.ids import content_hash
 from amberblob.manifest import ChunkRef, Ranges, Record, Version, merge_ranges
 from amberblob.mutations import Accepted, Chosen
 from amberblob.wire import RefusalReason, Reply, decode_reply, decode_request, encode
 from amberblob.wire_repair import RepairRequest
-from antientropy.answers import answer
+from antientropy.answers import Asked, answer
 from antientropy.compare import Compared, compare
 from antientropy.driving import Costs, Running, World
 from antientropy.needs import Steps
@@ -137,7 +137,7 @@ class Replica:
     wrong: list[tuple[int, str]] = field(default_factory=list)
     standing: dict[int, RefusalReason] = field(default_factory=dict)
     away: bool = False
-    asked: list[RepairRequest] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
     """What others asked of it."""
 
 
@@ -169,7 +169,9 @@ class Cluster:
 
     # -- history
 
-    def accept(self, at: int, path: str, number: Ballot, record: Record, *, slot: int = SLOT, body: bool = True) -> None:
+    def accept(
+        self, at: int, path: str, number: Ballot, record: Record, *, slot: int = SLOT, body: bool = True
+    ) -> None:
         added = record.added
         data = body_of(path, added.version) if added is not None and body else None
         self[at].apply(Accepted(slot, path, number, record, data))
@@ -195,6 +197,7 @@ class Cluster:
             raise PeerUnreachable(f"{node} is away")
         # As the wire has it: what cannot be encoded is found here.
         asked = decode_request(encode(request))
+        assert isinstance(asked, Asked)
         replica.asked.append(asked)
         told = await answer(
             replica.store,
@@ -213,15 +216,15 @@ class Cluster:
         if self.lazy:
             turn = self.rounds_held % len(voting)
             voting = [*voting[turn:], *voting[:turn]][: self.majority]
-        registers = [replica.store.peek(slot, path) for replica in voting]
+        registers = [await replica.store.load(slot, path) for replica in voting]
         best = max(
-            (register for register in registers if register is not None and register.accepted is not None),
-            key=lambda register: register.accepted,
+            (register for register in registers if register.accepted is not None),
+            key=lambda register: register.accepted or BALLOT_ZERO,
             default=None,
         )
         if best is None or best.accepted is None or best.record is None:
             return
-        decided = any(register.chosen for register in registers if register and register.accepted == best.accepted)
+        decided = any(register.chosen for register in registers if register.accepted == best.accepted)
         number = best.accepted
         if again or not decided:
             self.counter += 1
@@ -229,9 +232,7 @@ class Cluster:
             self.counter = max(self.counter, floor.counter + 1)
             number = Ballot(max(EPOCH, floor.epoch), self.counter, "n0", ulid(self.counter))
             for replica in voting:
-                replica.store.apply(
-                    Accepted(slot, path, number, best.record, self._body(path, best.record))
-                )
+                replica.store.apply(Accepted(slot, path, number, best.record, self._body(path, best.record)))
         for replica in voting:
             if number > replica.store.slot_state(slot).ballot_floor:
                 replica.store.apply(Chosen(slot, path, number, best.record))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amberblob.manifest import Record, covers
 from amberblob.mutations import Forgotten
-from tests.unit.antientropy.kit import SLOT, Cluster, ballot, body_of, delete, expire, put
+from tests.unit.antientropy.kit import SLOT, Cluster, ballot, delete, expire, put
 
 AGES = ("all", "none", "stale", "jumped", "unlearnt")
 """What a replica has of a path: everything; nothing; up to some write; the same and then the last one by LEARN; everything, but
@@ -41,9 +40,7 @@ def plans(count: int) -> st.SearchStrategy[Plan]:
         Plan,
         first=st.integers(1, 900),
         ops=ops.map(lambda more: ("put", *more)),
-        ages=st.lists(
-            st.tuples(st.sampled_from(AGES), st.integers(0, 5)), min_size=count, max_size=count
-        ).map(tuple),
+        ages=st.lists(st.tuples(st.sampled_from(AGES), st.integers(0, 5)), min_size=count, max_size=count).map(tuple),
         undecided=replicas,
         collected=replicas,
         rot=st.sampled_from(("", "", *ROT)),
@@ -178,11 +175,7 @@ def check_path(cluster: Cluster, found, path: str, records: list[Record], plan: 
     if whole:
         assert record.revision >= last.revision, f"{path} went back"
         held = {row.version for row in rows}
-        every = {
-            number
-            for number in range(1, last.version_max + 1)
-            if not covers(record.expired, number)
-        }
+        every = {number for number in range(1, last.version_max + 1) if not covers(record.expired, number)}
         assert every & held_anywhere(plan, records, count) <= held, f"{path} lost rows"
     assert not any(covers(record.expired, row.version) for row in rows), f"expired rows of {path} are back"
 

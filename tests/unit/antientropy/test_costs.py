@@ -11,7 +11,7 @@ from antientropy import answers
 from antientropy import compare as comparing
 from antientropy.compare import Compared
 from antientropy.needs import OwnFingerprints, own_fingerprints
-from tests.unit.antientropy.kit import EPOCH, Cluster, ballot, put, row
+from tests.unit.antientropy.kit import Cluster, ballot, put, row
 
 SLOTS = tuple(range(16))
 
@@ -123,4 +123,3 @@ async def test_a_bucket_too_large_to_be_told_is_asked_for_as_a_whole(monkeypatch
 def test_the_vocabulary_is_data():
     steps = own_fingerprints(3, [1, 2])
     assert next(steps) == OwnFingerprints(3, (1, 2))
-    assert EPOCH

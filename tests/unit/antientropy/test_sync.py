@@ -48,9 +48,7 @@ class Plan:
 def worlds(draw):
     count = draw(st.integers(2, 5))
     nodes = st.lists(st.integers(0, count - 1), max_size=count, unique=True).map(tuple)
-    quorums = st.lists(
-        st.integers(0, count - 1), min_size=count // 2 + 1, max_size=count, unique=True
-    ).map(tuple)
+    quorums = st.lists(st.integers(0, count - 1), min_size=count // 2 + 1, max_size=count, unique=True).map(tuple)
     plan = st.integers(1, 3).flatmap(
         lambda writes: st.builds(
             Plan,
@@ -193,3 +191,30 @@ def test_how_many_have_to_be_read():
     for voters in range(2, 9):
         # Whatever a majority accepted, one of those that are read has it, also if the copy that was lost was one of them.
         assert needed(voters) + (voters // 2 + 1) - 1 > voters - 1
+
+
+async def test_what_was_undecided_is_finished_and_taken_over():
+    cluster = Cluster(3)
+    record = put("p", None)
+    cluster.write("p", record, ballot(1))
+    cluster.accept(1, "p", ballot(2), put("p", record))
+    progress = lose(cluster)
+    assert not (await fill(cluster, progress)).why
+    assert cluster.rounds_held == 1
+    assert len(cluster.roots()) == 1 and cluster.register(0, "p").record.version_max == 2
+
+
+async def test_a_copy_that_is_lost_again_meanwhile_is_not_said_to_be_filled():
+    cluster = Cluster(3)
+    cluster.write("p", put("p", None), ballot(1))
+    progress = lose(cluster)
+    voters = cluster.voters()
+
+    async def lose_again(node: str, request: object) -> None:
+        if node == "n2":
+            cluster[0].lose_slot(SLOT, ulid(79))
+
+    cluster.before_call = lose_again
+    result = await cluster.run(0, sync("n0", progress, SINCE, voters, sorted(voters)))
+    assert "lost" in result.why
+    assert cluster[0].slot_state(SLOT).synced_epoch == 0
