@@ -157,6 +157,7 @@ def assemble(
         retention=retention,
         found_wrong=repairer.found_wrong,
         bytes_wanted=puller.look_again,
+        compared_ms=repairer.compared_ms,
     )
     facts = Facts(undecided=resolver, compared=repairer, fetched=puller, scrubbed=upkeep.scrub)
 
