@@ -11,8 +11,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 
 from sim.model.mutants import BY_NAME, MUTANTS, SEEDS_MAX, hunt
-from sim.model.run import Outcome, run_seed
-from sim.model.shape import KINDS_ALL
+from sim.model.run import Outcome, run_all, run_seed
+from sim.model.shape import KINDS_ALL, KINDS_APART, Kind
 
 CHUNK = 250
 """Seeds per piece of work."""
@@ -138,19 +138,23 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 # ---- many seeds
 
 
-def _piece(first: int, count: int) -> tuple[Counter[str], list[int]]:
+Bad = tuple[int, Kind]
+"""A seed that failed, or could not be judged, and the kind of world that it was."""
+
+
+def _piece(first: int, count: int) -> tuple[Counter[str], list[Bad]]:
     """Run some seeds; what happened, and those that failed or could not be judged."""
     counts: Counter[str] = Counter()
-    bad: list[int] = []
+    bad: list[Bad] = []
     for seed in range(first, first + count):
-        outcome = run_seed(seed)
-        counts.update(outcome.counts)
-        if outcome.faults or outcome.given_up:
-            bad.append(seed)
+        for outcome in run_all(seed):
+            counts.update(outcome.counts)
+            if outcome.faults or outcome.given_up:
+                bad.append((outcome.seed, outcome.kind))
     return counts, bad
 
 
-def _pieces(first: int, seeds: int, jobs: int) -> Iterator[tuple[Counter[str], list[int]]]:
+def _pieces(first: int, seeds: int, jobs: int) -> Iterator[tuple[Counter[str], list[Bad]]]:
     todo = [(start, min(CHUNK, first + seeds - start)) for start in range(first, first + seeds, CHUNK)]
     if jobs <= 1:
         for start, count in todo:
@@ -169,7 +173,7 @@ def _proof(first: int, seeds: int, jobs: int) -> int:
     """Run the seeds without any shortcut: nothing may be wrong, and everything must have happened."""
     began = time.monotonic()
     counts: Counter[str] = Counter()
-    bad: list[int] = []
+    bad: list[Bad] = []
     for some, failed in _pieces(first, seeds, jobs):
         counts.update(some)
         bad += failed
@@ -181,8 +185,8 @@ def _proof(first: int, seeds: int, jobs: int) -> int:
     done = sum(count for name, count in counts.items() if name.startswith("seeds: "))
     print(f"{done} seeds in {took:.1f} s, {done / max(took, 1e-9):.0f} a second")
     if bad:
-        seed = min(bad)
-        _show(run_seed(seed, tracing=True), events=True)
+        seed, kind = min(bad)
+        _show(run_seed(seed, only=kind if kind in KINDS_APART else None, tracing=True), events=True)
         return 1
     missing = [name for name in MUST_HAPPEN if not counts[name]]
     if missing and seeds >= COVERAGE_SEEDS_MIN:
