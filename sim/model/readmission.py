@@ -112,20 +112,11 @@ def readmit(node: Node, route: Route) -> Generator[Wait, Any, None]:
     fresh = Copy(world.mint(node.number), node.route, world.rules, heeds_next=node.heeds_next, readmitted=True)
     node.copy = fresh
     yield world.random.random() * min(1.0, world.shape.page_delay)
-    early: list[tuple[int, Ballot, int]] = []
-    if not world.rules.readmissions_await_route:
-        for path in range(world.shape.paths):
-            told = yield from _page(node, fresh, path)
-            if told is None:
-                return
-            early.append(told)
     voters = tuple(fresh.number if node_of(voter) == node.number else voter for voter in route.voters)
     wanted = following(world.rules, route, voters, None, route.learners, fresh.number)
     if node.copy is fresh and world.registry.change(route, wanted):
         world.counts["copies readmitted"] += 1
         node.meet(wanted)
-        if early:
-            fresh.become_synced(wanted.epoch, max(told[1] for told in early), max(told[2] for told in early))
 
 
 def fill(node: Node, copy: Copy) -> Generator[Wait, Any, bool]:
@@ -164,7 +155,7 @@ def _page(node: Node, copy: Copy, path: int) -> Generator[Wait, Any, tuple[int, 
     for _ in range(PAGE_TRIES):
         yield _pause(node)
         route = node.route
-        if node.copy is not copy or (copy.number not in route.told and rules.readmissions_await_route):
+        if node.copy is not copy or copy.number not in route.told:
             return None
         sources = tuple(voter for voter in route.voters if voter != copy.number)
         needed = len(route.voters) // 2 + (1 if rules.readmissions_ask_majority else 0)

@@ -103,8 +103,6 @@ class Rules:
     """Whoever answers with a page has durably left the epochs below."""
     readmissions_ask_majority: bool = True
     """Each page is read from a majority of the voters. Off: from one copy less."""
-    readmissions_await_route: bool = True
-    """Pages count that were read after the route named the copy. Off: it reads them first, in the epoch before."""
     mute_ones_show_nothing: bool = True
     """A mute copy is none of the majority that another is synced from. Off: it is."""
     mute_ones_hear_nothing: bool = True

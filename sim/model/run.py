@@ -19,7 +19,7 @@ from sim.model.shape import KINDS_APART, Ask, Kind, Shape
 from sim.model.values import node_of
 from sim.model.world import Node, Process, World
 
-APART = 15
+APART = 20
 """Of so many seeds, one has a second world, of a kind of :data:`~sim.model.shape.KINDS_APART`."""
 
 SETTLE = 40.0

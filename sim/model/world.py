@@ -431,6 +431,8 @@ class World:
 
     def _lose_disk(self, node: Node) -> None:
         self.counts["disks lost"] += 1
+        if any(map(self.is_mute, self.registry.route.voters)):
+            self.counts["disks lost while a copy was mute"] += 1
         self.note("node %d loses its disk", node.number)
         assert node.copy is not None
         node.candidate = None
