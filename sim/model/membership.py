@@ -10,7 +10,8 @@ old one. Members are **copies**: a node together with an incarnation.
     higher by one. So an epoch names one route, for ever.
  2. Allowed changes: STABLE(V) → STABLE(V) with other learners; STABLE(V) → JOINT(V, V'); JOINT(V, V') → STABLE(V')
     (*FINAL*, rule 9); JOINT(V, V') → STABLE(V) (*abort*, at any time, without conditions). Two different sets of voters
-    never follow each other without a JOINT epoch of both.
+    never follow each other without a JOINT epoch of both. (One exception has rules of its own: a copy that lost its memory, and its
+    successor on the same node, :mod:`sim.model.readmission`.)
  3. Whoever changes routes keeps nothing. Each step may be the last one of its operator; the next one, here or elsewhere,
     reads the route and goes on from there. Two at once cost nothing but the loser's effort.
 
