@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 
 from sim.model.mutants import BY_NAME, MUTANTS, SEEDS_MAX, hunt
-from sim.model.run import Outcome, run_all, run_seed
+from sim.model.run import APART, Outcome, run_all, run_seed
 from sim.model.shape import KINDS_ALL, KINDS_APART, Kind
 
 CHUNK = 250
@@ -117,7 +117,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "collection, and a history that is judged (linearizable, no version lost or given twice, progress afterwards).",
         epilog="A seed that fails prints its history and exits 1; look closer with --seed N --trace.",
     )
-    parser.add_argument("--seeds", type=int, default=10_000, metavar="N", help="how many seeds (default: %(default)s)")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help=f"how many seeds (default: %(default)s); one of {APART} has a second world, of the kind {', '.join(KINDS_APART)}",
+    )
     parser.add_argument("--first", type=int, default=1, metavar="N", help="the first of them (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (default: %(default)s)")
     parser.add_argument(

@@ -120,7 +120,7 @@ TWO_MUTE: dict[str, Any] = {
 COLLECTED_AND_LOST: dict[str, Any] = {
     **OFTEN_COLLECTED,
     **OFTEN_LOST,
-    "calls": 24,
+    "calls": 18,
     "paths": 1,
     "tidy": 1.0,
     "deaf": 0.0,
