@@ -36,6 +36,9 @@ class Shape:
         retries: how many tries a client gives a write.
         think_s: a client's mean pause between operations.
         staged: the part of all bodies that are too large to travel in messages.
+        routes_late_s: how late a node hears of a change of the routes, on average.
+        expires: superseded and deleted versions are collected after ``keep_s``, and the stubs of deleted paths. Then clients
+            do nothing that needs old versions: what they would be told is a matter of time.
     """
 
     nodes: int
@@ -64,6 +67,13 @@ class Shape:
     open_databases_max: int
     linger_s: float
     body_cache_bytes: int
+    follow_every_s: float
+    compare_every_s: float
+    scrub_s: float
+    routes_late_s: float
+    expires: bool
+    keep_s: float
+    keep_versions: int
 
     @classmethod
     def draw(cls, random: Random, operations: int) -> Shape:
@@ -101,6 +111,13 @@ class Shape:
             open_databases_max=random.choice((1, 2, 8)),
             linger_s=random.choice((0.05, 1.0, 8.0)),
             body_cache_bytes=random.choice((0, 5_000, 1 << 20)),
+            follow_every_s=random.choice((0.5, 5.0)),
+            compare_every_s=random.choice((2.0, 20.0)),
+            scrub_s=random.choice((5.0, 120.0)),
+            routes_late_s=random.choice((0.01, 0.3, 3.0)),
+            expires=random.random() < 0.3,
+            keep_s=random.choice((0.0, 0.0, 2.0)),
+            keep_versions=random.choice((0, 0, 1, 2)),
         )
 
     def __str__(self) -> str:
@@ -115,5 +132,6 @@ KINDS = {
     "delete": {"put": 4, "delete": 3, "delete-version": 3, "restore": 1, "read": 3, "read-version": 1, "read-all": 1},
     "restore": {"put": 4, "delete": 3, "delete-version": 2, "restore": 5, "read": 3, "read-version": 1, "read-all": 1},
     "read": {"put": 4, "delete": 1, "delete-version": 0, "restore": 0, "read": 7, "read-version": 1, "read-all": 1},
+    "expiring": {"put": 5, "delete": 3, "read": 5},
     "mixed": {"put": 5, "delete": 1, "delete-version": 1, "restore": 1, "read": 3, "read-version": 1, "read-all": 1},
 }
