@@ -176,19 +176,20 @@ async def _sound(
     store: ReplicaStore, slot: int, items: list[PathItem], found_wrong: Callable[[int, str], None]
 ) -> list[PathItem]:
     """The items without those that rotted here: who lacks a path would take them for right, and outvote who has it."""
-    doubtful = await _unlike_digest(store, slot, items)
+    doubtful = await unlike_digest(store, slot, items)
     if doubtful:
         # Read again: it may have changed between the two looks.
         paths = [item.path for item in doubtful]
         again = {item.path: item for item in await store.items(slot, paths)}
         items = [again.get(item.path, item) for item in items]
-        for item in await _unlike_digest(store, slot, list(again.values())):
+        for item in await unlike_digest(store, slot, list(again.values())):
             found_wrong(slot, item.path)
             items.remove(item)
     return items
 
 
-async def _unlike_digest(store: ReplicaStore, slot: int, items: list[PathItem]) -> list[PathItem]:
+async def unlike_digest(store: ReplicaStore, slot: int, items: list[PathItem]) -> list[PathItem]:
+    """Those of the own items that are not what their digest was made of, or have changed meanwhile."""
     whole = [item for item in items if item.more_below is None]
     if not whole:
         return []
