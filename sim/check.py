@@ -67,6 +67,8 @@ async def judge(world: World) -> None:
     await _listings(world)
     await _rows(world)
     for machine in world.machines:
+        machine.count()
+    for machine in world.machines:
         lost = {slot.slot for slot in machine.store.lost_slots} if machine.store is not None else set()
         if lost - machine.disk.damaged:
             raise Violation(

@@ -166,10 +166,21 @@ class Machine:
         parts.start_workers()
         self.parts = parts
 
+    def count(self) -> None:
+        """Tell the world what the upkeep of this life did."""
+        if self.parts is not None:
+            upkeep, fired = self.parts.upkeep, self.disk.fired
+            fired["paths expired"] += upkeep.expirer.counts.paths_expired
+            fired["stubs collected"] += upkeep.expirer.counts.stubs_collected
+            fired["blobs swept"] += upkeep.garbage.counts.blobs
+            fired["slots scrubbed"] += upkeep.scrub.counts.slots_checked
+            fired["bytes repaired"] += self.parts.puller.received_bytes
+
     def kill(self, *, power: bool) -> None:
         """End the process at this very moment; with ``power``, what was not synced is at risk too."""
         process = self.process
         assert process is not None and process.alive
+        self.count()
         process.alive = False
         self.disk.crash(power=power)
         self._loop.kill(process)

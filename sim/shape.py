@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from random import Random
 from typing import Any
 
@@ -25,6 +25,9 @@ FAULTS = (
     "database damage",
     "bad network",
 )
+
+FAULTS_OF_COPIES = ("new disk", "registry down")
+"""Drawn after all others, so that the worlds of older seeds stay what they were but for these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +87,7 @@ class Shape:
         known = tuple(fault for fault in FAULTS if random.random() < 0.45) or (random.choice(FAULTS),)
         # A copy whose database was lost does not vote again before it is rebuilt: nobody may be wanted whom there is not.
         votes = replicas - ("database damage" in known)
-        return cls(
+        shape = cls(
             nodes=nodes,
             replicas=replicas,
             slots=random.choice((1, 2, 4)),
@@ -118,6 +121,15 @@ class Shape:
             expires=random.random() < 0.3,
             keep_s=random.choice((0.0, 0.0, 2.0)),
             keep_versions=random.choice((0, 0, 1, 2)),
+        )
+        more = tuple(fault for fault in FAULTS_OF_COPIES if random.random() < 0.3)
+        if "new disk" in more:
+            votes = replicas - 1
+        return replace(
+            shape,
+            faults=(*known, *more),
+            write_quorum=min(shape.write_quorum, votes),
+            read_quorum=min(shape.read_quorum, votes),
         )
 
     def __str__(self) -> str:
