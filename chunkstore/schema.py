@@ -61,7 +61,7 @@ CREATE TABLE wanted (                                  -- versions whose bytes a
   blob_id TEXT PRIMARY KEY, path TEXT NOT NULL, version INTEGER NOT NULL, bytes INTEGER NOT NULL,
   damaged INTEGER NOT NULL                             -- 1: they were here and failed their hash
 ) WITHOUT ROWID;
-CREATE INDEX idx_wanted_bytes ON wanted(bytes);
+CREATE INDEX idx_wanted_order ON wanted(bytes, path, version);
 CREATE TABLE garbage (                                 -- blobs whose rows have expired: their files are to go
   blob_id TEXT PRIMARY KEY, at_ms INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE memos (name TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
