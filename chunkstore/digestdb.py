@@ -62,15 +62,15 @@ def rebuild(connection: sqlite3.Connection) -> tuple[bytes, int]:
         if not page:
             return shifted(NO_SUMS, deltas), objects
         last = page[-1][0]
-        digests: list[tuple[bytes | None, str]] = []
+        digests: list[tuple[bytes | None, bytes | None, str]] = []
         for path, accepted, record, chosen in page:
             register = register_of(accepted, record, chosen)
             objects += register.record is not None
             digest = path_digest(connection, path, register)
-            digests.append((stored(digest), path))
+            digests.append((stored(digest), stored(register_term(path, register)), path))
             bucket = bucket_of(path)
             deltas[bucket] = deltas.get(bucket, 0) + digest
-        connection.executemany("UPDATE registers SET digest = ? WHERE path = ?", digests)
+        connection.executemany("UPDATE registers SET digest = ?, term = ? WHERE path = ?", digests)
 
 
 def sums_of_paths(connection: sqlite3.Connection) -> bytes:

@@ -64,7 +64,12 @@ async def test_digests_are_made_beside_a_row_that_cannot_be_read(kit, tmp_path: 
     for path in ("a", "b"):
         await kit.put(store, SLOT, path)
     await store.settle([SLOT])
-    await _execute(store, f"UPDATE blobs SET {rot} WHERE path = 'a'", "DELETE FROM bucket_sums", "UPDATE registers SET digest = NULL")
+    await _execute(
+        store,
+        f"UPDATE blobs SET {rot} WHERE path = 'a'",
+        "DELETE FROM bucket_sums",
+        "UPDATE registers SET digest = NULL",
+    )
     await store.close()
     store = await kit.open(tmp_path / "d")
     assert store.lost_slots == [], "the other paths go on"
