@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -101,6 +102,7 @@ class SlotDatabase:
             with self.transaction():
                 sums, objects = digestdb.rebuild(self.connection)
                 self.write_sums(sums)
+                self._want_absent_files()
                 self.tally = replace(self.tally, objects=objects)
                 self.write_meta(self.state, self.applied)
             if objects:
@@ -109,6 +111,19 @@ class SlotDatabase:
         else:
             self.sums = found[0]
         self._recount()
+
+    def _want_absent_files(self) -> None:
+        """Older software noted a record that it heard of without its bytes as one that has them: a look at the names tells.
+
+        (A folder that is there and lacks a chunk is found by scrub.)
+        """
+        try:
+            here = set(os.listdir(self.path.parent / "blobs"))
+        except FileNotFoundError:
+            here = set()
+        query = "SELECT blob_id, path, version, size FROM blobs WHERE inline = 0 AND size > 0"
+        absent = [row for row in self.connection.execute(query) if row[0] not in here]
+        self.connection.executemany("INSERT OR IGNORE INTO wanted VALUES (?, ?, ?, ?, 0)", absent)
 
     def _recount(self) -> None:
         count, size_bytes, damaged = self.connection.execute(

@@ -495,6 +495,9 @@ def test_a_database_of_the_first_version_gets_its_digests(tmp_path: Path):
     new.apply(Accepted(SLOT, "undecided", ballot, record, BODY), Chosen(SLOT, "missing", missing_ballot, missing))
     new.check()
     tally = new.database.tally
+    for version in new.rows().values():
+        if not version.inline:
+            (tmp_path / "blobs" / version.blob_id).mkdir(parents=True)
     new.database.close()
     old = tmp_path / "old.sqlite3"
     with closing(sqlite3.connect(old, isolation_level=None)) as connection:

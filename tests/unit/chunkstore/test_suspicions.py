@@ -10,8 +10,8 @@ import pytest
 
 from amberblob.errors import DiskFailed, DiskFull
 from amberblob.ids import content_hash
-from amberblob.manifest import ChunkRef, Version
-from amberblob.mutations import Installed
+from amberblob.manifest import ChunkRef, Record, Version, WriteMark
+from amberblob.mutations import Chosen, Installed
 from chunkstore import DiskStore
 from chunkstore.doctor import examine
 from tests.unit.chunkstore.disk_faults import FaultyOps
@@ -123,3 +123,22 @@ async def test_the_folders_of_a_slot_are_made_by_a_thread_and_their_errors_are_t
     if kind is DiskFull:
         await store.install_blobs(SLOT, [(version, body)])
         assert await store.wanted(SLOT, 10) == []
+
+
+async def test_what_an_old_disk_never_got_is_wanted_after_the_upgrade(kit, tmp_path: Path):
+    """Software before the digests called a blob REFERENCED when it heard of the record, whether or not the bytes came."""
+    store = await kit.open(tmp_path / "d")
+    there, missing = b"these are here", b"and these never came"
+    versions = {path: _version(kit, 1, body, inline=False) for path, body in (("there", there), ("missing", missing))}
+    chunks = await kit.stage(store, SLOT, versions["there"].blob_id, there)
+    assert chunks == versions["there"].chunks
+    for path, version in versions.items():
+        record = Record(1, "put", 1, version, ((1, 1),), (), 5, 0, None, (WriteMark("w", "put", 1, 5),))
+        await store.durable(store.apply(Chosen(SLOT, path, kit.ballot(), record)))
+    await store.settle([SLOT])
+    assert await store._core.ask(SLOT, lambda d: d.blob_facts(versions["missing"].blob_id).intent) == "REFERENCED"
+    await _execute(store, "DELETE FROM wanted", "DELETE FROM bucket_sums")
+    await store.close()
+    store = await kit.open(tmp_path / "d")
+    assert [one.version for one in await store.wanted(SLOT, 10)] == [versions["missing"]]
+    assert (store.tally(SLOT).wanted, store.tally(SLOT).wanted_bytes) == (1, len(missing))
