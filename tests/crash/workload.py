@@ -13,7 +13,7 @@ from amberblob.clock import HybridClock, SystemClock, SystemRandomness
 from amberblob.errors import AmberError, DigestMismatch, DiskFailed
 from amberblob.ids import UlidMint, content_hash
 from amberblob.manifest import ChunkRef, Record, Version, WriteMark, encode_manifest
-from amberblob.mutations import Accepted, Chosen, EpochSeen, Reserved
+from amberblob.mutations import Accepted, Chosen, EpochSeen, Forgotten, Installed, Reserved, Synced
 from chunkstore import DiskStore
 from chunkstore.fileops import FileOps
 from chunkstore.interface import BlobState
@@ -23,6 +23,7 @@ from tests.crash.lines import (
     ChunkHolds,
     Closed,
     Discarded,
+    Forgot,
     Holds,
     Line,
     Note,
@@ -32,6 +33,7 @@ from tests.crash.lines import (
     Trying,
     TryingBlob,
     TryingDiscard,
+    TryingForget,
     TryingSweep,
 )  # fmt: skip
 
@@ -247,6 +249,50 @@ class Hand:
         await self.store.discard(slot, blob_id)
         self._tell(Discarded(slot, blob_id))
 
+    async def install(self, slot: int, path: str, bodies: list[bytes]) -> None:
+        """All of a path that was missed, as another replica tells it: rows and record at once, and then the bytes."""
+        given: list[tuple[Version, bytes]] = []
+        record: Record | None = None
+        for number, body in enumerate(bodies, start=1):
+            version = self.version(number, self.mint(), body, cut(body, len(body)), inline=True)
+            self._tell(TryingBlob(slot, version.blob_id, version.chunks))
+            record = self.put_record(record, version)
+            given.append((version, body))
+        assert record is not None
+        ballot, rows = self.ballot(), tuple(version for version, _ in given)
+        register = Register(ballot, record, True)
+        self._tell(Trying(slot, path, register, False))
+        await self.store.durable(self.store.apply(Installed(slot, path, ballot, record, rows, record.writes)))
+        self._tell(Holds(slot, path, register))
+        if len([one for one in await self.store.wanted(slot, 100) if one.path == path]) != len(bodies):
+            self._tell(Broken(f"{path} came without its bytes, and they are not all wanted"))
+        await self.store.install_bodies(slot, given)
+        for version, _ in given:
+            self._tell(BlobHolds(slot, version.blob_id))
+        if any(one.path == path for one in await self.store.wanted(slot, 100)):
+            self._tell(Broken(f"the bytes of {path} came and are wanted"))
+
+    async def sync(self, slot: int, epoch: int) -> None:
+        """The copy holds what the others hold."""
+        floor = Ballot(epoch, 1, "~", "~")
+        await self.store.durable(self.store.apply(Synced(slot, epoch, floor, epoch)))
+        self._tell(SlotHolds(slot, epoch=epoch, synced_epoch=epoch, version_floor=epoch))
+
+    async def forget(self, slot: int, path: str, body: bytes) -> None:
+        """A path comes, is deleted, expires whole, and its stub goes."""
+        await self.put(slot, path, body)
+        await self.delete(slot, path)
+        stub = await self.current(slot, path)
+        assert stub is not None
+        mark = WriteMark(f"expire-{stub.revision + 1}", "expire", 0, NOW)
+        record = Record(stub.revision + 1, "expire", 1, None, (), (), NOW, NOW, None, (mark,), ((1, 1),))
+        ballot = await self.accept(slot, path, record, None)
+        await self.choose(slot, path, ballot, record)
+        self._tell(TryingForget(slot, path))
+        await self.store.durable(self.store.apply(Forgotten(slot, path, ballot, 1)))
+        self._tell(Forgot(slot, path))
+        self._tell(SlotHolds(slot, version_floor=1))
+
     # -- bytes
 
     async def stage(
@@ -349,6 +395,7 @@ class Workload:
             self._mended,
             self._expired,
             self._more,
+            self._healed,
         ):
             try:
                 # Questions to a full disk wait for room.
@@ -414,6 +461,12 @@ class Workload:
         versions = await hand.expire(2, "old-files") + await hand.expire(2, "old-bodies")
         await hand.collect(2, versions)
         await hand.lose(4, "contended", self._body("lost", 3_000))
+
+    async def _healed(self, hand: Hand) -> None:
+        phase = self._phase
+        await hand.install(4, f"healed-{phase}", [self._body(f"healed-{n}", 400 + n) for n in range(3)])
+        await hand.sync(4, phase + 1)
+        await hand.forget(4, f"stub-{phase}", self._body("stub", 200))
 
     async def _more(self, hand: Hand) -> None:
         # A slot that comes up after the others are in disk.toml.
