@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from amberblob.ballot import Register
 from amberblob.errors import PeerError, WireError
 from amberblob.wire_repair import HeadsReply, LogHeads, LogReply, ReadLog, bitmap_of
 from antientropy.needs import Steps, ask, own_registers, pull_paths
@@ -84,6 +85,18 @@ def follow(peer: str, slots: Mapping[int, str], cursors: Mapping[int, Cursor]) -
     return result
 
 
+def _may_lack(register: Register, revision: int) -> bool:
+    """Whether a record of that revision, known to be chosen elsewhere, may be news here.
+
+    What was written after a stub had been forgotten begins with the first revision again: beside a dead record here, any other
+    revision may be news. (One that has come to the stub's own again is found by comparing.)
+    """
+    record = register.record
+    if record is None or not register.chosen or record.revision < revision:
+        return True
+    return record.head is None and not record.live and record.revision != revision
+
+
 def _read(copy: Copy, cursor: Cursor, head: Cursor, result: Followed) -> Steps[Cursor]:
     """Read one slot's log on; where it ended."""
     taken = Taken()
@@ -100,11 +113,7 @@ def _read(copy: Copy, cursor: Cursor, head: Cursor, result: Followed) -> Steps[C
             newest[line.path] = max(line.revision, newest.get(line.path, 0))
         paths = sorted(newest)
         registers = yield from own_registers(copy.slot, paths)
-        lacking = [
-            path
-            for path, register in zip(paths, registers, strict=True)
-            if not register.chosen or register.record is None or register.record.revision < newest[path]
-        ]
+        lacking = [path for path, register in zip(paths, registers, strict=True) if _may_lack(register, newest[path])]
         items = yield from pull_paths(copy.node, copy.incarnation, copy.slot, lacking)
         yield from take(copy, items, taken)
         last = page.lines[-1].seq
