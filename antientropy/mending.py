@@ -162,7 +162,7 @@ class Election:
 
     Attributes:
         install: what replaces own content; None: own content stays.
-        certain: every part that differs has a winner.
+        certain: every part that differs has a winner; of a path that failed its check also: every part of it was vouched for.
     """
 
     install: Installed | None
@@ -182,7 +182,8 @@ def elect(
 
     A copy votes for what it has; one that has nothing of a version has no vote on it. Own content gives way to what more than
     half of all voters have, or, if every voter was asked, to what more of them have than any other. Own content that is
-    known to be damaged has no vote, and gives way to what more of the others have than any other.
+    known to be damaged has no vote, and gives way to what more of the others have than any other. What replaces any of it makes its
+    digest anew, over all that is here: so nothing is replaced while some of it is in doubt, or the others would take it for right.
 
     Args:
         others: by node, what the voters that answered have (None: nothing), all in the same range of versions.
@@ -211,7 +212,9 @@ def elect(
         elif winner != own or not trusted:
             # A path that failed its check is told as a whole, so that its digest is made anew.
             rows.append(winner)
-    if record is None and not rows:
+    if not trusted:
+        certain = certain and all(number in told or covers(expired, number) for number in here)
+    if (record is None and not rows) or not (trusted or certain):
         return Election(None, certain)
     return Election(Installed(slot, path, ballot, record, tuple(rows), (), True), certain)
 
@@ -236,7 +239,8 @@ def _elect_record(
     if count.trusted and all(record == own for record in contents):
         return None, None, True
     if not contents:
-        return None, None, True
+        # Nobody else has this one. If theirs are newer, the next compare brings them, and then it is another question.
+        return None, None, False
     winner = count.winner(own, contents)
     if winner is None or (winner == own and count.trusted):
         return None, None, winner is not None
