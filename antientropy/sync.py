@@ -157,7 +157,11 @@ def _take_page(copy: Copy, page: ItemsReply, total: Taken) -> Steps[str]:
         # A round that began after this voter had left the older epochs has made whatever was chosen in them part of a record
         # that is chosen in the new one. What is undecided on top of that by now is a write that knows it.
         items = yield from pull_paths(copy.node, copy.incarnation, copy.slot, again)
+        taken.below_floor.clear()
         yield from take(copy, items, taken)
+        if taken.below_floor and not why:
+            # Then this voter's versions of it were not taken over, and it may be the only one of those read that has them.
+            why = f"{len(taken.below_floor)} paths stay below the ballot floor"
     total.paths += taken.paths
     total.size_bytes += taken.size_bytes
     return why
