@@ -135,6 +135,8 @@ class _Slot:
         reply = yield from ask(peer, CompareBuckets(slot=slot), BucketsReply)
         if len(reply.sums) != SHORT_BYTES * BUCKETS:
             raise WireError(f"{peer} told {len(reply.sums)} bytes of bucket sums")
+        if reply.incarnation != self.copy.incarnation:
+            raise PeerError(f"{peer} answered for another copy than the route names", code="not-a-member")
         mine = yield from own_sums(slot)
         buckets = [bucket for bucket in range(BUCKETS) if _theirs(reply.sums, bucket) != _own(mine, bucket)]
         if not buckets:

@@ -15,6 +15,7 @@ from amberblob.errors import ClusterError, PeerError
 from amberblob.mutations import Installed, Synced
 from amberblob.wire import Reply, encode
 from amberblob.wire_repair import ItemsReply, RepairRequest
+from antientropy.checks import Belongs, check_reply
 from antientropy.needs import (
     Ask,
     CheckSums,
@@ -86,6 +87,7 @@ class World:
     """What a session's needs are met with.
 
     Attributes:
+        belongs: whether a path belongs to a slot: nothing else is taken over there, whoever tells it.
         settle: finishes what may be chosen of a path.
         refresh: proposes a path's record again, above all floors.
         installed: told of what was taken over; it must not raise.
@@ -93,6 +95,7 @@ class World:
 
     store: ReplicaStore
     call: Call
+    belongs: Belongs
     settle: Finish
     refresh: Finish
     pace: Pace
@@ -193,6 +196,7 @@ class Running(Generic[T]):
         costs.requests += 1
         costs.asked_bytes += asked
         reply = await self._world.call(node, request)
+        check_reply(node, request, reply, self._world.belongs)
         answered = len(encode(reply))
         costs.answered_bytes += answered
         if isinstance(reply, ItemsReply):

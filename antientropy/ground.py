@@ -33,6 +33,10 @@ class Places(Protocol):
         """The epoch in which the own copy was first named."""
         ...
 
+    def belongs(self, slot: int, path: str) -> bool:
+        """Whether a path belongs to a slot."""
+        ...
+
     def reachable(self, node: str) -> bool:
         """Whether there is a connection. A hint."""
         ...

@@ -71,6 +71,7 @@ class Repairer:
         world = World(
             store=store,
             call=call,
+            belongs=places.belongs,
             settle=settle,
             refresh=refresh,
             pace=pace,

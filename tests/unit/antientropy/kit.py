@@ -155,6 +155,9 @@ class Cluster:
         self.lazy = False
         """A round reaches no more replicas than it needs, other ones each time."""
         self.costs = {replica.node: Costs() for replica in self.replicas}
+        self.belongs: Callable[[int, str], bool] = lambda slot, path: True
+        self.lies: Callable[[RepairRequest, Reply], Reply] = lambda request, reply: reply
+        """What becomes of an answer on its way."""
         self.before_call: Callable[[str, RepairRequest], Awaitable[None]] | None = None
 
     def __getitem__(self, at: int) -> MemoryStore:
@@ -205,7 +208,7 @@ class Cluster:
             standing=replica.standing.get,
             found_wrong=lambda slot, path: replica.wrong.append((slot, path)),
         )
-        return decode_reply(encode(told))
+        return decode_reply(encode(self.lies(asked, told)))
 
     async def round(self, slot: int, path: str, *, again: bool = False) -> None:
         """An ordinary round that writes nothing new, as a coordinator runs it."""
@@ -247,6 +250,7 @@ class Cluster:
         return World(
             store=self[at],
             call=self.call,
+            belongs=self.belongs,
             settle=self.round,
             refresh=self.refresh,
             pace=NoPace(),

@@ -40,6 +40,9 @@ class Places:
     def since(self, slot: int) -> int:
         return self.begun.get(slot, 1)
 
+    def belongs(self, slot: int, path: str) -> bool:
+        return self.cluster.belongs(slot, path)
+
     def reachable(self, node: str) -> bool:
         return not self.cluster.by_node[node].away
 
