@@ -15,7 +15,7 @@ from amberblob.errors import AmberError, ClusterError, PeerError
 from antientropy.compare import Compared, compare
 from antientropy.driving import Running, World
 from antientropy.follow import Cursor, Followed, follow
-from antientropy.ground import Ground
+from antientropy.ground import Ground, Pair
 from antientropy.needs import Steps
 from antientropy.remake import remake
 from antientropy.sync import Progress, SyncResult, sync
@@ -112,6 +112,7 @@ class Compares(Lane[dict[int, Compared]]):
         self._known: dict[str, set[int]] = {}
         self._peer = ""
         self._began_ms = 0
+        self._pairs: dict[int, Pair] = {}
 
     def begin_at(self, peer: str, slots: set[int]) -> None:
         """The peer's log is followed from a head that was told by now, so these may be compared."""
@@ -148,6 +149,7 @@ class Compares(Lane[dict[int, Compared]]):
             return None
         self._peer = peer
         self._began_ms = self._world.clock.wall_ms()
+        self._pairs = {slot: self._ground.pair(slot, peer) for slot in shared}
         return compare(self._ground.node, peer, shared)
 
     def _next(self, now_s: float) -> str | None:
@@ -168,7 +170,7 @@ class Compares(Lane[dict[int, Compared]]):
                 self._again_later(peer, slot)
             else:
                 self._retries.pop((peer, slot), None)
-                self._ground.lacks_nothing(slot, peer, self._began_ms)
+                self._ground.lacks_nothing(slot, peer, self._pairs[slot], self._began_ms)
         if paths or why:
             log.info(
                 "compared",
@@ -221,7 +223,13 @@ class Follows(Lane[Followed]):
                 return follow(peer, slots, self._cursors.get(peer, {}))
         return None
 
+    def _over(self) -> None:
+        # Counted from the end: peers that take long to answer, or never do, must not keep this lane busy all the time.
+        if not self._queue:
+            self._due_s = self.now_s() + self._every_s
+
     def ended(self, result: Followed) -> None:
+        self._over()
         self._cursors[self._peer] = result.cursors
         self._compares.begin_at(self._peer, set(result.cursors))
         self._compares.want(self._peer, result.compare)
@@ -229,6 +237,7 @@ class Follows(Lane[Followed]):
             log.debug("followed", peer=self._peer, paths=result.paths)
 
     def failed(self, error: AmberError) -> None:
+        self._over()
         log.debug("follow failed", peer=self._peer, error=str(error))
 
 

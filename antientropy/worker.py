@@ -2,6 +2,7 @@
 
 Four lanes, the first that has something to do has the turn: *follow* (short, every few seconds), *remake* (paths that were
 found damaged here), *sync* (copies that began blank have no vote before), *compare*. A step meets one need of one session.
+A lane that waited long for a peer that does not answer is last for as long as it kept the others waiting.
 
 Compares happen soon after the start, when a peer comes back (a little later: who was away has more to find, and
 begins at once), when follow cannot go on, when somebody asks, and every ten minutes. What could not be mended is tried again
@@ -12,13 +13,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from amberblob.clock import Clock, Randomness
 from amberblob.errors import NotReady
 from amberblob.mutations import Installed
 from antientropy.driving import Call, Costs, Finish, Pace, World, nobody
 from antientropy.ground import Ground, Places
-from antientropy.lanes import Compares, Follows, Remakes, Syncs
+from antientropy.lanes import Compares, Follows, Lane, Remakes, Syncs
 from antientropy.step import Did
 from chunkstore.interface import ReplicaStore
 
@@ -29,6 +31,9 @@ BACK_AFTER_S = 5.0
 """How long a peer that came back is left to itself before it is compared with; twice that at most."""
 
 LOOK_EVERY_S = 1.0
+
+LONG_S = 1.0
+"""A turn that took longer than this waited for a peer."""
 
 
 class Repairer:
@@ -83,6 +88,8 @@ class Repairer:
         self._follows = Follows(self._ground, world, self._compares, follow_every_s)
         self._remakes = Remakes(self._ground, world)
         self._syncs = Syncs(self._ground, world, self._compares)
+        lanes: tuple[Lane[Any], ...] = (self._follows, self._remakes, self._syncs, self._compares)
+        self._last_until_s = dict.fromkeys(lanes, float("-inf"))
         self._looked_s = float("-inf")
         self._away: set[str] = set()
 
@@ -94,8 +101,12 @@ class Repairer:
         """
         try:
             self._look_around()
-            for lane in (self._follows, self._remakes, self._syncs, self._compares):
+            began_s = self._clock.monotonic_s()
+            for lane in sorted(self._last_until_s, key=lambda lane: self._last_until_s[lane] > began_s):
                 if await lane.turn():
+                    now_s = self._clock.monotonic_s()
+                    if now_s - began_s > LONG_S:
+                        self._last_until_s[lane] = now_s + (now_s - began_s)
                     return Did.WORK
         except NotReady:
             # No routes yet: there is nobody to compare with.
