@@ -105,7 +105,7 @@ class World:
 
 
 class Running(Generic[T]):
-    """A session under way.
+    """A session under way. It is about the copies that are here when it begins: in one that takes their place it installs nothing.
 
     Attributes:
         due_s: monotonic time before which it rests.
@@ -121,6 +121,7 @@ class Running(Generic[T]):
         self._answer: Any = None
         self._error: Exception | None = None
         self._position = 0
+        self._begun_anew = world.store.incarnations()
         self._result: T
 
     @property
@@ -208,6 +209,10 @@ class Running(Generic[T]):
         store = self._world.store
         if incarnation and any(store.slot_state(one.slot).incarnation != incarnation for one in mutations):
             return False
+        for mutation in mutations:
+            if store.slot_state(mutation.slot).incarnation != self._begun_anew.get(mutation.slot, store.disk_id):
+                # The one that is here now is blank and has no floors: what was forgotten since would come back with it.
+                raise PeerError("the own copy was lost meanwhile", code="unsynced")
         for mutation in mutations:
             if isinstance(mutation, Installed) and self._is_below_floor(mutation):
                 # Garbage was collected since the session looked.

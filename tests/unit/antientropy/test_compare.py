@@ -9,12 +9,12 @@ from amberblob.errors import PeerUnreachable
 from amberblob.limits import SLOT_COUNT_MAX
 from amberblob.manifest import Version
 from amberblob.mutations import Chosen, Installed
-from amberblob.wire_repair import CompareBuckets, CompareRoots, LogHeads, PullPaths, slots_in
+from amberblob.wire_repair import CompareBuckets, CompareRoots, LogHeads, PullDiffering, PullPaths, slots_in
 from antientropy.compare import Compared
 from antientropy.follow import follow
 from chunkstore import paging
 from node.repairs import SLOTS_MAX as QUESTION_SLOTS_MAX
-from tests.unit.antientropy.kit import SLOT, Cluster, ballot, delete, put, row
+from tests.unit.antientropy.kit import SLOT, Cluster, ballot, delete, put, row, ulid
 
 
 def wrong(version: Version) -> Version:
@@ -231,3 +231,18 @@ async def test_however_many_slots_there_are_each_answer_fits_a_frame():
     questions = [request for request in cluster.replicas[1].asked if isinstance(request, CompareRoots | LogHeads)]
     assert {type(question) for question in questions} == {CompareRoots, LogHeads}
     assert all(len(slots_in(question.slots)) <= QUESTION_SLOTS_MAX for question in questions)
+
+
+async def test_nothing_is_installed_in_a_copy_that_began_anew_meanwhile():
+    """It is blank and mute, and hears nothing before it is filled: what it was told of may be forgotten by then."""
+    cluster = Cluster(3)
+    for at in range(40):
+        cluster.write(f"p/{at}", put(f"p/{at}", None), ballot(at + 1), at=[1, 2])
+
+    async def lose(node, request):
+        if isinstance(request, PullDiffering) and cluster[0].slot_state(SLOT).incarnation != ulid(77):
+            cluster[0].lose_slot(SLOT, ulid(77))
+
+    cluster.before_call = lose
+    assert "lost" in (await cluster.compare(0, 1))[SLOT].why
+    assert await cluster.contents(0) == {}
