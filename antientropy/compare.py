@@ -184,7 +184,7 @@ class _Slot:
             if left and not self.why:
                 self.why = f"{left} paths stay undecided"
         if self.taken.below_floor:
-            why = yield from refresh_all(self.copy.slot, sorted(self.taken.below_floor))
+            why = yield from refresh_all(self.copy, sorted(self.taken.below_floor))
             left_below = yield from self._refreshed()
             self.why = self.why or why or (f"{left_below} paths stay below the ballot floor" if left_below else "")
         for paths, trusted in ((self.taken.wrong, False), (self.taken.suspect - self.taken.wrong, True)):

@@ -44,6 +44,10 @@ Finish = Callable[[int, str], Awaitable[None]]
 """Runs an ordinary round on a path (slot, path) of this node's route. Raises ClusterError when it came to nothing."""
 
 
+Again = Callable[[int, str, str], Awaitable[None]]
+"""The same, above all floors, about what a node (the third) has: others may have forgotten it. Raises ClusterError."""
+
+
 class Pace(Protocol):
     """Repair yields to clients."""
 
@@ -89,7 +93,7 @@ class World:
     Attributes:
         belongs: whether a path belongs to a slot: nothing else is taken over there, whoever tells it.
         settle: finishes what may be chosen of a path.
-        refresh: proposes a path's record again, above all floors.
+        refresh: proposes again, above all floors, what a node has of a path.
         installed: told of what was taken over; it must not raise.
     """
 
@@ -97,7 +101,7 @@ class World:
     call: Call
     belongs: Belongs
     settle: Finish
-    refresh: Finish
+    refresh: Again
     pace: Pace
     clock: Clock
     costs: Costs
@@ -183,8 +187,8 @@ class Running(Generic[T]):
                 return await store.check_sums(slot)
             case Settle(slot, path):
                 return await self._world.settle(slot, path)
-            case Refresh(slot, path):
-                return await self._world.refresh(slot, path)
+            case Refresh(slot, path, holder):
+                return await self._world.refresh(slot, path, holder)
             case Rest(seconds):
                 self.due_s = self._world.clock.monotonic_s() + seconds
                 return None

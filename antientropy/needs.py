@@ -124,10 +124,11 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Refresh:
-    """Propose a path's record again, above all floors. Raises ClusterError."""
+    """Propose again, above all floors, the record that ``holder`` has of a path. Raises ClusterError."""
 
     slot: int
     path: str
+    holder: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from typing import Any
 from amberblob.clock import Clock, Randomness
 from amberblob.errors import NotReady
 from amberblob.mutations import Installed
-from antientropy.driving import Call, Costs, Finish, Pace, World, nobody
+from antientropy.driving import Again, Call, Costs, Finish, Pace, World, nobody
 from antientropy.ground import Ground, Places
 from antientropy.lanes import Compares, Follows, Lane, Remakes, Syncs
 from antientropy.step import Did
@@ -42,7 +42,7 @@ class Repairer:
     Args:
         call: asks another node.
         settle: finishes what may be chosen of a path (slot, path) with an ordinary round.
-        refresh: proposes a path's record again, above all floors.
+        refresh: proposes again, above all floors, what a node has of a path.
         installed: told of everything that was taken over; it must not raise.
         follow_every_s, compare_every_s: how often.
 
@@ -60,7 +60,7 @@ class Repairer:
         store: ReplicaStore,
         call: Call,
         settle: Finish,
-        refresh: Finish,
+        refresh: Again,
         pace: Pace,
         clock: Clock,
         randomness: Randomness,

@@ -58,3 +58,18 @@ async def test_who_follows_takes_it_over_too(revisions):
     cursors = {SLOT: Cursor(cluster.voters()["n1"], 3)}
     result = await cluster.run(0, follow("n1", {SLOT: cluster.voters()["n1"]}, cursors))
     assert cluster.register(0, "p").record == record, result
+
+
+async def test_a_stub_that_one_copy_kept_does_not_stay_for_ever():
+    """Whoever looks for stubs to collect may be one that has forgotten it: it is proposed again, and then all have it."""
+    cluster = Cluster(3)
+    dead = stub()
+    cluster.write("p", dead, ballot(3))
+    for at in (0, 1):
+        cluster[at].apply(Forgotten(SLOT, "p", ballot(3), dead.version_max))
+    cluster.lazy, cluster.rounds_held = True, 2  # the next round would ask the two that have forgotten it
+    await cluster.compare(0, 2)
+    assert cluster.register(0, "p").record == dead
+    cluster.lazy = False
+    await cluster.heal()
+    assert len(cluster.roots()) == 1 and cluster.register(0, "p").record == dead

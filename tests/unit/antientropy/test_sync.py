@@ -243,8 +243,8 @@ async def test_a_copy_is_not_filled_before_what_lies_below_its_floor_is_told_ane
     progress = lose(cluster)
     # Floors survive the loss of a database on a disk that is well.
     cluster[0].apply(Forgotten(SLOT, "other", ballot(5), 1))
-    # The next round does not reach copy 3, the one of those that are read first that has the path.
-    cluster.lazy, cluster.rounds_held = True, 2
+    # The first round comes to its end without copy 3, the one of those that are read first that has the path.
+    cluster.lazy, cluster.rounds_held, cluster.deaf = True, 2, True
     assert not (await fill(cluster, progress)).why
     assert not progress.walks["n3"].done, "another one is read instead"
     assert (await cluster.contents(0))["p"] == (record, (row("p", 1),))
