@@ -124,8 +124,7 @@ async def test_a_kill_at_any_call_leaves_each_blob_whole_or_absent(kit, tmp_path
 
         def trapped(store: DiskStore = store, ops: FaultyOps = ops, loop: asyncio.AbstractEventLoop = loop) -> None:
             # The copy is taken by the database thread, which nothing else uses meanwhile.
-            call = store._core._database.call(ops.copy_once)
-            loop.call_soon_threadsafe(lambda: loop.create_task(call))
+            loop.call_soon_threadsafe(store._core._database.call, ops.copy_once)
 
         def take(disk: Path = disk, copied: Path = copied) -> None:
             copy_disk(disk, copied)

@@ -14,8 +14,8 @@ import pytest
 from amberblob.ballot import Ballot
 from amberblob.digests import BUCKETS
 from amberblob.limits import MIB
-from amberblob.manifest import Record, Version, WriteMark, covers, merge_ranges, without
-from amberblob.mutations import Accepted, Chosen, Forgotten, Installed, Mutation
+from amberblob.manifest import Op, Record, Version, WriteMark, covers, merge_ranges, without
+from amberblob.mutations import Accepted, Chosen, Forgotten, Installed
 from amberblob.wire import HistoryRow
 from chunkstore import MemoryStore, ReplicaStore
 
@@ -31,14 +31,18 @@ class Chain:
         self.path, self._chance, self._kit = path, chance, kit
         self.records: list[tuple[Ballot, Record]] = []
         self.truth = MemoryStore(kit.mint())
-        self.heard: list[Mutation] = []
+        self.heard: list[Accepted | Chosen | Installed] = []
         self._versions: dict[int, Version] = {}
 
     def _next(self) -> Record:
         chance, before = self._chance, self.records[-1][1] if self.records else None
         alive = [n for low, high in before.live for n in range(low, high + 1)] if before is not None else []
         dead = [n for n in self._versions if before is not None and n not in alive and not covers(before.expired, n)]
-        ops = ["put", "put"] + ["delete", "delete-version"] * bool(alive) + ["restore", "expire"] * bool(dead)
+        ops: list[Op] = ["put", "put"]
+        if alive:
+            ops += ["delete", "delete-version"]
+        if dead:
+            ops += ["restore", "expire"]
         op = chance.choice(ops)
         made = self._kit.record(BODY, before)
         revision, version_max = made.revision, before.version_max if before is not None else 0
