@@ -50,9 +50,11 @@ async def _whole(store: DiskStore, version: Version, body: bytes) -> bool:
 
 
 class Counting(FileOps):
-    """Notes what is synced, and by how many threads at once."""
+    """Notes what is synced, and by how many threads at once. While ``go`` is clear, none gets on."""
 
     def __init__(self) -> None:
+        self.go = threading.Event()
+        self.go.set()
         self.folders: list[str] = []
         self.at_once = self.at_once_max = 0
         self._lock = threading.Lock()
@@ -63,6 +65,7 @@ class Counting(FileOps):
             self.at_once_max = max(self.at_once, self.at_once_max)
         try:
             threading.Event().wait(0.005)
+            assert self.go.wait(30)
             super().fsync(fd)
         finally:
             with self._lock:
@@ -120,11 +123,10 @@ async def test_a_kill_at_any_call_leaves_each_blob_whole_or_absent(kit, tmp_path
         store = await kit.open(disk, ops=ops)
         given = await _missed(kit, store, 4)
         await store.settle([SLOT])
-        loop = asyncio.get_running_loop()
 
-        def trapped(store: DiskStore = store, ops: FaultyOps = ops, loop: asyncio.AbstractEventLoop = loop) -> None:
+        def trapped(store: DiskStore = store, ops: FaultyOps = ops) -> None:
             # The copy is taken by the database thread, which nothing else uses meanwhile.
-            loop.call_soon_threadsafe(store._core._database.call, ops.copy_once)
+            store._core._database.call(ops.copy_once)
 
         def take(disk: Path = disk, copied: Path = copied) -> None:
             copy_disk(disk, copied)
@@ -177,7 +179,7 @@ async def test_no_room_for_them_is_told_before_anything_is_written(kit, tmp_path
     given = await _missed(kit, store, 3)
     bodies = [(_version(kit, 9, b"x", inline=True), b"x")]
     ops.free = 10
-    await asyncio.sleep(0.6)
+    await kit.until(lambda: store.full)
     with pytest.raises(DiskFull):
         await store.install_blobs(SLOT, given)
     with pytest.raises(DiskFull):
@@ -219,11 +221,14 @@ async def test_wrong_bytes_among_right_ones(kit, tmp_path: Path):
 
 
 async def test_whoever_goes_away_stops_nothing_halfway(kit, tmp_path: Path):
-    store = await kit.open(tmp_path / "d", ops=Counting())
+    ops = Counting()
+    store = await kit.open(tmp_path / "d", ops=ops)
     given = await _missed(kit, store, 12)
+    ops.go.clear()
     task = asyncio.create_task(store.install_blobs(SLOT, given))
-    await asyncio.sleep(0.02)
+    await kit.until(lambda: ops.at_once > 0)
     task.cancel()
+    ops.go.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     async with asyncio.timeout(20):
