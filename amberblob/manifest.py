@@ -143,6 +143,22 @@ def without(ranges: Ranges, version: int) -> Ranges:
     return tuple(left)
 
 
+def outside(ranges: Ranges, gone: Ranges) -> Ranges:
+    """The ranges without everything that lies in ``gone``."""
+    left: list[Range] = []
+    for low, high in ranges:
+        at = low
+        for first, last in gone:
+            if last < at or first > high:
+                continue
+            if at < first:
+                left.append((at, first - 1))
+            at = last + 1
+        if at <= high:
+            left.append((at, high))
+    return tuple(left)
+
+
 def encode_manifest(chunks: Iterable[ChunkRef]) -> bytes:
     """The manifest file: a JSON array of ``{"id", "len"}``, readable with ``cat``."""
     return msgspec.json.encode(tuple(chunks))

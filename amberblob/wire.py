@@ -282,9 +282,10 @@ class ScanReply(Message, frozen=True, array_like=True, kw_only=True, tag="s"):
 
 
 class InspectReply(Message, frozen=True, array_like=True, kw_only=True, tag="i"):
-    """A replica's view of one path. ``bytes_present`` pairs each row's version with "all", "some" or "none".
+    """A replica's view of one path. ``bytes_present`` pairs each row's version with "all", "some", "none" or "damaged".
 
-    ``more``: there are older rows that are not told.
+    ``more``: there are older rows that are not told. ``unsynced``: this copy has no voice; ``incarnation`` names it all the same.
+    ``wanted``: versions whose bytes are to be fetched.
     """
 
     incarnation: str
@@ -296,6 +297,8 @@ class InspectReply(Message, frozen=True, array_like=True, kw_only=True, tag="i")
     disk: str
     more: bool = False
     detail: str = ""
+    unsynced: bool = False
+    wanted: tuple[VersionNumber, ...] = ()
 
 
 class StagedReply(Message, frozen=True, array_like=True, kw_only=True, tag="t"):

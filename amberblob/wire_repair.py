@@ -85,9 +85,17 @@ class ForgetStub(Message, frozen=True, array_like=True, kw_only=True, tag="F"):
 
 
 class AskHealth(Message, frozen=True, array_like=True, kw_only=True, tag="T"):
-    """How are your copies? ``heal``: and compare them now with all others."""
+    """How are your copies? ``heal``: and compare them now with all others. ``first``: only slots from this number on."""
 
     heal: bool = False
+    first: Slot = 0
+
+
+class LookAtPath(Message, frozen=True, array_like=True, kw_only=True, tag="X"):
+    """A reader saw that the asked copy lacks something of this path that others have: mend it. Answered by Done, at once."""
+
+    slot: Slot
+    path: str
 
 
 # ---- answers
@@ -175,6 +183,7 @@ class SlotHealth(msgspec.Struct, gc=False, frozen=True, array_like=True):
         unsynced: it has no vote before it was filled from a majority.
         compared_ms: when it was last known to lack nothing that another voter had; 0: never since the start.
         scrubbed_ms: when it was last read and checked as a whole; 0: never.
+        unrecoverable: of the wanted, those of which no replica could give some bytes when last asked.
     """
 
     slot: Slot
@@ -187,20 +196,35 @@ class SlotHealth(msgspec.Struct, gc=False, frozen=True, array_like=True):
     unsynced: bool
     compared_ms: int
     scrubbed_ms: int
+    unrecoverable: int = 0
 
 
 class HealthReply(Message, frozen=True, array_like=True, kw_only=True, tag="6"):
-    """A node's copies. ``received_bytes`` (since its start) grows with what it fetched for repair."""
+    """A node's copies, ascending by slot. ``received_bytes`` (since its start) grows with what it fetched for repair.
+
+    ``now_ms`` is the node's wall clock, by which the times in ``slots`` are told.
+    """
 
     now_ms: int
     slots: tuple[SlotHealth, ...]
     received_bytes: int
     unrecoverable: int = 0
-    """Chunks that no replica could give when last asked."""
+    """Versions of which no replica could give some bytes when last asked; of all its slots, also of those on other pages."""
+    more: bool = False
+    """There are more slots than fit a frame: ask again from the one after the last."""
 
 
 RepairRequest = (
-    CompareRoots | CompareBuckets | PullDiffering | PullPaths | PullSlot | LogHeads | ReadLog | ForgetStub | AskHealth
+    CompareRoots
+    | CompareBuckets
+    | PullDiffering
+    | PullPaths
+    | PullSlot
+    | LogHeads
+    | ReadLog
+    | ForgetStub
+    | AskHealth
+    | LookAtPath
 )
 RepairReply = RootsReply | BucketsReply | ItemsReply | HeadsReply | LogReply | HealthReply
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from amberblob.errors import AmberError, ChunkMissing, DigestMismatch, PeerError, StorageError
+from amberblob.errors import AmberError, ChunkCorrupt, ChunkMissing, DigestMismatch, PeerError, StorageError
 from amberblob.limits import CHUNK_BYTES_MIN
 from amberblob.manifest import ChunkRef, Version, decode_manifest
 from chunkstore.interface import ReplicaStore
@@ -78,23 +78,29 @@ async def _chunks(
 ) -> tuple[bytes | None, tuple[ChunkRef, ...]]:
     if version.manifest_id is None:
         return None, version.chunks
-    last: AmberError = ChunkMissing("no holder of the manifest is known")
+    failures: list[AmberError] = []
     for node in holders:
         try:
             manifest = await source.fetch_manifest(node, slot, version)
             return manifest, decode_manifest(manifest)
         except (PeerError, StorageError, DigestMismatch) as error:
-            last = error
+            failures.append(error)
         except ValueError as error:
-            last = DigestMismatch(str(error))
-    raise last
+            failures.append(DigestMismatch(str(error)))
+    raise _telling(failures, "manifest")
 
 
 async def _chunk(source: Source, slot: int, version: Version, chunk: ChunkRef, holders: Sequence[str]) -> bytes:
-    last: AmberError = ChunkMissing("no holder of the chunk is known")
+    failures: list[AmberError] = []
     for node in holders:
         try:
             return await source.fetch_chunk(node, slot, version, chunk)
         except (PeerError, StorageError, DigestMismatch) as error:
-            last = error
-    raise last
+            failures.append(error)
+    raise _telling(failures, "chunk")
+
+
+def _telling(failures: list[AmberError], what: str) -> AmberError:
+    """Why it could not be had: ChunkMissing or ChunkCorrupt only if nobody is left who may have it."""
+    hopeful = [error for error in failures if not isinstance(error, ChunkMissing | ChunkCorrupt)]
+    return (hopeful or failures or [ChunkMissing(f"no holder of the {what} is known")])[-1]

@@ -192,7 +192,7 @@ class _Worker:
     def _hear(self) -> bytes:
         assert self._process.stdout is not None, "it was opened with a pipe"
         line = self._process.stdout.readline()
-        if not line:
+        if not line.endswith(b"\n"):
             raise RuntimeError(f"a load generator ended with status {self._process.wait()}")
         return line
 

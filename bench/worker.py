@@ -345,8 +345,10 @@ def main() -> None:
     """Run the job of the first line of standard input."""
     job = msgspec.json.decode(sys.stdin.readline().encode(), type=Job)
     found = uvloop.run(_run(job))
-    sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
     sys.stdout.flush()
+    left = memoryview(msgspec.json.encode(found) + b"\n")
+    while left:
+        left = left[os.write(sys.stdout.fileno(), left) :]
     os._exit(0)  # a reader thread may still wait on standard input
 
 

@@ -285,7 +285,7 @@ class Blobs:
             return None
         return overlay.body(slot, blob_id) or overlay.verified.get((slot, blob_id))
 
-    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef) -> bytes:
+    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef, *, fresh: bool = False) -> bytes:
         """See the interface. A small chunk may be an inline body; those are looked for first."""
         checked_ulid(blob_id)
         checked_hash(chunk.id)
@@ -293,7 +293,7 @@ class Blobs:
             overlay = self._core.overlay
             cache, blob = overlay.verified, (slot, blob_id)
             body = cache.get(blob)
-            if body is not None and len(body) == chunk.len and content_hash(body) == chunk.id:
+            if not fresh and body is not None and len(body) == chunk.len and content_hash(body) == chunk.id:
                 return body
             dropped = cache.dropped
             body = await self._body(slot, blob_id)
@@ -476,13 +476,16 @@ class Blobs:
             or overlay.body(slot, blob_id) is not None
         )
 
-    async def remove_garbage(self, slot: int, blob_id: str, *, is_claimed: bool) -> bool:
-        """Remove the files of a blob that has expired, unless something came to refer to it since; whether they went."""
+    async def remove_garbage(self, slot: int, blob_id: str, *, is_claimed: bool) -> bool | None:
+        """Remove the files of a blob that has expired, unless something came to refer to it since; whether they went.
+
+        None: memory knows more of it than the tables, so that it cannot be told yet.
+        """
         if not valid_ulid(blob_id):
             return False  # the row that said so was damaged, and nothing here bears such a name
         return await self.to_the_end(self._remove_garbage(slot, blob_id, is_claimed))
 
-    async def _remove_garbage(self, slot: int, blob_id: str, is_claimed: bool) -> bool:
+    async def _remove_garbage(self, slot: int, blob_id: str, is_claimed: bool) -> bool | None:
         overlay, blob = self._core.overlay, (slot, blob_id)
         async with self.alone(blob):
             # From here to the end of the removal nobody is told that the blob is durable.
@@ -492,7 +495,7 @@ class Blobs:
                 if is_claimed or not await self._core.ask(slot, question):
                     return False
                 if overlay.intent(slot, blob_id) is not None or overlay.body(slot, blob_id) is not None:
-                    return False
+                    return None
                 overlay.mark_complete(slot, blob_id, complete=False)
                 overlay.verified.drop(blob)
                 self.mending.pop(blob, None)

@@ -138,6 +138,14 @@ def trim_log(database: SlotDatabase, keep: int, limit: int) -> int:
         return database.connection.execute("DELETE FROM commit_log WHERE seq <= ?", (last,)).rowcount
 
 
+def referred(database: SlotDatabase, blob_id: str) -> tuple[str, Version] | None:
+    """The path and the version that the blob belongs to, by its row."""
+    query = f"SELECT {VERSION_COLUMNS}, path FROM blobs WHERE blob_id = ?"
+    row = database.connection.execute(query, (blob_id,)).fetchone()
+    version = None if row is None else _readable(row)
+    return None if version is None else (str(row[-1]), version)
+
+
 def wanted(database: SlotDatabase, limit: int) -> list[Wanted]:
     """Versions whose bytes are not all here, smallest first."""
     columns = ", ".join(f"blobs.{column.strip()}" for column in VERSION_COLUMNS.split(","))

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from amberblob.digests import BUCKETS, SHORT_BYTES
+from amberblob.manifest import Version
 from amberblob.wire_repair import LogLine, PathItem
 from chunkstore import comparedb
 from chunkstore.core import DiskCore
@@ -135,6 +136,11 @@ class Comparison:
         if not self._is_known(slot):
             return []
         return await self._core.ask(slot, partial(comparedb.wanted, limit=limit), barrier=self._barrier(slot))
+
+    async def referred(self, slot: int, blob_id: str) -> tuple[str, Version] | None:
+        if not self._is_known(slot):
+            return None
+        return await self._core.ask(slot, partial(comparedb.referred, blob_id=blob_id), barrier=self._barrier(slot))
 
     async def memo(self, slot: int, name: str) -> str:
         if not self._is_known(slot):

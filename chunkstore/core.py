@@ -211,6 +211,25 @@ class DiskCore:
             self.journal.flush()
         return await self._database.call(run, slot=slot, barrier=barrier, on_result=on_result)
 
+    async def begin_anew(self, slot: int) -> str:
+        """See the interface."""
+        overlay = self.overlay
+        if slot not in overlay.known():
+            return overlay.slot_state(slot).incarnation
+        barrier = overlay.slot_position(slot)
+        why = "another copy was named in the slot's route meanwhile"
+
+        def run() -> str:
+            database = self._pool.get(slot)
+            if not database.is_blank():
+                # The journal may hold what made it: none of that may come back after a restart.
+                database = self._pool.retire(slot, why, applied=database.applied)
+            return database.state.incarnation
+
+        if barrier > self.journal.durable_position:
+            self.journal.flush()
+        return await self._database.call(run, slot=slot, barrier=barrier)
+
     async def ask_index(self, question: Callable[[ListingIndex], T]) -> T:
         """Ask the listing index, including everything applied before the call. Raises DiskFailed."""
         applier = self._applier

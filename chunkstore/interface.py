@@ -270,8 +270,8 @@ class ReplicaStore(Protocol):
         """An inline body that is in memory, whole; it was checked against its hash when it came in. None says nothing."""
         ...
 
-    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef) -> bytes:
-        """The chunk's bytes, verified.
+    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef, *, fresh: bool = False) -> bytes:
+        """The chunk's bytes, verified; ``fresh``: as they are on the disk, even if an inline body is in memory, too.
 
         Raises:
             ChunkMissing: not on this disk.
@@ -370,6 +370,10 @@ class ReplicaStore(Protocol):
         """Versions whose bytes are not all here, smallest first."""
         ...
 
+    async def referred(self, slot: int, blob_id: str) -> tuple[str, Version] | None:
+        """The path and the chosen version whose bytes this blob is; None: no row has it."""
+        ...
+
     async def set_wanted(self, slot: int, path: str, version: Version, *, damaged: bool) -> None:
         """Remember that a version's bytes are not all here. (A row that comes without its bytes is remembered by itself.)"""
         ...
@@ -426,6 +430,15 @@ class ReplicaStore(Protocol):
 
     async def forget_writes(self, slot: int, older_than_ms: int, limit: int) -> int:
         """Remove write ids that were used before; how many."""
+        ...
+
+    async def begin_anew(self, slot: int) -> str:
+        """Have the slot be blank, for a copy that a route is to name anew; its incarnation. Durable on return.
+
+        What it held goes to quarantine, and a fresh database begins with a new incarnation; epoch and floors stay, and so do
+        the files of bytes, which are found again by whoever installs their versions. A copy that is blank already, and never was
+        synced, stays as it is. Nothing may be applied to the slot meanwhile. Raises DiskFailed.
+        """
         ...
 
     async def close(self) -> None:

@@ -13,6 +13,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import assert_never
 
+from msgspec.structs import replace
+
 from amberblob.ballot import EMPTY_REGISTER, Register, SlotState
 from amberblob.errors import ChunkCorrupt, ChunkMissing, DigestMismatch, DiskFailed, StorageError
 from amberblob.ids import content_hash
@@ -84,6 +86,7 @@ class MemoryStore(MemoryDamage):
 
     def __init__(self, disk_id: str, *, wall_ms: Callable[[], int] = lambda: 0) -> None:
         super().__init__(disk_id, wall_ms=wall_ms)
+        self._begun_anew = 0
 
     def counts(self) -> dict[str, int]:
         """See the interface."""
@@ -102,6 +105,19 @@ class MemoryStore(MemoryDamage):
             for slot, known in self._slots.items()
             if known.state.incarnation != self.disk_id
         }
+
+    async def begin_anew(self, slot: int) -> str:
+        self._raise_if_failed()
+        known = self._slots.get(slot)
+        if known is None:
+            return self.disk_id
+        state = known.state
+        if known.registers or known.paths or state.synced_epoch:
+            self._begun_anew += 1
+            incarnation = f"{self.disk_id}.{self._begun_anew}"
+            self.lose_slot(slot, incarnation)
+            self._slots[slot].state = replace(state, incarnation=incarnation, synced_epoch=0)
+        return self._slots[slot].state.incarnation
 
     def peek(self, slot: int, path: str) -> Register | None:
         known = self._slots.get(slot)
@@ -338,7 +354,7 @@ class MemoryStore(MemoryDamage):
         at = self._slots.get(slot)
         return None if at is None or blob_id in at.corrupt else at.bodies.get(blob_id)
 
-    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef) -> bytes:
+    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef, *, fresh: bool = False) -> bytes:
         checked_ulid(blob_id)
         at = self._slots.get(slot)
         body = at.bodies.get(blob_id) if at else None

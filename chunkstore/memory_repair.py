@@ -123,6 +123,13 @@ class MemoryRepair(MemoryBase):
         known = self._look(slot).wanted.values()
         return sorted(known, key=lambda one: (one.version.size, one.path, one.version.version))[:limit]
 
+    async def referred(self, slot: int, blob_id: str) -> tuple[str, Version] | None:
+        for path, known in self._look(slot).paths.items():
+            for version, _ in known.rows.values():
+                if version.blob_id == blob_id:
+                    return path, version
+        return None
+
     async def set_wanted(self, slot: int, path: str, version: Version, *, damaged: bool) -> None:
         at = self._slots.get(slot)
         if at is not None and version.size and at.referred(version.blob_id) is not None:

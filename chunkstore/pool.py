@@ -156,8 +156,11 @@ class SlotPool:
         for part in reversed(_PARTS):
             self._ops.unlink(path.with_name(path.name + part))
 
-    def retire(self, slot: int, why: str) -> SlotDatabase:
+    def retire(self, slot: int, why: str, *, applied: int = 0) -> SlotDatabase:
         """Give the slot's database up: move it to quarantine, begin a fresh one with a new incarnation.
+
+        Args:
+            applied: entries of the journal up to here are not to be applied to the fresh one, now or after a restart.
 
         Raises:
             sqlite3.Error, OSError: it could not be done, for want of room perhaps; the next :meth:`get` goes on.
@@ -174,7 +177,7 @@ class SlotPool:
         quarantine = self._move_away(slot, path, incarnation)
         self._ops.make_dirs(path.parent)
         try:
-            database = self._begin_anew(slot, path, incarnation)
+            database = self._begin_anew(slot, path, incarnation, applied)
         except BaseException:
             # Half a database must not be taken for the slot's: it may bear the wrong incarnation.
             for part in _PARTS:
@@ -186,12 +189,12 @@ class SlotPool:
         self.lost.append(lost)
         _log.error(
             "slot-lost", slot=slot, why=why, incarnation=incarnation, quarantine=quarantine,
-            action="the slot is a learner here until it was rebuilt from its peers; keep the quarantine folder until then",
+            action="the slot has no vote here until it was filled from its peers; keep the quarantine folder until then",
         )  # fmt: skip
         self.on_lost(lost, database.state)
         return database
 
-    def _begin_anew(self, slot: int, path: Path, incarnation: str) -> SlotDatabase:
+    def _begin_anew(self, slot: int, path: Path, incarnation: str, applied: int) -> SlotDatabase:
         database = SlotDatabase(slot, path, incarnation, create=True, tallies=self.tallies)
         try:
             known = self._half_retired.get(slot)
@@ -202,7 +205,7 @@ class SlotPool:
                     version_floor=known.version_floor, promise_ceiling=known.promise_ceiling,
                 )  # fmt: skip
                 with database.transaction():
-                    database.write_meta(state, 0)
+                    database.write_meta(state, applied)
             database.checkpoint()
             self._ops.fsync_dir(path.parent)
         except BaseException:

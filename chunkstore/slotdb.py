@@ -210,6 +210,13 @@ class SlotDatabase:
         ).fetchone()
         return None if row is None else WriteMark(write_id, row[0], row[1], row[2])
 
+    def is_blank(self) -> bool:
+        """Whether it says nothing of any path, and never was synced, so that it can have told nobody anything."""
+        (something,) = self.connection.execute(
+            "SELECT EXISTS (SELECT 1 FROM registers) OR EXISTS (SELECT 1 FROM blobs) OR EXISTS (SELECT 1 FROM write_ids)"
+        ).fetchone()
+        return not something and not self.state.synced_epoch
+
     def undecided(self) -> list[str]:
         """Paths whose register is not known to be chosen."""
         query = (

@@ -316,8 +316,8 @@ class DiskStore:
     def peek_body(self, slot: int, blob_id: str) -> bytes | None:
         return self._blobs.peek_body(slot, blob_id)
 
-    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef) -> bytes:
-        return await self._blobs.read_chunk(slot, blob_id, chunk)
+    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef, *, fresh: bool = False) -> bytes:
+        return await self._blobs.read_chunk(slot, blob_id, chunk, fresh=fresh)
 
     async def read_chunk_into(self, slot: int, blob_id: str, chunk: ChunkRef, into: memoryview) -> bytes | memoryview:
         return await self._blobs.read_chunk_into(slot, blob_id, chunk, into)
@@ -376,6 +376,12 @@ class DiskStore:
 
     async def set_memo(self, slot: int, name: str, text: str) -> None:
         await self._comparison.set_memo(slot, name, text)
+
+    async def referred(self, slot: int, blob_id: str) -> tuple[str, Version] | None:
+        return await self._comparison.referred(slot, blob_id)
+
+    async def begin_anew(self, slot: int) -> str:
+        return await self._core.begin_anew(slot)
 
     async def set_wanted(self, slot: int, path: str, version: Version, *, damaged: bool) -> None:
         await self._bulk.set_wanted(slot, path, version, damaged=damaged)

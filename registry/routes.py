@@ -44,7 +44,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a node tells about itself. Durable: it stays while the node is down.
 
     Attributes:
-        disk_id: ULID of its disk, its incarnation as a member.
+        disk_id: ULID of its disk, the incarnation of its copies unless they began anew on it.
         zone: what may fail together (a rack, a site).
         host: the machine; empty: one of its own.
         http_address: ``host:port`` where clients reach it.
@@ -200,9 +200,15 @@ class RouteTable(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(route.slot for route in self.routes if node_id in route.all_nodes)
 
     def votes(self, slot: int, node_id: str) -> bool:
-        """Whether the node votes with the disk that it is registered with."""
-        info = self.nodes.get(node_id)
-        return info is not None and self.routes[slot].is_voter(node_id, info.disk_id)
+        """Whether the node is a voter with a copy that it may have now, by what the registry tells.
+
+        That is the disk that it is registered with, or a copy that was named later: that one the node named itself.
+        """
+        info, route = self.nodes.get(node_id), self.routes[slot]
+        return info is not None and any(
+            member.node == node_id and (member.incarnation == info.disk_id or member.since > 1)
+            for member in (*route.voters, *route.next_voters)
+        )
 
     def epochs(self) -> tuple[int, ...]:
         """The epoch of each slot."""

@@ -115,7 +115,7 @@ class Connection(RequestHandler):
         self._wire = None
         self._cancel_head_timer()
         self._cancel_stall_timer()
-        self._fail_body(ConnectionResetError("the client went away"))
+        self._fail_bodies(ConnectionResetError("the client went away"))
 
     def data_received(self, data: bytes) -> None:
         if self._broken:
@@ -137,7 +137,7 @@ class Connection(RequestHandler):
             last = messages[-1][0]
             if isinstance(last, _ErrInfo):
                 self._broken = True
-                self._fail_body(RequestPayloadError(str(last.exc)))
+                self._fail_bodies(RequestPayloadError(str(last.exc)))
         elif data and not self._head_begun and (self._new or self._idle()):
             self._head_begun = True
             if self._head_timer is None:
@@ -146,11 +146,7 @@ class Connection(RequestHandler):
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's never keeps it open
         """The client sends no more. True keeps the connection open for the answers that it still waits for."""
         self._half_closed = True
-        cut_off = ConnectionResetError("the client stopped sending in the middle of the body")
-        self._fail_body(cut_off)
-        for _, body in self._messages:
-            if not body.is_eof() and body.exception() is None:
-                body.set_exception(cut_off)
+        self._fail_bodies(ConnectionResetError("the client stopped sending in the middle of the body"))
         # After an answer it takes aiohttp a turn of the loop until it waits for the next request.
         nothing_to_come = self._idle() or (self._answered and not self._messages)
         return not nothing_to_come
@@ -227,10 +223,11 @@ class Connection(RequestHandler):
                 self._messages.append((_ErrInfo(status=400, exc=error, message=""), EMPTY_PAYLOAD))
                 return
 
-    def _fail_body(self, error: Exception) -> None:
-        body = self._body
-        if not body.is_eof() and body.exception() is None:
-            body.set_exception(error)
+    def _fail_bodies(self, error: Exception) -> None:
+        """No more comes of the body that is being read, nor of that of a request which nobody has begun to handle."""
+        for body in (self._body, *(body for _, body in self._messages)):
+            if body is not EMPTY_PAYLOAD and not body.is_eof() and body.exception() is None:
+                body.set_exception(error)
 
     def _head_late(self) -> None:
         self._head_timer = None

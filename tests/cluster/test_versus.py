@@ -25,9 +25,21 @@ def head():
         pytest.skip("this is no git checkout: there is no other commit to be measured")
 
 
+def _heed_interruptions():
+    """A shell's background job ignores SIGINT, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _start(folder, *arguments):
     command = [sys.executable, "-m", "bench.versus", "--folder", str(folder), *arguments, "HEAD"]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=_heed_interruptions,
+    )
 
 
 def _worktrees(folder):

@@ -289,13 +289,15 @@ async def test_a_database_that_was_used_a_moment_ago_stays_open(kit, tmp_path: P
     pool = store._pool
 
     def play() -> tuple[int, int, int]:
-        pool.close_idle(0.0, keep=0, unused_s=20.0)
+        # Later than any look of the store's own, which goes by the machine's clock.
+        now_s = 1e9
+        pool.close_idle(now_s, keep=0, unused_s=20.0)
         for slot in range(4):
             pool.get(slot)
-        before = pool.close_idle(20.0, keep=0, unused_s=20.0)
-        at_once = pool.close_idle(21.0, keep=0, unused_s=20.0)
-        pool.close_idle(40.0, keep=0, unused_s=20.0)
-        return before, at_once, pool.close_idle(41.0, keep=0, unused_s=20.0)
+        before = pool.close_idle(now_s + 20, keep=0, unused_s=20.0)
+        at_once = pool.close_idle(now_s + 21, keep=0, unused_s=20.0)
+        pool.close_idle(now_s + 40, keep=0, unused_s=20.0)
+        return before, at_once, pool.close_idle(now_s + 41, keep=0, unused_s=20.0)
 
     assert await store._core._database.call(play) == (0, 0, 4)
 

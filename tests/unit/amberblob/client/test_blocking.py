@@ -83,8 +83,7 @@ async def test_closing_ends_the_thread(server):
 
 def test_importing_is_light():
     code = (
-        "import sys, time; start = time.perf_counter(); import amberblob; took = time.perf_counter() - start;"
-        "assert took < 0.2, took;"
+        "import sys; import amberblob;"
         "heavy = {'aiohttp', 'asyncio', 'node', 'registry', 'chunkstore', 'typer', 'rich'} & set(sys.modules);"
         "assert not heavy, heavy;"
         "from amberblob import Client, AsyncClient, ObjectInfo, errors;"

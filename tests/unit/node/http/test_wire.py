@@ -416,3 +416,23 @@ async def test_a_client_that_leaves_in_the_middle_of_a_download(world: World) ->
     raw.writer.transport.abort()
     await until(lambda: world.app.in_flight == 0)
     await until(lambda: world.service.reads_closed == 1)
+
+
+@pytest.mark.parametrize("fast_lane", [False, True])
+async def test_a_body_that_breaks_before_its_request_is_begun(monkeypatch: pytest.MonkeyPatch, fast_lane: bool) -> None:
+    """Head and broken end arrive one after the other, within one turn of the loop."""
+    data_received = Connection.data_received
+
+    def byte_by_byte(self: Connection, data: bytes) -> None:
+        for at in range(len(data)):
+            data_received(self, data[at : at + 1])
+
+    monkeypatch.setattr(Connection, "data_received", byte_by_byte)
+    async with serving(fast_lane=fast_lane) as world:
+        raw = await world.raw()
+        await raw.send(
+            b"PUT /objects/a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nrubbish\r\n\r\n"
+        )
+        assert (await asyncio.wait_for(raw.answer(), 10)).status == 400
+        assert await asyncio.wait_for(raw.closed(), 10) == b""
+        assert world.service.objects == {}
