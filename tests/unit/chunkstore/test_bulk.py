@@ -107,7 +107,7 @@ async def test_what_is_back_stays_after_a_kill(kit, tmp_path: Path, inline: bool
     store = await kit.open(tmp_path / "d", linger_s=30.0)
     given = await _missed(kit, store, 10, inline=inline)
     await (store.install_bodies if inline else store.install_blobs)(SLOT, given)
-    copy = await kit.open(kit.copy(tmp_path / "d", tmp_path / "copy"))
+    copy = await kit.open(await kit.copy_still(store, tmp_path / "copy"))
     for version, body in given:
         assert await _whole(copy, version, body)
         assert await copy.is_whole(SLOT, version)

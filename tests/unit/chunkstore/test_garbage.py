@@ -89,7 +89,7 @@ async def test_a_kill_before_the_files_go(kit, tmp_path: Path):
     store = await kit.open(tmp_path / "d", linger_s=30.0)
     records = [await _write(kit, store, "p", f"body {n} ".encode() * 9000) for n in range(3)]
     await _choose(kit, store, "p", _expiry(records[-1], (1, 2)))
-    copy = await kit.open(kit.copy(tmp_path / "d", tmp_path / "copy"))
+    copy = await kit.open(await kit.copy_still(store, tmp_path / "copy"))
     assert len(_folders(copy)) == 3
     assert await copy.sweep_garbage(SLOT, 10) == 2
     assert _folders(copy) == {head_of(records[-1]).blob_id}
@@ -103,7 +103,7 @@ async def test_a_kill_between_the_files_and_their_entry(kit, tmp_path: Path, mon
     monkeypatch.setattr("chunkstore.garbagedb.end_garbage", lambda database, blob_ids: None)
     assert await store.sweep_garbage(SLOT, 10) == 2
     monkeypatch.undo()
-    copy = await kit.open(kit.copy(tmp_path / "d", tmp_path / "copy"))
+    copy = await kit.open(await kit.copy_still(store, tmp_path / "copy"))
     assert _folders(copy) == {head_of(records[-1]).blob_id}
     assert await copy.sweep_garbage(SLOT, 10) == 2, "they are listed once more, and there is nothing to remove"
     assert await copy.sweep_garbage(SLOT, 10) == 0
@@ -119,7 +119,7 @@ async def test_a_sweep_that_meets_an_io_error_goes_on_later(kit, tmp_path: Path)
         await store.sweep_garbage(SLOT, 10)
     assert head_of(records[1]).blob_id in _folders(store) and head_of(records[3]).blob_id in _folders(store)
     ops.broken.clear()
-    copy = await kit.open(kit.copy(tmp_path / "d", tmp_path / "copy"))
+    copy = await kit.open(await kit.copy_still(store, tmp_path / "copy"))
     assert await copy.sweep_garbage(SLOT, 10) == 3
     assert _folders(copy) == {head_of(records[-1]).blob_id}
 
@@ -236,7 +236,7 @@ async def test_a_sync_before_the_loss_says_nothing_of_the_fresh_database(kit, tm
     await store.durable(store.apply(Synced(SLOT, 5, BALLOT_ZERO, 7)))
     await store.settle([SLOT])
     assert store.slot_state(SLOT).synced_epoch == 5
-    copy = kit.copy(tmp_path / "d", tmp_path / "copy")
+    copy = await kit.copy_still(store, tmp_path / "copy")
     database = copy / "slots" / str(SLOT) / "meta.sqlite3"
     connection = sqlite3.connect(database)
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -447,7 +447,7 @@ async def test_eager_collection_takes_nothing_that_lives(kit, tmp_path: Path, se
                 await asyncio.gather(collect(), put("a"), missed("b"), expire("c"))
             case "kill":
                 generation += 1
-                copied = kit.copy(disk, tmp_path / f"d{generation}")
+                copied = await kit.copy_still(store, tmp_path / f"d{generation}")
                 await store.close()
                 disk, store = copied, await kit.open(copied)
         for name in paths:
