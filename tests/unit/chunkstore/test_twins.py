@@ -6,6 +6,7 @@ and what other copies tell of the path at any time. The disk is killed and opene
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from amberblob.manifest import Op, Record, Version, WriteMark, covers, merge_ran
 from amberblob.mutations import Accepted, Chosen, Forgotten, Installed, Reserved
 from chunkstore import MemoryStore, ReplicaStore
 
+EXAMPLES = int(os.environ.get("AMBERBLOB_TEST_EXAMPLES", "0"))
 SLOT = 1
 BODY = b"a body"
 PATHS = ("a", "b/1", "b/2")
@@ -136,7 +138,7 @@ def _same(memory: dict[str, object], disk: dict[str, object]) -> None:
         assert disk[name] == told, name
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(EXAMPLES or 24))
 async def test_both_answer_the_same(kit, tmp_path: Path, seed: int):
     chance = random.Random(seed)
     memory: ReplicaStore = MemoryStore(kit.mint())

@@ -26,6 +26,7 @@ from tests.unit.node.objects.kit import (
     look,
     put,
     restore,
+    until,
     walk,
 )
 
@@ -315,8 +316,7 @@ async def test_a_write_between_the_look_and_the_removal_stays(made: Cluster):
     await dead(made)
     hold = made.net.fault("ForgetStub", "hold")
     collecting = asyncio.create_task(collect(made[2]))
-    while hold.hits < 3:
-        await asyncio.sleep(0.001)
+    await until(lambda: hold.hits == 3)
     assert (await put(made[1], "p", b"new")).version.version == 4
     hold.released.set()
     assert not await collecting
