@@ -1,7 +1,7 @@
 """Replicas agree again (rfc/0012): what one copy lacks is found and fetched from those that have it.
 
-Reading order: ``needs`` (what a session asks for, as data), ``mending`` (what a copy does about what another one says),
-``taking``, then the sessions themselves: ``compare``, ``follow``, ``sync``, ``remake``. They are pure: no loop, no clock, no socket,
+Reading order: ``needs`` (what a session asks for, as data), ``checks`` (what a peer may tell), ``mending`` (what a copy
+does about what another one says), ``taking``, then the sessions themselves: ``compare``, ``follow``, ``sync``, ``remake``. They are pure: no loop, no clock, no socket,
 no disk. ``answers`` is the other end of them, ``driving`` runs them, ``worker`` with its ``lanes`` says which one when.
 ``pull`` puts missing bytes in place, verified. ``step`` is what background work looks like.
 

@@ -17,16 +17,21 @@ from tests.unit.antientropy.kit import EPOCH, SLOT, Cluster, ballot, put, row, u
 Lie = Callable[[PathItem], PathItem]
 
 
-def head(**changes) -> Lie:
+def head(**changes: object) -> Lie:
     def lie(item: PathItem) -> PathItem:
+        assert item.record is not None and item.record.head is not None
         version = replace(item.record.head, **changes)
         return replace(item, record=replace(item.record, head=version), rows=(version,))
 
     return lie
 
 
-def record(**changes) -> Lie:
-    return lambda item: replace(item, record=replace(item.record, **changes))
+def record(**changes: object) -> Lie:
+    def lie(item: PathItem) -> PathItem:
+        assert item.record is not None
+        return replace(item, record=replace(item.record, **changes))
+
+    return lie
 
 
 LIES: dict[str, Lie] = {
