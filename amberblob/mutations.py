@@ -99,12 +99,17 @@ class Installed(msgspec.Struct, gc=False, frozen=True, array_like=True, tag="i")
 
 
 class Synced(msgspec.Struct, gc=False, frozen=True, array_like=True, tag="y"):
-    """This copy holds what a majority held in ``epoch``; its floors are at least these from now on."""
+    """This copy holds what a majority held in ``epoch``; its floors are at least these from now on.
+
+    ``incarnation`` is that of the copy, filled in by the disk that takes the entry: a database that began anew since then,
+    and that the journal is replayed into, holds nothing of it.
+    """
 
     slot: int
     epoch: int
     ballot_floor: Ballot
     version_floor: int
+    incarnation: str = ""
 
 
 class Forgotten(msgspec.Struct, gc=False, frozen=True, array_like=True, tag="f"):

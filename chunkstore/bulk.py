@@ -203,14 +203,19 @@ class Bulk:
                 self._ops.fsync_dir(self._files.staging_folder(slot))
         except OSError:
             # In place, and nobody knows whether for good: they must not be found there.
-            for blob_id in placed:
-                try:
-                    self._files.remove_blob(slot, blob_id)
-                except OSError as error:
-                    raise OSError(
-                        errno.EIO, f"blob {blob_id} cannot be made durable nor taken away: {error}"
-                    ) from error
+            self._take_away(slot, placed)
             raise
+
+    def _take_away(self, slot: int, blob_ids: Sequence[str]) -> None:
+        """Raises OSError (EIO) when it is not sure that all are gone; all were renamed out of sight then, as far as that goes."""
+        left: list[str] = []
+        for blob_id in blob_ids:
+            try:
+                self._files.remove_blob(slot, blob_id)
+            except OSError as error:
+                left.append(f"{blob_id} ({error})")
+        if left:
+            raise OSError(errno.EIO, f"blobs cannot be made durable nor taken away: {', '.join(left[:5])}")
 
     def _clear(self, folders: Sequence[Path]) -> None:
         for folder in folders:

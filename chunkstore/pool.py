@@ -199,8 +199,7 @@ class SlotPool:
         try:
             known = self._half_retired.get(slot)
             if known is not None:
-                # What it was filled with is gone: synced_epoch begins at 0 again. (A replay of the journal may raise it to what it
-                # was. The route names the fresh incarnation with a later epoch than that, if at all.)
+                # What it was filled with is gone: synced_epoch begins at 0 again, and a replay of the journal does not raise it.
                 state = SlotState(
                     slot=slot, incarnation=incarnation, epoch=known.epoch, ballot_floor=known.ballot_floor,
                     version_floor=known.version_floor, promise_ceiling=known.promise_ceiling,

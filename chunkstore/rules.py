@@ -73,10 +73,11 @@ def change_slot(state: SlotState, mutation: Reserved | EpochSeen | Synced | Forg
         case EpochSeen():
             return replace(state, epoch=max(state.epoch, mutation.epoch))
         case Synced():
+            is_own = mutation.incarnation in ("", state.incarnation)
             return replace(
                 state,
                 epoch=max(state.epoch, mutation.epoch),
-                synced_epoch=max(state.synced_epoch, mutation.epoch),
+                synced_epoch=max(state.synced_epoch, mutation.epoch if is_own else 0),
                 ballot_floor=max(state.ballot_floor, mutation.ballot_floor),
                 version_floor=max(state.version_floor, mutation.version_floor),
             )

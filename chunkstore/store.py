@@ -11,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import structlog
+from msgspec.structs import replace
 
 from amberblob.ballot import Register, SlotState
 from amberblob.clock import Clock, HybridClock, Randomness
 from amberblob.errors import DiskFailed, DiskFull
 from amberblob.ids import UlidMint
 from amberblob.manifest import ChunkRef, Version, WriteMark
-from amberblob.mutations import Mutation
+from amberblob.mutations import Mutation, Synced
 from amberblob.wire import HistoryRow
 from amberblob.wire_repair import LogLine, PathItem
 from chunkstore.applier import Applier
@@ -256,6 +257,8 @@ class DiskStore:
         return await self._core.load(slot, path)
 
     def apply(self, mutation: Mutation) -> int:
+        if type(mutation) is Synced:
+            mutation = replace(mutation, incarnation=self.slot_state(mutation.slot).incarnation)
         return self._core.apply(mutation)
 
     def position(self, slot: int, path: str) -> int:

@@ -14,7 +14,7 @@ from amberblob.ballot import EMPTY_REGISTER, Register, SlotState
 from amberblob.clock import HybridClock, SystemClock, SystemRandomness
 from amberblob.errors import AmberError, ChunkMissing
 from amberblob.ids import UlidMint, content_hash
-from amberblob.manifest import ChunkRef, Version, covers
+from amberblob.manifest import ChunkRef, Ranges, Version, covers
 from amberblob.wire import HistoryRow, ScanEntry
 from chunkstore import BlobState, DiskStore
 from chunkstore.doctor import examine
@@ -60,6 +60,7 @@ class Promises:
     broken: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     chosen: dict[Key, dict[int, Version]] = field(default_factory=dict)
+    expired: dict[Key, Ranges] = field(default_factory=dict)
     closed: bool = False
     acknowledged: int = 0
 
@@ -81,6 +82,7 @@ class Promises:
                 self.closed = False
             case Trying():
                 self.tried.setdefault((line.slot, line.path), []).append(line)
+                self._note_expired(line)
             case Holds():
                 known = self.holds.get((line.slot, line.path), EMPTY_REGISTER)
                 if _rank(line.register) > _rank(known):
@@ -113,6 +115,16 @@ class Promises:
                 self.closed = True
             case Started():
                 pass
+
+    def _note_expired(self, line: Trying) -> None:
+        """From now on these rows may go, and the bytes of their blobs."""
+        record, key = line.register.record, (line.slot, line.path)
+        if record is None or not record.expired:
+            return
+        self.expired[key] = record.expired
+        for number, version in self.chosen.get(key, {}).items():
+            if covers(record.expired, number):
+                self.may_be_gone.add((line.slot, version.blob_id))
 
     def _note_chosen(self, key: Key, register: Register) -> None:
         """A record that is acknowledged tells of the chosen one before it; and of itself, once it is chosen."""
@@ -230,8 +242,14 @@ class Verifier:
 
     def _check_rows(self, key: Key, found: Register, rows: list[HistoryRow]) -> None:
         by_version = {row.version.version: row for row in rows}
+        gone = found.record.expired if found.chosen and found.record is not None else ()
+        for number in by_version:
+            if covers(gone, number):
+                self._say(f"{key} version {number} has expired and is in the history")
         for number, version in self._promises.chosen.get(key, {}).items():
             row = by_version.get(number)
+            if row is None and covers(self._promises.expired.get(key, ()), number):
+                continue
             if row is None:
                 self._say(f"{key} version {number} is not in the history")
             elif row.version != version:
