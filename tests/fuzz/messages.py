@@ -29,6 +29,7 @@ from amberblob.wire import (
     Query,
     QueryHistory,
     QueryScan,
+    ReadBlobs,
     ReadChunk,
     ReadManifest,
     Refused,
@@ -88,6 +89,7 @@ def requests(slot: int = 1, path: str = "fuzz") -> list[Message]:
         Discard(slot=slot, blob_id=BLOB),
         ReadChunk(slot=slot, blob_id=BLOB, chunk=CHUNK),
         ReadManifest(slot=slot, blob_id=BLOB, manifest_id=content_hash(BODY)),
+        ReadBlobs(slot=slot, blobs=((BLOB, CHUNK), (BLOB, CHUNK))),
         Ping(now_ms=1_700_000_000_000),
     ]
 
