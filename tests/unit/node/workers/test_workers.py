@@ -12,7 +12,9 @@ from amberblob.clock import SeededRandomness
 from amberblob.errors import OutcomeUnknown, PeerTimeout, PeerUnreachable
 from amberblob.ids import content_hash
 from amberblob.manifest import ChunkRef, Version
+from antientropy.failures import RETRY_MAX_S
 from antientropy.step import Did
+from antientropy.wants import WantQueue
 from chunkstore.interface import BlobState
 from node.workers import puller as puller_module
 from node.workers import resolver as resolver_module
@@ -235,7 +237,7 @@ async def test_a_version_that_nobody_has_is_given_up_after_some_tries():
             assert puller.waiting == 1
             await puller.step()
             assert await puller.step() is Did.NOTHING
-            made.clock.ahead_s += puller_module.RETRY_MAX_S
+            made.clock.ahead_s += RETRY_MAX_S
         assert puller.waiting == 0
         assert await puller.step() is Did.NOTHING
 
@@ -249,8 +251,10 @@ async def test_one_that_cannot_be_had_does_not_keep_others_waiting():
         made.net.heal()
         puller = made[3].puller
         assert puller.waiting == 1
+        queued, puller._queue = puller._queue, WantQueue(10)
         puller.later(0, version_of(b"x"), ())
-        puller._queue.move_to_end("01ARZ3NDEKTSV4RRFFQ69G5FAV", last=False)
+        while wants := queued.take(1, 1):
+            puller.later(wants[0].slot, wants[0].version, ())
         await puller.step()
         await puller.step()
         made.net.down = {"n1", "n2"}
@@ -272,7 +276,7 @@ async def test_holders_that_are_away_for_a_while_do_not_leave_a_copy_without_its
             made.clock.ahead_s += 1.0
         assert rule.hits
         made.net.heal()
-        made.clock.ahead_s += puller_module.RETRY_MAX_S
+        made.clock.ahead_s += RETRY_MAX_S
         await puller.step()
         made.net.down = {"n1", "n2"}
         assert await get(made[3], "p", consistency="local") == content(STAGED)
