@@ -91,6 +91,13 @@ class AskHealth(Message, frozen=True, array_like=True, kw_only=True, tag="T"):
     first: Slot = 0
 
 
+class LookAtPath(Message, frozen=True, array_like=True, kw_only=True, tag="X"):
+    """A reader saw that the asked copy lacks something of this path that others have: mend it. Answered by Done, at once."""
+
+    slot: Slot
+    path: str
+
+
 # ---- answers
 
 
@@ -208,7 +215,16 @@ class HealthReply(Message, frozen=True, array_like=True, kw_only=True, tag="6"):
 
 
 RepairRequest = (
-    CompareRoots | CompareBuckets | PullDiffering | PullPaths | PullSlot | LogHeads | ReadLog | ForgetStub | AskHealth
+    CompareRoots
+    | CompareBuckets
+    | PullDiffering
+    | PullPaths
+    | PullSlot
+    | LogHeads
+    | ReadLog
+    | ForgetStub
+    | AskHealth
+    | LookAtPath
 )
 RepairReply = RootsReply | BucketsReply | ItemsReply | HeadsReply | LogReply | HealthReply
 

@@ -81,6 +81,19 @@ async def answer(
     state = store.slot_state(request.slot)
     if (reason := standing(request.slot)) is not None:
         return _refused(state, reason)
+    reply = await _of_slot(store, request, state, found_wrong)
+    if (reason := standing(request.slot)) is not None:
+        # It lost its memory while it was asked: what was read last may be of the blank one.
+        return _refused(store.slot_state(request.slot), reason)
+    return reply
+
+
+async def _of_slot(
+    store: ReplicaStore,
+    request: CompareBuckets | PullDiffering | PullPaths | PullSlot | ReadLog,
+    state: SlotState,
+    found_wrong: Callable[[int, str], None],
+) -> Reply:
     match request:
         case CompareBuckets():
             sums = await store.bucket_sums(request.slot)
@@ -97,9 +110,9 @@ async def answer(
 
 
 async def _roots(store: ReplicaStore, slots: list[int], standing: Standing) -> RootsReply:
+    await store.settle([slot for slot in slots if standing(slot) is None])
+    # Only now: a copy that lost its memory meanwhile is empty, and that must not be taken for what it knows.
     without = {slot for slot in slots if standing(slot) is not None}
-    counting = [slot for slot in slots if slot not in without]
-    await store.settle(counting)
     roots = b"".join(store.tally(slot).root if slot not in without else bytes(DIGEST_BYTES) for slot in slots)
     return RootsReply(roots=roots, without=bitmap_of(without))
 
@@ -148,7 +161,9 @@ async def _slot(store: ReplicaStore, request: PullSlot) -> Reply:
         return _refused(state, "epoch")
     if request.epoch > state.epoch:
         # From here on nothing becomes chosen by this copy's vote in an older epoch: what is told below is all there was.
-        await store.durable(store.apply(EpochSeen(request.slot, request.epoch)))
+        store.apply(EpochSeen(request.slot, request.epoch))
+    # Also when somebody else's request brought the epoch a moment ago: it may not be on the disk yet.
+    await store.durable(store.position(request.slot, request.after))
     items, next_after = await store.items_after(request.slot, request.after, PAGE_BYTES)
     return _page(store, request.slot, items, next_after)
 
@@ -176,19 +191,20 @@ async def _sound(
     store: ReplicaStore, slot: int, items: list[PathItem], found_wrong: Callable[[int, str], None]
 ) -> list[PathItem]:
     """The items without those that rotted here: who lacks a path would take them for right, and outvote who has it."""
-    doubtful = await _unlike_digest(store, slot, items)
+    doubtful = await unlike_digest(store, slot, items)
     if doubtful:
         # Read again: it may have changed between the two looks.
         paths = [item.path for item in doubtful]
         again = {item.path: item for item in await store.items(slot, paths)}
         items = [again.get(item.path, item) for item in items]
-        for item in await _unlike_digest(store, slot, list(again.values())):
+        for item in await unlike_digest(store, slot, list(again.values())):
             found_wrong(slot, item.path)
             items.remove(item)
     return items
 
 
-async def _unlike_digest(store: ReplicaStore, slot: int, items: list[PathItem]) -> list[PathItem]:
+async def unlike_digest(store: ReplicaStore, slot: int, items: list[PathItem]) -> list[PathItem]:
+    """Those of the own items that are not what their digest was made of, or have changed meanwhile."""
     whole = [item for item in items if item.more_below is None]
     if not whole:
         return []

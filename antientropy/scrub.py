@@ -4,7 +4,8 @@ Slot by slot, page by page: rows and records against their digests, chunks and m
 they are there at all; at the end of a slot its bucket digests, and blobs that nothing refers to. What fails is told on: a path
 whose rows are wrong is told (``found_wrong``) until it is found to be right, bytes that are missing or failed their hash are
 remembered as wanted, and the puller is woken. Nothing is removed but orphans, and those only where a whole pass found every
-row as it should be: a row that rotted away must not take its bytes with it.
+row as it should be and the copy was compared with all others since the last pass: a row that rotted away must not take its
+bytes with it.
 
 The rate follows from how much there is and how soon it has to be done (:mod:`antientropy.scrubpace`).
 """
@@ -100,6 +101,7 @@ class Scrub:
         found_wrong: told of a path whose rows or record here are wrong, so that it has what the other copies have installed
             over them. It is told again, ever more rarely, as long as they are wrong.
         bytes_wanted: called when bytes turned out to be wanted.
+        compared_ms: when the slot's copy was last known to lack nothing that another has (epoch ms).
         days: within this time everything is read once.
         bytes_per_s: but never faster than this.
     """
@@ -114,6 +116,7 @@ class Scrub:
         slots: Callable[[], Iterable[int]],
         found_wrong: Callable[[int, str], None],
         bytes_wanted: Callable[[], None],
+        compared_ms: Callable[[int], int],
         days: float,
         bytes_per_s: float,
     ) -> None:
@@ -125,6 +128,7 @@ class Scrub:
         self._slots = slots
         self._found_wrong = found_wrong
         self._bytes_wanted = bytes_wanted
+        self._compared_ms = compared_ms
         self._period_ms = days * 86_400_000
         self._pace = Pace(bytes_per_s)
         self._passes: dict[int, tuple[str, SlotPass]] = {}
@@ -364,7 +368,7 @@ class Scrub:
         if not right:
             self.counts.sums_wrong += 1
             log.warning("bucket digests were wrong and are made anew", slot=at.slot)
-        elif known.clean and not known.wrong:
+        elif known.clean and not known.wrong and self._compared_ms(at.slot) > known.since_ms:
             await self._remove_orphans(at.slot)
         now_ms = self._clock.wall_ms()
         after = known.ended(now_ms)

@@ -123,6 +123,13 @@ class Repairer:
         self._syncs.now()
         self.wake.set()
 
+    def compare_soon(self, slot: int) -> None:
+        """Compare one slot with all others at once: somebody saw that it lacks something."""
+        for peer, slots in self._ground.shared().items():
+            if slot in slots:
+                self._compares.want(peer, {slot})
+        self.wake.set()
+
     def found_wrong(self, slot: int, path: str) -> None:
         """The own path is not what its digest was made of: have it mended from the others."""
         self._remakes.found(slot, path)

@@ -476,11 +476,14 @@ class Blobs:
             or overlay.body(slot, blob_id) is not None
         )
 
-    async def remove_garbage(self, slot: int, blob_id: str, *, is_claimed: bool) -> bool:
-        """Remove the files of a blob that has expired, unless something came to refer to it since; whether they went."""
+    async def remove_garbage(self, slot: int, blob_id: str, *, is_claimed: bool) -> bool | None:
+        """Remove the files of a blob that has expired, unless something came to refer to it since; whether they went.
+
+        None: memory knows more of it than the tables, so that it cannot be told yet.
+        """
         return await self.to_the_end(self._remove_garbage(slot, blob_id, is_claimed))
 
-    async def _remove_garbage(self, slot: int, blob_id: str, is_claimed: bool) -> bool:
+    async def _remove_garbage(self, slot: int, blob_id: str, is_claimed: bool) -> bool | None:
         overlay, blob = self._core.overlay, (slot, blob_id)
         async with self.alone(blob):
             # From here to the end of the removal nobody is told that the blob is durable.
@@ -490,7 +493,7 @@ class Blobs:
                 if is_claimed or not await self._core.ask(slot, question):
                     return False
                 if overlay.intent(slot, blob_id) is not None or overlay.body(slot, blob_id) is not None:
-                    return False
+                    return None
                 overlay.mark_complete(slot, blob_id, complete=False)
                 overlay.verified.drop(blob)
                 self.mending.pop(blob, None)

@@ -67,12 +67,11 @@ class Garbage:
         if not listed:
             return 0
         claimed = await self._claimed(slot, set(listed))
-        count = 0
-        for blob_id in listed:
-            count += await self._blobs.remove_garbage(slot, blob_id, is_claimed=blob_id in claimed)
+        went = {b: await self._blobs.remove_garbage(slot, b, is_claimed=b in claimed) for b in listed}
         # Whoever is stopped before this leaves some on the list whose files are gone: the next sweep finds nothing to remove.
-        await self._core.ask(slot, partial(garbagedb.end_garbage, blob_ids=listed))
-        return count
+        ended = [blob_id for blob_id, gone in went.items() if gone is not None]
+        await self._core.ask(slot, partial(garbagedb.end_garbage, blob_ids=ended))
+        return sum(gone is True for gone in went.values())
 
     async def _claimed(self, slot: int, suspects: set[str]) -> set[str]:
         """Those of these blobs that the record of some register names."""

@@ -189,7 +189,7 @@ class SlotPool:
         self.lost.append(lost)
         _log.error(
             "slot-lost", slot=slot, why=why, incarnation=incarnation, quarantine=quarantine,
-            action="the slot is a learner here until it was rebuilt from its peers; keep the quarantine folder until then",
+            action="the slot has no vote here until it was filled from its peers; keep the quarantine folder until then",
         )  # fmt: skip
         self.on_lost(lost, database.state)
         return database

@@ -103,6 +103,9 @@ class SlotDatabase:
                 self.write_sums(sums)
                 self.tally = replace(self.tally, objects=objects)
                 self.write_meta(self.state, self.applied)
+            if objects:
+                # Every page of the registers was written: not worth keeping twice until somebody closes this.
+                self.checkpoint()
         else:
             self.sums = found[0]
         self._recount()

@@ -70,6 +70,12 @@ class Parts(Generic[P]):
         rejoin = () if self.rejoin is None else (self.rejoin,)
         return (self.resolver, *rejoin, self.repairer, self.puller, self.sweeper, *self.upkeep.workers())
 
+    def routes_changed(self) -> None:
+        """There is a new route table: a copy may have been lost, or be named now."""
+        if self.rejoin is not None:
+            self.rejoin.wake.set()
+        self.repairer.wake.set()
+
     def start_workers(self) -> None:
         """Begin the background work."""
         for worker in self.workers():
@@ -163,13 +169,15 @@ def assemble(
         retention=retention,
         found_wrong=repairer.found_wrong,
         bytes_wanted=puller.look_again,
+        compared_ms=repairer.compared_ms,
     )
     facts = Facts(undecided=resolver, compared=repairer, fetched=puller, scrubbed=upkeep.scrub)
 
     def own(ask: AskHealth) -> HealthReply:
         return own_health(store, routing, facts, now_ms=clock.wall_ms(), first=ask.first)
 
-    repairs.health, repairs.heal, repairs.found_wrong = own, heal, repairer.found_wrong
+    repairs.health, repairs.heal = own, heal
+    repairs.compare, repairs.found_wrong = repairer.compare_soon, repairer.found_wrong
     return Parts(
         peers=peers,
         replica=replica,

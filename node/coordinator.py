@@ -7,6 +7,7 @@ way when a round ends are left to run into their own timeouts: a third replica's
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Protocol
@@ -15,14 +16,15 @@ import msgspec
 
 from amberblob.ballot import Ballot, Register
 from amberblob.clock import HybridClock, Randomness
-from amberblob.errors import NotReady
+from amberblob.errors import NotReady, PeerError
 from amberblob.ids import UlidMint
 from amberblob.wire import HistoryReply, Learnt, Query, QueryHistory, RegisterReply, Reply, Request
+from amberblob.wire_repair import LookAtPath
 from node.learns import Learns
 from node.protocol.hold import Hold, Holds
 from node.protocol.operations import Finish, Operation
 from node.protocol.quorum import Electorate, Finding
-from node.protocol.read import NoQuorum, Read
+from node.protocol.read import NoQuorum, Read, lacks_rows
 from node.protocol.write import Applied, Rejected, Spread, WriteRound
 from node.reads import Quickness, ReadRun
 from node.rounds import Run
@@ -203,7 +205,10 @@ class Coordinator:
             request = msgspec.structs.replace(request, epoch=electorate.epoch)
 
     def _repair(self, electorate: Electorate, path: str, read: Read, node: str, reply: Reply) -> None:
-        """Tell a voter that answered with an older register what is chosen; it fetches the bytes by itself."""
+        """Tell a voter that answered with an older register what is chosen; it fetches the bytes by itself.
+
+        One that has the record and lacks older versions is told to look at the path.
+        """
         finding = read.finding
         if not finding.decided or finding.record is None or finding.ballot is None:
             return
@@ -212,6 +217,12 @@ class Coordinator:
         if reply.accepted is None or reply.accepted < finding.ballot:
             item = Learnt(electorate.slot, path, electorate.epoch, finding.ballot, finding.record, finding.holders)
             self.learns.add(Spread(node, item))
+        elif isinstance(reply, HistoryReply) and lacks_rows(reply, read.replies.values()):
+            self.spawn(self._have_looked_at(node, electorate.slot, path))
+
+    async def _have_looked_at(self, node: str, slot: int, path: str) -> None:
+        with contextlib.suppress(PeerError):
+            await self.call(node, LookAtPath(slot=slot, path=path))
 
     async def collect_stub(self, electorate: Electorate, path: str) -> bool:
         """Let every voter forget a path of which no version is left: see :func:`node.stubs.collect`."""

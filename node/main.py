@@ -296,9 +296,7 @@ class Node:
             cache_path=config.node.disk / ROUTE_CACHE,
             me=me,
         )
-        if parts.rejoin is not None:
-            rejoin = parts.rejoin
-            self._watcher.add_listener(lambda table: rejoin.wake.set())
+        self._watcher.add_listener(lambda table: parts.routes_changed())
         self._watcher.start()
         self._closers.push_async_callback(self._watcher.stop)
         for other in table.nodes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,9 @@ from registry.view import RouteWatcher
 
 IN_STEP_ROUNDS = 2
 """Copies that differ are taken to be in step if each was compared within so many rounds of comparing everything."""
+
+SLOTS_AT_ONCE = 256
+"""How many are judged before others have their turn on the loop: some ten milliseconds."""
 
 
 class Status:
@@ -132,7 +136,7 @@ class Status:
             "nodes": [self._node_view(table, node, watcher) for node in sorted(table.nodes)],
             "zones": sorted({info.zone for info in table.nodes.values()}),
             "slots": self._slots(table),
-            "heal": _heal(table, gathered, slots=slots, since_ms=since_ms),
+            "heal": await _heal(table, gathered, slots=slots, since_ms=since_ms),
         }
 
     async def heal(self) -> dict[str, Any]:
@@ -195,13 +199,16 @@ class Status:
             metrics.counted(f"amberblob_{count}", text, lambda count=count: self._store.counts()[count])  # type: ignore[misc]
 
 
-def _heal(table: RouteTable, gathered: Gathering, *, slots: SlotsWanted, since_ms: int) -> dict[str, Any]:
+async def _heal(table: RouteTable, gathered: Gathering, *, slots: SlotsWanted, since_ms: int) -> dict[str, Any]:
     """What the nodes told, judged."""
     known = {node: told.slots for node, told in gathered.nodes.items() if told is not None}
-    views = [
-        view_slot(route, {node: slots.get(route.slot) for node, slots in known.items()}, since_ms=since_ms)
-        for route in table.routes
-    ]
+    views = []
+    for route in table.routes:
+        views.append(
+            view_slot(route, {node: slots.get(route.slot) for node, slots in known.items()}, since_ms=since_ms)
+        )
+        if len(views) % SLOTS_AT_ONCE == 0:
+            await asyncio.sleep(0)
     silent = gathered.nodes.keys() - known.keys()
     view = view_cluster(views, rate_bytes_per_s=gathered.rate_bytes_per_s, silent=silent)
     heal = heal_json(view, at_ms=gathered.at_ms, since_ms=since_ms)

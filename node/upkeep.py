@@ -16,7 +16,7 @@ from chunkstore.interface import ReplicaStore
 from node.coordinator import Coordinator
 from node.routing import Routing
 from node.workers.expirer import Expirer
-from node.workers.garbage import Garbage
+from node.workers.garbage import EVERY_S, Garbage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +53,12 @@ def upkeep_of(
     retention: RetentionSection,
     found_wrong: Callable[[int, str], None],
     bytes_wanted: Callable[[], None],
+    compared_ms: Callable[[int], int],
 ) -> Upkeep:
     """The workers of one node.
 
     Args:
-        found_wrong: see :class:`antientropy.scrub.Scrub`.
-        bytes_wanted: called when versions were added to those that are wanted.
+        found_wrong, bytes_wanted, compared_ms: see :class:`antientropy.scrub.Scrub`.
     """
     return Upkeep(
         scrub=Scrub(
@@ -67,6 +67,7 @@ def upkeep_of(
             slots=lambda: [slot for slot in store.slots() if routing.mute(store.slot_state(slot)) is None],
             found_wrong=found_wrong,
             bytes_wanted=bytes_wanted,
+            compared_ms=compared_ms,
             days=repair.scrub_days,
             bytes_per_s=repair.scrub_bytes_per_s,
         ),
@@ -79,5 +80,6 @@ def upkeep_of(
             retention=Retention.of(retention),
             every_s=retention.check_every_s,
         ),
-        garbage=Garbage(store, clock),
+        # What expired is removed as soon as it is looked for.
+        garbage=Garbage(store, clock, every_s=min(EVERY_S, retention.check_every_s)),
     )

@@ -15,6 +15,12 @@ WELL = ("whole", "in-step")
 BY_THEMSELVES = (*WELL, "healing")
 """States in which an operator has nothing to do."""
 
+HEALED = {
+    "whole": "yes: all copies agree and hold every byte",
+    "in-step": "but for what is being written: no copy lacks a byte, and none lacked anything when last compared",
+}
+"""What is said of it, by the cluster's state; of all other states: no."""
+
 SLOT_COLUMNS = (
     "slot>",
     "state",
@@ -60,10 +66,7 @@ def status_lines(document: Mapping[str, Any]) -> list[str]:
     if heal:
         lines += [
             ("slots", _slots(document, heal)),
-            (
-                "healed",
-                "yes: all copies agree and hold every byte" if heal.get("healed") else f"no: {heal.get('state')}",
-            ),
+            ("healed", HEALED.get(str(heal["state"]), f"no: {heal['state']}")),
         ]
     if "objects_below_target" in heal:
         lines += [
@@ -147,8 +150,9 @@ def counts_text(slots: Mapping[str, Any]) -> str:
 
 
 def _heal(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the node tells of the copies; nothing where it does not judge them (an older one)."""
     heal = document.get("heal")
-    return heal if isinstance(heal, Mapping) else {}
+    return heal if isinstance(heal, Mapping) and "state" in heal else {}
 
 
 def _cluster(document: Mapping[str, Any]) -> str:

@@ -84,6 +84,7 @@ def _replica(row: Any) -> Branch:
         _pair(name, value) if _is_plain(value) else _pair(name, ", ".join(map(_inline, value)))
         for name, value in row.items()
         if name not in ("node", "state") and value not in ("", None, [], ()) and not isinstance(value, Mapping)
+        if name != "incarnation" or value != row.get("disk")  # equal: a copy that was never lost here
     ]
     state = str(row.get("state", ""))
     text = f"{row.get('node', '?')}  {state}" + (f"  ({', '.join(rest)})" if rest else "")

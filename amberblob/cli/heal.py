@@ -139,9 +139,12 @@ class _Lines:
 
 def bytes_left(heal: Mapping[str, Any]) -> str:
     """What is to be fetched, how fast, and how long that takes, as far as it is known."""
-    text = f"{human_size(int(heal.get('bytes_below_target') or 0))} in {heal.get('versions_waiting') or 0} versions"
-    if (rate := heal.get("rate_bytes_per_s")) is not None:
+    left = int(heal.get("bytes_below_target") or 0)
+    text = f"{human_size(left)} in {heal.get('versions_waiting') or 0} versions"
+    if left and (rate := heal.get("rate_bytes_per_s")) is not None:
         text += f", {human_size(int(rate))}/s"
-    if (seconds := heal.get("seconds_left")) is not None:
+    if left and (seconds := heal.get("seconds_left")) is not None:
         text += f", about {duration(float(seconds))} left"
+    if silent := heal.get("silent_nodes"):
+        text += f"; what {', '.join(map(str, silent))} lacks is not known"
     return text

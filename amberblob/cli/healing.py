@@ -20,9 +20,13 @@ REPEAT_S = 5.0
 """How long nothing may become better before the nodes are asked once more to compare: one may have been starting."""
 
 
+LAG_S = 10.0
+"""Longer than a database lags behind the journal: copies that differ after so long are being written."""
+
+
 @dataclass(frozen=True, slots=True)
 class Healed:
-    """It is done. ``written``: slots that are being written: their copies lack nothing, and have never been equal meanwhile."""
+    """It is done. ``written``: slots that are being written: their copies lack nothing of each other, and change."""
 
     slots: int
     written: int
@@ -69,15 +73,18 @@ class Left:
 class HealWatch:
     """Looks at the cluster's health over time.
 
-    A slot counts as healed once it was seen whole and compared since the moment asked for. One that is written without a pause may
-    never be whole at the instant of a look: it counts once it is in-step and its roots were seen to change. (Roots
-    that differ and stay so are no sign of writes.) The end is when all count in one look.
+    A slot is healed when it is whole and was compared since the moment asked for. One that is written without a pause may never be
+    whole at the instant of a look. So a slot that is in-step counts too, once :data:`LAG_S` have gone by since it first
+    was well (by then its databases hold what was written before), and if it was whole in between or its roots were
+    seen to change after that. (Roots that differ and stay so are no sign of writes.) The end is when all count in one look.
     """
 
+    well_s: dict[int, float] = field(default_factory=dict)
+    """When a slot was first seen whole or in-step, and compared."""
     settled: set[int] = field(default_factory=set)
     """Slots that were seen whole and compared."""
     roots: dict[int, tuple[Any, ...]] = field(default_factory=dict)
-    """Of slots that are in step: what they were first seen with."""
+    """Of slots that stay in-step longer than databases lag: what they were first seen with then."""
     changing: set[int] = field(default_factory=set)
     bytes_most: int = 0
     fewest: dict[str, int] = field(default_factory=dict)
@@ -93,8 +100,10 @@ class HealWatch:
             # The node that answered has no routes yet, and knows of no slot.
             rows = [{"slot": slot, "state": "unknown", "compared": False} for slot in range(max(1, slot_count))]
         open_slots = {int(row["slot"]): row for row in rows}
-        self.settled.update(slot for slot in range(slot_count) if slot not in open_slots)
-        undone = [slot for slot, row in open_slots.items() if not self._counts(slot, row)]
+        for slot in set(range(slot_count)) - open_slots.keys():
+            self.settled.add(slot)
+            self.well_s.setdefault(slot, now_s)
+        undone = [slot for slot, row in open_slots.items() if not self._counts(slot, row, now_s)]
         if not undone and slot_count:
             return Healed(slot_count, len(open_slots))
         left = int(heal.get("bytes_waiting") or 0)
@@ -123,9 +132,11 @@ class HealWatch:
             ask_again=ask_again,
         )
 
-    def _counts(self, slot: int, row: Mapping[str, Any]) -> bool:
+    def _counts(self, slot: int, row: Mapping[str, Any], now_s: float) -> bool:
         """Whether a slot that is not whole at this moment is healed but for what is being written."""
         if row["state"] != "in-step" or not row["compared"]:
+            return False
+        if now_s - self.well_s.setdefault(slot, now_s) < LAG_S:
             return False
         roots = tuple(copy.get("root") for copy in row["copies"])
         if self.roots.setdefault(slot, roots) != roots:

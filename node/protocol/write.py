@@ -365,7 +365,7 @@ class WriteRound:
 
     def _weigh_promises(self) -> list[Action]:
         tally = self._tally
-        if not self.electorate.is_read_quorum(tally.promised):
+        if not self._promised_enough(tally.promised):
             return []
         if self.hear is not None and self.hear not in tally.promised and self.hear not in tally.out:
             return []
@@ -376,6 +376,18 @@ class WriteRound:
         if not self._finding.decided:
             return self._finish()
         return self._decide()
+
+    def _promised_enough(self, promised: Collection[str]) -> bool:
+        """A configured read quorum is for what clients are told. To finish, a majority does where that cannot be had:
+
+        a copy that lost its memory is filled only once all is decided, and until then no more than N-1 can promise.
+        """
+        electorate = self.electorate
+        if electorate.is_read_quorum(promised):
+            return True
+        if not isinstance(self._operation, Finish) or electorate.read_quorum_possible(self._tally.out):
+            return False
+        return electorate.is_majority(promised)
 
     def _remembered(self, promises: Iterable[Promised]) -> WriteMark | None:
         """What our write id did, by any voter's word.
@@ -614,13 +626,14 @@ class WriteRound:
         tally.out[node] = why
         if self.phase is Phase.COMMITTING or (self.phase is Phase.FINISHING and self._fully):
             possible = self.electorate.write_quorum_possible(tally.out)
-        elif self.phase is Phase.FINISHING:
+        elif self.phase is Phase.FINISHING or isinstance(self._operation, Finish):
             possible = self.electorate.majority_possible(tally.out)
         else:
             possible = self.electorate.read_quorum_possible(tally.out)
         if not possible:
             return self._retry(contested=bool(tally.contested))
-        return self._weigh_promises() if self.phase is Phase.PREPARING and node == self.hear else []
+        settles = node == self.hear or isinstance(self._operation, Finish)
+        return self._weigh_promises() if settles and self.phase is Phase.PREPARING else []
 
     def _retry(self, *, contested: bool) -> list[Action]:
         """Pause and begin anew. ``contested``: a race was lost, which is no sign that replicas are missing."""

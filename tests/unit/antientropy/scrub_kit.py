@@ -79,6 +79,8 @@ class Hooks:
     def __init__(self) -> None:
         self.told: list[tuple[int, str]] = []
         self.woken = 0
+        self.compared_at_ms: int | None = None
+        """When the copy was compared with the others; None: always just now."""
         self.mend: Callable[[int, str], None] = lambda slot, path: None
 
     def found_wrong(self, slot: int, path: str) -> None:
@@ -87,6 +89,9 @@ class Hooks:
 
     def bytes_wanted(self) -> None:
         self.woken += 1
+
+    def compared_ms(self, slot: int) -> int:
+        return 1 << 62 if self.compared_at_ms is None else self.compared_at_ms
 
 
 def scrub_of(
@@ -104,6 +109,7 @@ def scrub_of(
         slots=lambda: slots,
         found_wrong=hooks.found_wrong,
         bytes_wanted=hooks.bytes_wanted,
+        compared_ms=hooks.compared_ms,
         days=days,
         bytes_per_s=rate,
     )

@@ -46,11 +46,8 @@ async def test_what_was_missed_is_found_for_a_fraction_of_what_there_is():
     besides = costs.asked_bytes + costs.answered_bytes - costs.item_bytes
     # The bound is 1 MiB for 1,000 paths of a million in 256 slots. Each path that was missed costs its bucket's
     # fingerprints here as there, and each slot that differs 2 KiB.
-    print(f"{besides} bytes besides {costs.item_bytes} of items in {costs.requests} requests")
     differing = sum(1 for one in result.values() if one.paths)
     assert besides <= 32 * 16 + differing * 2200 + missed * 16 * 120
-    whole = (besides - 32 * 16) / missed * 1000
-    assert whole < 1024 * 1024 * 3
     again = costs.asked_bytes + costs.answered_bytes
     await cluster.compare(0, 1, SLOTS)
     assert costs.asked_bytes + costs.answered_bytes - again < 32 * 16 + 64, "the second round is a quiet one"
@@ -67,7 +64,6 @@ async def test_a_slot_of_one_million_in_256_costs_what_the_bound_allows():
     assert result[0].paths == 4
     costs = cluster.costs["n0"]
     besides = costs.asked_bytes + costs.answered_bytes - costs.item_bytes
-    print(f"{besides} bytes besides {costs.item_bytes} of items")
     assert 256 * besides < 1024 * 1024
 
 

@@ -245,6 +245,24 @@ async def test_orphans_stay_while_a_row_may_have_rotted_away(world, damage):
     assert {blob_id, version.blob_id} <= set(world.store._slots[0].files)
 
 
+async def test_orphans_stay_until_the_copy_was_compared_with_the_others(world):
+    """A path that vanished whole is found by its bucket only; the next pass finds all right, and its bytes lone."""
+    version = await world.objects.put(0, "a", LARGE)
+    await world.objects.put(0, "b", 100)
+    world.store.lose_path(0, "a")
+    world.store._slots[0].intents.pop(version.blob_id)
+    world.scrub = scrub_of(world.store, world.clock, world.hooks, days=0.5)
+    world.clock.now_s += 90_000
+    world.hooks.compared_at_ms = world.clock.wall_ms()
+    for _ in range(3):
+        await run(world.scrub, world.clock)
+    assert world.scrub.counts.sums_wrong == 1
+    assert version.blob_id in world.store._slots[0].files
+    world.hooks.compared_at_ms = world.clock.wall_ms() + 1
+    await run(world.scrub, world.clock)
+    assert version.blob_id not in world.store._slots[0].files
+
+
 async def test_what_is_being_uploaded_is_no_orphan(world):
     await world.objects.put(0, "a", 100)
     staging = await world.store.stage(0, DISK, chunk_bytes=65_536, size=1)

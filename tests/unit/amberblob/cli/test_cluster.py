@@ -147,6 +147,11 @@ def test_the_status_of_a_cluster_that_heals(told, capsys):
     assert screen["below target"] == "33 of 1,200 objects"
     assert screen["to fetch"] == "1.0 MiB in 30 versions, 1.0 KiB/s, about 17 min left"
     assert "cluster heal --wait" in screen["what to do"]
+    status, screen = status_of(told, capsys, cluster(row(1, "in-step"), rate_bytes_per_s=2**10))
+    assert (status, screen["what to do"], screen["to fetch"]) == (0, "nothing", "0 B in 0 versions")
+    assert "being written" in screen["healed"]
+    _, screen = status_of(told, capsys, cluster(row(1, "degraded"), silent_nodes=["node-3"]))
+    assert screen["to fetch"] == "0 B in 0 versions; what node-3 lacks is not known"
 
 
 @pytest.mark.parametrize(
@@ -159,6 +164,7 @@ def test_the_status_of_a_cluster_that_heals(told, capsys):
         (cluster(row(0, "unrecoverable"), unrecoverable=3), "3 versions can be had whole from no replica"),
         ({**cluster(), "heal": {"state": "unknown", "healed": False, "slots": {}}}, "has no routes yet"),
         ({name: part for name, part in cluster().items() if name != "heal"}, "tells nothing of the copies"),
+        ({**cluster(), "heal": {"bytes_waiting": 0}}, "tells nothing of the copies"),
     ],
 )
 def test_the_status_says_what_to_do_and_fails(told, capsys, document, says):
@@ -246,7 +252,8 @@ def test_heal_waits_until_it_is_healed_and_says_lines_in_a_pipe(told, capsys):
     ]
 
 
-def test_heal_ends_when_what_differs_is_being_written(told, capsys):
+def test_heal_ends_when_what_differs_is_being_written(told, capsys, monkeypatch):
+    monkeypatch.setattr(healing, "LAG_S", 0.0)
     told.clusters = [cluster(row(0, "in-step")), cluster(row(0, "in-step", copies=[{"node": "node-1", "root": "ac"}]))]
     assert run(["cluster", "heal", "--wait"]) == 0
     assert capsys.readouterr().out == "healed: all 4 slots; 1 of them are being written, and lack nothing\n"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amberblob.cli.healing import PATIENCE_S, REPEAT_S, Healed, HealWatch, InVain, Left, duration
+from amberblob.cli.healing import LAG_S, PATIENCE_S, REPEAT_S, Healed, HealWatch, InVain, Left, duration
 
 SLOTS = 4
 
@@ -41,21 +41,30 @@ def test_what_was_not_compared_since_is_not_healed(state):
     assert isinstance(HealWatch().look(SLOTS, account(row(0, state)), 0), Left)
 
 
-def test_a_slot_that_is_being_written_is_healed_once_it_changes():
+def test_a_slot_that_is_being_written_is_healed_once_it_changes_for_longer_than_databases_lag():
     watch = HealWatch()
-    assert isinstance(watch.look(SLOTS, account(being_written(1, "ab")), 0), Left)
-    assert isinstance(watch.look(SLOTS, account(being_written(1, "ab")), 1), Left), "it differs and nothing happens"
-    assert watch.look(SLOTS, account(being_written(1, "ac")), 2) == Healed(SLOTS, 1)
+    for second, roots in enumerate(("ab", "ac", "ad", "ae")):
+        assert isinstance(watch.look(SLOTS, account(being_written(1, roots)), second), Left), "that may be lag"
+    assert isinstance(watch.look(SLOTS, account(being_written(1, "xy")), LAG_S), Left)
+    assert isinstance(watch.look(SLOTS, account(being_written(1, "xy")), LAG_S + 1), Left), "nothing happens any more"
+    assert watch.look(SLOTS, account(being_written(1, "xz")), LAG_S + 2) == Healed(SLOTS, 1)
+
+
+def test_a_lag_that_ends_is_no_writing():
+    watch = HealWatch()
+    for second in range(8):
+        assert isinstance(watch.look(SLOTS, account(being_written(1, f"a{second}")), second), Left)
+    assert watch.look(SLOTS, account(), 8) == Healed(SLOTS, 0)
 
 
 def test_a_slot_that_was_whole_may_be_written_again():
     watch = HealWatch()
     first = account(row(0), row(1))
+    written = account(being_written(2, "ab"), being_written(3, "xy"))
     assert isinstance(watch.look(SLOTS, first, 0), Left)
-    assert watch.look(SLOTS, account(being_written(2, "ab"), being_written(3, "xy")), 1) == Healed(SLOTS, 2)
-    watch = HealWatch()
-    watch.look(SLOTS, first, 0)
-    assert isinstance(watch.look(SLOTS, account(row(2, wanted=1), being_written(3, "xy")), 1), Left), (
+    assert isinstance(watch.look(SLOTS, written, LAG_S - 1), Left)
+    assert watch.look(SLOTS, written, LAG_S) == Healed(SLOTS, 2)
+    assert isinstance(watch.look(SLOTS, account(row(2, wanted=1), being_written(3, "xy")), 99), Left), (
         "2 lacks something now"
     )
 
@@ -156,7 +165,7 @@ slot_rows = st.builds(
 def test_healed_is_never_said_while_a_slot_lacks_anything_or_was_not_compared(looks):
     watch = HealWatch()
     for second, rows in enumerate(looks):
-        seen = watch.look(SLOTS, account(*rows), float(second))
+        seen = watch.look(SLOTS, account(*rows), 4.0 * second)
         if isinstance(seen, Healed):
             assert all(one["compared"] and one["state"] == "in-step" for one in rows)
             assert seen.written == len(rows)

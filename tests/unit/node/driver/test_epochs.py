@@ -324,6 +324,19 @@ async def test_a_listing_goes_by_one_route_though_it_changes_meanwhile():
             await asking
 
 
+async def test_a_route_is_settled_when_nobody_else_is_to_come():
+    async with cluster(4) as made:
+        slot = made.slot("p")
+        outside = next(node for node in made if not node.routing.is_member(slot))
+        stranger = Member(outside.name, outside.store.disk_id, 2)
+        assert made[1].routing.electorate(slot).settled
+        for change in ({"learners": (stranger,)}, {"state": "joint", "next_voters": (stranger,)}):
+            reroute(made, slot, lambda route, change=change: msgspec.structs.replace(route, epoch=2, **change))
+            assert not made[1].routing.electorate(slot).settled
+            reroute(made, slot, lambda route: Route(slot=slot, epoch=3, voters=route.voters))
+            assert made[1].routing.electorate(slot).settled
+
+
 def test_a_node_without_routes_has_no_voice():
     routing = Routing(node="n1", disk_id=NEW, table=lambda: None)
     assert routing.newcomers() == {}

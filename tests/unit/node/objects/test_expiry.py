@@ -214,6 +214,15 @@ async def test_what_lives_or_can_be_restored_does_not_go(made: Cluster):
     assert (await restore(made[1], "p")).version.version == 2
 
 
+async def test_a_collection_writes_nothing_on_a_path_that_lives(made: Cluster):
+    made.net.fault("Learn", "drop")
+    await put(made[1], "p", b"0")
+    await made.settle()
+    before = made.net.count("Commit")
+    assert not await collect(made[1])
+    assert made.net.count("Commit") == before
+
+
 async def test_numbers_that_never_were_versions_do_not_keep_a_stub(made: Cluster):
     await put(made[1], "p", b"0", version=5)
     await put(made[1], "p", b"1", version=900)

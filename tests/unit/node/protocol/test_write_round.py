@@ -721,3 +721,22 @@ def test_who_must_be_heard_is_given_a_ballot_that_it_takes():
     assert isinstance(wait, Wait) and wait.contested
     prepares = sent(round_.wake(wait.token), Prepare)
     assert prepares["c"].ballot.counter == 71
+
+
+def test_to_finish_a_majority_is_enough_whatever_reads_are_to_ask():
+    """Else a copy that is to be filled, which is mute until all is decided, would never be."""
+    round_, actions = begin(Finish(), electorate(read_quorum=3))
+    at = token(actions)
+    assert round_.answer("c", at, refuse("c", "unsynced")) == []
+    round_.answer("a", at, promise("a", OLD, OTHER))
+    actions = round_.answer("b", at, promise("b"))
+    assert set(sent(actions, Commit)) == set("abc")
+
+
+def test_who_may_still_promise_is_waited_for_also_to_finish():
+    """What it accepted may be above all others, and would be found undecided by the same readers ever again."""
+    round_, actions = begin(Finish(), electorate(read_quorum=3))
+    at = token(actions)
+    round_.answer("a", at, promise("a", OLD, OTHER))
+    assert round_.answer("b", at, promise("b")) == []
+    assert set(sent(round_.failed("c", at, "away"), Commit)) == set("abc")

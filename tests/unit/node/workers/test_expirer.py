@@ -6,6 +6,7 @@ import asyncio
 import math
 import random
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,7 @@ async def expire(nodes: Cluster, section: RetentionSection, *numbers: int) -> di
         await once(nodes, workers[f"n{number}"])
         await nodes.settle()
     for node in nodes:
+        await node.store.settle(node.store.slots())  # a disk has garbage once its databases know of it
         await once(nodes, Garbage(node.store, nodes.clock))
     return workers
 
@@ -67,9 +69,15 @@ async def kept_blobs(nodes: Cluster, path: str, blob_ids: Iterable[str]) -> dict
     }
 
 
+@pytest.fixture(params=["memory", "disk"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
+    """Where the nodes keep their disks; None: in memory."""
+    return tmp_path if request.param == "disk" else None
+
+
 @pytest.mark.parametrize("size", [100, STAGED])
-async def test_old_versions_go_from_every_disk_and_the_newest_stay(size):
-    async with cluster() as nodes:
+async def test_old_versions_go_from_every_disk_and_the_newest_stay(size, folder):
+    async with cluster(folder=folder) as nodes:
         path = nodes.path(1)
         views = [await put(nodes[1], path, content(size, seed)) for seed in range(5)]
         await nodes.settle()
@@ -84,6 +92,8 @@ async def test_old_versions_go_from_every_disk_and_the_newest_stay(size):
             with pytest.raises(NotFound):
                 await look(node, path, version=3)
         assert await kept_blobs(nodes, path, blob_ids) == {name: blob_ids[3:] for name in nodes.nodes}
+        for node in nodes:
+            await node.store.settle([nodes.slot(path)])
         roots = {node.store.tally(nodes.slot(path)).root for node in nodes}
         assert len(roots) == 1
         again = await expire(nodes, RetentionSection(keep=Keep(0), versions=2))
@@ -124,9 +134,9 @@ async def test_rules_per_prefix():
         assert await get(nodes[3], "ever/a") == content(100, 3)
 
 
-async def test_a_deleted_path_goes_and_later_its_stub_and_its_versions_never_come_again():
+async def test_a_deleted_path_goes_and_later_its_stub_and_its_versions_never_come_again(folder):
     section = RetentionSection(keep=Keep(2 * DAY_S), stub_keep=Duration(5 * DAY_S))
-    async with cluster() as nodes:
+    async with cluster(folder=folder) as nodes:
         path = nodes.path(2)
         slot = nodes.slot(path)
         views = [await put(nodes[1], path, content(STAGED, seed)) for seed in range(3)]
@@ -143,17 +153,21 @@ async def test_a_deleted_path_goes_and_later_its_stub_and_its_versions_never_com
         await expire(nodes, section)
         blobs = [view.version.blob_id for view in views]
         assert await kept_blobs(nodes, path, blobs) == {name: [] for name in nodes.nodes}
-        assert nodes.blobs() == {name: [] for name in nodes.nodes}
+        if folder is None:
+            assert nodes.blobs() == {name: [] for name in nodes.nodes}
+        else:
+            assert [file for file in folder.rglob("chunks/*") if "quarantine" not in file.parts] == []
         with pytest.raises(NotFound):
             await restore(nodes[3], path)
         for node in nodes:
-            assert node.register(path).record is not None, "the stub is still there"
+            assert (await node.store.load(slot, path)).record is not None, "the stub is still there"
 
         nodes.clock.ahead_s += 3 * DAY_S
         workers = await expire(nodes, section)
         assert sum(worker.counts.stubs_collected for worker in workers.values()) == 1
         for node in nodes:
-            assert node.register(path).record is None
+            assert (await node.store.load(slot, path)).record is None
+            await node.store.settle([slot])
             assert node.store.tally(slot).objects == 0
             with pytest.raises(NotFound):
                 await look(node, path)
@@ -203,7 +217,7 @@ async def test_a_copy_that_does_not_count_looks_after_nothing():
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_nothing_live_goes_while_clients_write_and_all_nodes_expire_at_once(seed):
+async def test_nothing_live_goes_while_clients_write_and_all_nodes_expire_at_once(seed, tmp_path):
     """Retention at its most eager, on every node, with lost messages: every acknowledged head is there with its bytes."""
     chance = random.Random(seed)
     section = RetentionSection(keep=Keep(0), stub_keep=Duration(0))
@@ -240,7 +254,7 @@ async def test_nothing_live_goes_while_clients_write_and_all_nodes_expire_at_onc
             for slot in node.store.slots():
                 await node.store.sweep_garbage(slot, 100)
 
-    async with cluster(slots=2) as nodes:
+    async with cluster(slots=2, folder=tmp_path if seed % 2 else None) as nodes:
         for kind in ("Prepare", "Commit", "Learn"):
             nodes.net.fault(kind, "drop", when=lambda _: chance.random() < 0.05)
             nodes.net.fault(kind, "lose", when=lambda _: chance.random() < 0.05)

@@ -12,6 +12,7 @@ from amberblob.clock import SeededRandomness
 from amberblob.errors import OutcomeUnknown, PeerTimeout, PeerUnreachable
 from amberblob.ids import content_hash
 from amberblob.manifest import ChunkRef, Version
+from amberblob.mutations import Installed
 from antientropy.failures import RETRY_MAX_S
 from antientropy.step import Did
 from antientropy.wants import WantQueue
@@ -368,3 +369,86 @@ async def test_the_sweeper_works_in_batches():
         assert await made[1].sweeper.step() is Did.WORK
         assert await made[1].sweeper.step() is Did.NOTHING
         assert made.blobs()["n1"] == []
+
+
+# ---- what the puller makes of the table of wanted versions
+
+
+async def lacking(made, *, paths: int = 1) -> None:
+    """n3 has the rows of some versions and not their bytes, and its puller was not told."""
+    for phase in ("Prepare", "Commit", "StageOpen", "Learn"):
+        made.net.fault(phase, "drop", to="n3")
+    for index in range(paths):
+        await put(made[1], f"w{index}", content(STAGED, index))
+    await made.settle()
+    made.net.heal()
+    for index in range(paths):
+        slot = made.slot(f"w{index}")
+        (item,) = await made[1].store.items(slot, [f"w{index}"])
+        made[3].store.apply(Installed(slot, item.path, item.ballot, item.record, item.rows))
+
+
+async def test_the_puller_works_through_what_the_disk_wants():
+    async with cluster() as made:
+        await lacking(made, paths=20)
+        puller = made[3].puller
+        assert puller.waiting == 20 and puller.waiting_bytes == 20 * STAGED
+        await made[3].pull()
+        assert puller.received_bytes == 20 * STAGED
+        made.net.down = {"n1", "n2"}
+        for index in range(20):
+            assert await get(made[3], f"w{index}", consistency="local") == content(STAGED, index)
+
+
+async def test_more_is_wanted_than_the_queue_holds(monkeypatch):
+    monkeypatch.setattr(puller_module, "QUEUE_MAX", 3)
+    async with cluster() as made:
+        await lacking(made, paths=20)
+        for _ in range(30):
+            made.clock.ahead_s += puller_module.LOOK_AGAIN_S
+            while await made[3].puller.step() is Did.WORK:
+                assert len(made[3].puller._queue) <= 3
+        assert made[3].puller.waiting == 0
+
+
+async def test_bytes_that_nobody_has_are_told_and_tried_again():
+    async with cluster() as made:
+        await lacking(made)
+        slot, puller = made.slot("w0"), made[3].puller
+        blob_id = made[1].register("w0").record.head.blob_id
+        kept = {number: made[number].store._slots[slot].files.pop(blob_id) for number in (1, 2)}
+        for tries in range(8):
+            while await puller.step() is Did.WORK:
+                pass
+            assert puller.unrecoverable(slot) == 1, f"try {tries}"
+            assert puller.waiting == 1
+            made.clock.ahead_s += RETRY_MAX_S
+        for away in ("n1", "n2"):
+            made.net.down = {away}
+            while await puller.step() is Did.WORK:
+                pass
+            assert puller.unrecoverable(slot) == 0, f"{away} may have it"
+            made.clock.ahead_s += RETRY_MAX_S
+        made.net.down = set()
+        made[2].store._slots[slot].files[blob_id] = kept[2]
+        made.clock.ahead_s += RETRY_MAX_S
+        while await puller.step() is Did.WORK:
+            pass
+        assert puller.unrecoverable(slot) == 0 and puller.waiting == 0
+
+
+async def test_a_version_that_expired_is_wanted_no_more():
+    async with cluster() as made:
+        await lacking(made)
+        slot, puller = made.slot("w0"), made[3].puller
+        held = made.net.fault("ReadChunk", "drop", source="n3")
+        while await puller.step() is Did.WORK:
+            pass
+        assert held.hits
+        made.net.heal()
+        made[3].store.forget_path(slot, "w0")
+        for _ in range(5):
+            made.clock.ahead_s += RETRY_MAX_S
+            while await puller.step() is Did.WORK:
+                pass
+        assert puller.waiting == 0 and len(puller._queue) == 0
