@@ -62,6 +62,7 @@ _PUT_1, _PUT_16, _PUT_64 = "PUT 4 KiB, 1 client", "PUT 4 KiB, 16 clients", "PUT 
 _STRONG, _LOCAL = "GET 4 KiB strong, 16 clients", "GET 4 KiB local, 16 clients"
 _DEAD = "4 KiB, 16 clients, two nodes asked, the third dead"
 _SLOW = "4 KiB, 16 clients, two nodes asked, through proxies, the third 100 ms away"
+_REBUILT = "4 KiB, 16 clients, a node is rebuilt"
 _SYNCS = "journal fdatasync per replica"
 _RATE = "throughput"
 _CPU = "CPU of all nodes"
