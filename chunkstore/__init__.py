@@ -10,8 +10,11 @@ way of an entry), then by interest:
 * memory: :mod:`rules` (pure: what a mutation does), :mod:`overlay`, :mod:`pathfilter` (pure: which paths are new),
   :mod:`filling`, :mod:`bodycache`
 * bytes: :mod:`staging` (the way in), :mod:`files`, :mod:`blobs`
+* mending: :mod:`bulk` (many blobs at once, what is whole); scrub: :mod:`scrubdb`, :mod:`scrubbing`; garbage: :mod:`garbagedb`
+  (what is referred to), :mod:`garbage`
 * the disk itself: :mod:`identity`, :mod:`space`, :mod:`fileops`, :mod:`recovery`, :mod:`doctor`
-* :mod:`memory`, :mod:`memory_state`: the twin for tests and simulations
+* the twin for tests and simulations, in layers: :mod:`memory_state`, :mod:`memory_base`, :mod:`memory_repair`,
+  :mod:`memory_upkeep`, :mod:`memory_damage` (what goes wrong with it), :mod:`memory`
 
 It must not know of peers, ballots' meaning, HTTP or the registry: it keeps what it is told to keep. The format
 and the reasons are in rfc/0003-on-disk-format.md.

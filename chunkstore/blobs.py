@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from amberblob.errors import ChunkCorrupt, ChunkMissing, DigestMismatch, DiskFailed, StorageError
-from amberblob.ids import content_hash
+from amberblob.ids import content_hash, valid_ulid
 from amberblob.limits import INLINE_BYTES_MAX
 from amberblob.manifest import ChunkRef, Version, decode_manifest
 from amberblob.mutations import Aborted, Staged
@@ -481,6 +481,8 @@ class Blobs:
 
         None: memory knows more of it than the tables, so that it cannot be told yet.
         """
+        if not valid_ulid(blob_id):
+            return False  # the row that said so was damaged, and nothing here bears such a name
         return await self.to_the_end(self._remove_garbage(slot, blob_id, is_claimed))
 
     async def _remove_garbage(self, slot: int, blob_id: str, is_claimed: bool) -> bool | None:

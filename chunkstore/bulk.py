@@ -122,6 +122,7 @@ class Bulk:
 
     async def install_bodies(self, slot: int, bodies: Given) -> None:
         """All in one sync of the journal, and as far as possible in one transaction of the database."""
+        assert all(version.inline for version, _ in bodies), "a file does not belong into the database"
         await self._run(lambda: _check_all(bodies))
         self._blobs.guard(sum(len(data) for _, data in bodies))
         position = 0
@@ -130,6 +131,7 @@ class Bulk:
         await self._core.durable(position)
 
     async def install_blobs(self, slot: int, blobs: Given) -> None:
+        assert not any(version.inline for version, _ in blobs), "an inline body is no file"
         for version, _ in blobs:
             _only_chunk(version)
         self._blobs.guard(sum(len(data) for _, data in blobs))

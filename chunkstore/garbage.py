@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from amberblob.ids import ulid_time_ms
+from amberblob.ids import ulid_time_ms, valid_ulid
 from chunkstore import garbagedb
 from chunkstore.blobs import Blobs
 from chunkstore.core import DiskCore
@@ -91,8 +91,9 @@ class Garbage:
             return []
         folders = await self._blobs.run_reading(lambda: self._files.folders_before(slot, older_than_ms))
         barrier = self._core.overlay.slot_position(slot)
-        bodies = await self._core.ask(slot, partial(garbagedb.lone_bodies, disk_id=self._disk_id), barrier=barrier)
-        old = sorted({*folders, *(blob_id for blob_id in bodies if ulid_time_ms(blob_id) < older_than_ms)})
+        lone = await self._core.ask(slot, partial(garbagedb.lone_bodies, disk_id=self._disk_id), barrier=barrier)
+        bodies = (blob_id for blob_id in lone if valid_ulid(blob_id) and ulid_time_ms(blob_id) < older_than_ms)
+        old = sorted({*folders, *bodies})
         suspects: set[str] = set()
         for at in range(0, len(old), _BLOBS_PER_PIECE):
             part = old[at : at + _BLOBS_PER_PIECE]

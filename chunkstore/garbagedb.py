@@ -128,12 +128,11 @@ def lone_bodies(database: SlotDatabase, disk_id: str) -> list[str]:
 
 
 def without_claims(database: SlotDatabase, blob_ids: Collection[str], disk_id: str) -> set[str]:
-    """Those of these blobs that no row, staging, garbage or want knows. Registers are not asked: :func:`claimed_after`."""
+    """Those of these blobs that no row, garbage or want knows. Not asked: registers (:func:`claimed_after`), and what is staged."""
     if not is_complete(database, disk_id):
         return set()
     query = (
         "SELECT EXISTS (SELECT 1 FROM blobs WHERE blob_id = ?1) "
-        "OR EXISTS (SELECT 1 FROM intents WHERE blob_id = ?1 AND state = 'STAGED') "
         "OR EXISTS (SELECT 1 FROM garbage WHERE blob_id = ?1) OR EXISTS (SELECT 1 FROM wanted WHERE blob_id = ?1)"
     )
     sql = database.connection

@@ -178,6 +178,9 @@ class MemoryStore(MemoryDamage):
             at.intents[record.added.blob_id] = (Intent.REFERENCED, record.added.created_at_ms)
             if mutation.body is not None:
                 at.bodies[record.added.blob_id] = mutation.body
+            # It is accepted only once its bytes are here, whatever was missing of them before.
+            at.wanted.pop(record.added.blob_id, None)
+        self._release(at, mutation.path, before)
 
     def _chosen(self, at: MemorySlot, mutation: Chosen) -> None:
         before = at.registers.get(mutation.path, EMPTY_REGISTER)
@@ -188,6 +191,7 @@ class MemoryStore(MemoryDamage):
             return
         with self._changing(at, mutation.path) as path:
             path.learn(record)
+        self._release(at, mutation.path, before)
 
     def _installed(self, at: MemorySlot, mutation: Installed) -> None:
         before = at.registers.get(mutation.path, EMPTY_REGISTER)
@@ -204,6 +208,19 @@ class MemoryStore(MemoryDamage):
             for version in sorted(mutation.rows, key=lambda row: row.version):
                 path.add_row(version, replace=mutation.replace)
             path.add_writes(mutation.writes)
+        self._release(at, mutation.path, before)
+
+    @staticmethod
+    def _release(at: MemorySlot, name: str, before: Register) -> None:
+        """The register held a record that is no longer there: what it kept of expired versions is garbage."""
+        if before.record is None or before.record is at.registers[name].record:
+            return
+        for version in (before.record.head, before.record.previous):
+            if version is None or not at.paths[name].is_expired(version.version):
+                continue
+            if at.referred(version.blob_id) is None:
+                at.wanted.pop(version.blob_id, None)
+                at.garbage[version.blob_id] = version
 
     def _forgotten(self, at: MemorySlot, mutation: Forgotten) -> None:
         known = at.paths.get(mutation.path)

@@ -144,9 +144,11 @@ class MemoryRepair(MemoryBase):
         return True
 
     async def install_bodies(self, slot: int, bodies: Sequence[tuple[Version, bytes]]) -> None:
+        assert all(version.inline for version, _ in bodies), "a file does not belong into the database"
         self._install_many(slot, bodies, self._keep_body)
 
     async def install_blobs(self, slot: int, blobs: Sequence[tuple[Version, bytes]]) -> None:
+        assert not any(version.inline for version, _ in blobs), "an inline body is no file"
         self._install_many(slot, blobs, self._keep_blob)
 
     def _install_many(

@@ -112,7 +112,7 @@ class Client:
     def draw(self) -> Call:
         """The next operation."""
         world, random, shape = self._world, self._random, self._world.shape
-        weights = KINDS[shape.liked]
+        weights = KINDS["expiring" if shape.expires else shape.liked]
         kind = random.choices(list(weights), list(weights.values()))[0]
         number = len(world.calls) + 1
         path = f"p{random.randrange(shape.paths)}"
@@ -123,7 +123,9 @@ class Client:
             call.write_id = f"w{world.seed}-{number}"
             if random.random() < shape.conditional and kind in ("put", "delete", "restore"):
                 call.conditions = world.library.conditions(path)
-            if kind == "put" and random.random() < 0.05:
+                if shape.expires and call.conditions.version is not None:
+                    call.conditions = Conditions(absent=True)
+            if kind == "put" and random.random() < 0.05 and not shape.expires:
                 call.version = random.randint(1, 40)
         world.calls.append(call)
         return call

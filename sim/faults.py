@@ -32,6 +32,7 @@ class Faults:
         self._numbers = 0
         self._may_damage = world.machines[random.randrange(len(world.machines))]
         self._to_damage = False
+        self._to_replace = False
         self._over = False
 
     # -- the two coroutines
@@ -138,6 +139,12 @@ class Faults:
                     self._world.fired[fault] += 1
             case "database damage":
                 self._to_damage = True
+            case "new disk":
+                self._to_replace = True
+            case "registry down":
+                registry = self._world.registry
+                registry.down = True
+                self._for_a_while("registry down", lambda: setattr(registry, "down", False))
             case "bad network":
                 network = self._world.network
                 network.loss, network.spikes = random.choice((0.05, 0.3, 0.7)), random.choice((0.0, 0.2))
@@ -188,6 +195,10 @@ class Faults:
         if self._to_damage and machine is self._may_damage and machine.disk.damage_database():
             self._to_damage = False
             self._world.fired["database damage"] += 1
+        if self._to_replace and machine is self._may_damage:
+            self._to_replace = False
+            machine.disk.become_new()
+            self._world.fired["new disk"] += 1
         back_s = self._random.expovariate(1.0) * self._world.shape.fault_s
         self._world.loop.call_later(back_s, self._boot, machine)
 
@@ -238,6 +249,7 @@ class Faults:
         undo, self._undo = self._undo, {}
         for number in undo:
             undo[number]()
+        self._world.registry.down = False
         network = self._world.network
         network.cut.clear()
         network.slow.clear()

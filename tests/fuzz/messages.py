@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from amberblob.ballot import Ballot
 from amberblob.ids import content_hash
 from amberblob.manifest import ChunkRef, Record, Version, WriteMark
+from amberblob.message import Message
 from amberblob.wire import (
     AcceptedReply,
     Commit,
@@ -22,7 +23,6 @@ from amberblob.wire import (
     InspectReply,
     Learn,
     Learnt,
-    Message,
     Ping,
     Prepare,
     Promised,

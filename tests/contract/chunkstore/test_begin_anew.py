@@ -7,7 +7,7 @@ import msgspec
 from amberblob.ballot import EMPTY_REGISTER
 from amberblob.mutations import Accepted, Chosen, EpochSeen, Reserved
 from chunkstore import BlobState, ReplicaStore
-from tests.contract.chunkstore.test_replica_store import SLOT, ballot, choose, put, stage, version
+from tests.contract.chunkstore.kit import SLOT, ballot, choose, put, stage, version
 
 
 async def fill(store: ReplicaStore) -> None:

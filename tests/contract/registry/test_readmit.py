@@ -230,7 +230,7 @@ async def test_broken_off_and_done_again(clients, after):  # noqa: F811
     registry, _ = clients
     await write(registry, *(route_of(slot) for slot in range(SLOTS)))
     with pytest.raises(RegistryUnavailable):
-        await run(Broken(registry, after), range(SLOTS), always("new"))  # type: ignore[arg-type]
+        await run(Broken(registry, after), range(SLOTS), always("new"))
     result = await run(registry, range(SLOTS), always("new"))
     done = min(SLOTS, after * TRANSACTION_OPS_MAX)
     assert result.named == set(range(done))

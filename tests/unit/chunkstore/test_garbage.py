@@ -331,6 +331,32 @@ async def test_a_corrupt_chunk_of_an_expired_version_is_not_wanted(kit, tmp_path
     assert await store.sweep_garbage(SLOT, 10) == 2
 
 
+async def test_a_body_that_rots_in_the_database_is_found_though_memory_has_a_good_one(kit, tmp_path: Path):
+    store = await kit.open(tmp_path / "d")
+    record = await _write(kit, store, "p", b"the body", inline=True)
+    await store.settle([SLOT])
+    await _execute(store, "UPDATE inline_bodies SET body = ?", b"the b0dy")
+    assert await _reads(store, record, b"the body"), "clients are served from memory meanwhile"
+    page = await store.check_page(SLOT, "", 10)
+    assert page.versions == (("p", record.head),)
+    with pytest.raises(ChunkCorrupt):
+        await store.read_chunk(SLOT, record.head.blob_id, record.head.chunks[0])
+    assert [one.damaged for one in await store.wanted(SLOT, 10)] == [True]
+
+
+async def test_names_that_rotted_stop_nobody(kit, tmp_path: Path):
+    store = await kit.open(tmp_path / "d")
+    await _write(kit, store, "p", b"x" * 70_000)
+    await _execute(store, "INSERT INTO garbage VALUES ('../../journal', 0)")
+    await _execute(store, "INSERT INTO inline_bodies VALUES ('no ulid', x'00')")
+    assert await store.sweep_garbage(SLOT, 10) == 0
+    assert await store.orphans(SLOT, EVER) == []
+    assert await store._core.ask(SLOT, lambda d: d.connection.execute("SELECT count(*) FROM garbage").fetchone()) == (
+        0,
+    )
+    assert (store.path / "journal").is_dir()
+
+
 async def test_old_files_only_are_orphans(kit, tmp_path: Path):
     store = await kit.open(tmp_path / "d")
     await _write(kit, store, "p", b"x" * 70_000)

@@ -21,7 +21,7 @@ async def work(made: Cluster, worker: Any) -> bool:
     raise AssertionError(f"{worker.name} does not come to an end")
 
 
-async def round_of(made: Cluster, *, away: set[str] = frozenset()) -> None:
+async def round_of(made: Cluster, *, away: frozenset[str] | set[str] = frozenset()) -> None:
     """Every node does what is due; then a little time goes by."""
     for node in made:
         if node.name in away:
@@ -34,7 +34,7 @@ async def round_of(made: Cluster, *, away: set[str] = frozenset()) -> None:
     made.clock.ahead_s += 6.0
 
 
-def roots(made: Cluster, slot: int, *, away: set[str] = frozenset()) -> dict[str, bytes]:
+def roots(made: Cluster, slot: int, *, away: frozenset[str] | set[str] = frozenset()) -> dict[str, bytes]:
     """The digest of each copy of the slot."""
     assert made.table is not None
     return {
@@ -44,7 +44,7 @@ def roots(made: Cluster, slot: int, *, away: set[str] = frozenset()) -> dict[str
     }
 
 
-def is_well(made: Cluster, *, away: set[str] = frozenset()) -> bool:
+def is_well(made: Cluster, *, away: frozenset[str] | set[str] = frozenset()) -> bool:
     """All copies are equal, have a voice, and have all their bytes."""
     assert made.table is not None
     for slot in range(made.table.slot_count):
@@ -61,12 +61,13 @@ def is_whole(node: Node, slot: int) -> bool:
     return node.routing.mute(node.store.slot_state(slot)) is None and node.store.tally(slot).wanted == 0
 
 
-async def healed(made: Cluster, *, away: set[str] = frozenset()) -> int:
+async def healed(made: Cluster, *, away: frozenset[str] | set[str] = frozenset()) -> int:
     """Let time go by until all is well; how many rounds it took."""
     for count in range(ROUNDS_MAX):
         if is_well(made, away=away):
             return count
         await round_of(made, away=away)
+    assert made.table is not None
     told = {
         slot: {node: root.hex()[:8] for node, root in roots(made, slot, away=away).items()}
         for slot in range(made.table.slot_count)

@@ -24,6 +24,9 @@ class NoPulls:
     def later(self, slot, version, holders):
         pass
 
+    def missed(self, slot, blob_id, *, damaged):
+        pass
+
 
 class Cluster:
     def __init__(self, nodes: str = "abd") -> None:
