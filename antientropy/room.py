@@ -38,9 +38,9 @@ class Room:
             try:
                 await turn
             except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
+                if not turn.cancelled():
                     self._leave(size_bytes)  # it was given just now
-                else:
+                elif (size_bytes, turn) in self._line:
                     self._line.remove((size_bytes, turn))
                     self._admit()
                 raise
