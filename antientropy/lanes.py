@@ -33,7 +33,7 @@ SYNC_RETRY_S = 5.0
 """When a blank copy that cannot be filled now is tried again."""
 
 SYNCS_AT_ONCE = 8
-"""Blank copies that are filled at the same time; each holds one page of another copy in memory."""
+"""Blank copies that are filled at the same time while no client is served; each holds one page of another copy in memory."""
 
 WRONG_MAX = 10_000
 """Damaged paths that wait. More are found again by the next scrub."""
@@ -327,7 +327,9 @@ class Syncs:
         if now_s >= self._looked_s + 1.0:
             self._looked_s = now_s
             self._look()
-        free = SYNCS_AT_ONCE - sum(blank.running is not None for blank in self._blank.values())
+        free = (1 if self._world.pace.busy else SYNCS_AT_ONCE) - sum(
+            blank.running is not None for blank in self._blank.values()
+        )
         if free <= 0:
             return
         due = [(b.due_s, slot) for slot, b in self._blank.items() if b.running is None and b.due_s <= now_s]

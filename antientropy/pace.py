@@ -21,6 +21,10 @@ SMALL_BYTES = 64 * KIB
 REST_S = 0.002
 """What a small turn rests while clients are served, so that many of them in a row do not hold the loop."""
 
+REST_SHARE = 2.0
+REST_MAX_S = 0.1
+"""After work while clients are served: a rest of so many times as long, at most this."""
+
 LOOK_S = 0.05
 """Who waits looks this often whether clients are still served."""
 
@@ -74,6 +78,11 @@ class Yielding:
                 while self.busy and (left_s := self._free_s - self._clock.monotonic_s()) > 0:
                     await self._sleep(min(left_s, LOOK_S))
                 self._spend(size_bytes)
+
+    async def rest(self, worked_s: float) -> None:
+        """Leave the machine to clients after work of so many seconds; comparing rows is CPU and syncs, not bytes."""
+        if worked_s > 0 and self.busy:
+            await self._sleep(min(REST_MAX_S, REST_SHARE * worked_s))
 
     def _spend(self, size_bytes: int) -> None:
         """From when on the next bytes may be moved, should clients still be served then."""

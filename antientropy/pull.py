@@ -203,7 +203,8 @@ async def complete_small(
 
     Returns how many bytes were fetched, and by blob id why some were not put back. Raises: nothing of those.
     """
-    wanted = await _not_here(store, slot, versions)
+    # Inline bodies are not looked for: a row that came without its body had none a moment ago.
+    wanted = await store.not_whole(slot, versions)
     errors: dict[str, list[AmberError]] = {version.blob_id: [] for version in wanted}
     got: list[tuple[Version, bytes]] = []
     for node in source.order(holders, sum(version.size for version in wanted), ()):
@@ -226,18 +227,6 @@ async def complete_small(
     failed = {version.blob_id: _telling(errors[version.blob_id], f"blob {version.blob_id}") for version in wanted}
     failed.update(await _install(store, slot, got))
     return sum(len(data) for _, data in got), failed
-
-
-async def _not_here(store: ReplicaStore, slot: int, versions: Sequence[Version]) -> list[Version]:
-    """Those of which something is missing; of the others it is said that they are whole."""
-    found: list[Version] = []
-    for version in versions:
-        # Inline bodies are not looked for: a row that came without its body had none a moment ago.
-        if version.inline or await store.missing_chunks(slot, version, version.chunks):
-            found.append(version)
-        elif version.size:
-            await store.is_whole(slot, version)
-    return found
 
 
 async def _install(store: ReplicaStore, slot: int, got: Sequence[tuple[Version, bytes]]) -> dict[str, AmberError]:

@@ -67,6 +67,7 @@ class Repairer:
         self.costs = Costs()
         self._ground = Ground(places, store, clock)
         self._clock = clock
+        self._pace = pace
         self._randomness = randomness
         world = World(
             store=store,
@@ -94,7 +95,9 @@ class Repairer:
         try:
             self._look_around()
             for lane in (self._follows, self._remakes, self._syncs, self._compares):
+                began_s = self._clock.monotonic_s()
                 if await lane.turn():
+                    await self._pace.rest(self._clock.monotonic_s() - began_s)
                     return Did.WORK
         except NotReady:
             # No routes yet: there is nobody to compare with.

@@ -20,6 +20,9 @@ from node.transport.interface import Peers
 PATIENCE_S = 30.0
 """How long a holder may take to begin with its answer: one that is busy puts repair off (:mod:`antientropy.pace`)."""
 
+BLOB_BYTES = 16 * KIB
+"""What each of many blobs costs beside its bytes, as so many bytes."""
+
 HASH_IN_THREAD_BYTES = 256 * KIB
 
 
@@ -58,7 +61,7 @@ class PeerSource:
         size = sum(version.size for version in versions)
         request = ReadBlobs(slot=slot, blobs=tuple((version.blob_id, version.chunks[0]) for version in versions))
         with self._asking(node, size):
-            data = await self._fetch(node, request, size)
+            data = await self._fetch(node, request, size + BLOB_BYTES * len(versions))
             if len(data) < HASH_IN_THREAD_BYTES:
                 parts = _checked(data, versions, node)
             else:

@@ -18,7 +18,7 @@ from bench.fill import fill_disks
 from bench.job import Job, get, put
 from bench.load import Measured, run_load
 from bench.results import Recorder
-from bench.scenarios.common import MIB, SMALL_BYTES, Plan, add_load, rest, size_name, write_all
+from bench.scenarios.common import MIB, SMALL_BYTES, Plan, add_load, rest, write_all
 
 _MIX = ((4 * 1024, 0.50), (32 * 1024, 0.20), (128 * 1024, 0.15), (256 * 1024, 0.10), (MIB, 0.05))
 """Sizes and their shares: 104 KiB on average, so that 100,000 objects are 10 GiB."""
@@ -55,7 +55,9 @@ def _rebuild(plan: Plan, folder: Path, to: Recorder) -> None:
         size = fill_mixed(ports, plan.healed)
         write_all(ports, _CLIENTS, "known", _PATHS)
         rest(cluster)
-        subject = f"{plan.healed:,} objects, {size_name(SMALL_BYTES)} to {size_name(MIB)}, onto an empty disk"
+        subject = "Objects of 4 KiB to 1 MiB onto an empty disk"
+        to.add(subject, "how many", "objects", plan.healed)
+        to.add(subject, "bytes", "MiB", size / MIB)
         for _ in plan.rounds():
             before = _raw_mib_per_s(folder)
             empty(cluster, third)
@@ -155,7 +157,9 @@ def _missed(plan: Plan, folder: Path, to: Recorder) -> None:
     with Cluster(folder) as cluster:
         disks = [node.disk for node in cluster.nodes]
     fill_disks(disks, plan.compared, timeout_s=_FILL_TIMEOUT_S)
-    subject = f"{missed:,} of {plan.compared:,} writes missed"
+    subject = "One write of a thousand missed"
+    to.add(subject, "written", "objects", plan.compared)
+    to.add(subject, "missed", "objects", missed)
     with Cluster(folder) as cluster:
         third = cluster.nodes[2]
         healed(cluster.ports[0])
@@ -181,7 +185,7 @@ def _missed(plan: Plan, folder: Path, to: Recorder) -> None:
             said = _costs(cluster).besides - before.besides
             slots = int(_document(cluster.ports[0])["slot_count"])
             to.add(
-                f"a round of {plan.compared:,} objects with nothing to find",
+                "A round with nothing to find",
                 "said per slot and peer",
                 "bytes",
                 said / slots / peers,

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from amberblob.limits import MIB
-from antientropy.pace import BUSY_S, LOOK_S, REST_S, SMALL_BYTES, Yielding
+from antientropy.pace import BUSY_S, LOOK_S, REST_MAX_S, REST_S, REST_SHARE, SMALL_BYTES, Yielding
 
 RATE = 4 * MIB
 
@@ -125,3 +125,14 @@ async def test_who_gives_up_waiting_does_not_keep_the_others(time):
     async with asyncio.timeout(5.0):
         await second
     assert first.cancelled()
+
+
+async def test_work_is_followed_by_a_rest_only_while_clients_are_served(time):
+    pace = pace_of(time)
+    await pace.rest(5.0)
+    assert time.now_s == 100.0
+    time.served += 1
+    await pace.rest(0.01)
+    assert time.now_s == pytest.approx(100.0 + 0.01 * REST_SHARE)
+    await pace.rest(5.0)
+    assert time.now_s == pytest.approx(100.0 + 0.01 * REST_SHARE + REST_MAX_S)
