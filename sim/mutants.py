@@ -18,6 +18,7 @@ from amberblob.manifest import Record
 from antientropy.step import Did
 from antientropy.worker import Repairer
 from chunkstore import applying
+from chunkstore.batchtables import PathRow
 from chunkstore.core import DiskCore
 from chunkstore.files import BlobFiles
 from chunkstore.journal import Journal
@@ -165,8 +166,8 @@ def the_head_expires() -> contextlib.AbstractContextManager[Any]:
     """Collecting takes the bytes of the newest version along."""
     original = applying.SlotBatch._materialise
 
-    def materialise(self: Any, row: Any, path: str, record: Record) -> None:
-        original(self, row, path, record)
+    def materialise(self: applying.SlotBatch, row: PathRow, record: Record, *, here: bool) -> None:
+        original(self, row, record, here=here)
         if record.op == "expire" and record.head is not None:
             self._sql.execute("DELETE FROM inline_bodies WHERE blob_id = ?", (record.head.blob_id,))
 

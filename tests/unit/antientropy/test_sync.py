@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -16,6 +17,7 @@ from antientropy import answers
 from antientropy.sync import Progress, SyncResult, needed, sync
 from tests.unit.antientropy.kit import EPOCH, SLOT, Cluster, ballot, delete, expire, put, ulid
 
+EXAMPLES = int(os.environ.get("AMBERBLOB_TEST_EXAMPLES", "0"))
 NEW = ulid(77)
 SINCE = EPOCH + 1
 
@@ -60,7 +62,7 @@ def worlds(draw):
     return count, draw(st.lists(plan, min_size=1, max_size=8)), draw(st.lists(st.booleans(), max_size=12))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=EXAMPLES or 100, deadline=None, derandomize=not EXAMPLES, database=None)
 @given(worlds())
 async def test_whatever_was_chosen_is_seen_by_every_majority_afterwards(world):
     count, plans, failures = world
