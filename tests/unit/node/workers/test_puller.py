@@ -9,6 +9,7 @@ import pytest
 
 from amberblob.config import RepairSection
 from amberblob.limits import KIB, MIB, READ_BLOBS_BYTES_MAX, READ_BLOBS_MAX
+from amberblob.manifest import ChunkRef, Version
 from amberblob.mutations import Installed
 from amberblob.wire import ReadBlobs, ReadChunk
 from antientropy.failures import RETRY_MAX_S
@@ -51,12 +52,18 @@ async def is_whole(made: Cluster, sizes: list[int] = SIZES) -> None:
         assert await get(made[3], f"w{index}", consistency="local") == content(size, index)
 
 
-async def drive(node: Node, *, ahead_s: float = 0.0, rounds: int = 1) -> None:
-    """Steps until nothing is to be done; then time passes."""
+async def drive(node: Node, *, rounds: int = 1) -> None:
+    """Steps until nothing is to be done."""
     for _ in range(rounds):
         while await node.puller.step() is Did.WORK:
             pass
-        node.parts.puller._clock.ahead_s += ahead_s
+
+
+def version_of(made: Cluster, index: int) -> Version:
+    """What n1 has of the path with that number."""
+    record = made[1].register(f"w{index}").record
+    assert record is not None and record.head is not None
+    return record.head
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
@@ -133,8 +140,7 @@ async def test_what_one_holder_lacks_comes_from_the_next_and_is_mended_there():
     async with cluster(slots=1) as made:
         await lacking(made, [INLINE, ONE_CHUNK, 3 * CHUNK])
         for index in range(3):
-            version = made[1].register(f"w{index}").record.head
-            made[1].store.lose_bytes(0, version.blob_id)
+            made[1].store.lose_bytes(0, version_of(made, index).blob_id)
         await made[3].pull()
         await made[1].pull()
         assert made[3].puller.unrecoverable(0) == 0
@@ -149,7 +155,7 @@ async def test_only_what_all_voters_say_they_lack_is_unrecoverable():
         await lacking(made, sizes)
         for number in (1, 2):
             for index in range(3):
-                made[number].store.lose_bytes(0, made[1].register(f"w{index}").record.head.blob_id)
+                made[number].store.lose_bytes(0, version_of(made, index).blob_id)
         made.net.down = {"n2"}
         await drive(made[3])
         assert made[3].puller.unrecoverable(0) == 0 and made[3].puller.waiting == 3
@@ -172,15 +178,16 @@ async def test_what_cannot_be_had_does_not_hide_what_can(monkeypatch):
         await lacking(made, sizes)
         for number in (1, 2):
             for index in range(30):
-                made[number].store.lose_bytes(0, made[1].register(f"w{index}").record.head.blob_id)
+                made[number].store.lose_bytes(0, version_of(made, index).blob_id)
         for _ in range(20):
-            await drive(made[3], ahead_s=puller_module.LOOK_AGAIN_S)
+            await drive(made[3])
+            made.clock.ahead_s += puller_module.LOOK_AGAIN_S
         assert made[3].puller.waiting == 30
         assert await made[3].store.read_chunk(0, *_chunk_of(made, 30)) == content(ONE_CHUNK, 30)
 
 
-def _chunk_of(made: Cluster, index: int):
-    version = made[1].register(f"w{index}").record.head
+def _chunk_of(made: Cluster, index: int) -> tuple[str, ChunkRef]:
+    version = version_of(made, index)
     return version.blob_id, version.chunks[0]
 
 
@@ -243,9 +250,10 @@ async def test_after_a_restart_only_the_rest_is_fetched(tmp_path):
         await is_whole(made)
 
 
-async def _missing(made: Cluster, index: int):
-    slot, version = made.slot(f"w{index}"), made[1].register(f"w{index}").record.head
-    return await made[3].store.missing_chunks(slot, version, version.chunks)
+async def _missing(made: Cluster, index: int) -> list[ChunkRef]:
+    slot, version = made.slot(f"w{index}"), version_of(made, index)
+    found: list[ChunkRef] = await made[3].store.missing_chunks(slot, version, version.chunks)
+    return found
 
 
 async def test_while_clients_are_served_less_is_asked_for_at_once(monkeypatch):
