@@ -55,6 +55,15 @@ class Pace(Protocol):
         """Return when so many bytes may be moved, or (0) when it is somebody else's turn no more."""
         ...
 
+    async def rest(self, worked_s: float) -> None:
+        """Leave the machine to clients for a while, if there are any, after work of so many seconds."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether clients are served."""
+        ...
+
 
 def nobody(mutation: Installed) -> None:
     """Nobody wants to know."""
@@ -63,9 +72,14 @@ def nobody(mutation: Installed) -> None:
 class Unhurried:
     """A pace that only lets others have their turn."""
 
+    busy = False
+
     async def turn(self, size_bytes: int) -> None:
         """See :class:`Pace`."""
         await asyncio.sleep(0)
+
+    async def rest(self, worked_s: float) -> None:
+        """See :class:`Pace`."""
 
 
 @dataclass(slots=True)

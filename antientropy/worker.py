@@ -72,6 +72,7 @@ class Repairer:
         self.costs = Costs()
         self._ground = Ground(places, store, clock)
         self._clock = clock
+        self._pace = pace
         self._randomness = randomness
         world = World(
             store=store,
@@ -101,12 +102,15 @@ class Repairer:
         """
         try:
             self._look_around()
-            began_s = self._clock.monotonic_s()
-            for lane in sorted(self._last_until_s, key=lambda lane: self._last_until_s[lane] > began_s):
+            look_s = self._clock.monotonic_s()
+            for lane in sorted(self._last_until_s, key=lambda lane: self._last_until_s[lane] > look_s):
+                began_s = self._clock.monotonic_s()
                 if await lane.turn():
                     now_s = self._clock.monotonic_s()
-                    if now_s - began_s > LONG_S:
-                        self._last_until_s[lane] = now_s + (now_s - began_s)
+                    took_s = now_s - began_s
+                    if took_s > LONG_S:
+                        self._last_until_s[lane] = now_s + took_s
+                    await self._pace.rest(took_s)
                     return Did.WORK
         except NotReady:
             # No routes yet: there is nobody to compare with.

@@ -126,6 +126,11 @@ class Clock:
 
 
 class NoPace:
+    busy = False
+
+    async def rest(self, worked_s: float) -> None:
+        pass
+
     async def turn(self, size_bytes: int) -> None:
         pass
 
