@@ -38,14 +38,14 @@ from chunkstore.rowcodec import json_text, ranges_of, register_of
 from chunkstore.slotdb import SlotDatabase
 
 _SELECT_REGISTER = (
-    "SELECT accepted_ballot, record, chosen, materialised, stale, expired, digest FROM registers WHERE path = ?"
+    "SELECT accepted_ballot, record, chosen, materialised, stale, expired, digest, term FROM registers WHERE path = ?"
 )
 _UPSERT_REGISTER = (
-    "INSERT INTO registers(path, accepted_ballot, record, chosen, materialised, stale, expired, digest) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
+    "INSERT INTO registers(path, accepted_ballot, record, chosen, materialised, stale, expired, digest, term) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
     "ON CONFLICT(path) DO UPDATE SET accepted_ballot = excluded.accepted_ballot, record = excluded.record, "
     "chosen = excluded.chosen, materialised = excluded.materialised, stale = excluded.stale, "
-    "expired = excluded.expired, digest = excluded.digest"
+    "expired = excluded.expired, digest = excluded.digest, term = excluded.term"
 )
 
 
@@ -104,12 +104,12 @@ class SlotBatch:
         if row is None:
             found = self._sql.execute(_SELECT_REGISTER, (path,)).fetchone()
             if found is None:
-                row = PathRow(path, EMPTY_REGISTER, 0, False, (), 0)
+                row = PathRow(path, EMPTY_REGISTER, 0, False, (), 0, 0)
             else:
-                accepted, record, chosen, materialised, stale, expired, digest = found
+                accepted, record, chosen, materialised, stale, expired, digest, term = found
                 row = PathRow(
                     path, register_of(accepted, record, chosen), materialised, bool(stale), ranges_of(expired),
-                    digest_of(digest) if digest else 0,
+                    digest_of(digest) if digest else 0, digest_of(term) if term else 0,
                 )  # fmt: skip
             self._rows[path] = row
         return row
@@ -313,7 +313,7 @@ class SlotBatch:
             values.append(
                 (
                     path, ballot, record, int(register.chosen), row.materialised, int(row.stale), expired,
-                    digestdb.stored(digest),
+                    digestdb.stored(digest), digestdb.stored(row.term),
                 )
             )  # fmt: skip
         self._sql.executemany(_UPSERT_REGISTER, values)

@@ -55,7 +55,7 @@ class PathRow:
         materialised: revision of the newest record whose rows are in ``blobs``.
         stale: older rows came in after it, tombstones are to be set anew.
         expired: versions that are gone for certain.
-        digest: as it was read. delta: what the rows of ``blobs`` that came and went since then add to it.
+        digest: as it was read. term: what the record adds to it, kept so that an old record is not hashed again. delta: what the rows of ``blobs`` that came and went since then add to it.
         remake: the digest is to be made anew from the tables.
     """
 
@@ -70,17 +70,20 @@ class PathRow:
         "register",
         "remake",
         "stale",
+        "term",
     )
 
     def __init__(
-        self, path: str, register: Register, materialised: int, stale: bool, expired: Ranges, digest: int
-    ) -> None:
+        self, path: str, register: Register, materialised: int, stale: bool, expired: Ranges, digest: int,
+        term: int,
+    ) -> None:  # fmt: skip
         self.path = path
         self.register = self.found = register
         self.materialised = materialised
         self.stale = stale
         self.expired = expired
         self.digest = digest
+        self.term = term
         self.delta = 0
         self.remake = False
         self.changed = False
@@ -278,11 +281,11 @@ class BatchTables:
     # -- digests
 
     def digest_after(self, row: PathRow) -> int:
-        """The path's digest as it is at the end of the batch."""
+        """The path's digest as it is at the end of the batch; changes its term."""
         before, after = row.found, row.register
+        term = row.term
+        if row.remake or before.record is not after.record or before.chosen != after.chosen:
+            row.term = digestdb.register_term(row.path, after)
         if row.remake:
             return digestdb.path_digest(self._sql, row.path, after)
-        digest = row.digest + row.delta
-        if before.record is not after.record or before.chosen != after.chosen:
-            digest += digestdb.register_term(row.path, after) - digestdb.register_term(row.path, before)
-        return digest % DIGEST_MODULUS
+        return (row.digest + row.delta + row.term - term) % DIGEST_MODULUS

@@ -165,7 +165,7 @@ class Bulk:
         await self._keep(slot, [version for version, _ in given])
 
     async def _store(self, slot: int, given: Given) -> None:
-        await self._run(lambda: self._files.prepare_slot(slot))
+        await self._blobs.run_writing(lambda: self._files.prepare_slot(slot))
         folders = [self._files.staging_folder(slot) / f"{version.blob_id}.{self._mint()}" for version, _ in given]
         writes = [
             asyncio.ensure_future(self._run(partial(self._write, slot, folder, version, data)))

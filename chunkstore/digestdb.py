@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Mapping
 
@@ -16,7 +17,7 @@ from amberblob.digests import (
     record_term,
     row_term,
 )
-from chunkstore.rowcodec import VERSION_COLUMNS, register_of, version_of
+from chunkstore.rowcodec import UNREADABLE, VERSION_COLUMNS, register_of, version_of
 
 SUMS_BYTES = BUCKETS * DIGEST_BYTES
 NO_SUMS = bytes(SUMS_BYTES)
@@ -31,12 +32,14 @@ def register_term(path: str, register: Register) -> int:
 def path_digest(connection: sqlite3.Connection, path: str, register: Register) -> int:
     """The digest of what the tables hold of a path now, whatever the stored one says.
 
-    Raises:
-        msgspec.MsgspecError, ValueError: a row cannot be read (:data:`chunkstore.rowcodec.UNREADABLE`).
+    A row that cannot be read is no part of it: scrub names its path all the same, and the others are to go on meanwhile.
     """
     query = f"SELECT {VERSION_COLUMNS} FROM blobs WHERE path = ?"
-    rows = connection.execute(query, (path,))
-    return (register_term(path, register) + sum(row_term(path, version_of(row)) for row in rows)) % DIGEST_MODULUS
+    digest = register_term(path, register)
+    for row in connection.execute(query, (path,)):
+        with contextlib.suppress(*UNREADABLE):
+            digest += row_term(path, version_of(row))
+    return digest % DIGEST_MODULUS
 
 
 def stored(digest: int) -> bytes | None:
@@ -59,15 +62,15 @@ def rebuild(connection: sqlite3.Connection) -> tuple[bytes, int]:
         if not page:
             return shifted(NO_SUMS, deltas), objects
         last = page[-1][0]
-        digests: list[tuple[bytes | None, str]] = []
+        digests: list[tuple[bytes | None, bytes | None, str]] = []
         for path, accepted, record, chosen in page:
             register = register_of(accepted, record, chosen)
             objects += register.record is not None
             digest = path_digest(connection, path, register)
-            digests.append((stored(digest), path))
+            digests.append((stored(digest), stored(register_term(path, register)), path))
             bucket = bucket_of(path)
             deltas[bucket] = deltas.get(bucket, 0) + digest
-        connection.executemany("UPDATE registers SET digest = ? WHERE path = ?", digests)
+        connection.executemany("UPDATE registers SET digest = ?, term = ? WHERE path = ?", digests)
 
 
 def sums_of_paths(connection: sqlite3.Connection) -> bytes:

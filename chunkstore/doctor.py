@@ -23,7 +23,7 @@ from chunkstore import digestdb
 from chunkstore.files import INCOMPLETE_NAME, MANIFEST_NAME
 from chunkstore.identity import LOCK_NAME, DiskIdentity, read_identity
 from chunkstore.pool import DATABASE_NAME
-from chunkstore.rowcodec import UNREADABLE, register_of
+from chunkstore.rowcodec import UNREADABLE, VERSION_COLUMNS, register_of, version_of
 from chunkstore.schema import INDEX_MIGRATIONS, SLOT_MIGRATIONS
 from chunkstore.segments import judge
 
@@ -263,11 +263,14 @@ def _examine_rows(connection: sqlite3.Connection, folder: Path, slot: int, repor
             found = _wrong_body(connection, blob_id, chunks_text, deep=report.deep)
         else:
             found = _missing(folder / "blobs" / blob_id, chunks_text, manifest_id) if size else iter(())
-        for what in found:
-            if blob_id in wanted:
-                report.add("warning", where, what, _FETCHED)
-            else:
-                report.add("error", where, what, _REPAIR)
+        try:
+            for what in found:
+                if blob_id in wanted:
+                    report.add("warning", where, what, _FETCHED)
+                else:
+                    report.add("error", where, what, _REPAIR)
+        except UNREADABLE as error:
+            report.add("error", where, f"the row cannot be read: {error}", _SCRUB)
     return known
 
 
@@ -277,10 +280,14 @@ def _examine_digests(connection: sqlite3.Connection, slot: int, report: Report) 
     query = "SELECT path, accepted_ballot, record, chosen, digest FROM registers"
     for path, accepted, record, chosen, digest in connection.execute(query):
         try:
-            right = digestdb.path_digest(connection, path, register_of(accepted, record, chosen))
+            register = register_of(accepted, record, chosen)
+            # The digest is made of those rows only that can be read.
+            for row in connection.execute(f"SELECT {VERSION_COLUMNS} FROM blobs WHERE path = ?", (path,)):
+                version_of(row)
         except UNREADABLE as error:
             report.add("error", where, f"a row of {path!r} cannot be read: {error}", _SCRUB)
             continue
+        right = digestdb.path_digest(connection, path, register)
         if digestdb.stored(right) != digest:
             report.add("error", where, f"the rows of {path!r} are not what its digest was made of", _SCRUB)
     sums = connection.execute("SELECT sums FROM bucket_sums").fetchone()

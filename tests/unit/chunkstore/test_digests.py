@@ -28,9 +28,10 @@ from amberblob.digests import (
 from amberblob.ids import content_hash
 from amberblob.manifest import ChunkRef, Op, Record, Version, WriteMark, covers, merge_ranges, without
 from amberblob.mutations import Accepted, Chosen, Forgotten, Installed, Mutation, Reserved, Staged, Synced
-from chunkstore import DiskStore, schema
+from chunkstore import DiskStore, digestdb, schema
 from chunkstore.applying import SlotBatch
 from chunkstore.codec import BodyKept, Entry
+from chunkstore.rowcodec import register_of
 from chunkstore.slotdb import SlotDatabase
 from chunkstore.sqlite import migrate
 
@@ -151,6 +152,10 @@ class Slot:
         assert self.database.sums == expected == self.sql("SELECT sums FROM bucket_sums")[0][0]
         stored = {path: digest for path, digest in self.sql("SELECT path, digest FROM registers") if digest}
         assert stored == {path: digest_bytes(d % DIGEST_MODULUS) for path, d in digests.items() if d % DIGEST_MODULUS}
+        for path, accepted, text, chosen, term in self.sql(
+            "SELECT path, accepted_ballot, record, chosen, term FROM registers"
+        ):
+            assert term == digestdb.stored(digestdb.register_term(path, register_of(accepted, text, chosen)))
         tally = self.database.tally
         assert digest_of(tally.root) == sum(sums) % DIGEST_MODULUS
         assert tally.objects == objects
