@@ -13,6 +13,7 @@ import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -156,11 +157,12 @@ class SlotPool:
         for part in reversed(_PARTS):
             self._ops.unlink(path.with_name(path.name + part))
 
-    def retire(self, slot: int, why: str, *, applied: int = 0) -> SlotDatabase:
+    def retire(self, slot: int, why: str, *, applied: int = 0, damaged: bool = True) -> SlotDatabase:
         """Give the slot's database up: move it to quarantine, begin a fresh one with a new incarnation.
 
         Args:
             applied: entries of the journal up to here are not to be applied to the fresh one, now or after a restart.
+            damaged: False: there is nothing wrong with it, and the log says so.
 
         Raises:
             sqlite3.Error, OSError: it could not be done, for want of room perhaps; the next :meth:`get` goes on.
@@ -187,8 +189,11 @@ class SlotPool:
         self._open[slot] = database
         lost = LostSlot(slot=slot, incarnation=incarnation, why=why, quarantine=quarantine)
         self.lost.append(lost)
-        _log.error(
-            "slot-lost", slot=slot, why=why, incarnation=incarnation, quarantine=quarantine,
+        # What was damaged is for an operator to look at. What only is not wanted any more is in order: a disk that came back, or
+        # what the journal held of a slot whose database was lost.
+        report = partial(_log.error, "slot-lost") if damaged else partial(_log.warning, "slot-put-aside")
+        report(
+            slot=slot, why=why, incarnation=incarnation, quarantine=quarantine,
             action="the slot has no vote here until it was filled from its peers; keep the quarantine folder until then",
         )  # fmt: skip
         self.on_lost(lost, database.state)
