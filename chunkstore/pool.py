@@ -143,19 +143,19 @@ class SlotPool:
         """Whether the slot's database is not the first that it had here."""
         return self.get(slot).state.incarnation != self._identity.disk_id
 
-    def remake_unfinished(self, slot: int) -> None:
-        """At start, before the journal is replayed: delete a database that was never made durable.
+    def remake_unfinished(self, slot: int) -> bool:
+        """At start, before the journal is replayed: delete a database that was never made durable; whether it was one.
 
         It was never synced, so that after a power cut it may hold anything, also what looks sound. Every entry of such a
         slot is still in the journal, so nothing is lost and the incarnation stays.
         """
         if slot in self._identity.slots_created:
-            return
+            return False
         path = self.folder(slot) / DATABASE_NAME
-        _log.info("slot-database-unfinished", slot=slot, action="made anew from the journal")
         # The main file last: SQLite drops a log beside an empty database, and must not take it for that of a new one.
         for part in reversed(_PARTS):
             self._ops.unlink(path.with_name(path.name + part))
+        return True
 
     def retire(self, slot: int, why: str, *, applied: int = 0, damaged: bool = True) -> SlotDatabase:
         """Give the slot's database up: move it to quarantine, begin a fresh one with a new incarnation.
