@@ -72,7 +72,7 @@ def chunks_never_synced() -> contextlib.AbstractContextManager[Any]:
 
 @mutant
 def unfinished_databases_believed() -> contextlib.AbstractContextManager[Any]:
-    return mock.patch.object(SlotPool, "remake_unfinished", lambda self, slot: None)
+    return mock.patch.object(SlotPool, "remake_unfinished", lambda self, slot: False)
 
 
 @mutant
