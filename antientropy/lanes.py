@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import structlog
 
@@ -42,6 +42,14 @@ REMAKE_FEW = 64
 """Paths of one session."""
 
 T = TypeVar("T")
+
+
+class Turns(Protocol):
+    """Work that is done a turn at a time."""
+
+    async def turn(self) -> bool:
+        """Do a bounded piece of it; whether there was any."""
+        ...
 
 
 class Lane(ABC, Generic[T]):

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 from amberblob.clock import Clock, Randomness
 from amberblob.errors import NotReady
 from amberblob.mutations import Installed
 from antientropy.driving import Again, Call, Costs, Finish, Pace, World, nobody
 from antientropy.ground import Ground, Places
-from antientropy.lanes import Compares, Follows, Lane, Remakes, Syncs
+from antientropy.lanes import Compares, Follows, Remakes, Syncs, Turns
 from antientropy.step import Did
 from chunkstore.interface import ReplicaStore
 
@@ -89,7 +88,7 @@ class Repairer:
         self._follows = Follows(self._ground, world, self._compares, follow_every_s)
         self._remakes = Remakes(self._ground, world)
         self._syncs = Syncs(self._ground, world, self._compares)
-        lanes: tuple[Lane[Any], ...] = (self._follows, self._remakes, self._syncs, self._compares)
+        lanes: tuple[Turns, ...] = (self._follows, self._remakes, self._syncs, self._compares)
         self._last_until_s = dict.fromkeys(lanes, float("-inf"))
         self._looked_s = float("-inf")
         self._away: set[str] = set()
