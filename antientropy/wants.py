@@ -19,12 +19,13 @@ def is_small(version: Version) -> bool:
 
 @dataclass(slots=True)
 class Want:
-    """A version to be completed. ``holders`` are known to have it; ``tries`` failed so far."""
+    """A version to be completed. ``holders`` are known to have it; ``tries`` failed so far; ``path`` is for people, if it is known."""
 
     slot: int
     version: Version
     holders: tuple[str, ...] = ()
     tries: int = 0
+    path: str = ""
 
 
 class WantQueue:

@@ -241,7 +241,7 @@ class Puller:
         limit = REFILL_MAX + self._failures.count(slot)
         for wanted in await self._store.wanted(slot, limit):
             if self._failures.is_due(wanted.version.blob_id, now_s):
-                self._enqueue(Want(slot, wanted.version))
+                self._enqueue(Want(slot, wanted.version, path=wanted.path))
         return Did.WORK
 
     async def _complete(self, wants: list[Want]) -> None:
@@ -289,7 +289,14 @@ class Puller:
         blob_id, now_s = want.version.blob_id, self._clock.monotonic_s()
         failed, is_news = self._failures.note(want.slot, blob_id, now_s, nowhere=lacks(error))
         if is_news:
-            log.error("bytes that no copy has", slot=want.slot, blob_id=blob_id, error=str(error))
+            log.error(
+                "bytes that no copy has",
+                path=want.path or None,
+                version=want.version.version,
+                slot=want.slot,
+                blob_id=blob_id,
+                error=str(error),
+            )
         elif failed.tries == TRIES_MAX:
             log.warning("copy not completed", slot=want.slot, blob_id=blob_id, error=str(error))
         want.tries += 1
