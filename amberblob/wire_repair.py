@@ -212,6 +212,8 @@ class HealthReply(Message, frozen=True, array_like=True, kw_only=True, tag="6"):
     """Versions of which no replica could give some bytes when last asked; of all its slots, also of those on other pages."""
     more: bool = False
     """There are more slots than fit a frame: ask again from the one after the last."""
+    full: bool = False
+    """Its disk refuses new bytes: nothing is mended there before there is room."""
 
 
 RepairRequest = (

@@ -104,7 +104,7 @@ async def _of_slot(
         case PullPaths():
             return await _paths(store, request, found_wrong)
         case PullSlot():
-            return await _slot(store, request)
+            return await _slot(store, request, found_wrong)
         case ReadLog():
             return await _log(store, request, state)
 
@@ -155,7 +155,7 @@ async def _paths(store: ReplicaStore, request: PullPaths, found_wrong: Callable[
     return _page(store, request.slot, items, next_after)
 
 
-async def _slot(store: ReplicaStore, request: PullSlot) -> Reply:
+async def _slot(store: ReplicaStore, request: PullSlot, found_wrong: Callable[[int, str], None]) -> Reply:
     state = store.slot_state(request.slot)
     if request.epoch < state.epoch:
         return _refused(state, "epoch")
@@ -165,7 +165,15 @@ async def _slot(store: ReplicaStore, request: PullSlot) -> Reply:
     # Also when somebody else's request brought the epoch a moment ago: it may not be on the disk yet.
     await store.durable(store.position(request.slot, request.after))
     items, next_after = await store.items_after(request.slot, request.after, PAGE_BYTES)
-    return _page(store, request.slot, items, next_after)
+    sound = {item.path: item for item in await _sound(store, request.slot, items, found_wrong)}
+    # Whoever is filled must not think that nothing was chosen of a path that rotted here: it hears that something may have been.
+    told = [sound.get(item.path) or _in_doubt(item) for item in items]
+    return _page(store, request.slot, told, next_after)
+
+
+def _in_doubt(item: PathItem) -> PathItem:
+    """The item as one that is not decided: a round, and the other copies, say what it is."""
+    return PathItem(item.path, item.ballot, None, False, (), ())
 
 
 async def _log(store: ReplicaStore, request: ReadLog, state: SlotState) -> LogReply:
@@ -196,7 +204,8 @@ async def _sound(
         # Read again: it may have changed between the two looks.
         paths = [item.path for item in doubtful]
         again = {item.path: item for item in await store.items(slot, paths)}
-        items = [again.get(item.path, item) for item in items]
+        gone = set(paths) - set(again)
+        items = [again.get(item.path, item) for item in items if item.path not in gone]
         for item in await unlike_digest(store, slot, list(again.values())):
             found_wrong(slot, item.path)
             items.remove(item)

@@ -27,10 +27,13 @@ from amberblob.wire_repair import (
     slots_in,
 )
 from antientropy.needs import (
+    PER_SLOT,
+    SLOTS_MAX,
     CheckSums,
     Rest,
     Steps,
     ask,
+    by_few,
     checked_page,
     own_fingerprints,
     own_roots,
@@ -49,8 +52,7 @@ BUCKET_BYTES_MAX = 1536 * KIB
 SETTLE_AFTER_S = 2.0
 """How long what is undecided may decide itself."""
 
-PER_SLOT = frozenset({"unsynced", "not-a-member"})
-"""Refusals that say nothing about the peer's other slots."""
+DIFFERS = "differs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,24 +82,17 @@ def compare(node: str, peer: str, slots: Mapping[int, Mapping[str, str]]) -> Ste
     Raises:
         PeerError: the peer does not answer at all.
     """
-    ordered = sorted(slots)
-    reply = yield from ask(peer, CompareRoots(slots=bitmap_of(ordered)), RootsReply)
-    if len(reply.roots) != DIGEST_BYTES * len(ordered):
-        raise WireError(f"{peer} told {len(reply.roots)} bytes of roots for {len(ordered)} slots")
-    without = set(slots_in(reply.without))
-    mine = yield from own_roots(ordered)
     results: dict[int, Compared] = {}
     differing: list[_Slot] = []
+    for part in by_few(sorted(slots), SLOTS_MAX):
+        for slot, why in (yield from _unlike(peer, part)).items():
+            if why != DIFFERS:
+                results[slot] = Compared(why=why)
+            else:
+                differing.append(_Slot(node, Copy(peer, slots[slot][peer], slot), slots[slot]))
     silent = ""
-    for at, slot in enumerate(ordered):
-        if slot in without:
-            results[slot] = Compared(why=f"{peer} has no copy that counts")
-        elif reply.roots[DIGEST_BYTES * at : DIGEST_BYTES * (at + 1)] == mine[slot]:
-            results[slot] = Compared()
-        else:
-            one = _Slot(node, Copy(peer, slots[slot][peer], slot), slots[slot])
-            differing.append(one)
-            silent = yield from one.attempt(one.compare(), silent)
+    for one in differing:
+        silent = yield from one.attempt(one.compare(), silent)
     if any(one.taken.unsettled and not one.why for one in differing):
         yield Rest(SETTLE_AFTER_S)
     for one in differing:
@@ -105,6 +100,20 @@ def compare(node: str, peer: str, slots: Mapping[int, Mapping[str, str]]) -> Ste
             silent = yield from one.attempt(one.finish(), silent)
         results[one.copy.slot] = Compared(paths=one.taken.paths, size_bytes=one.taken.size_bytes, why=one.why)
     return results
+
+
+def _unlike(peer: str, slots: tuple[int, ...]) -> Steps[dict[int, str]]:
+    """For each of these slots: empty if the peer's root is the own one, :data:`DIFFERS`, or why there is none to compare with."""
+    reply = yield from ask(peer, CompareRoots(slots=bitmap_of(slots)), RootsReply)
+    if len(reply.roots) != DIGEST_BYTES * len(slots):
+        raise WireError(f"{peer} told {len(reply.roots)} bytes of roots for {len(slots)} slots")
+    without = set(slots_in(reply.without))
+    mine = yield from own_roots(slots)
+    found: dict[int, str] = {}
+    for at, slot in enumerate(slots):
+        is_same = reply.roots[DIGEST_BYTES * at : DIGEST_BYTES * (at + 1)] == mine[slot]
+        found[slot] = f"{peer} has no copy that counts" if slot in without else "" if is_same else DIFFERS
+    return found
 
 
 class _Slot:
@@ -135,6 +144,8 @@ class _Slot:
         reply = yield from ask(peer, CompareBuckets(slot=slot), BucketsReply)
         if len(reply.sums) != SHORT_BYTES * BUCKETS:
             raise WireError(f"{peer} told {len(reply.sums)} bytes of bucket sums")
+        if reply.incarnation != self.copy.incarnation:
+            raise PeerError(f"{peer} answered for another copy than the route names", code="not-a-member")
         mine = yield from own_sums(slot)
         buckets = [bucket for bucket in range(BUCKETS) if _theirs(reply.sums, bucket) != _own(mine, bucket)]
         if not buckets:
@@ -173,7 +184,7 @@ class _Slot:
             if left and not self.why:
                 self.why = f"{left} paths stay undecided"
         if self.taken.below_floor:
-            why = yield from refresh_all(self.copy.slot, sorted(self.taken.below_floor))
+            why = yield from refresh_all(self.copy, sorted(self.taken.below_floor))
             left_below = yield from self._refreshed()
             self.why = self.why or why or (f"{left_below} paths stay below the ballot floor" if left_below else "")
         for paths, trusted in ((self.taken.wrong, False), (self.taken.suspect - self.taken.wrong, True)):

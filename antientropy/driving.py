@@ -15,6 +15,7 @@ from amberblob.errors import ClusterError, PeerError
 from amberblob.mutations import Installed, Synced
 from amberblob.wire import Reply, encode
 from amberblob.wire_repair import ItemsReply, RepairRequest
+from antientropy.checks import Belongs, check_reply
 from antientropy.needs import (
     Ask,
     CheckSums,
@@ -43,11 +44,24 @@ Finish = Callable[[int, str], Awaitable[None]]
 """Runs an ordinary round on a path (slot, path) of this node's route. Raises ClusterError when it came to nothing."""
 
 
+Again = Callable[[int, str, str], Awaitable[None]]
+"""The same, above all floors, about what a node (the third) has: others may have forgotten it. Raises ClusterError."""
+
+
 class Pace(Protocol):
     """Repair yields to clients."""
 
     async def turn(self, size_bytes: int) -> None:
         """Return when so many bytes may be moved, or (0) when it is somebody else's turn no more."""
+        ...
+
+    async def rest(self, worked_s: float) -> None:
+        """Leave the machine to clients for a while, if there are any, after work of so many seconds."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether clients are served."""
         ...
 
 
@@ -58,9 +72,14 @@ def nobody(mutation: Installed) -> None:
 class Unhurried:
     """A pace that only lets others have their turn."""
 
+    busy = False
+
     async def turn(self, size_bytes: int) -> None:
         """See :class:`Pace`."""
         await asyncio.sleep(0)
+
+    async def rest(self, worked_s: float) -> None:
+        """See :class:`Pace`."""
 
 
 @dataclass(slots=True)
@@ -86,15 +105,17 @@ class World:
     """What a session's needs are met with.
 
     Attributes:
+        belongs: whether a path belongs to a slot: nothing else is taken over there, whoever tells it.
         settle: finishes what may be chosen of a path.
-        refresh: proposes a path's record again, above all floors.
+        refresh: proposes again, above all floors, what a node has of a path.
         installed: told of what was taken over; it must not raise.
     """
 
     store: ReplicaStore
     call: Call
+    belongs: Belongs
     settle: Finish
-    refresh: Finish
+    refresh: Again
     pace: Pace
     clock: Clock
     costs: Costs
@@ -102,7 +123,7 @@ class World:
 
 
 class Running(Generic[T]):
-    """A session under way.
+    """A session under way. It is about the copies that are here when it begins: in one that takes their place it installs nothing.
 
     Attributes:
         due_s: monotonic time before which it rests.
@@ -118,6 +139,7 @@ class Running(Generic[T]):
         self._answer: Any = None
         self._error: Exception | None = None
         self._position = 0
+        self._begun_anew = world.store.incarnations()
         self._result: T
 
     @property
@@ -179,8 +201,8 @@ class Running(Generic[T]):
                 return await store.check_sums(slot)
             case Settle(slot, path):
                 return await self._world.settle(slot, path)
-            case Refresh(slot, path):
-                return await self._world.refresh(slot, path)
+            case Refresh(slot, path, holder):
+                return await self._world.refresh(slot, path, holder)
             case Rest(seconds):
                 self.due_s = self._world.clock.monotonic_s() + seconds
                 return None
@@ -193,6 +215,7 @@ class Running(Generic[T]):
         costs.requests += 1
         costs.asked_bytes += asked
         reply = await self._world.call(node, request)
+        check_reply(node, request, reply, self._world.belongs)
         answered = len(encode(reply))
         costs.answered_bytes += answered
         if isinstance(reply, ItemsReply):
@@ -204,6 +227,10 @@ class Running(Generic[T]):
         store = self._world.store
         if incarnation and any(store.slot_state(one.slot).incarnation != incarnation for one in mutations):
             return False
+        for mutation in mutations:
+            if store.slot_state(mutation.slot).incarnation != self._begun_anew.get(mutation.slot, store.disk_id):
+                # The one that is here now is blank and has no floors: what was forgotten since would come back with it.
+                raise PeerError("the own copy was lost meanwhile", code="unsynced")
         for mutation in mutations:
             if isinstance(mutation, Installed) and self._is_below_floor(mutation):
                 # Garbage was collected since the session looked.

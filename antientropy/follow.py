@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from amberblob.ballot import Register
 from amberblob.errors import PeerError, WireError
 from amberblob.wire_repair import HeadsReply, LogHeads, LogReply, ReadLog, bitmap_of
-from antientropy.needs import Steps, ask, own_registers, pull_paths
+from antientropy.needs import PER_SLOT, SLOTS_MAX, Steps, ask, by_few, own_registers, pull_paths
 from antientropy.taking import Copy, Taken, take
 
 HEAD_BYTES = 8
@@ -57,15 +58,13 @@ def follow(peer: str, slots: Mapping[int, str], cursors: Mapping[int, Cursor]) -
     Raises:
         PeerError: the peer does not answer at all.
     """
-    ordered = sorted(slots)
-    reply = yield from ask(peer, LogHeads(slots=bitmap_of(ordered)), HeadsReply)
-    if len(reply.heads) != HEAD_BYTES * len(ordered):
-        raise WireError(f"{peer} told {len(reply.heads)} bytes of heads for {len(ordered)} slots")
+    heads: dict[int, Cursor] = {}
+    for part in by_few(sorted(slots), SLOTS_MAX):
+        heads.update((yield from _heads(peer, part)))
     result = Followed()
     silent = False
-    for at, slot in enumerate(ordered):
-        head = int.from_bytes(reply.heads[HEAD_BYTES * at : HEAD_BYTES * (at + 1)], "little")
-        now = Cursor(reply.incarnations.get(slot, reply.incarnation), head)
+    for slot, now in heads.items():
+        head = now.seq
         before = cursors.get(slot)
         if now.incarnation != slots[slot]:
             # Not the copy that the route names: whatever it logs, it is no voter's.
@@ -78,10 +77,36 @@ def follow(peer: str, slots: Mapping[int, str], cursors: Mapping[int, Cursor]) -
         else:
             try:
                 result.cursors[slot] = yield from _read(Copy(peer, now.incarnation, slot), before, now, result)
-            except PeerError:
+            except PeerError as error:
                 result.cursors[slot] = before
-                silent = True
+                silent = error.code not in PER_SLOT
     return result
+
+
+def _heads(peer: str, slots: tuple[int, ...]) -> Steps[dict[int, Cursor]]:
+    """Where the peer's logs of these slots end."""
+    reply = yield from ask(peer, LogHeads(slots=bitmap_of(slots)), HeadsReply)
+    if len(reply.heads) != HEAD_BYTES * len(slots):
+        raise WireError(f"{peer} told {len(reply.heads)} bytes of heads for {len(slots)} slots")
+    return {
+        slot: Cursor(
+            reply.incarnations.get(slot, reply.incarnation),
+            int.from_bytes(reply.heads[HEAD_BYTES * at : HEAD_BYTES * (at + 1)], "little"),
+        )
+        for at, slot in enumerate(slots)
+    }
+
+
+def _may_lack(register: Register, revision: int) -> bool:
+    """Whether a record of that revision, known to be chosen elsewhere, may be news here.
+
+    What was written after a stub had been forgotten begins with the first revision again: beside a dead record here, any other
+    revision may be news. (One that has come to the stub's own again is found by comparing.)
+    """
+    record = register.record
+    if record is None or not register.chosen or record.revision < revision:
+        return True
+    return record.head is None and not record.live and record.revision != revision
 
 
 def _read(copy: Copy, cursor: Cursor, head: Cursor, result: Followed) -> Steps[Cursor]:
@@ -100,11 +125,7 @@ def _read(copy: Copy, cursor: Cursor, head: Cursor, result: Followed) -> Steps[C
             newest[line.path] = max(line.revision, newest.get(line.path, 0))
         paths = sorted(newest)
         registers = yield from own_registers(copy.slot, paths)
-        lacking = [
-            path
-            for path, register in zip(paths, registers, strict=True)
-            if not register.chosen or register.record is None or register.record.revision < newest[path]
-        ]
+        lacking = [path for path, register in zip(paths, registers, strict=True) if _may_lack(register, newest[path])]
         items = yield from pull_paths(copy.node, copy.incarnation, copy.slot, lacking)
         yield from take(copy, items, taken)
         last = page.lines[-1].seq

@@ -8,6 +8,9 @@ from typing import Protocol
 from amberblob.clock import Clock
 from chunkstore.interface import ReplicaStore
 
+Pair = tuple[str, str]
+"""The incarnations of two copies of a slot, the own one first."""
+
 
 class Places(Protocol):
     """What this node knows of who holds what; always the newest. Methods raise NotReady before the first routes."""
@@ -33,6 +36,10 @@ class Places(Protocol):
         """The epoch in which the own copy was first named."""
         ...
 
+    def belongs(self, slot: int, path: str) -> bool:
+        """Whether a path belongs to a slot."""
+        ...
+
     def reachable(self, node: str) -> bool:
         """Whether there is a connection. A hint."""
         ...
@@ -45,7 +52,7 @@ class Ground:
         self.places = places
         self.store = store
         self.clock = clock
-        self._compared: dict[tuple[int, str], tuple[tuple[str, str], int]] = {}
+        self._compared: dict[tuple[int, str], tuple[Pair, int]] = {}
 
     @property
     def node(self) -> str:
@@ -76,11 +83,11 @@ class Ground:
                         found.setdefault(peer, {})[slot] = voters
         return found
 
-    def lacks_nothing(self, slot: int, peer: str, at_ms: int) -> None:
-        """A compare that began at ``at_ms`` (epoch ms) left nothing that the peer had and this copy has not."""
-        self._compared[slot, peer] = (self._pair(slot, peer), at_ms)
+    def lacks_nothing(self, slot: int, peer: str, pair: Pair, at_ms: int) -> None:
+        """A compare of this pair that began at ``at_ms`` (epoch ms) left nothing that the peer had and this copy has not."""
+        self._compared[slot, peer] = (pair, at_ms)
 
-    def _pair(self, slot: int, peer: str) -> tuple[str, str]:
+    def pair(self, slot: int, peer: str) -> Pair:
         """Which two copies a fact is about: another copy of the same slot knows nothing of it."""
         return self.store.slot_state(slot).incarnation, self.places.voters(slot).get(peer, "")
 
@@ -95,5 +102,5 @@ class Ground:
         for peer in self.places.voters(slot):
             if peer != self.node:
                 pair, at_ms = self._compared.get((slot, peer), (("", ""), 0))
-                oldest = min(oldest, at_ms if pair == self._pair(slot, peer) else 0)
+                oldest = min(oldest, at_ms if pair == self.pair(slot, peer) else 0)
         return oldest

@@ -1,12 +1,14 @@
-"""The four kinds of session that a node runs, one of each at a time: when one begins, and what becomes of its result."""
+"""The four kinds of session that a node runs, one of each at a time (and several syncs): when one begins, and what becomes of its result."""
 
 from __future__ import annotations
 
+import asyncio
+import heapq
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import structlog
 
@@ -15,7 +17,7 @@ from amberblob.errors import AmberError, ClusterError, PeerError
 from antientropy.compare import Compared, compare
 from antientropy.driving import Running, World
 from antientropy.follow import Cursor, Followed, follow
-from antientropy.ground import Ground
+from antientropy.ground import Ground, Pair
 from antientropy.needs import Steps
 from antientropy.remake import remake
 from antientropy.sync import Progress, SyncResult, sync
@@ -30,6 +32,9 @@ RETRY_MAX_S = 60.0
 SYNC_RETRY_S = 5.0
 """When a blank copy that cannot be filled now is tried again."""
 
+SYNCS_AT_ONCE = 8
+"""Blank copies that are filled at the same time while no client is served; each holds one page of another copy in memory."""
+
 WRONG_MAX = 10_000
 """Damaged paths that wait. More are found again by the next scrub."""
 
@@ -37,6 +42,14 @@ REMAKE_FEW = 64
 """Paths of one session."""
 
 T = TypeVar("T")
+
+
+class Turns(Protocol):
+    """Work that is done a turn at a time."""
+
+    async def turn(self) -> bool:
+        """Do a bounded piece of it; whether there was any."""
+        ...
 
 
 class Lane(ABC, Generic[T]):
@@ -112,6 +125,7 @@ class Compares(Lane[dict[int, Compared]]):
         self._known: dict[str, set[int]] = {}
         self._peer = ""
         self._began_ms = 0
+        self._pairs: dict[int, Pair] = {}
 
     def begin_at(self, peer: str, slots: set[int]) -> None:
         """The peer's log is followed from a head that was told by now, so these may be compared."""
@@ -148,6 +162,7 @@ class Compares(Lane[dict[int, Compared]]):
             return None
         self._peer = peer
         self._began_ms = self._world.clock.wall_ms()
+        self._pairs = {slot: self._ground.pair(slot, peer) for slot in shared}
         return compare(self._ground.node, peer, shared)
 
     def _next(self, now_s: float) -> str | None:
@@ -168,7 +183,7 @@ class Compares(Lane[dict[int, Compared]]):
                 self._again_later(peer, slot)
             else:
                 self._retries.pop((peer, slot), None)
-                self._ground.lacks_nothing(slot, peer, self._began_ms)
+                self._ground.lacks_nothing(slot, peer, self._pairs[slot], self._began_ms)
         if paths or why:
             log.info(
                 "compared",
@@ -221,7 +236,13 @@ class Follows(Lane[Followed]):
                 return follow(peer, slots, self._cursors.get(peer, {}))
         return None
 
+    def _over(self) -> None:
+        # Counted from the end: peers that take long to answer, or never do, must not keep this lane busy all the time.
+        if not self._queue:
+            self._due_s = self.now_s() + self._every_s
+
     def ended(self, result: Followed) -> None:
+        self._over()
         self._cursors[self._peer] = result.cursors
         self._compares.begin_at(self._peer, set(result.cursors))
         self._compares.want(self._peer, result.compare)
@@ -229,6 +250,7 @@ class Follows(Lane[Followed]):
             log.debug("followed", peer=self._peer, paths=result.paths)
 
     def failed(self, error: AmberError) -> None:
+        self._over()
         log.debug("follow failed", peer=self._peer, error=str(error))
 
 
@@ -275,16 +297,17 @@ class _Blank:
     progress: Progress
     due_s: float = 0.0
     why: str = ""
+    running: Running[SyncResult] | None = None
 
 
-class Syncs(Lane[SyncResult]):
-    """Copies that began blank, one slot at a time."""
+class Syncs:
+    """Copies that began blank, several slots at a time: filling one is mostly waiting for disks and peers."""
 
     def __init__(self, ground: Ground, world: World, compares: Compares) -> None:
-        super().__init__(ground, world)
+        self._ground = ground
+        self._world = world
         self._compares = compares
         self._blank: dict[int, _Blank] = {}
-        self._slot = 0
         self._looked_s = float("-inf")
 
     def why(self, slot: int) -> str:
@@ -298,32 +321,54 @@ class Syncs(Lane[SyncResult]):
         for blank in self._blank.values():
             blank.due_s = 0.0
 
-    def begin(self) -> Steps[SyncResult] | None:
-        now_s = self.now_s()
+    async def turn(self) -> bool:
+        """Meet one need of each session under way, after beginning those that are due. Whether there was anything to do.
+
+        Raises:
+            StorageError, NotReady: the own disk, or there are no routes; the sessions that met it have ended.
+        """
+        now_s = self._world.clock.monotonic_s()
+        self._begin(now_s)
+        ready = [
+            (slot, blank, blank.running)
+            for slot, blank in self._blank.items()
+            if blank.running is not None and blank.running.due_s <= now_s
+        ]
+        outcomes = await asyncio.gather(*(self._advance(*one) for one in ready), return_exceptions=True)
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
+        return bool(ready)
+
+    def _begin(self, now_s: float) -> None:
         if now_s >= self._looked_s + 1.0:
             self._looked_s = now_s
             self._look()
-        due = [(blank.due_s, slot) for slot, blank in self._blank.items() if blank.due_s <= now_s]
-        if not due:
-            return None
-        self._slot = min(due)[1]
-        places, progress = self._ground.places, self._blank[self._slot].progress
-        if not self._is_of(progress):
-            # The route, or the copy, changed since the last look.
-            self._looked_s = float("-inf")
-            return None
-        voters = dict(places.voters(self._slot))
-        # Not all blank copies of a node from the same peer.
-        others = sorted(voters)
-        turned = [others[(at + self._slot) % len(others)] for at in range(len(others))]
-        order = sorted(turned, key=lambda peer: not places.reachable(peer))
-        return sync(self._ground.node, progress, places.epoch(self._slot), voters, order)
+        free = (1 if self._world.pace.busy else SYNCS_AT_ONCE) - sum(
+            blank.running is not None for blank in self._blank.values()
+        )
+        if free <= 0:
+            return
+        due = [(b.due_s, slot) for slot, b in self._blank.items() if b.running is None and b.due_s <= now_s]
+        for _, slot in heapq.nsmallest(free, due):
+            blank, places = self._blank[slot], self._ground.places
+            if not self._is_of(blank.progress):
+                # The route, or the copy, changed since the last look.
+                self._looked_s = float("-inf")
+                continue
+            voters = dict(places.voters(slot))
+            # Not all blank copies of a node from the same peer.
+            others = sorted(voters)
+            turned = [others[(at + slot) % len(others)] for at in range(len(others))]
+            order = sorted(turned, key=lambda peer: not places.reachable(peer))
+            session = sync(self._ground.node, blank.progress, places.epoch(slot), voters, order)
+            blank.running = Running(self._world, session)
 
     def _look(self) -> None:
-        """Which copies are blank now; what was read for one stays with it."""
-        found: dict[int, _Blank] = {}
+        """Which copies are blank now; what was read for one stays with it, and so does what is under way."""
+        found: dict[int, _Blank] = {slot: blank for slot, blank in self._blank.items() if blank.running is not None}
         for slot in self._ground.places.slots():
-            if not self._ground.is_named(slot) or not self._ground.is_blank(slot):
+            if slot in found or not self._ground.is_named(slot) or not self._ground.is_blank(slot):
                 continue
             known = self._blank.get(slot)
             if known is None or not self._is_of(known.progress):
@@ -341,20 +386,29 @@ class Syncs(Lane[SyncResult]):
             and self._ground.places.since(slot) == progress.since
         )
 
-    def ended(self, result: SyncResult) -> None:
-        blank = self._blank.get(self._slot)
-        if blank is None:
-            return
+    async def _advance(self, slot: int, blank: _Blank, running: Running[SyncResult]) -> None:
+        try:
+            await running.advance()
+        except (PeerError, ClusterError) as error:
+            self._ended(slot, blank, SyncResult(why=str(error)))
+        except BaseException:
+            blank.running = None
+            raise
+        else:
+            if running.over:
+                self._ended(slot, blank, running.result)
+
+    def _ended(self, slot: int, blank: _Blank, result: SyncResult) -> None:
+        blank.running = None
         if result.why:
             blank.why = result.why
-            blank.due_s = self.now_s() + SYNC_RETRY_S
-            log.info("copy not filled yet", slot=self._slot, why=result.why)
-        else:
-            taken = self._blank.pop(self._slot).progress.taken
-            log.info("copy filled", slot=self._slot, paths=taken.paths, bytes=taken.size_bytes)
-            for peer in self._ground.places.voters(self._slot):
-                if peer != self._ground.node:
-                    self._compares.want(peer, {self._slot})
-
-    def failed(self, error: AmberError) -> None:
-        self.ended(SyncResult(why=str(error)))
+            blank.due_s = self._world.clock.monotonic_s() + SYNC_RETRY_S
+            log.info("copy not filled yet", slot=slot, why=result.why)
+            return
+        if self._blank.get(slot) is blank:
+            del self._blank[slot]
+        taken = blank.progress.taken
+        log.info("copy filled", slot=slot, paths=taken.paths, bytes=taken.size_bytes)
+        for peer in self._ground.places.voters(slot):
+            if peer != self._ground.node:
+                self._compares.want(peer, {slot})

@@ -104,9 +104,10 @@ def weigh_rows(
 
 
 def expired_of(mine: PathItem | None, theirs: PathItem) -> Ranges:
-    """What the newer of the two chosen records calls expired."""
-    records = [item.record for item in (mine, theirs) if item is not None and item.record is not None]
-    return max(records, key=lambda record: record.revision).expired if records else ()
+    """What the newer of the two chosen records calls expired. (By ballot: revisions begin anew once a stub was forgotten.)"""
+    known = [item for item in (mine, theirs) if item is not None and item.record is not None]
+    newest = max(known, key=lambda item: item.ballot or BALLOT_ZERO, default=None)
+    return newest.record.expired if newest is not None and newest.record is not None else ()
 
 
 def _supersedes(mine: PathItem | None, ballot: Ballot) -> bool:
@@ -126,9 +127,22 @@ def _contradicts(mine: PathItem | None, theirs: PathItem) -> bool:
     if mine is None or mine.record is None or theirs.record is None or mine.record == theirs.record:
         return False
     assert mine.ballot is not None and theirs.ballot is not None, "a chosen record has its ballot"
-    if mine.ballot == theirs.ballot or mine.record.revision == theirs.record.revision:
+    if mine.ballot == theirs.ballot:
+        return True
+    if _may_have_been_forgotten(mine, theirs):
+        return False
+    if mine.record.revision == theirs.record.revision:
         return True
     return (mine.ballot > theirs.ballot) != (mine.record.revision > theirs.record.revision)
+
+
+def _may_have_been_forgotten(mine: PathItem, theirs: PathItem) -> bool:
+    """Whether the lower of the two records may be a stub that others forgot before they wrote the path again.
+
+    One copy may have missed that, and its revisions then say nothing beside those that began anew.
+    """
+    lower = min(mine, theirs, key=lambda item: item.ballot or BALLOT_ZERO).record
+    return mine.ballot != theirs.ballot and lower is not None and lower.head is None and not lower.live
 
 
 def state_of(item: PathItem) -> bytes:
@@ -148,7 +162,7 @@ class Election:
 
     Attributes:
         install: what replaces own content; None: own content stays.
-        certain: every part that differs has a winner.
+        certain: every part that differs has a winner; of a path that failed its check also: every part of it was vouched for.
     """
 
     install: Installed | None
@@ -168,7 +182,8 @@ def elect(
 
     A copy votes for what it has; one that has nothing of a version has no vote on it. Own content gives way to what more than
     half of all voters have, or, if every voter was asked, to what more of them have than any other. Own content that is
-    known to be damaged has no vote, and gives way to what more of the others have than any other.
+    known to be damaged has no vote, and gives way to what more of the others have than any other. What replaces any of it makes its
+    digest anew, over all that is here: so nothing is replaced while some of it is in doubt, or the others would take it for right.
 
     Args:
         others: by node, what the voters that answered have (None: nothing), all in the same range of versions.
@@ -197,7 +212,9 @@ def elect(
         elif winner != own or not trusted:
             # A path that failed its check is told as a whole, so that its digest is made anew.
             rows.append(winner)
-    if record is None and not rows:
+    if not trusted:
+        certain = certain and all(number in told or covers(expired, number) for number in here)
+    if (record is None and not rows) or not (trusted or certain):
         return Election(None, certain)
     return Election(Installed(slot, path, ballot, record, tuple(rows), (), True), certain)
 
@@ -213,12 +230,17 @@ def _elect_record(
             return None, None, True
         newest = max(known, key=lambda item: item.ballot or BALLOT_ZERO)
         return newest.record, newest.ballot, True
-    rivals = [item for item in known if item.ballot == mine.ballot or _revision(item) == own.revision]
+    rivals = [
+        item
+        for item in known
+        if item.ballot == mine.ballot or (_revision(item) == own.revision and not _may_have_been_forgotten(mine, item))
+    ]
     contents = [item.record for item in rivals if item.record is not None]
     if count.trusted and all(record == own for record in contents):
         return None, None, True
     if not contents:
-        return None, None, True
+        # Nobody else has this one. If theirs are newer, the next compare brings them, and then it is another question.
+        return None, None, False
     winner = count.winner(own, contents)
     if winner is None or (winner == own and count.trusted):
         return None, None, winner is not None

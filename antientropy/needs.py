@@ -26,8 +26,15 @@ INSTALL_FEW = 16
 OWN_ITEMS_FEW = 64
 """Paths of the own copy that are read at a time."""
 
+SLOTS_MAX = 16_384
+"""In one question about all slots: its answer is half a megabyte of roots, or of heads, with another incarnation for each."""
+
 PULL_PATHS_MAX = 256
 """Paths in one request; with the longest paths it is an eighth of a frame."""
+
+
+PER_SLOT = frozenset({"unsynced", "not-a-member"})
+"""Refusals that say nothing about the peer's other slots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +124,11 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Refresh:
-    """Propose a path's record again, above all floors. Raises ClusterError."""
+    """Propose again, above all floors, the record that ``holder`` has of a path. Raises ClusterError."""
 
     slot: int
     path: str
+    holder: str
 
 
 @dataclass(frozen=True, slots=True)

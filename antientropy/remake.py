@@ -37,6 +37,7 @@ def remake(
 def _remake(node: str, slot: int, path: str, voters: Mapping[str, str], *, trusted: bool) -> Steps[str]:
     below: int | None = None
     certain, silent = True, ""
+    found: list[Installed] = []
     state = None if trusted else (yield from _own_state(slot, path))
     while True:
         mine = (yield from own_items(slot, (path,), below=below)).get(path)
@@ -64,8 +65,10 @@ def _remake(node: str, slot: int, path: str, voters: Mapping[str, str], *, trust
         election = elect(slot, path, _down_to(mine, bottom), told, len(voters), trusted=trusted)
         certain = certain and election.certain
         if election.install is not None:
-            yield from install([election.install])
+            found.append(election.install)
         if not bottom:
+            if trusted or certain:
+                yield from install(found)
             return "" if certain else f"copies differ, and no content has a majority{silent}"
         below = bottom
 

@@ -152,12 +152,16 @@ def _take_page(copy: Copy, page: ItemsReply, total: Taken) -> Steps[str]:
     if taken.unsettled or taken.below_floor:
         again = [*taken.unsettled, *taken.below_floor]
         unsettled = yield from settle_all(copy.slot, list(taken.unsettled))
-        unrefreshed = yield from refresh_all(copy.slot, sorted(taken.below_floor))
+        unrefreshed = yield from refresh_all(copy, sorted(taken.below_floor))
         why = unsettled or unrefreshed or why
         # A round that began after this voter had left the older epochs has made whatever was chosen in them part of a record
         # that is chosen in the new one. What is undecided on top of that by now is a write that knows it.
         items = yield from pull_paths(copy.node, copy.incarnation, copy.slot, again)
+        taken.below_floor.clear()
         yield from take(copy, items, taken)
+        if taken.below_floor and not why:
+            # Then this voter's versions of it were not taken over, and it may be the only one of those read that has them.
+            why = f"{len(taken.below_floor)} paths stay below the ballot floor"
     total.paths += taken.paths
     total.size_bytes += taken.size_bytes
     return why

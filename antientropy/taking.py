@@ -155,12 +155,12 @@ def settle_all(slot: int, paths: Iterable[str]) -> Steps[str]:
     return why
 
 
-def refresh_all(slot: int, paths: Iterable[str]) -> Steps[str]:
-    """Propose the records of these again; why not all of them could be ("" if they could)."""
+def refresh_all(copy: Copy, paths: Iterable[str]) -> Steps[str]:
+    """Propose what that copy has of these again; why not all of them could be ("" if they could)."""
     why = ""
     for path in paths:
         try:
-            yield Refresh(slot, path)
+            yield Refresh(copy.slot, path, copy.node)
         except ClusterError as error:
             why = f"below the ballot floor: {error}"
     return why

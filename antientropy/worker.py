@@ -2,6 +2,7 @@
 
 Four lanes, the first that has something to do has the turn: *follow* (short, every few seconds), *remake* (paths that were
 found damaged here), *sync* (copies that began blank have no vote before), *compare*. A step meets one need of one session.
+A lane that waited long for a peer that does not answer is last for as long as it kept the others waiting.
 
 Compares happen soon after the start, when a peer comes back (a little later: who was away has more to find, and
 begins at once), when follow cannot go on, when somebody asks, and every ten minutes. What could not be mended is tried again
@@ -16,9 +17,9 @@ from collections.abc import Callable
 from amberblob.clock import Clock, Randomness
 from amberblob.errors import NotReady
 from amberblob.mutations import Installed
-from antientropy.driving import Call, Costs, Finish, Pace, World, nobody
+from antientropy.driving import Again, Call, Costs, Finish, Pace, World, nobody
 from antientropy.ground import Ground, Places
-from antientropy.lanes import Compares, Follows, Remakes, Syncs
+from antientropy.lanes import Compares, Follows, Remakes, Syncs, Turns
 from antientropy.step import Did
 from chunkstore.interface import ReplicaStore
 
@@ -30,6 +31,9 @@ BACK_AFTER_S = 5.0
 
 LOOK_EVERY_S = 1.0
 
+LONG_S = 1.0
+"""A turn that took longer than this waited for a peer."""
+
 
 class Repairer:
     """A worker over all slots of this node.
@@ -37,7 +41,7 @@ class Repairer:
     Args:
         call: asks another node.
         settle: finishes what may be chosen of a path (slot, path) with an ordinary round.
-        refresh: proposes a path's record again, above all floors.
+        refresh: proposes again, above all floors, what a node has of a path.
         installed: told of everything that was taken over; it must not raise.
         follow_every_s, compare_every_s: how often.
 
@@ -55,7 +59,7 @@ class Repairer:
         store: ReplicaStore,
         call: Call,
         settle: Finish,
-        refresh: Finish,
+        refresh: Again,
         pace: Pace,
         clock: Clock,
         randomness: Randomness,
@@ -67,10 +71,12 @@ class Repairer:
         self.costs = Costs()
         self._ground = Ground(places, store, clock)
         self._clock = clock
+        self._pace = pace
         self._randomness = randomness
         world = World(
             store=store,
             call=call,
+            belongs=places.belongs,
             settle=settle,
             refresh=refresh,
             pace=pace,
@@ -82,6 +88,8 @@ class Repairer:
         self._follows = Follows(self._ground, world, self._compares, follow_every_s)
         self._remakes = Remakes(self._ground, world)
         self._syncs = Syncs(self._ground, world, self._compares)
+        lanes: tuple[Turns, ...] = (self._follows, self._remakes, self._syncs, self._compares)
+        self._last_until_s = dict.fromkeys(lanes, float("-inf"))
         self._looked_s = float("-inf")
         self._away: set[str] = set()
 
@@ -93,8 +101,15 @@ class Repairer:
         """
         try:
             self._look_around()
-            for lane in (self._follows, self._remakes, self._syncs, self._compares):
+            look_s = self._clock.monotonic_s()
+            for lane in sorted(self._last_until_s, key=lambda lane: self._last_until_s[lane] > look_s):
+                began_s = self._clock.monotonic_s()
                 if await lane.turn():
+                    now_s = self._clock.monotonic_s()
+                    took_s = now_s - began_s
+                    if took_s > LONG_S:
+                        self._last_until_s[lane] = now_s + took_s
+                    await self._pace.rest(took_s)
                     return Did.WORK
         except NotReady:
             # No routes yet: there is nobody to compare with.

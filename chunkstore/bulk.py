@@ -90,6 +90,16 @@ class Bulk:
         question = partial(garbagedb.want, path=path, version=version, damaged=damaged)
         await self._core.ask(slot, question, barrier=barrier)
 
+    async def not_whole(self, slot: int, versions: Sequence[Version]) -> list[Version]:
+        files = [version for version in versions if not version.inline]
+
+        def look() -> list[Version]:
+            return [one for one in files if not self._files.missing(slot, checked_ulid(one.blob_id), one.chunks)]
+
+        found = await self._blobs.run_reading(look) if files else []
+        here = {version.blob_id for version in found if await self.is_whole(slot, version)}
+        return [version for version in versions if version.blob_id not in here]
+
     async def is_whole(self, slot: int, version: Version) -> bool:
         if slot not in self._core.overlay.known():
             return version.size == 0

@@ -217,13 +217,13 @@ class DiskCore:
         if slot not in overlay.known():
             return overlay.slot_state(slot).incarnation
         barrier = overlay.slot_position(slot)
-        why = "another copy was named in the slot's route meanwhile"
+        why = "not the copy that the slot's route names: it begins anew, blank, and is filled from the others"
 
         def run() -> str:
             database = self._pool.get(slot)
             if not database.is_blank():
                 # The journal may hold what made it: none of that may come back after a restart.
-                database = self._pool.retire(slot, why, applied=database.applied)
+                database = self._pool.retire(slot, why, applied=database.applied, damaged=False)
             return database.state.incarnation
 
         if barrier > self.journal.durable_position:

@@ -150,8 +150,8 @@ class BlobFiles:
     @staticmethod
     def _missing(slot: int, blob_id: str, path: Path) -> ChunkMissing:
         return ChunkMissing(
-            f"{path.name} of blob {blob_id} (slot {slot}) is not on this disk. Another replica has it; "
-            "`amberblob explain` tells which."
+            f"{path.name} of blob {blob_id} (slot {slot}) is not on this disk; "
+            "`amberblob explain` tells which replica has it."
         )
 
     def quarantine_file(self, slot: int, blob_id: str, path: Path, wanted_id: str) -> ChunkCorrupt:

@@ -378,6 +378,13 @@ class ReplicaStore(Protocol):
         """Remember that a version's bytes are not all here. (A row that comes without its bytes is remembered by itself.)"""
         ...
 
+    async def not_whole(self, slot: int, versions: Sequence[Version]) -> list[Version]:
+        """Those of these versions of one chunk each of which the file is not here, by its length; inline ones always.
+
+        Of the others it is said that they are whole, as by :meth:`is_whole`.
+        """
+        ...
+
     async def is_whole(self, slot: int, version: Version) -> bool:
         """Whether all bytes of a version are here, by length; if so it is no longer wanted, and is REFERENCED."""
         ...

@@ -244,8 +244,7 @@ class MemoryStore(MemoryDamage):
         yield path
         path.bury()
         for version in path.drop_expired():
-            is_here = version.blob_id in at.bodies or version.blob_id in at.files
-            if before.pop(version.version, None) is not None or is_here:
+            if before.pop(version.version, None) is not None:
                 at.wanted.pop(version.blob_id, None)
                 at.garbage[version.blob_id] = version
         changed = newest is not path.newest_chosen or writes != len(path.writes)

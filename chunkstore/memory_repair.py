@@ -135,6 +135,9 @@ class MemoryRepair(MemoryBase):
         if at is not None and version.size and at.referred(version.blob_id) is not None:
             at.want(path, version, damaged=damaged)
 
+    async def not_whole(self, slot: int, versions: Sequence[Version]) -> list[Version]:
+        return [version for version in versions if version.inline or not await self.is_whole(slot, version)]
+
     async def is_whole(self, slot: int, version: Version) -> bool:
         at = self._slots.get(slot)
         if at is None or not at.is_whole(version):

@@ -13,6 +13,7 @@ import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -142,25 +143,26 @@ class SlotPool:
         """Whether the slot's database is not the first that it had here."""
         return self.get(slot).state.incarnation != self._identity.disk_id
 
-    def remake_unfinished(self, slot: int) -> None:
-        """At start, before the journal is replayed: delete a database that was never made durable.
+    def remake_unfinished(self, slot: int) -> bool:
+        """At start, before the journal is replayed: delete a database that was never made durable; whether it was one.
 
         It was never synced, so that after a power cut it may hold anything, also what looks sound. Every entry of such a
         slot is still in the journal, so nothing is lost and the incarnation stays.
         """
         if slot in self._identity.slots_created:
-            return
+            return False
         path = self.folder(slot) / DATABASE_NAME
-        _log.info("slot-database-unfinished", slot=slot, action="made anew from the journal")
         # The main file last: SQLite drops a log beside an empty database, and must not take it for that of a new one.
         for part in reversed(_PARTS):
             self._ops.unlink(path.with_name(path.name + part))
+        return True
 
-    def retire(self, slot: int, why: str, *, applied: int = 0) -> SlotDatabase:
+    def retire(self, slot: int, why: str, *, applied: int = 0, damaged: bool = True) -> SlotDatabase:
         """Give the slot's database up: move it to quarantine, begin a fresh one with a new incarnation.
 
         Args:
             applied: entries of the journal up to here are not to be applied to the fresh one, now or after a restart.
+            damaged: False: there is nothing wrong with it, and the log says so.
 
         Raises:
             sqlite3.Error, OSError: it could not be done, for want of room perhaps; the next :meth:`get` goes on.
@@ -187,8 +189,11 @@ class SlotPool:
         self._open[slot] = database
         lost = LostSlot(slot=slot, incarnation=incarnation, why=why, quarantine=quarantine)
         self.lost.append(lost)
-        _log.error(
-            "slot-lost", slot=slot, why=why, incarnation=incarnation, quarantine=quarantine,
+        # What was damaged is for an operator to look at. What only is not wanted any more is in order: a disk that came back, or
+        # what the journal held of a slot whose database was lost.
+        report = partial(_log.error, "slot-lost") if damaged else partial(_log.warning, "slot-put-aside")
+        report(
+            slot=slot, why=why, incarnation=incarnation, quarantine=quarantine,
             action="the slot has no vote here until it was filled from its peers; keep the quarantine folder until then",
         )  # fmt: skip
         self.on_lost(lost, database.state)

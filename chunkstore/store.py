@@ -386,6 +386,9 @@ class DiskStore:
     async def set_wanted(self, slot: int, path: str, version: Version, *, damaged: bool) -> None:
         await self._bulk.set_wanted(slot, path, version, damaged=damaged)
 
+    async def not_whole(self, slot: int, versions: Sequence[Version]) -> list[Version]:
+        return await self._bulk.not_whole(slot, versions)
+
     async def is_whole(self, slot: int, version: Version) -> bool:
         return await self._bulk.is_whole(slot, version)
 

@@ -16,7 +16,7 @@ from amberblob.ids import UlidMint
 from amberblob.limits import INLINE_BYTES_MAX
 from amberblob.mutations import Installed
 from amberblob.wire_repair import AskHealth, HealthReply
-from antientropy.driving import Unhurried
+from antientropy.pace import Yielding
 from antientropy.step import Worker
 from antientropy.worker import Repairer
 from chunkstore.interface import ReplicaStore
@@ -30,6 +30,8 @@ from node.places import RoutedPlaces
 from node.repairs import Repairs
 from node.replica import Replica
 from node.routing import Routing
+from node.served import Served
+from node.sources import PeerSource
 from node.transport.interface import Peers
 from node.upkeep import Upkeep, upkeep_of
 from node.workers.puller import Puller
@@ -105,11 +107,14 @@ def assemble(
         repair, retention: what the operator set; None: the defaults.
     """
     repair, retention = repair or RepairSection(), retention or RetentionSection()
-    puller = Puller(store, routing, clock)
+    served = Served()
+    fetching = Yielding(clock, served.count, repair.busy_bytes_per_s)
+    puller = Puller(store, routing, clock, pace=fetching, parallel=repair.pull_parallel)
     repairs = Repairs(store, mute=routing.mute)
     replica = Replica(
         store, mute=routing.mute, newcomers=routing.newcomers, pulls=puller, repairs=repairs, clock=hybrid
     )
+    replica.pace = Yielding(clock, served.count, repair.busy_bytes_per_s)
     peers = connect(replica)
     coordinator = Coordinator(
         node=routing.node,
@@ -128,7 +133,8 @@ def assemble(
     finishes = Finishes(coordinator, routing)
     lookup = Lookup(coordinator, routing, store)
     reading = Reading(coordinator, routing, store, puller)
-    puller.source = reading
+    puller.source = PeerSource(peers, fetching, clock)
+    served.by = (replica, reading)
 
     def installed(mutation: Installed) -> None:
         if mutation.rows or mutation.record is not None:
@@ -147,7 +153,7 @@ def assemble(
         call=coordinator.call,
         settle=finishes.settle,
         refresh=finishes.refresh,
-        pace=Unhurried(),
+        pace=fetching,
         clock=clock,
         randomness=randomness,
         installed=installed,

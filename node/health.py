@@ -110,7 +110,7 @@ def own_health(
     try:
         table = routing.table()
     except NotReady:
-        return HealthReply(now_ms=now_ms, slots=(), received_bytes=0)
+        return HealthReply(now_ms=now_ms, slots=(), received_bytes=0, full=store.full)
     held = table.slots_of(routing.node)
     asked = [slot for slot in held if slot >= first]
     undecided = facts.undecided.undecided_by_slot() if facts.undecided is not None else {}
@@ -139,6 +139,7 @@ def own_health(
         received_bytes=fetched.received_bytes if fetched is not None else 0,
         unrecoverable=sum(map(fetched.unrecoverable, held)) if fetched is not None else 0,
         more=len(asked) > limit,
+        full=store.full,
     )
 
 
@@ -148,6 +149,7 @@ class NodeHealth:
 
     slots: Mapping[int, SlotHealth]
     unrecoverable: int
+    full: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,4 +293,5 @@ def _translated(reply: HealthReply, ahead_ms: int) -> NodeHealth:
             for health in reply.slots
         },
         unrecoverable=reply.unrecoverable,
+        full=reply.full,
     )

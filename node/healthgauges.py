@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import fields
+from functools import partial
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from amberblob.metrics import Metrics
 from amberblob.wire_repair import HealthReply, SlotHealth
+from antientropy.driving import Costs
 
 STATES = ("complete", "wanting", "unsynced", "damaged")
 
@@ -80,3 +84,10 @@ def _age_s(now_ms: int, times_ms: list[int]) -> float:
         return 0.0
     oldest_ms = min(times_ms)
     return max(0, now_ms - oldest_ms) / 1000 if oldest_ms else float("inf")
+
+
+def add_costs(metrics: Metrics, costs: Costs) -> None:
+    """Show what it costs to compare the copies on ``/metrics``."""
+    for field in fields(costs):
+        text = f"Of comparing copies since the node started: {field.name.replace('_', ' ')}."
+        metrics.counted(f"amberblob_compare_{field.name}", text, partial(getattr, costs, field.name))

@@ -37,6 +37,7 @@ def heal_json(view: ClusterView, *, at_ms: int, since_ms: int) -> dict[str, Any]
         "last_full_compare": time_or_none(view.last_compare_ms),
         "last_full_scrub": time_or_none(view.last_scrub_ms),
         "silent_nodes": list(view.silent),
+        "full_nodes": list(view.full),
     }
 
 
@@ -51,6 +52,7 @@ def unknown_heal_json() -> dict[str, Any]:
         "last_full_compare": None,
         "last_full_scrub": None,
         "silent_nodes": [],
+        "full_nodes": [],
     }
 
 

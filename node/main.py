@@ -31,6 +31,7 @@ from amberblob.metrics import Metrics
 from chunkstore.identity import read_identity
 from chunkstore.store import DiskStore
 from node.assembly import assemble
+from node.healthgauges import add_costs
 from node.http.app import build_app
 from node.http.server import HttpServer
 from node.logs import configure_logs
@@ -245,6 +246,7 @@ class Node:
         )
         status.add_gauges(self._metrics)
         parts.upkeep.add_counts(self._metrics)
+        add_costs(self._metrics, parts.repairer.costs)
 
         peer_host, peer_port = _host_port(config.peer.listen)
         peer_server = PeerServer(peer_host, peer_port, parts.replica, identity)

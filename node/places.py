@@ -36,6 +36,10 @@ class RoutedPlaces:
         """The epoch in which the own copy was first named."""
         return self._routing.own_votes()[slot].since
 
+    def belongs(self, slot: int, path: str) -> bool:
+        """Whether a path belongs to a slot."""
+        return self._routing.slot_of(path) == slot
+
     def reachable(self, node: str) -> bool:
         """Whether there is a connection. A hint."""
         return self._peers.reachable(node)

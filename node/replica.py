@@ -6,7 +6,8 @@ durable (``store.position`` then ``store.durable``), because what an answer show
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, assert_never
 
@@ -26,8 +27,16 @@ from amberblob.errors import (
     StorageError,
 )
 from amberblob.ids import content_hash, valid_hash, valid_ulid
-from amberblob.limits import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, FRAME_BYTES_MAX, HISTORY_PAGE_MAX, INLINE_BYTES_MAX
-from amberblob.manifest import Record, Version, WriteMark, decode_manifest
+from amberblob.limits import (
+    CHUNK_BYTES_MAX,
+    CHUNK_BYTES_MIN,
+    FRAME_BYTES_MAX,
+    HISTORY_PAGE_MAX,
+    INLINE_BYTES_MAX,
+    READ_BLOBS_BYTES_MAX,
+    READ_BLOBS_MAX,
+)
+from amberblob.manifest import ChunkRef, Record, Version, WriteMark, decode_manifest
 from amberblob.wire import (
     Commit,
     Discard,
@@ -43,6 +52,7 @@ from amberblob.wire import (
     Query,
     QueryHistory,
     QueryScan,
+    ReadBlobs,
     ReadChunk,
     ReadManifest,
     RefusalReason,
@@ -54,8 +64,10 @@ from amberblob.wire import (
     StageClose,
     StagedReply,
     StageOpen,
+    pack_parts,
 )
 from amberblob.wire_repair import ForgetStub
+from antientropy.driving import Pace, Unhurried
 from chunkstore.interface import BlobState, ReplicaStore
 from node.protocol.replica import Action, BytesHere, Persist, ReplicaSlot
 from node.pulls import PullRequests
@@ -113,6 +125,8 @@ class Replica:
     Attributes:
         on_undecided: called with (slot, path) whenever a record was accepted here and is not known to be chosen.
         on_decided: called when it is.
+        served: grows with everything that is done here for clients, of this node's or another's.
+        pace: what others read for repair waits for this.
     """
 
     def __init__(
@@ -127,6 +141,8 @@ class Replica:
     ) -> None:
         self.on_undecided: Callable[[int, str], None] = _ignore
         self.on_decided: Callable[[int, str], None] = _ignore
+        self.served = 0
+        self.pace: Pace = Unhurried()
         self._store = store
         self._mute = mute
         self._newcomers = newcomers
@@ -175,10 +191,13 @@ class Replica:
     def answer(self, peer: str, request: Request, respond: Respond) -> bool:
         """Answer at once what needs nothing from the disk: see :class:`node.transport.interface.PeerHandler`."""
         at_once = self._at_once.get(type(request))
-        return at_once is not None and at_once(request, respond)
+        if at_once is None:
+            return False
+        self.served += 1
+        return at_once(request, respond)
 
     async def handle(self, peer: str, request: Request) -> Reply:
-        """Answer anything but StageOpen, ReadChunk and ReadManifest."""
+        """Answer anything but StageOpen and :data:`amberblob.wire.BytesRequest`."""
         if isinstance(request, Question):
             return await self._repairs.answer(request)
         match request:
@@ -193,8 +212,10 @@ class Replica:
             case Query():
                 return await self._query(request)
             case QueryHistory():
+                self.served += 1
                 return await self._history(request)
             case QueryScan():
+                self.served += 1
                 return await self._scan(request)
             case Inspect():
                 return await self._inspect(request)
@@ -207,7 +228,7 @@ class Replica:
                 return await self._forget(request)
             case Ping():
                 return Done(now_ms=self._clock.now_ms())
-            case StageOpen() | StageClose() | ReadChunk() | ReadManifest():
+            case StageOpen() | StageClose() | ReadChunk() | ReadManifest() | ReadBlobs():
                 raise BadRequest(f"{type(request).__name__} does not come as a plain request")
             case _:
                 assert_never(request)
@@ -618,6 +639,7 @@ class Replica:
         done = False
         try:
             async for frame in stream.frames():
+                self.served += 1
                 await staging.write(frame)
             closing, manifest = stream.closing()
             chunks = closing.chunks
@@ -638,21 +660,50 @@ class Replica:
         return StagedReply(incarnation=self._store.slot_state(slot).incarnation)
 
     async def handle_read(self, peer: str, request: Request) -> bytes:
-        """The verified bytes of a chunk or a manifest file."""
+        """The verified bytes of a chunk or a manifest file, or of many blobs."""
         match request:
             case ReadChunk():
                 if not valid_ulid(request.blob_id) or not valid_hash(request.chunk.id):
                     raise BadRequest("not a blob or chunk id")
-                read = self._store.read_chunk(request.slot, request.blob_id, request.chunk)
+                if request.repair:
+                    await self.pace.turn(request.chunk.len)
+                else:
+                    self.served += 1
+                return await self._read_chunk(request.slot, request.blob_id, request.chunk)
             case ReadManifest():
                 if not valid_ulid(request.blob_id) or not valid_hash(request.manifest_id):
                     raise BadRequest("not a blob or manifest id")
-                read = self._store.read_manifest(request.slot, request.blob_id, request.manifest_id)
+                with self._noticing(request.slot, request.blob_id):
+                    return await self._store.read_manifest(request.slot, request.blob_id, request.manifest_id)
+            case ReadBlobs():
+                return await self._read_blobs(request)
             case _:
                 raise BadRequest(f"{type(request).__name__} does not ask for bytes")
+
+    async def _read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef) -> bytes:
+        with self._noticing(slot, blob_id):
+            return await self._store.read_chunk(slot, blob_id, chunk)
+
+    async def _read_blobs(self, request: ReadBlobs) -> bytes:
+        size = sum(chunk.len for _, chunk in request.blobs)
+        if len(request.blobs) > READ_BLOBS_MAX or size > READ_BLOBS_BYTES_MAX:
+            raise BadRequest(f"{len(request.blobs)} blobs of {size} bytes are too many at once")
+        if not all(valid_ulid(blob_id) and valid_hash(chunk.id) for blob_id, chunk in request.blobs):
+            raise BadRequest("not a blob or chunk id")
+        await self.pace.turn(size)
+        parts: list[bytes | None] = []
+        for blob_id, chunk in request.blobs:
+            try:
+                parts.append(await self._read_chunk(request.slot, blob_id, chunk))
+            except (ChunkMissing, ChunkCorrupt):
+                parts.append(None)
+        return pack_parts(parts)
+
+    @contextmanager
+    def _noticing(self, slot: int, blob_id: str) -> Iterator[None]:
+        """Somebody counts on this copy: what it lacks is mended now, not when scrub comes by."""
         try:
-            return await read
+            yield
         except (ChunkMissing, ChunkCorrupt) as error:
-            # Somebody counted on this copy: it is mended now, not when scrub comes by.
-            self._pulls.missed(request.slot, request.blob_id, damaged=isinstance(error, ChunkCorrupt))
+            self._pulls.missed(slot, blob_id, damaged=isinstance(error, ChunkCorrupt))
             raise

@@ -210,7 +210,8 @@ async def _heal(table: RouteTable, gathered: Gathering, *, slots: SlotsWanted, s
         if len(views) % SLOTS_AT_ONCE == 0:
             await asyncio.sleep(0)
     silent = gathered.nodes.keys() - known.keys()
-    view = view_cluster(views, rate_bytes_per_s=gathered.rate_bytes_per_s, silent=silent)
+    full = [node for node, told in gathered.nodes.items() if told is not None and told.full]
+    view = view_cluster(views, rate_bytes_per_s=gathered.rate_bytes_per_s, silent=silent, full=full)
     heal = heal_json(view, at_ms=gathered.at_ms, since_ms=since_ms)
     if slots:
         heal["by_slot"] = slots_json(one for one in views if slots == "1" or one.state != "whole" or not one.compared)

@@ -68,8 +68,9 @@ class SlotView:
         present: voters' copies that answered and are synced.
         unsynced: voters' copies that answered and are not.
         behind: present copies whose root is not that of most, while that is not explained by writes under way.
-        undecided, damaged, unrecoverable, wanted, wanted_bytes: sums over the voters' copies, as in :class:`SlotHealth`. A
+        undecided, damaged, wanted, wanted_bytes: sums over the voters' copies, as in :class:`SlotHealth`. A
             version that two copies want counts twice.
+        unrecoverable: versions that no replica could give: of the copy that tells most. Not a sum: what nobody has, every copy lacks.
         objects: paths, of the copy that has most.
         objects_below: how many of them have fewer than ``target`` good copies; where the counts do not tell it
             exactly, an estimate upwards.
@@ -105,9 +106,11 @@ class ClusterView:
         slots: how many are in each state; all states are there.
         to_compare: slots of which some copy was not compared since the moment asked for, or lacked something then.
         objects, objects_below, wanted, wanted_bytes, undecided, damaged, unrecoverable: sums over the slots.
-        seconds_left: until nothing is wanted, at the present rate; None: not known.
+        seconds_left: until nothing is wanted, at the present rate; None: not known. So it is while bytes are lost, which no
+            rate brings back, and while copies are unsynced: what they lack is not wanted before it is known.
         last_compare_ms, last_scrub_ms: of the copy for which it is longest ago; 0: one has never been (or none told).
         silent: nodes that hold copies and did not answer.
+        full: nodes whose disk refuses new bytes: their copies are not mended before there is room.
     """
 
     state: SlotCondition
@@ -126,6 +129,7 @@ class ClusterView:
     last_compare_ms: int
     last_scrub_ms: int
     silent: tuple[str, ...]
+    full: tuple[str, ...]
 
 
 def view_slot(route: Route, told: Mapping[str, SlotHealth | None], *, since_ms: int) -> SlotView:
@@ -142,7 +146,7 @@ def view_slot(route: Route, told: Mapping[str, SlotHealth | None], *, since_ms: 
     wanted = sum(health.wanted for health in answered)
     damaged = sum(health.damaged for health in answered)
     undecided = sum(health.undecided for health in answered)
-    unrecoverable = sum(health.unrecoverable for health in answered)
+    unrecoverable = max((health.unrecoverable for health in answered), default=0)
     all_here = len(present) == len(voters)
     unlike = sum(health.root != root for health in present)
     compared = all_here and all(health.compared_ms >= max(1, since_ms) for health in present)
@@ -206,9 +210,10 @@ def _objects_below(present: list[SlotHealth], objects: int, root: bytes, *, all_
         return objects
     below = 0
     for health in present:
-        lacking = health.wanted + objects - health.objects
-        # Copies that differ while they have as many paths: at least one of them is other.
-        below += max(lacking, 1) if health.root != root and not in_step else lacking
+        below += health.wanted
+        if health.root != root:
+            # Copies that differ while they have as many paths: at least one of them is other.
+            below += max(objects - health.objects, 0 if health.wanted else 1)
     return 0 if in_step else min(objects, below)
 
 
@@ -227,13 +232,17 @@ def _copy_condition(health: SlotHealth | None, root: bytes, *, in_step: bool) ->
 
 
 def view_cluster(
-    slots: Iterable[SlotView], *, rate_bytes_per_s: float | None = None, silent: Iterable[str] = ()
+    slots: Iterable[SlotView],
+    *,
+    rate_bytes_per_s: float | None = None,
+    silent: Iterable[str] = (),
+    full: Iterable[str] = (),
 ) -> ClusterView:
     """What the slots add up to; of a cluster that has at least one.
 
     Args:
         rate_bytes_per_s: at which bytes are fetched for repair; None: not known.
-        silent: nodes that hold copies and did not answer.
+        silent, full: as in :class:`ClusterView`.
     """
     views = tuple(slots)
     assert views, "a cluster has slots"
@@ -246,7 +255,7 @@ def view_cluster(
     seconds_left: float | None = None
     if healed:
         seconds_left = 0.0
-    elif wanted_bytes and rate_bytes_per_s:
+    elif wanted_bytes and rate_bytes_per_s and not any(view.unrecoverable or view.unsynced for view in views):
         seconds_left = wanted_bytes / rate_bytes_per_s
     return ClusterView(
         state=next(state for state in reversed(CONDITIONS) if counts[state]),
@@ -265,4 +274,5 @@ def view_cluster(
         last_compare_ms=min((health.compared_ms for health in told), default=0),
         last_scrub_ms=min((health.scrubbed_ms for health in told), default=0),
         silent=tuple(sorted(silent)),
+        full=tuple(sorted(full)),
     )

@@ -12,9 +12,13 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-from amberblob.ballot import EMPTY_REGISTER, Register
+import msgspec
+
+from amberblob.ballot import BALLOT_ZERO, EMPTY_REGISTER, Register
 from amberblob.errors import DiskFailed
 from amberblob.manifest import Record
+from amberblob.wire import HistoryReply
+from antientropy import sync
 from antientropy.step import Did
 from antientropy.worker import Repairer
 from chunkstore import applying
@@ -25,6 +29,7 @@ from chunkstore.pathfilter import PathFilter
 from chunkstore.pool import SlotPool
 from chunkstore.staging import ChunkWriter
 from chunkstore.store import DiskStore
+from node import stubs
 from node.protocol.quorum import Finding
 from node.protocol.read import Read, ReadRound
 from node.protocol.replica import ReplicaSlot
@@ -67,7 +72,7 @@ def chunks_never_synced() -> contextlib.AbstractContextManager[Any]:
 
 @mutant
 def unfinished_databases_believed() -> contextlib.AbstractContextManager[Any]:
-    return mock.patch.object(SlotPool, "remake_unfinished", lambda self, slot: None)
+    return mock.patch.object(SlotPool, "remake_unfinished", lambda self, slot: False)
 
 
 @mutant
@@ -165,9 +170,32 @@ def the_head_expires() -> contextlib.AbstractContextManager[Any]:
     """Collecting takes the bytes of the newest version along."""
     original = applying.SlotBatch._materialise
 
-    def materialise(self: Any, row: Any, path: str, record: Record) -> None:
-        original(self, row, path, record)
+    def materialise(self: Any, row: Any, record: Record, *, here: bool) -> None:
+        original(self, row, record, here=here)
         if record.op == "expire" and record.head is not None:
+            # The accept of the same batch has brought nothing: an expiry adds no version.
             self._sql.execute("DELETE FROM inline_bodies WHERE blob_id = ?", (record.head.blob_id,))
 
     return mock.patch.object(applying.SlotBatch, "_materialise", materialise)
+
+
+@mutant
+def a_stub_goes_without_asking_all() -> contextlib.AbstractContextManager[Any]:
+    """Whoever does not answer, or holds something else, is taken to hold the stub as the others do."""
+    original = stubs._ask
+
+    async def ask(coordinator: Any, requests: dict[str, Any]) -> dict[str, Any]:
+        told = await original(coordinator, requests)
+        holders = [r for r in told.values() if isinstance(r, HistoryReply) and r.accepted is not None and r.chosen]
+        if not holders:
+            return told
+        best = max(holders, key=lambda reply: reply.accepted or BALLOT_ZERO)
+        voters = coordinator._electorate_of(next(iter(requests.values())).slot).voters
+        return {node: msgspec.structs.replace(best, incarnation=voters[node]) for node in told}
+
+    return mock.patch.object(stubs, "_ask", ask)
+
+
+@mutant
+def a_copy_is_filled_from_one_voter() -> contextlib.AbstractContextManager[Any]:
+    return mock.patch.object(sync, "needed", lambda voters: min(1, voters - 1))

@@ -8,6 +8,7 @@ the real registry uses.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import Counter
 from collections.abc import Callable, Collection
 from random import Random
@@ -53,12 +54,16 @@ class SimRegistry:
 
     def _publish(self) -> None:
         for machine in self._seen:
-            self._loop.call_later(self._random.expovariate(1.0) * self._late_s, self._hear, machine)
+            self._later(self._random.expovariate(1.0) * self._late_s, machine)
+
+    def _later(self, delay_s: float, machine: str) -> None:
+        # The others hear of it also when the machine that changed it dies meanwhile: the news is no part of its process.
+        self._loop.call_later(delay_s, self._hear, machine, context=contextvars.Context())
 
     def _hear(self, machine: str) -> None:
         assert self.table is not None
         if self.down:
-            self._loop.call_later(0.5, self._hear, machine)
+            self._later(0.5, machine)
         else:
             self._seen[machine] = self.table
 

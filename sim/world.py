@@ -153,7 +153,8 @@ class World:
                 keep=Keep(shape.keep_s if shape.expires else math.inf),
                 versions=shape.keep_versions,
                 stub_keep=Duration(shape.keep_s),
-                check_every_s=1.0,
+                # Where nothing expires there is nothing to be found either.
+                check_every_s=1.0 if shape.expires else 10.0,
             ),
         )
         self.registry = SimRegistry(

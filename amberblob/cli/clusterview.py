@@ -54,9 +54,14 @@ def down_in(document: Mapping[str, Any]) -> list[str]:
     return sorted({*down, *map(str, _heal(document).get("silent_nodes") or ())})
 
 
+def full_in(document: Mapping[str, Any]) -> list[str]:
+    """Nodes whose disk refuses new bytes."""
+    return sorted(map(str, _heal(document).get("full_nodes") or ()))
+
+
 def is_well(document: Mapping[str, Any]) -> bool:
     """Whether there is nothing to do for an operator: every node answers, and whatever differs mends itself."""
-    return not down_in(document) and _heal(document).get("state") in BY_THEMSELVES
+    return not (down_in(document) or full_in(document)) and _heal(document).get("state") in BY_THEMSELVES
 
 
 def status_lines(document: Mapping[str, Any]) -> list[str]:
@@ -73,7 +78,10 @@ def status_lines(document: Mapping[str, Any]) -> list[str]:
             ("below target", f"{heal['objects_below_target']:,} of {heal.get('objects', 0):,} objects"),
             ("to fetch", bytes_left(heal)),
             ("undecided", f"{heal.get('undecided', 0):,}"),
-            ("damaged", f"{heal.get('damaged', 0):,} versions; {heal.get('unrecoverable', 0):,} lost"),
+            (
+                "damaged",
+                f"{heal.get('damaged', 0):,} copies of versions; {heal.get('unrecoverable', 0):,} versions lost",
+            ),
             ("compared", _ago(heal, "last_full_compare", "not every copy since its node started")),
             ("scrubbed", _ago(heal, "last_full_scrub", "not every copy yet")),
         ]
@@ -88,9 +96,11 @@ def todo(document: Mapping[str, Any]) -> list[str]:
     slots = heal.get("slots") or {}
     advice = []
     if slots.get("unrecoverable"):
+        count = heal.get("unrecoverable")
         advice.append(
-            f"{heal.get('unrecoverable')} versions can be had whole from no replica: amberblob cluster slots --unhealed tells where. "
-            "Put those objects anew or delete them; what is damaged is kept in quarantine on those disks."
+            f"{count} version{'' if count == 1 else 's'} can be had whole from no replica: amberblob cluster slots --unhealed tells where. "
+            "Put those objects anew or delete them; it is told until retention has removed the lost versions. "
+            "What is damaged is kept in quarantine on those disks."
         )
     down = down_in(document)
     if down:
@@ -106,6 +116,15 @@ def todo(document: Mapping[str, Any]) -> list[str]:
             f"{slots['unavailable']} slots refuse reads and writes, because most of their copies are not synced: "
             "amberblob cluster slots --unhealed tells which."
         )
+    elif slots.get("degraded"):
+        advice.append(
+            "wait: a node answers but does not hold its copies yet, as while it starts or its disk was replaced."
+        )
+    full = full_in(document)
+    if full:
+        advice.append(
+            f"make room on the disk of {', '.join(full)}: it is full, and its copies are not mended before that."
+        )
     if slots.get("corrupt"):
         advice.append(
             "bytes on a disk have rotted and are being fetched again; amberblob cluster slots --unhealed tells which disk: "
@@ -118,7 +137,7 @@ def todo(document: Mapping[str, Any]) -> list[str]:
         advice.append("this node tells nothing of the copies: ask another one.")
     elif heal.get("state") == "unknown":
         advice.append("wait: the node that answered has no routes yet, or ask another one.")
-    elif heal.get("state") == "healing":
+    elif heal.get("state") == "healing" and not full:
         advice.append("nothing, it mends itself; amberblob cluster heal --wait shows how far it is.")
     return advice
 

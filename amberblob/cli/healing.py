@@ -87,6 +87,7 @@ class HealWatch:
     """Of slots that stay in-step longer than databases lag: what they were first seen with then."""
     changing: set[int] = field(default_factory=set)
     bytes_most: int = 0
+    bytes_fewest: int | None = None
     fewest: dict[str, int] = field(default_factory=dict)
     """Of what must become none: the fewest that there were."""
     better_at_s: float = 0.0
@@ -112,6 +113,10 @@ class HealWatch:
         came_back = bool(self.silent - silent)
         self.silent = silent
         fetching = bool(left and heal.get("rate_bytes_per_s"))
+        if heal.get("unrecoverable"):
+            # Lost bytes wait for ever, and some are always fetched where clients write: only less than ever before is better.
+            fetching = self.bytes_fewest is not None and left < self.bytes_fewest
+        self.bytes_fewest = left if self.bytes_fewest is None else min(left, self.bytes_fewest)
         counts = {"undone": len(undone), "to_compare": int(heal.get("slots_to_compare") or 0)}
         fewer = any(count < self.fewest.get(name, count + 1) for name, count in counts.items())
         if fewer or fetching or came_back:
@@ -152,11 +157,17 @@ def _reason(heal: Mapping[str, Any], undone: list[Mapping[str, Any]]) -> InVain 
             f"{names} did not answer for {PATIENCE_S:.0f} s, and without its copies nothing more can be healed",
             f"Start {names} again, if need be with an empty disk: it is filled from the others. Then: amberblob cluster heal --wait",
         )
+    if full := heal.get("full_nodes"):
+        names = ", ".join(sorted(map(str, full)))
+        return InVain(
+            f"the disk of {names} is full, and nothing becomes better",
+            "Make room there (what is in its quarantine folder may go when all else is healed). Then: amberblob cluster heal --wait",
+        )
     if lost := int(heal.get("unrecoverable") or 0):
         return InVain(
             f"{lost} version{'s' if lost > 1 else ''} can be had whole from no replica",
             "amberblob cluster slots --unhealed tells where; what is damaged is kept in quarantine on those disks. "
-            "Put those objects anew, or delete them.",
+            "Put those objects anew, or delete them; it is told until retention has removed the lost versions.",
         )
     if all(row["state"] == "in-step" and row["compared"] and not row["undecided"] for row in undone):
         return InVain(

@@ -306,13 +306,18 @@ def _heal_schema() -> Schema:
         "damaged": {**count, "description": "Versions of which a copy failed its hash."},
         "unrecoverable": {
             **count,
-            "description": "Versions of which no replica could give some bytes; each copy that lacks them counts.",
+            "description": "Versions of which no replica could give some bytes.",
         },
         "rate_bytes_per_s": {"type": ["integer", "null"], "description": "Fetched lately; null: not known (yet)."},
-        "seconds_left": {"type": ["number", "null"]},
+        "seconds_left": {"type": ["number", "null"], "description": "null: not known."},
         "last_full_compare": {"type": ["string", "null"], "format": "date-time"},
         "last_full_scrub": {"type": ["string", "null"], "format": "date-time"},
         "silent_nodes": {"type": "array", "items": _TEXT, "description": "Hold copies and did not answer."},
+        "full_nodes": {
+            "type": "array",
+            "items": _TEXT,
+            "description": "Their disks refuse new bytes: nothing is mended there.",
+        },
         "by_slot": {"type": "array", "items": {"type": "object"}, "description": "Only with ?slots."},
     }
     return _struct({**known, **more}, optional=tuple(more))

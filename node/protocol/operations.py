@@ -65,9 +65,14 @@ class Expire(msgspec.Struct, frozen=True, kw_only=True):
     """Let go of versions for good, in whatever state they are: nobody can read, restore or be given them any more.
 
     Of ``versions``, those that exist or may have (up to ``version_max``) and are not the head.
+
+    Attributes:
+        live: what lived when they were named. A version that lives and is not among these was restored since: somebody wants
+            it, and it stays. None: whatever lives may go.
     """
 
     versions: Ranges
+    live: Ranges | None = None
     conditions: Conditions = NO_CONDITIONS
 
 
@@ -407,6 +412,8 @@ def _expire(operation: Expire, situation: Situation) -> Decision:
     head = current.head
     if head is not None:
         given = without(given, head.version)
+    if operation.live is not None:
+        given = outside(given, outside(current.live, operation.live))
     expired = merge_ranges((*current.expired, *given))
     if expired == current.expired:
         return Answer()

@@ -56,7 +56,7 @@ class ReplicaSlot:
         # Whatever was promised before this process started lies at or below the ceiling.
         restart_floor = floor_ballot(state.epoch, state.promise_ceiling) if state.promise_ceiling else BALLOT_ZERO
         self._floor = max(state.ballot_floor, restart_floor)
-        self.counter_seen = state.promise_ceiling
+        self.counter_seen = max(state.promise_ceiling, state.ballot_floor.counter)
         """The highest ballot counter met in this slot; a coordinator on this node starts above it."""
 
     def _bar(self, state: SlotState, path: str, register: Register) -> Ballot:

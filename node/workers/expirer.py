@@ -147,9 +147,10 @@ class Expirer:
     async def _write(self, slot: int, history: History) -> None:
         electorate, path, now_ms = self._routing.electorate(slot), history.path, self._now_ms()
         versions = self._retention.nominated(history, now_ms)
+        live = history.record.live if history.record is not None else ()
         try:
             if versions:
-                await self._coordinator.write(electorate, path, Expire(versions=versions))
+                await self._coordinator.write(electorate, path, Expire(versions=versions, live=live))
                 self.counts.paths_expired += 1
             elif self._retention.stub_may_go(history, now_ms):
                 self.counts.stubs_collected += await self._coordinator.collect_stub(electorate, path)

@@ -51,23 +51,35 @@ async def test_a_node_that_was_away_is_healed_when_heal_says_so(make_cluster: Ca
         for index in range(OBJECTS):
             await api.put(f"o/{index}", b"before" * 100)
         cluster.kill(2)
-        status, out, _ = await amberblob(cluster, "cluster", "status")
-        assert status == 1 and "node-3" in out and "start node-3 again" in out
+
+        async def missed() -> bool:
+            status, out, _ = await amberblob(cluster, "cluster", "status")
+            return status == 1 and "start node-3 again" in out
+
+        await until(missed, "status says what to do about the node that is away")
         for index in range(OBJECTS):
             body = bytes([index]) * (70_000 if index % 7 == 0 else 1000)
             await api.put(f"o/{index if index % 2 else index + OBJECTS}", body, node=index % 2)
         status, _, err = await amberblob(cluster, "cluster", "heal", "--wait", "--timeout", "2")
         assert status == 1 and "not healed within 2 s" in err
-        seen = await copies(cluster)
-        assert {row["state"] for row in seen["by_slot"]} == {"degraded"}
+
+        async def degraded() -> bool:
+            return {row["state"] for row in (await copies(cluster))["by_slot"]} == {"degraded"}
+
+        await until(degraded, "each slot is said to lack a copy")
 
         cluster.start(2)
         await cluster.wait_ready()
         status, out, err = await amberblob(cluster, "cluster", "heal", "--wait", "--timeout", "50", node=1)
         assert (status, out) == (0, "healed: all 16 slots\n"), (out, err)
         for node in range(3):
-            view = (await api("GET", "/cluster?slots=1", node=node)).json["heal"]
-            assert view["healed"] and view["state"] == "whole" and view["bytes_waiting"] == 0
+
+            async def whole(node: int = node) -> dict[str, Any] | None:
+                seen: dict[str, Any] = (await api("GET", "/cluster?slots=1", node=node)).json["heal"]
+                return seen if seen["healed"] else None
+
+            view = await until(whole, "each node comes to the same view")
+            assert view["state"] == "whole" and view["bytes_waiting"] == 0
             for row in view["by_slot"]:
                 assert len({copy["root"] for copy in row["copies"]}) == 1 and len(row["copies"]) == 3
             assert view["objects"] == OBJECTS + OBJECTS // 2

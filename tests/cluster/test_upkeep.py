@@ -66,7 +66,7 @@ async def test_versions_go_as_the_operator_set(make_cluster: Callable[..., Clust
 
         async def stub_is_gone() -> bool:
             text = [(await api("GET", "/metrics", node=node)).body.decode() for node in range(3)]
-            return sum("amberblob_retention_stubs_collected_total 1.0" in one for one in text) == 1
+            return sum("amberblob_retention_stubs_collected_total 1.0" in one for one in text) >= 1
 
         await until(stub_is_gone, "the stub of the deleted path is collected")
         assert (await api.put("gone/a", b"new")).version > 5

@@ -47,7 +47,8 @@ async def _history(store: ReplicaStore, path: str, count: int, counter: int = 1)
 
 def _one_bucket(count: int) -> list[str]:
     """Paths of one bucket, ascending."""
-    wanted, found, number = bucket_of("path-0"), [], 0
+    wanted, number = bucket_of("path-0"), 0
+    found: list[str] = []
     while len(found) < count:
         if bucket_of(f"path-{number}") == wanted:
             found.append(f"path-{number}")
@@ -250,7 +251,8 @@ async def test_pages_hold_about_what_was_asked_for_and_one_item_at_least(store: 
     buckets = {bucket_of(path): b"" for path in paths}
     for size_bytes, most in ((1, 1), (1500, 5), (MIB, 20)):
         for known in (None, buckets):
-            seen, after, pages = [], "", 0
+            after: str | None = ""
+            seen, pages = [], 0
             while after is not None:
                 if known is None:
                     items, after = await store.items_after(SLOT, after, size_bytes)

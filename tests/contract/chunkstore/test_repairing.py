@@ -226,6 +226,24 @@ async def test_blobs_that_are_here_already_stay(store: ReplicaStore):
     assert await store.read_chunk(SLOT, head_of(record).blob_id, head_of(record).chunks[0]) == body
 
 
+async def test_which_of_many_are_not_whole(store: ReplicaStore, rot: Rot):
+    bodies = [body_of(number, 64 * KIB + number) for number in range(1, 7)]
+    heads = [await _missed(store, f"p{n}", file_put(1, body), n) for n, body in enumerate(bodies, start=1)]
+    inline = await _missed(store, "inline", put(1, body=b"small"), 9)
+    assert await store.not_whole(SLOT, [*heads, inline]) == [*heads, inline]
+    await store.install_blobs(SLOT, list(zip(heads, bodies, strict=True))[::2])
+    await rot.chunk(heads[0])
+    with pytest.raises(ChunkCorrupt):
+        await store.read_chunk(SLOT, heads[0].blob_id, heads[0].chunks[0])
+    # One that is here and still wanted (whoever put it there was killed) is wanted no more.
+    await store.set_wanted(SLOT, "p3", heads[2], damaged=False)
+    assert await store.not_whole(SLOT, [inline, *heads]) == [inline, heads[0], heads[1], heads[3], heads[5]]
+    assert {one.version.blob_id for one in await store.wanted(SLOT, 10)} == {
+        one.blob_id for one in (inline, heads[0], heads[1], heads[3], heads[5])
+    }
+    assert await store.not_whole(SLOT, []) == []
+
+
 async def test_a_blob_that_was_damaged_comes_back_whole(store: ReplicaStore, rot: Rot):
     body = body_of(1, 70 * KIB)
     record = file_put(1, body)

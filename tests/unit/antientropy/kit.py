@@ -126,6 +126,11 @@ class Clock:
 
 
 class NoPace:
+    busy = False
+
+    async def rest(self, worked_s: float) -> None:
+        pass
+
     async def turn(self, size_bytes: int) -> None:
         pass
 
@@ -154,7 +159,12 @@ class Cluster:
         self.rounds_held = 0
         self.lazy = False
         """A round reaches no more replicas than it needs, other ones each time."""
+        self.deaf = False
+        """A round does not wait for whom it is to hear."""
         self.costs = {replica.node: Costs() for replica in self.replicas}
+        self.belongs: Callable[[int, str], bool] = lambda slot, path: True
+        self.lies: Callable[[RepairRequest, Reply], Reply] = lambda request, reply: reply
+        """What becomes of an answer on its way."""
         self.before_call: Callable[[str, RepairRequest], Awaitable[None]] | None = None
 
     def __getitem__(self, at: int) -> MemoryStore:
@@ -205,9 +215,9 @@ class Cluster:
             standing=replica.standing.get,
             found_wrong=lambda slot, path: replica.wrong.append((slot, path)),
         )
-        return decode_reply(encode(told))
+        return decode_reply(encode(self.lies(asked, told)))
 
-    async def round(self, slot: int, path: str, *, again: bool = False) -> None:
+    async def round(self, slot: int, path: str, *, again: bool = False, hear: str = "") -> None:
         """An ordinary round that writes nothing new, as a coordinator runs it."""
         self.rounds_held += 1
         voting = [replica for replica in self.replicas if not replica.away and slot not in replica.standing]
@@ -215,7 +225,8 @@ class Cluster:
             raise QuorumUnavailable("too few answer")
         if self.lazy:
             turn = self.rounds_held % len(voting)
-            voting = [*voting[turn:], *voting[:turn]][: self.majority]
+            voting = [*voting[turn:], *voting[:turn]]
+            voting = sorted(voting, key=lambda replica: replica.node != hear)[: self.majority]
         registers = [await replica.store.load(slot, path) for replica in voting]
         best = max(
             (register for register in registers if register.accepted is not None),
@@ -240,13 +251,14 @@ class Cluster:
     def _body(self, path: str, record: Record) -> bytes | None:
         return body_of(path, record.added.version) if record.added is not None else None
 
-    async def refresh(self, slot: int, path: str) -> None:
-        await self.round(slot, path, again=True)
+    async def refresh(self, slot: int, path: str, holder: str) -> None:
+        await self.round(slot, path, again=True, hear="" if self.deaf else holder)
 
     def world(self, at: int) -> World:
         return World(
             store=self[at],
             call=self.call,
+            belongs=self.belongs,
             settle=self.round,
             refresh=self.refresh,
             pace=NoPace(),

@@ -6,12 +6,15 @@ import pytest
 from msgspec.structs import replace
 
 from amberblob.errors import PeerUnreachable
+from amberblob.limits import SLOT_COUNT_MAX
 from amberblob.manifest import Version
 from amberblob.mutations import Chosen, Installed
-from amberblob.wire_repair import CompareBuckets, PullPaths
+from amberblob.wire_repair import CompareBuckets, CompareRoots, LogHeads, PullDiffering, PullPaths, slots_in
 from antientropy.compare import Compared
+from antientropy.follow import follow
 from chunkstore import paging
-from tests.unit.antientropy.kit import SLOT, Cluster, ballot, delete, put, row
+from node.repairs import SLOTS_MAX as QUESTION_SLOTS_MAX
+from tests.unit.antientropy.kit import SLOT, Cluster, ballot, delete, put, row, ulid
 
 
 def wrong(version: Version) -> Version:
@@ -214,3 +217,32 @@ async def test_a_deleted_path_does_not_return_from_who_missed_it():
     await cluster.compare(2, 0)
     assert cluster.register(2, "p").record.head is None
     assert len(cluster.roots()) == 1
+
+
+async def test_however_many_slots_there_are_each_answer_fits_a_frame():
+    cluster = Cluster(2)
+    slots = range(SLOT_COUNT_MAX)
+    cluster.write("a", put("a", None), ballot(1), at=[1], slot=SLOT_COUNT_MAX - 1)
+    result = await cluster.compare(0, 1, slots)
+    assert len(result) == SLOT_COUNT_MAX and result[SLOT_COUNT_MAX - 1].paths == 1
+    named = dict.fromkeys(slots, cluster.voters()["n1"])
+    followed = await cluster.run(0, follow("n1", named, {}))
+    assert len(followed.cursors) == SLOT_COUNT_MAX
+    questions = [request for request in cluster.replicas[1].asked if isinstance(request, CompareRoots | LogHeads)]
+    assert {type(question) for question in questions} == {CompareRoots, LogHeads}
+    assert all(len(slots_in(question.slots)) <= QUESTION_SLOTS_MAX for question in questions)
+
+
+async def test_nothing_is_installed_in_a_copy_that_began_anew_meanwhile():
+    """It is blank and mute, and hears nothing before it is filled: what it was told of may be forgotten by then."""
+    cluster = Cluster(3)
+    for at in range(40):
+        cluster.write(f"p/{at}", put(f"p/{at}", None), ballot(at + 1), at=[1, 2])
+
+    async def lose(node, request):
+        if isinstance(request, PullDiffering) and cluster[0].slot_state(SLOT).incarnation != ulid(77):
+            cluster[0].lose_slot(SLOT, ulid(77))
+
+    cluster.before_call = lose
+    assert "lost" in (await cluster.compare(0, 1))[SLOT].why
+    assert await cluster.contents(0) == {}

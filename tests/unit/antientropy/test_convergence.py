@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from hypothesis import given, settings
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from amberblob.manifest import Record, covers
 from amberblob.mutations import Forgotten
 from tests.unit.antientropy.kit import SLOT, Cluster, ballot, delete, expire, put
+
+EXAMPLES = int(os.environ.get("AMBERBLOB_TEST_EXAMPLES", "0"))
 
 AGES = ("all", "none", "stale", "jumped", "unlearnt")
 """What a replica has of a path: everything; nothing; up to some write; the same and then the last one by LEARN; everything, but
@@ -221,7 +224,7 @@ def records_below_floor(cluster: Cluster) -> set[tuple[int, str]]:
     }
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=EXAMPLES or 100, deadline=None, derandomize=not EXAMPLES, database=None)
 @given(divergences())
 async def test_replicas_agree_within_two_rounds(divergence):
     count, paths, sums, logs = divergence

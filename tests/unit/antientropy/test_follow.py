@@ -141,3 +141,14 @@ async def test_what_cannot_be_taken_as_it_is_is_left_to_a_compare(cluster):
     result = await once(cluster, cursors)
     assert result.compare == {SLOT} and not result.paths
     assert not cluster.register(0, "new").accepted
+
+
+async def test_a_copy_that_is_mute_holds_up_no_other_slot(cluster):
+    other = SLOT + 1
+    cursors = (await once(cluster, {}, slots=(SLOT, other))).cursors
+    cluster.write("new", put("new", None), ballot(11), at=[1])
+    cluster.write("b", put("b", None), ballot(11), at=[1], slot=other)
+    cluster.replicas[1].standing[SLOT] = "unsynced"
+    result = await once(cluster, cursors, slots=(SLOT, other))
+    assert cluster.register(0, "b", slot=other).record is not None
+    assert result.cursors[SLOT] == cursors[SLOT], "it is read on from there once it has a voice"

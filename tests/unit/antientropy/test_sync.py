@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -14,8 +15,9 @@ from amberblob.mutations import EpochSeen, Forgotten
 from amberblob.wire_repair import PullSlot
 from antientropy import answers
 from antientropy.sync import Progress, SyncResult, needed, sync
-from tests.unit.antientropy.kit import EPOCH, SLOT, Cluster, ballot, delete, expire, put, ulid
+from tests.unit.antientropy.kit import EPOCH, SLOT, Cluster, ballot, delete, expire, put, row, ulid
 
+EXAMPLES = int(os.environ.get("AMBERBLOB_TEST_EXAMPLES", "0"))
 NEW = ulid(77)
 SINCE = EPOCH + 1
 
@@ -60,7 +62,7 @@ def worlds(draw):
     return count, draw(st.lists(plan, min_size=1, max_size=8)), draw(st.lists(st.booleans(), max_size=12))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=EXAMPLES or 100, deadline=None, derandomize=not EXAMPLES, database=None)
 @given(worlds())
 async def test_whatever_was_chosen_is_seen_by_every_majority_afterwards(world):
     count, plans, failures = world
@@ -218,3 +220,33 @@ async def test_a_copy_that_is_lost_again_meanwhile_is_not_said_to_be_filled():
     result = await cluster.run(0, sync("n0", progress, SINCE, voters, sorted(voters)))
     assert "lost" in result.why
     assert cluster[0].slot_state(SLOT).synced_epoch == 0
+
+
+async def test_a_copy_is_not_filled_with_what_rotted_elsewhere():
+    cluster = Cluster(3)
+    right = put("p", put("p", None))
+    cluster.write("p", put("p", None), ballot(1))
+    cluster.write("p", right, ballot(2))
+    cluster[1].damage_row(SLOT, "p", 1)
+    assert not (await fill(cluster, lose(cluster))).why
+    assert (SLOT, "p") in cluster.replicas[1].wrong, "it is to be mended"
+    assert (await cluster.contents(0))["p"] == (await cluster.contents(2))["p"]
+    # Were it filled with that, two copies would have it, and the one that has it right would give way.
+    await cluster.heal()
+    await cluster.heal()
+    assert len(cluster.roots()) == 1
+    assert (await cluster.contents(2))["p"][1][-1].content_type == "text/plain"
+
+
+async def test_a_copy_is_not_filled_before_what_lies_below_its_floor_is_told_anew():
+    cluster = Cluster(5)
+    record = put("p", None)
+    cluster.write("p", record, ballot(1), at=[0, 3, 4])
+    progress = lose(cluster)
+    # Floors survive the loss of a database on a disk that is well.
+    cluster[0].apply(Forgotten(SLOT, "other", ballot(5), 1))
+    # The first round comes to its end without copy 3, the one of those that are read first that has the path.
+    cluster.lazy, cluster.rounds_held, cluster.deaf = True, 2, True
+    assert not (await fill(cluster, progress)).why
+    assert not progress.walks["n3"].done, "another one is read instead"
+    assert (await cluster.contents(0))["p"] == (record, (row("p", 1),))

@@ -40,6 +40,9 @@ class Places:
     def since(self, slot: int) -> int:
         return self.begun.get(slot, 1)
 
+    def belongs(self, slot: int, path: str) -> bool:
+        return self.cluster.belongs(slot, path)
+
     def reachable(self, node: str) -> bool:
         return not self.cluster.by_node[node].away
 
@@ -289,3 +292,37 @@ async def test_a_peer_that_does_not_answer_is_asked_again_later(node):
     await node.run(6)
     assert node.asked(CompareRoots) == 1
     assert node.worker.compared_ms(SLOT) > 0
+
+
+async def test_a_peer_that_never_answers_keeps_no_lane_from_its_turn(node):
+    """Longer than the time between two looks at the logs: else there would always be a log to look at."""
+    cluster = node.cluster
+    cluster.write("new", put("new", None), ballot(9), at=[2])
+
+    async def hangs(peer, request):
+        if peer == "n1":
+            cluster.clock.now_s += 6.0
+            raise PeerTimeout("n1 does not answer")
+
+    cluster.before_call = hangs
+    begin_s = cluster.clock.now_s
+    for _ in range(2000):
+        if await node.worker.step() is Did.NOTHING:
+            cluster.clock.now_s += node.worker.pause_s
+        if cluster.register(0, "new").record is not None:
+            break
+    assert cluster.register(0, "new").record is not None, "what copy 2 has is found"
+    assert cluster.clock.now_s - begin_s < 60
+
+
+async def test_what_was_compared_with_a_copy_says_nothing_of_the_one_that_takes_its_place(node):
+    cluster, places = node.cluster, node.places
+
+    async def replaced(peer, request):
+        if isinstance(request, CompareRoots) and peer == "n1":
+            places.named["n1", SLOT] = ulid(4242)
+
+    cluster.before_call = replaced
+    await node.run()
+    assert node.worker.compared_ms(SLOT) == 0
+    assert node.worker.compared_ms(SLOT + 1) > 0

@@ -50,19 +50,20 @@ async def _whole(store: DiskStore, version: Version, body: bytes) -> bool:
 
 
 class Counting(FileOps):
-    """Notes what is synced, and by how many threads at once."""
+    """Notes what is synced, and how many threads are at it. While ``go`` is clear, none gets on."""
 
     def __init__(self) -> None:
+        self.go = threading.Event()
+        self.go.set()
         self.folders: list[str] = []
-        self.at_once = self.at_once_max = 0
+        self.at_once = 0
         self._lock = threading.Lock()
 
     def fsync(self, fd: int) -> None:
         with self._lock:
             self.at_once += 1
-            self.at_once_max = max(self.at_once, self.at_once_max)
         try:
-            threading.Event().wait(0.005)
+            assert self.go.wait(30)
             super().fsync(fd)
         finally:
             with self._lock:
@@ -79,10 +80,12 @@ async def test_syncs_are_made_side_by_side_and_those_of_the_slot_once(kit, tmp_p
     given = await _missed(kit, store, 24)
     store._bulk._files.prepare_slot(SLOT)
     ops.folders.clear()
-    ops.at_once_max = 0
-    await store.install_blobs(SLOT, given)
+    ops.go.clear()
+    installing = asyncio.create_task(store.install_blobs(SLOT, given))
+    await kit.until(lambda: ops.at_once >= 4)
+    ops.go.set()
+    await installing
     assert ops.folders.count("blobs") == 1 == ops.folders.count("staging")
-    assert ops.at_once_max >= 4
     assert _folders(store.path, "staging") == []
 
 
@@ -104,7 +107,7 @@ async def test_what_is_back_stays_after_a_kill(kit, tmp_path: Path, inline: bool
     store = await kit.open(tmp_path / "d", linger_s=30.0)
     given = await _missed(kit, store, 10, inline=inline)
     await (store.install_bodies if inline else store.install_blobs)(SLOT, given)
-    copy = await kit.open(kit.copy(tmp_path / "d", tmp_path / "copy"))
+    copy = await kit.open(await kit.copy_still(store, tmp_path / "copy"))
     for version, body in given:
         assert await _whole(copy, version, body)
         assert await copy.is_whole(SLOT, version)
@@ -120,12 +123,10 @@ async def test_a_kill_at_any_call_leaves_each_blob_whole_or_absent(kit, tmp_path
         store = await kit.open(disk, ops=ops)
         given = await _missed(kit, store, 4)
         await store.settle([SLOT])
-        loop = asyncio.get_running_loop()
 
-        def trapped(store: DiskStore = store, ops: FaultyOps = ops, loop: asyncio.AbstractEventLoop = loop) -> None:
+        def trapped(store: DiskStore = store, ops: FaultyOps = ops) -> None:
             # The copy is taken by the database thread, which nothing else uses meanwhile.
-            call = store._core._database.call(ops.copy_once)
-            loop.call_soon_threadsafe(lambda: loop.create_task(call))
+            store._core._database.call(ops.copy_once)
 
         def take(disk: Path = disk, copied: Path = copied) -> None:
             copy_disk(disk, copied)
@@ -178,7 +179,7 @@ async def test_no_room_for_them_is_told_before_anything_is_written(kit, tmp_path
     given = await _missed(kit, store, 3)
     bodies = [(_version(kit, 9, b"x", inline=True), b"x")]
     ops.free = 10
-    await asyncio.sleep(0.6)
+    await kit.until(lambda: store.full)
     with pytest.raises(DiskFull):
         await store.install_blobs(SLOT, given)
     with pytest.raises(DiskFull):
@@ -220,11 +221,16 @@ async def test_wrong_bytes_among_right_ones(kit, tmp_path: Path):
 
 
 async def test_whoever_goes_away_stops_nothing_halfway(kit, tmp_path: Path):
-    store = await kit.open(tmp_path / "d", ops=Counting())
+    ops = Counting()
+    store = await kit.open(tmp_path / "d", ops=ops)
     given = await _missed(kit, store, 12)
+    # The first sync of a slot's folders is one of the loop's own thread.
+    store._bulk._files.prepare_slot(SLOT)
+    ops.go.clear()
     task = asyncio.create_task(store.install_blobs(SLOT, given))
-    await asyncio.sleep(0.02)
+    await kit.until(lambda: ops.at_once > 0)
     task.cancel()
+    ops.go.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     async with asyncio.timeout(20):

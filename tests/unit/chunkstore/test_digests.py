@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import sqlite3
 from contextlib import closing
@@ -34,6 +35,7 @@ from chunkstore.rowcodec import register_of
 from chunkstore.slotdb import SlotDatabase
 from chunkstore.sqlite import migrate
 
+EXAMPLES = int(os.environ.get("AMBERBLOB_TEST_EXAMPLES", "0"))
 DISK = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 NOW = 1_700_000_000_000
 SLOT = 1
@@ -219,7 +221,13 @@ def _facts(steps: list[tuple[str, Op, int, bool, bool]]) -> tuple[list[Mutation]
 
 
 @given(steps=_steps, seed=st.integers(0, 2**32), replace=st.booleans())
-@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=EXAMPLES or 60,
+    deadline=None,
+    derandomize=not EXAMPLES,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 def test_whatever_the_order_copies_that_know_the_same_have_equal_digests(steps, seed: int, replace: bool):
     some, every, writer = _facts(steps)
     roots = []

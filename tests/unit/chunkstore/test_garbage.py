@@ -18,17 +18,17 @@ from amberblob.ids import content_hash
 from amberblob.manifest import ChunkRef, Range, Record, Version, WriteMark, merge_ranges
 from amberblob.mutations import Accepted, Chosen, Installed, Staged, Synced
 from chunkstore import BlobState, DiskStore
+from tests.contract.chunkstore.kit import head_of
 from tests.unit.chunkstore.disk_faults import FaultyOps
 
 SLOT = 2
 EVER = 1 << 47
-CHUNK = 1 << 16
 
 
 def _put(kit, body: bytes, before: Record | None, *, inline: bool) -> Record:
     record = kit.record(body, before)
     return replace(
-        record, head=replace(record.head, inline=inline), expired=before.expired if before is not None else ()
+        record, head=replace(head_of(record), inline=inline), expired=before.expired if before is not None else ()
     )
 
 
@@ -37,7 +37,7 @@ async def _write(kit, store: DiskStore, path: str, body: bytes, *, inline: bool 
     register = await store.load(SLOT, path)
     record = _put(kit, body, register.record, inline=inline)
     if not inline:
-        await kit.stage(store, SLOT, record.head.blob_id, body)
+        await kit.stage(store, SLOT, head_of(record).blob_id, body)
     return await _choose(kit, store, path, record, body if inline else None)
 
 
@@ -66,7 +66,7 @@ def _folders(store: DiskStore) -> set[str]:
 
 
 async def _reads(store: DiskStore, record: Record, body: bytes) -> bool:
-    return await store.read_chunk(SLOT, record.head.blob_id, record.head.chunks[0]) == body
+    return await store.read_chunk(SLOT, head_of(record).blob_id, head_of(record).chunks[0]) == body
 
 
 async def _execute(store: DiskStore, statement: str, *values: object) -> None:
@@ -89,10 +89,10 @@ async def test_a_kill_before_the_files_go(kit, tmp_path: Path):
     store = await kit.open(tmp_path / "d", linger_s=30.0)
     records = [await _write(kit, store, "p", f"body {n} ".encode() * 9000) for n in range(3)]
     await _choose(kit, store, "p", _expiry(records[-1], (1, 2)))
-    copy = await kit.open(kit.copy(tmp_path / "d", tmp_path / "copy"))
+    copy = await kit.open(await kit.copy_still(store, tmp_path / "copy"))
     assert len(_folders(copy)) == 3
     assert await copy.sweep_garbage(SLOT, 10) == 2
-    assert _folders(copy) == {records[-1].head.blob_id}
+    assert _folders(copy) == {head_of(records[-1]).blob_id}
     assert await _reads(copy, records[-1], b"body 2 " * 9000)
 
 
@@ -103,8 +103,8 @@ async def test_a_kill_between_the_files_and_their_entry(kit, tmp_path: Path, mon
     monkeypatch.setattr("chunkstore.garbagedb.end_garbage", lambda database, blob_ids: None)
     assert await store.sweep_garbage(SLOT, 10) == 2
     monkeypatch.undo()
-    copy = await kit.open(kit.copy(tmp_path / "d", tmp_path / "copy"))
-    assert _folders(copy) == {records[-1].head.blob_id}
+    copy = await kit.open(await kit.copy_still(store, tmp_path / "copy"))
+    assert _folders(copy) == {head_of(records[-1]).blob_id}
     assert await copy.sweep_garbage(SLOT, 10) == 2, "they are listed once more, and there is nothing to remove"
     assert await copy.sweep_garbage(SLOT, 10) == 0
     assert await copy.orphans(SLOT, EVER) == []
@@ -114,14 +114,14 @@ async def test_a_sweep_that_meets_an_io_error_goes_on_later(kit, tmp_path: Path)
     ops = FaultyOps()
     store = await kit.open(tmp_path / "d", ops=ops)
     records, _ = await _expired(kit, store, 4)
-    ops.broken["rename"] = (records[1].head.blob_id, errno.EIO)
+    ops.broken["rename"] = (head_of(records[1]).blob_id, errno.EIO)
     with pytest.raises(AmberError):
         await store.sweep_garbage(SLOT, 10)
-    assert records[1].head.blob_id in _folders(store) and records[3].head.blob_id in _folders(store)
+    assert head_of(records[1]).blob_id in _folders(store) and head_of(records[3]).blob_id in _folders(store)
     ops.broken.clear()
-    copy = await kit.open(kit.copy(tmp_path / "d", tmp_path / "copy"))
+    copy = await kit.open(await kit.copy_still(store, tmp_path / "copy"))
     assert await copy.sweep_garbage(SLOT, 10) == 3
-    assert _folders(copy) == {records[-1].head.blob_id}
+    assert _folders(copy) == {head_of(records[-1]).blob_id}
 
 
 async def test_a_full_disk_can_be_swept(kit, tmp_path: Path):
@@ -129,10 +129,9 @@ async def test_a_full_disk_can_be_swept(kit, tmp_path: Path):
     store = await kit.open(tmp_path / "d", ops=ops, reserve_bytes=10_000)
     records, _ = await _expired(kit, store)
     ops.free = 10
-    await asyncio.sleep(0.6)
-    assert store.full
+    await kit.until(lambda: store.full)
     assert await store.sweep_garbage(SLOT, 10) == 2
-    assert _folders(store) == {records[-1].head.blob_id}
+    assert _folders(store) == {head_of(records[-1]).blob_id}
 
 
 # ---- nothing that is referred to
@@ -144,7 +143,7 @@ async def test_what_is_listed_as_garbage_and_belongs_to_somebody_stays(kit, tmp_
     store = await kit.open(tmp_path / "d")
     body = b"x" * 70_000
     record = await _write(kit, store, "p", body)
-    blob_id = record.head.blob_id
+    blob_id = head_of(record).blob_id
     if claim == "staged":
         blob_id = kit.mint()
         await kit.stage(store, SLOT, blob_id, body)
@@ -163,11 +162,11 @@ async def test_a_version_that_comes_back_before_the_sweep_keeps_its_files(kit, t
     store = await kit.open(tmp_path / "d")
     records, over = await _expired(kit, store)
     await _execute(store, "UPDATE registers SET expired = NULL")
-    await store.durable(store.apply(Installed(SLOT, "other", None, None, (records[0].head,))))
+    await store.durable(store.apply(Installed(SLOT, "other", None, None, (head_of(records[0]),))))
     assert await store.sweep_garbage(SLOT, 10) == 1
-    assert records[0].head.blob_id in _folders(store)
-    assert [one.version for one in await store.wanted(SLOT, 10)] == [records[0].head]
-    assert await store.is_whole(SLOT, records[0].head)
+    assert head_of(records[0]).blob_id in _folders(store)
+    assert [one.version for one in await store.wanted(SLOT, 10)] == [head_of(records[0])]
+    assert await store.is_whole(SLOT, head_of(records[0]))
     assert await _reads(store, records[0], b"body 0 " * 9000)
     assert over.expired == ((1, 2),)
 
@@ -175,19 +174,18 @@ async def test_a_version_that_comes_back_before_the_sweep_keeps_its_files(kit, t
 async def test_bytes_that_come_in_while_they_are_swept(kit, tmp_path: Path):
     store = await kit.open(tmp_path / "d")
     records, _ = await _expired(kit, store, 8)
-    bodies = {record.head.blob_id: f"body {n} ".encode() * 9000 for n, record in enumerate(records)}
-    again = [(record.head, bodies[record.head.blob_id]) for record in records[:7]]
+    bodies = {head_of(record).blob_id: f"body {n} ".encode() * 9000 for n, record in enumerate(records)}
+    again = [(head_of(record), bodies[head_of(record).blob_id]) for record in records[:7]]
     await asyncio.gather(
         store.sweep_garbage(SLOT, 10),
         store.install_blobs(SLOT, again),
-        *(store.stage(SLOT, head.blob_id, chunk_bytes=CHUNK, size=1) for head, _ in again[:0]),
     )
-    assert await _reads(store, records[-1], bodies[records[-1].head.blob_id])
+    assert await _reads(store, records[-1], bodies[head_of(records[-1]).blob_id])
     while await store.sweep_garbage(SLOT, 10):
         pass
     for blob_id in await store.orphans(SLOT, EVER):
         await store.discard(SLOT, blob_id)
-    assert _folders(store) == {records[-1].head.blob_id}
+    assert _folders(store) == {head_of(records[-1]).blob_id}
 
 
 # ---- a database that was lost
@@ -208,26 +206,26 @@ async def test_files_of_a_lost_database_are_nobodys_only_when_the_rows_are_back(
     # Of these two the journal knows nothing any more either.
     kept, forgotten = _put(kit, body, None, inline=False), _put(kit, body, None, inline=False)
     for record in (kept, forgotten):
-        chunks = store.path / "slots" / str(SLOT) / "blobs" / record.head.blob_id / "chunks"
+        chunks = store.path / "slots" / str(SLOT) / "blobs" / head_of(record).blob_id / "chunks"
         chunks.mkdir(parents=True)
-        (chunks / record.head.chunks[0].id).write_bytes(body)
+        (chunks / head_of(record).chunks[0].id).write_bytes(body)
     await store.settle([SLOT])
     await _lose(store)
     for _ in range(2):
         assert await store.orphans(SLOT, EVER) == []
         for record in (kept, forgotten):
-            await store.discard(SLOT, record.head.blob_id)
-        assert {kept.head.blob_id, forgotten.head.blob_id} < _folders(store)
+            await store.discard(SLOT, head_of(record).blob_id)
+        assert {head_of(kept).blob_id, head_of(forgotten).blob_id} < _folders(store)
         await store.close()
         store = await kit.open(tmp_path / "d")
         assert store.slot_state(SLOT).incarnation != store.disk_id
     await store.durable(store.apply(Installed(SLOT, "kept", kit.ballot(), kept)))
     assert await store.orphans(SLOT, EVER) == []
     await store.durable(store.apply(Synced(SLOT, 5, BALLOT_ZERO, 0)))
-    assert await store.orphans(SLOT, EVER) == [forgotten.head.blob_id]
-    await store.discard(SLOT, forgotten.head.blob_id)
-    assert forgotten.head.blob_id not in _folders(store) and kept.head.blob_id in _folders(store)
-    assert await store.is_whole(SLOT, kept.head)
+    assert await store.orphans(SLOT, EVER) == [head_of(forgotten).blob_id]
+    await store.discard(SLOT, head_of(forgotten).blob_id)
+    assert head_of(forgotten).blob_id not in _folders(store) and head_of(kept).blob_id in _folders(store)
+    assert await store.is_whole(SLOT, head_of(kept))
     assert await _reads(store, kept, body)
 
 
@@ -238,7 +236,7 @@ async def test_a_sync_before_the_loss_says_nothing_of_the_fresh_database(kit, tm
     await store.durable(store.apply(Synced(SLOT, 5, BALLOT_ZERO, 7)))
     await store.settle([SLOT])
     assert store.slot_state(SLOT).synced_epoch == 5
-    copy = kit.copy(tmp_path / "d", tmp_path / "copy")
+    copy = await kit.copy_still(store, tmp_path / "copy")
     database = copy / "slots" / str(SLOT) / "meta.sqlite3"
     connection = sqlite3.connect(database)
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -253,7 +251,7 @@ async def test_a_sync_before_the_loss_says_nothing_of_the_fresh_database(kit, tm
     assert state.incarnation != again.disk_id
     assert (state.synced_epoch, state.version_floor) == (0, 7)
     assert await again.orphans(SLOT, EVER) == []
-    assert record.head.blob_id in _folders(again)
+    assert head_of(record).blob_id in _folders(again)
 
 
 # ---- rot
@@ -322,7 +320,7 @@ async def test_many_paths_are_checked_in_pieces(kit, tmp_path: Path):
 async def test_a_corrupt_chunk_of_an_expired_version_is_not_wanted(kit, tmp_path: Path):
     store = await kit.open(tmp_path / "d")
     records, _ = await _expired(kit, store)
-    head = records[0].head
+    head = head_of(records[0])
     file = store.path / "slots" / str(SLOT) / "blobs" / head.blob_id / "chunks" / head.chunks[0].id
     file.write_bytes(b"y" * head.size)
     with pytest.raises(ChunkCorrupt):
@@ -338,9 +336,9 @@ async def test_a_body_that_rots_in_the_database_is_found_though_memory_has_a_goo
     await _execute(store, "UPDATE inline_bodies SET body = ?", b"the b0dy")
     assert await _reads(store, record, b"the body"), "clients are served from memory meanwhile"
     page = await store.check_page(SLOT, "", 10)
-    assert page.versions == (("p", record.head),)
+    assert page.versions == (("p", head_of(record)),)
     with pytest.raises(ChunkCorrupt):
-        await store.read_chunk(SLOT, record.head.blob_id, record.head.chunks[0])
+        await store.read_chunk(SLOT, head_of(record).blob_id, head_of(record).chunks[0])
     assert [one.damaged for one in await store.wanted(SLOT, 10)] == [True]
 
 
@@ -391,9 +389,9 @@ async def test_eager_collection_takes_nothing_that_lives(kit, tmp_path: Path, se
         inline = chance.random() < 0.4
         data = body(inline)
         record = _put(kit, data, newest.get(path), inline=inline)
-        bodies[record.head.blob_id] = data
+        bodies[head_of(record).blob_id] = data
         if not inline:
-            await kit.stage(store, SLOT, record.head.blob_id, data)
+            await kit.stage(store, SLOT, head_of(record).blob_id, data)
         ballot = kit.ballot()
         store.apply(Accepted(SLOT, path, ballot, record, data if inline else None))
         if choose:
@@ -412,9 +410,9 @@ async def test_eager_collection_takes_nothing_that_lives(kit, tmp_path: Path, se
         inline = chance.random() < 0.5
         data = body(inline)
         newest[path] = record = _put(kit, data, newest.get(path), inline=inline)
-        bodies[record.head.blob_id] = data
+        bodies[head_of(record).blob_id] = data
         await store.durable(store.apply(Chosen(SLOT, path, kit.ballot(), record)))
-        await (store.install_bodies if inline else store.install_blobs)(SLOT, [(record.head, data)])
+        await (store.install_bodies if inline else store.install_blobs)(SLOT, [(head_of(record), data)])
 
     async def collect() -> None:
         await store.sweep_garbage(SLOT, chance.randint(1, 5))
@@ -449,7 +447,7 @@ async def test_eager_collection_takes_nothing_that_lives(kit, tmp_path: Path, se
                 await asyncio.gather(collect(), put("a"), missed("b"), expire("c"))
             case "kill":
                 generation += 1
-                copied = kit.copy(disk, tmp_path / f"d{generation}")
+                copied = await kit.copy_still(store, tmp_path / f"d{generation}")
                 await store.close()
                 disk, store = copied, await kit.open(copied)
         for name in paths:

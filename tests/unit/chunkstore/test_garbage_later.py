@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from amberblob.mutations import Chosen
-from chunkstore.interface import BlobState
+from chunkstore import BlobState, DiskStore
 from chunkstore.overlay import Intent
 from tests.contract.chunkstore.kit import MAKERS, SLOT, ballot, choose_file, expire, file_put, head_of
 
 
 async def test_what_memory_still_refers_to_stays_on_the_list(tmp_path: Path, monkeypatch) -> None:
     store = await MAKERS["disk"](tmp_path)
+    assert isinstance(store, DiskStore)
     try:
         first = file_put(1, b"first")
         await choose_file(store, "p", first, b"first", 1)

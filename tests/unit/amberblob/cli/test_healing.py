@@ -125,6 +125,39 @@ def test_a_lost_chunk_ends_it_but_not_before_the_rest_is_healed():
     assert isinstance(end, InVain) and "2 versions" in end.why
 
 
+def test_a_lost_chunk_ends_it_though_clients_write_and_something_is_always_fetched():
+    watch = HealWatch()
+    ends = [
+        watch.look(
+            SLOTS,
+            account(
+                row(0, "unrecoverable", compared=False), unrecoverable=1, bytes_waiting=1000 + left, rate_bytes_per_s=90
+            ),
+            second,
+        )
+        for second, left in ((0.0, 9), (10.0, 5), (20.0, 7), (30.0, 6), (20.0 + PATIENCE_S, 8))
+    ]
+    assert all(isinstance(end, Left) for end in ends[:4])
+    assert isinstance(ends[4], InVain) and ends[4].why.startswith("1 version ")
+
+
+def test_a_full_disk_ends_it_when_nothing_becomes_better():
+    watch = HealWatch()
+    seen = account(row(0, "healing"), full_nodes=["n3"])
+    assert isinstance(watch.look(SLOTS, seen, 0.0), Left)
+    end = watch.look(SLOTS, seen, PATIENCE_S)
+    assert isinstance(end, InVain) and "n3 is full" in end.why
+
+
+def test_lost_bytes_do_not_end_it_while_the_others_become_fewer():
+    watch = HealWatch()
+    for second in range(0, 100, 10):
+        seen = account(
+            row(0, "unrecoverable", compared=False), unrecoverable=1, bytes_waiting=1000 - second, rate_bytes_per_s=1
+        )
+        assert isinstance(watch.look(SLOTS, seen, float(second)), Left)
+
+
 def test_digests_that_differ_for_no_reason_are_told():
     watch = HealWatch()
     for second in range(int(PATIENCE_S)):

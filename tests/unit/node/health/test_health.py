@@ -46,6 +46,7 @@ class FakeStore:
 
     tallies: dict[int, SlotTally] = field(default_factory=dict)
     states: dict[int, SlotState] = field(default_factory=dict)
+    full: bool = False
 
     def tally(self, slot: int) -> SlotTally:
         return self.tallies.get(slot, SlotTally(root=ZERO))
@@ -95,7 +96,9 @@ def test_own_health_puts_the_store_and_the_workers_together():
     assert [(one.undecided, one.compared_ms, one.scrubbed_ms, one.unrecoverable) for one in bare.slots] == [
         (0, 0, 0, 0)
     ] * 2
-    assert (bare.received_bytes, bare.unrecoverable) == (0, 0)
+    assert (bare.received_bytes, bare.unrecoverable, bare.full) == (0, 0, False)
+    store.full = True
+    assert own_health(store, routing_of(table_of()), Facts(), now_ms=NOW).full
 
 
 def test_own_health_tells_only_what_the_route_gives_this_node():
@@ -194,13 +197,14 @@ def asking(peers: FakePeers, **options: Any) -> ClusterHealth:
 
 
 async def test_gathering_asks_all_and_waits_for_none_for_long():
-    told = HealthReply(now_ms=NOW, slots=(slot_health(0), slot_health(1)), received_bytes=0, unrecoverable=3)
+    told = HealthReply(now_ms=NOW, slots=(slot_health(0), slot_health(1)), received_bytes=0, unrecoverable=3, full=True)
     silent: Any
     for silent in (None, PeerUnreachable("gone"), Done()):
         seen = await asking(FakePeers(n2=told, n3=silent)).gather()
         assert seen.nodes["n3"] is None
         assert seen.nodes["n2"].slots == {0: slot_health(0), 1: slot_health(1)}
         assert seen.nodes["n2"].unrecoverable == 3
+        assert seen.nodes["n2"].full and not seen.nodes["n1"].full
         assert seen.nodes["n1"].slots == {0: slot_health(0)}
         assert (seen.at_ms, seen.rate_bytes_per_s) == (NOW, None)
 

@@ -175,7 +175,8 @@ def test_the_sums_of_a_cluster():
         view(copy(**OLD), copy(wanted=1, wanted_bytes=100, scrubbed_ms=0), copy()),
         view(copy(), copy(), None),
     ]
-    seen = view_cluster(views, rate_bytes_per_s=50.0, silent=["n3"])
+    seen = view_cluster(views, rate_bytes_per_s=50.0, silent=["n3"], full=["n2", "n1"])
+    assert seen.full == ("n1", "n2")
     assert (seen.wanted, seen.wanted_bytes, seen.objects, seen.objects_below) == (3, 400, 30, 13)
     assert (seen.seconds_left, seen.rate_bytes_per_s, seen.silent) == (8.0, 50.0, ("n3",))
     assert (seen.last_compare_ms, seen.last_scrub_ms, seen.to_compare) == (NOW - 1, 0, 3)
@@ -183,3 +184,14 @@ def test_the_sums_of_a_cluster():
     assert view_cluster(views).seconds_left is None
     behind = [view(copy(), copy(B, **OLD))]
     assert view_cluster(behind, rate_bytes_per_s=50.0).seconds_left is None, "nobody knows yet how much that is"
+
+
+def test_what_nobody_has_is_counted_once_and_no_rate_brings_it_back():
+    wants = copy(wanted=1, wanted_bytes=100)
+    lost = view(copy(unrecoverable=1, wanted=1, wanted_bytes=100), copy(unrecoverable=2, wanted=2), wants)
+    seen = view_cluster([lost], rate_bytes_per_s=50.0)
+    assert (lost.unrecoverable, seen.unrecoverable, seen.seconds_left) == (2, 2, None)
+    assert view_cluster([lost, lost]).unrecoverable == 4, "other slots are other versions"
+    filled = [view(copy(), copy(), wants), view(copy(), copy(), copy(unsynced=True))]
+    assert view_cluster(filled[:1], rate_bytes_per_s=50.0).seconds_left == 2.0
+    assert view_cluster(filled, rate_bytes_per_s=50.0).seconds_left is None, "what the unsynced copy lacks is not known"

@@ -8,8 +8,10 @@ from dataclasses import replace
 import msgspec
 import pytest
 
+from amberblob.ballot import Ballot
 from amberblob.errors import NotFound, VersionConflict
-from amberblob.wire import QueryHistory, Refused
+from amberblob.manifest import Record
+from amberblob.wire import HistoryReply, QueryHistory, Refused
 from amberblob.wire_repair import ForgetStub
 from node.protocol.operations import Conditions, Expire, Finish
 from tests.unit.node.objects.kit import (
@@ -24,6 +26,7 @@ from tests.unit.node.objects.kit import (
     look,
     put,
     restore,
+    until,
     walk,
 )
 
@@ -43,6 +46,26 @@ async def expire(node: Node, path: str, *versions: tuple[int, int]):
 
 async def versions(node: Node, path: str) -> list[int]:
     return [view.version.version for view in await node.objects.versions(path)]
+
+
+def record(node: Node, path: str) -> Record:
+    """What the node's own copy holds of a path that it has heard of."""
+    known = node.register(path).record
+    assert known is not None
+    return known
+
+
+def accepted(node: Node, path: str) -> Ballot:
+    known = node.register(path).accepted
+    assert known is not None
+    return known
+
+
+def newest(node: Node, path: str) -> int:
+    """The newest live version, as the node's own copy has it."""
+    head = record(node, path).head
+    assert head is not None
+    return head.version
 
 
 async def no_such_version(doing) -> None:
@@ -92,6 +115,7 @@ async def test_a_copy_that_has_not_heard_of_it_brings_nothing_back(made: Cluster
     made.net.fault("Learn", "drop")
     slot = made.slot("p")
     told = await made[stale].replica.handle("n1", QueryHistory(slot=slot, path="p", epoch=1))
+    assert isinstance(told, HistoryReply)
     assert [row.version.version for row in told.rows] == [4, 3, 2, 1]
     for node in made:
         assert await versions(node, "p") == [4]
@@ -123,7 +147,7 @@ async def test_the_head_does_not_expire(made: Cluster):
     await put(made[1], "p", b"1")
     await expire(made[1], "p", *ALL)
     assert await versions(made[2], "p") == [2] and await get(made[3], "p") == b"1"
-    revision = made[1].register("p").record.revision
+    revision = record(made[1], "p").revision
     applied = await expire(made[1], "p", *ALL)
     assert not applied.fresh and applied.record.revision == revision, "there is nothing to write"
     assert (await expire(made[1], "never-written", *ALL)).record is None
@@ -254,7 +278,7 @@ async def test_a_voter_that_is_behind_is_brought_along_first(made: Cluster):
     made.net.down = set()
     assert not await collect(made[2])
     await made.settle()
-    assert held(made) == [True] * 3 and made[3].register("p").record.expired
+    assert held(made) == [True] * 3 and record(made[3], "p").expired
     assert await collect(made[2]) and held(made) == [False] * 3
 
 
@@ -292,8 +316,7 @@ async def test_a_write_between_the_look_and_the_removal_stays(made: Cluster):
     await dead(made)
     hold = made.net.fault("ForgetStub", "hold")
     collecting = asyncio.create_task(collect(made[2]))
-    while hold.hits < 3:
-        await asyncio.sleep(0.001)
+    await until(lambda: hold.hits == 3)
     assert (await put(made[1], "p", b"new")).version.version == 4
     hold.released.set()
     assert not await collecting
@@ -311,14 +334,12 @@ async def test_a_slot_on_its_way_or_with_a_mute_copy_collects_nothing(made: Clus
 
 async def test_a_request_that_does_not_fit_is_refused(made: Cluster):
     await dead(made)
-    slot, register = made.slot("p"), made[2].register("p")
-    stub = ForgetStub(
-        slot=slot, path="p", epoch=1, incarnation=made[2].store.disk_id, ballot=register.accepted, version_max=3
-    )
+    slot, ballot = made.slot("p"), accepted(made[2], "p")
+    stub = ForgetStub(slot=slot, path="p", epoch=1, incarnation=made[2].store.disk_id, ballot=ballot, version_max=3)
     for changes, reason in (
         ({"epoch": 2}, "epoch"),
         ({"incarnation": made[1].store.disk_id}, "unsynced"),
-        ({"ballot": msgspec.structs.replace(register.accepted, counter=1)}, "ballot"),
+        ({"ballot": msgspec.structs.replace(ballot, counter=1)}, "ballot"),
     ):
         reply = await made[2].replica.handle("n1", msgspec.structs.replace(stub, **changes))
         assert isinstance(reply, Refused) and reply.reason == reason
@@ -346,13 +367,13 @@ async def test_a_copy_that_cannot_learn_below_its_floor_gets_it_by_a_round(made:
     await expire(made[2], other, *ALL)
     await made.settle()
     assert await collect(made[2], other)
-    assert made[3].store.slot_state(slot).ballot_floor > made[1].register("q").accepted
+    assert made[3].store.slot_state(slot).ballot_floor > accepted(made[1], "q")
     await made[1].coordinator.write(made[1].routing.of("q"), "q", Finish(), hear="n3")
     await made.settle()
-    assert made[3].register("q").record.head.version == 1, "a LEARN does not help"
+    assert newest(made[3], "q") == 1, "a LEARN does not help"
     await made[1].coordinator.write(made[1].routing.of("q"), "q", Finish(again=True), hear="n3")
     await made.settle()
-    assert made[3].register("q").record.head.version == 2
+    assert newest(made[3], "q") == 2
     assert await get(made[3], "q", consistency="local") == b"1"
 
 

@@ -431,6 +431,13 @@ def test_the_head_never_expires_nor_what_may_still_come():
     assert dead.expired == ((1, 3),) and (dead.live, dead.taken, dead.head) == ((), (), None)
 
 
+def test_what_was_restored_since_it_was_named_stays():
+    named = Expire(versions=((1, 6),), live=((5, 9),))
+    made = proposed(named, record(live=((2, 3), (5, 9)), head=9))
+    assert made.expired == ((1, 1), (4, 6)) and made.live == ((2, 3), (7, 9))
+    assert decide(Expire(versions=((2, 3),), live=((9, 9),)), situation(record(live=((1, 9),), head=9))) == Answer()
+
+
 @pytest.mark.parametrize("versions", [(), ((1, 2),), ((2, 2),), ((3, 3),), ((4, 9),), ((5, 3),)])
 def test_nothing_is_written_where_nothing_expires(versions):
     assert decide(Expire(versions=versions), situation(record(live=((3, 3),), head=3, expired=((1, 2),)))) == Answer()

@@ -281,3 +281,20 @@ async def test_nothing_live_goes_while_clients_write_and_all_nodes_expire_at_onc
                         await look(node, path)
                 else:
                     assert await get(node, path) == heads[path]
+
+
+async def test_a_version_that_is_restored_between_the_look_and_the_round_stays():
+    async with cluster() as nodes:
+        path = nodes.path(2)
+        slot = nodes.slot(path)
+        for seed in range(3):
+            await put(nodes[1], path, content(100, seed))
+        await delete(nodes[1], path, version=2)
+        await nodes.settle()
+        nodes.clock.ahead_s += 8 * DAY_S
+        worker = expirer_of(nodes, nodes[1], RetentionSection())
+        await worker._look(slot, "")
+        await restore(nodes[3], path, version=2)
+        for history in worker._found:
+            await worker._write(slot, history)
+        assert await versions(nodes[2], path) == [3, 2], "the first goes, the second is wanted again"

@@ -13,7 +13,9 @@ from amberblob.errors import OutcomeUnknown, PeerTimeout, PeerUnreachable
 from amberblob.ids import content_hash
 from amberblob.manifest import ChunkRef, Version
 from amberblob.mutations import Installed
+from antientropy.failures import RETRY_MAX_S
 from antientropy.step import Did
+from antientropy.wants import WantQueue
 from chunkstore.interface import BlobState
 from node.workers import puller as puller_module
 from node.workers import resolver as resolver_module
@@ -236,7 +238,7 @@ async def test_a_version_that_nobody_has_is_given_up_after_some_tries():
             assert puller.waiting == 1
             await puller.step()
             assert await puller.step() is Did.NOTHING
-            made.clock.ahead_s += puller_module.RETRY_MAX_S
+            made.clock.ahead_s += RETRY_MAX_S
         assert puller.waiting == 0
         assert await puller.step() is Did.NOTHING
 
@@ -250,8 +252,10 @@ async def test_one_that_cannot_be_had_does_not_keep_others_waiting():
         made.net.heal()
         puller = made[3].puller
         assert puller.waiting == 1
+        queued, puller._queue = puller._queue, WantQueue(10)
         puller.later(0, version_of(b"x"), ())
-        puller._queue.move_to_end("01ARZ3NDEKTSV4RRFFQ69G5FAV", last=False)
+        while wants := queued.take(1, 1):
+            puller.later(wants[0].slot, wants[0].version, ())
         await puller.step()
         await puller.step()
         made.net.down = {"n1", "n2"}
@@ -273,7 +277,7 @@ async def test_holders_that_are_away_for_a_while_do_not_leave_a_copy_without_its
             made.clock.ahead_s += 1.0
         assert rule.hits
         made.net.heal()
-        made.clock.ahead_s += puller_module.RETRY_MAX_S
+        made.clock.ahead_s += RETRY_MAX_S
         await puller.step()
         made.net.down = {"n1", "n2"}
         assert await get(made[3], "p", consistency="local") == content(STAGED)
@@ -418,16 +422,16 @@ async def test_bytes_that_nobody_has_are_told_and_tried_again():
                 pass
             assert puller.unrecoverable(slot) == 1, f"try {tries}"
             assert puller.waiting == 1
-            made.clock.ahead_s += puller_module.RETRY_MAX_S
+            made.clock.ahead_s += RETRY_MAX_S
         for away in ("n1", "n2"):
             made.net.down = {away}
             while await puller.step() is Did.WORK:
                 pass
             assert puller.unrecoverable(slot) == 0, f"{away} may have it"
-            made.clock.ahead_s += puller_module.RETRY_MAX_S
+            made.clock.ahead_s += RETRY_MAX_S
         made.net.down = set()
         made[2].store._slots[slot].files[blob_id] = kept[2]
-        made.clock.ahead_s += puller_module.RETRY_MAX_S
+        made.clock.ahead_s += RETRY_MAX_S
         while await puller.step() is Did.WORK:
             pass
         assert puller.unrecoverable(slot) == 0 and puller.waiting == 0
@@ -444,7 +448,7 @@ async def test_a_version_that_expired_is_wanted_no_more():
         made.net.heal()
         made[3].store.forget_path(slot, "w0")
         for _ in range(5):
-            made.clock.ahead_s += puller_module.RETRY_MAX_S
+            made.clock.ahead_s += RETRY_MAX_S
             while await puller.step() is Did.WORK:
                 pass
-        assert puller.waiting == 0 and puller._queue == {}
+        assert puller.waiting == 0 and len(puller._queue) == 0
