@@ -21,6 +21,10 @@ FAULTS_MAX = 150
 """In one world; a few seeds would else do little but start nodes."""
 
 
+WORST_S = 4.0
+"""How long a step of a disk's loss at the worst moment takes, on average: a readmission takes two or three seconds."""
+
+
 class Faults:
     """Breaks machines, disks and links of a world; :meth:`heal` ends it all."""
 
@@ -33,6 +37,7 @@ class Faults:
         self._may_damage = world.machines[random.randrange(len(world.machines))]
         self._to_damage = False
         self._to_replace = False
+        self._at_worst = False
         self._over = False
 
     # -- the two coroutines
@@ -141,6 +146,9 @@ class Faults:
                 self._to_damage = True
             case "new disk":
                 self._to_replace = True
+                if not self._at_worst and random.random() < 0.5:
+                    self._at_worst = True
+                    self._spawn(self._new_disk_at_the_worst_moment())
             case "registry down":
                 registry = self._world.registry
                 registry.down = True
@@ -161,6 +169,36 @@ class Faults:
         new = links - cut
         cut |= new
         self._for_a_while(what, lambda: cut.difference_update(new))
+
+    async def _new_disk_at_the_worst_moment(self) -> None:
+        """One machine is away while the others write; then a disk is lost, and only the one that was away can be reached.
+
+        What was acknowledged meanwhile is on the third one only. A blank copy that counted now, with or without having asked
+        the one that was away, would outvote it.
+        """
+        lost, random = self._may_damage, self._random
+        away, third = random.sample([machine for machine in self._world.machines if machine is not lost], 2)
+        cut = self._world.network.cut
+        links = self._links_of(away)
+        cut |= links
+        self._note(f"at the worst moment: {away.name} is away")
+        await asyncio.sleep(WORST_S * (0.5 + random.random()))
+        if not self._over:
+            cut -= links
+            links = self._links_of(third)
+            cut |= links
+            self._note(f"at the worst moment: {away.name} is back, {third.name} is away")
+            self._to_replace = True
+            if lost.process and lost.process.alive:
+                self._crash(lost, "power cut")
+            await asyncio.sleep(2 * WORST_S * (0.5 + random.random()))
+        if not self._over:
+            cut -= links
+        self._at_worst = False
+
+    def _links_of(self, machine: Machine) -> set[tuple[str, str]]:
+        others = [other.name for other in self._world.machines if other is not machine]
+        return {(machine.name, other) for other in others} | {(other, machine.name) for other in others}
 
     def _disk(self, machine: Machine, fault: str) -> None:
         trouble = machine.disk.trouble

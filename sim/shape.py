@@ -130,6 +130,8 @@ class Shape:
             faults=(*known, *more),
             write_quorum=min(shape.write_quorum, votes),
             read_quorum=min(shape.read_quorum, votes),
+            # One of four would open a database for every second question: half of the world's time for nothing new.
+            open_databases_max=max(shape.open_databases_max, shape.slots // 2),
         )
 
     def __str__(self) -> str:
