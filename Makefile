@@ -39,7 +39,7 @@ dev: $(STAMP_RUN) ## start a local development cluster (ARGS go to `amberblob de
 	@exec $(BIN)/amberblob dev $(ARGS)
 
 test: $(STAMP_DEV) ## run the tests, two at a time (ARGS go to pytest; -n 0 for one at a time)
-	@exec $(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
+	@exec $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 check: $(STAMP_DEV) ## lint, formatting, types and import layers
 	$(BIN)/ruff check $(CODE)
