@@ -70,6 +70,7 @@ class Run:
         self._awaited: set[str] = set()
         """Voters that were asked to promise and have not answered, also when a majority has without them."""
         self._asked_s = 0.0
+        self._ends_s = float("inf")
         self._loop = asyncio.get_running_loop()
         self._done: asyncio.Future[Outcome] = self._loop.create_future()
         self._actions: deque[Action] = deque()
@@ -78,6 +79,7 @@ class Run:
 
     async def outcome(self, timeout_s: float) -> Outcome:
         """The round's end, at the latest when ``timeout_s`` is over. It starts when the path's turn is its own."""
+        self._ends_s = self._loop.time() + timeout_s
         timer = self._loop.call_later(timeout_s, self._deadline)
         turns = self._driving.turns
         turn = turns.take(self._path)
@@ -191,6 +193,10 @@ class Run:
         self._feed(self._round.wake, token)
 
     def _told(self, node: str, token: int, told: Reply | PeerError) -> None:
+        if self._loop.time() > self._ends_s and not self._done.done():
+            # The process stood still, and answers are looked at before timers: no COMMIT may go out after the deadline,
+            # when the client may have been told by another node what became of its write.
+            self._deadline()
         if node in self._awaited and not isinstance(told, AcceptedReply):
             self._awaited.discard(node)
             self._driving.quickness.took(node, self._loop.time() - self._asked_s)

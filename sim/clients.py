@@ -261,7 +261,14 @@ class Client:
         if process is None or parts is None or not machine.serving:
             raise NotServing
         answered: asyncio.Future[T] = loop.create_future()
-        task = loop.create_task(ask(parts.objects), context=process.context())
+        begun = False
+
+        async def beginning() -> T:
+            nonlocal begun
+            begun = True
+            return await ask(parts.objects)
+
+        task = loop.create_task(beginning(), context=process.context())
         task.add_done_callback(lambda done: _pass_on(done, answered), context=contextvars.Context())
 
         def died() -> None:
@@ -275,7 +282,9 @@ class Client:
                 result = await answered
         except TimeoutError:
             world.fired["client gave up"] += 1
-            if random.random() < 0.5:
+            # A node that stood still all the time has not begun: a client that repeats its write must not meet that
+            # try, and can only rely on the connection that it closed.
+            if random.random() < 0.5 or not begun:
                 task.cancel()
             raise NoAnswer("no answer") from None
         finally:
