@@ -68,6 +68,8 @@ class SlotState(msgspec.Struct, gc=False, frozen=True):
         ballot_floor: ballots at or below were garbage collected; nothing at or below is ever taken again.
         version_floor: versions at or below were given before; new ones are greater.
         promise_ceiling: promises may have been given up to this counter.
+        synced_epoch: the epoch in which this copy was last filled from a majority; 0: never. A copy that joined its
+            slot in a later epoch answers for nothing (rfc/0012).
     """
 
     slot: int
@@ -76,3 +78,4 @@ class SlotState(msgspec.Struct, gc=False, frozen=True):
     ballot_floor: Ballot = BALLOT_ZERO
     version_floor: int = 0
     promise_ceiling: int = 0
+    synced_epoch: int = 0

@@ -52,6 +52,10 @@ STREAM_WINDOW_BYTES = 2 * MIB
 PEER_REQUESTS_MAX = 4096
 """Requests under way on one connection; more are refused at once."""
 
+READ_BLOBS_MAX = 512
+READ_BLOBS_BYTES_MAX = 4 * MIB
+"""How many small blobs a copy may ask for at once, and how large they may be together."""
+
 CLOCK_AHEAD_MAX_S = 60.0
 """A peer whose clock is further ahead than this is refused (its ids would sort into the future)."""
 

@@ -20,7 +20,7 @@ Range = tuple[int, int]
 Ranges = tuple[Range, ...]
 """Disjoint inclusive ranges of versions, ascending."""
 
-Op = Literal["put", "delete", "delete-version", "restore"]
+Op = Literal["put", "delete", "delete-version", "restore", "expire"]
 
 
 class ChunkRef(msgspec.Struct, gc=False, frozen=True):
@@ -84,6 +84,8 @@ class Record(msgspec.Struct, gc=False, frozen=True, array_like=True):
         previous: the version that the record before this one added, if it added one. Whoever accepts this
             record keeps that row: without it a version that was acknowledged and at once superseded is lost.
         writes: the last few write ids, newest last.
+        expired: versions whose retention is over (rfc/0012): no replica keeps their rows or bytes, and none brings them
+            back. Never the head; never in ``live`` or ``taken``.
     """
 
     revision: int
@@ -96,6 +98,7 @@ class Record(msgspec.Struct, gc=False, frozen=True, array_like=True):
     deleted_at_ms: int
     previous: Version | None
     writes: tuple[WriteMark, ...]
+    expired: Ranges = ()
 
     @property
     def added(self) -> Version | None:
@@ -137,6 +140,22 @@ def without(ranges: Ranges, version: int) -> Ranges:
                 left.append((version + 1, high))
         else:
             left.append((low, high))
+    return tuple(left)
+
+
+def outside(ranges: Ranges, gone: Ranges) -> Ranges:
+    """The ranges without everything that lies in ``gone``."""
+    left: list[Range] = []
+    for low, high in ranges:
+        at = low
+        for first, last in gone:
+            if last < at or first > high:
+                continue
+            if at < first:
+                left.append((at, first - 1))
+            at = last + 1
+        if at <= high:
+            left.append((at, high))
     return tuple(left)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from amberblob.ballot import Ballot
-from amberblob.manifest import Record
+from amberblob.manifest import Record, Version, WriteMark
 
 
 class Accepted(msgspec.Struct, gc=False, frozen=True, array_like=True, tag="a"):
@@ -80,4 +80,49 @@ class Aborted(msgspec.Struct, gc=False, frozen=True, array_like=True, tag="x"):
     blob_id: str
 
 
-Mutation = Accepted | Chosen | Reserved | EpochSeen | Staged | Aborted
+class Installed(msgspec.Struct, gc=False, frozen=True, array_like=True, tag="i"):
+    """A repair: what another replica knows to be chosen of a path (rfc/0012).
+
+    ``record`` (known to be chosen at ``ballot``) is installed as :class:`Chosen` does it; None: only rows. Then, in
+    the same transaction: every row of ``rows`` that is not here and not expired, the write ids, the tombstones as the newest chosen
+    record says, one line of ``commit_log`` if anything changed. With ``replace`` a row or chosen record here that has the same
+    version or revision and other content is replaced: what is here failed its check. Bytes that are not here are wanted.
+    """
+
+    slot: int
+    path: str
+    ballot: Ballot | None
+    record: Record | None
+    rows: tuple[Version, ...] = ()
+    writes: tuple[WriteMark, ...] = ()
+    replace: bool = False
+
+
+class Synced(msgspec.Struct, gc=False, frozen=True, array_like=True, tag="y"):
+    """This copy holds what a majority held in ``epoch``; its floors are at least these from now on.
+
+    ``incarnation`` is that of the copy, filled in by the disk that takes the entry: a database that began anew since then,
+    and that the journal is replayed into, holds nothing of it.
+    """
+
+    slot: int
+    epoch: int
+    ballot_floor: Ballot
+    version_floor: int
+    incarnation: str = ""
+
+
+class Forgotten(msgspec.Struct, gc=False, frozen=True, array_like=True, tag="f"):
+    """The stub of a deleted path goes, if the register holds exactly this ballot, chosen, with no live version.
+
+    In the same transaction the slot's floors are raised: ``ballot_floor`` to ``ballot``, ``version_floor`` to ``version_max``.
+    They are raised whether or not the register was removed. Write ids stay until their own retention is over.
+    """
+
+    slot: int
+    path: str
+    ballot: Ballot
+    version_max: int
+
+
+Mutation = Accepted | Chosen | Reserved | EpochSeen | Staged | Aborted | Installed | Synced | Forgotten

@@ -9,26 +9,27 @@ Bodies do not travel in messages (but for inline ones): they follow a request as
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
 from amberblob.ballot import Ballot, Number, Slot, VersionNumber
 from amberblob.manifest import ChunkRef, Record, Version, WriteMark
+from amberblob.message import Message
+from amberblob.wire_repair import RepairReply, RepairRequest
 
 WIRE_VERSION = 1
 
-RefusalReason = Literal["ballot", "epoch", "aborted", "bytes-missing", "not-a-member", "disk-full", "disk-failed"]
+RefusalReason = Literal[
+    "ballot", "epoch", "aborted", "bytes-missing", "not-a-member", "unsynced", "disk-full", "disk-failed"
+]
 """Why a replica refused a PREPARE, COMMIT or staging.
 
 ballot: it promised, or has a floor, at or above. epoch: the sender's route is older. aborted: the blob was
 given up. bytes-missing: the record's bytes are not durable there. not-a-member: the node holds no copy of
-that slot. disk-full, disk-failed: what they say.
+that slot. unsynced: its copy is new and was not filled from a majority yet. disk-full, disk-failed: what they say.
 """
-
-
-class Message(msgspec.Struct, gc=False, frozen=True, array_like=True, kw_only=True):
-    """The base of everything that travels between nodes. Made of plain values, so that the cycle collector need not look."""
 
 
 # ---- requests about one path
@@ -153,11 +154,12 @@ class Discard(Message, frozen=True, array_like=True, kw_only=True, tag="D"):
 
 
 class ReadChunk(Message, frozen=True, array_like=True, kw_only=True, tag="B"):
-    """The bytes of a chunk follow the :class:`Done` answer as data frames, verified."""
+    """The bytes of a chunk follow the :class:`Done` answer as data frames, verified. ``repair``: no client waits for them."""
 
     slot: Slot
     blob_id: str
     chunk: ChunkRef
+    repair: bool = False
 
 
 class ReadManifest(Message, frozen=True, array_like=True, kw_only=True, tag="M"):
@@ -166,6 +168,17 @@ class ReadManifest(Message, frozen=True, array_like=True, kw_only=True, tag="M")
     slot: Slot
     blob_id: str
     manifest_id: str
+
+
+class ReadBlobs(Message, frozen=True, array_like=True, kw_only=True, tag="Y"):
+    """The bytes of many small blobs of one chunk each, verified, for a copy that lacks them.
+
+    They follow the :class:`Done` answer as data frames, in the form of :func:`pack_parts`; what is not here, or failed its
+    hash, is left out.
+    """
+
+    slot: Slot
+    blobs: tuple[tuple[str, ChunkRef], ...]
 
 
 class Ping(Message, frozen=True, array_like=True, kw_only=True, tag="G"):
@@ -187,8 +200,13 @@ Request = (
     | Discard
     | ReadChunk
     | ReadManifest
+    | ReadBlobs
     | Ping
+    | RepairRequest
 )
+
+BytesRequest = ReadChunk | ReadManifest | ReadBlobs
+"""Those that are answered with bytes."""
 
 
 # ---- answers
@@ -281,9 +299,10 @@ class ScanReply(Message, frozen=True, array_like=True, kw_only=True, tag="s"):
 
 
 class InspectReply(Message, frozen=True, array_like=True, kw_only=True, tag="i"):
-    """A replica's view of one path. ``bytes_present`` pairs each row's version with "all", "some" or "none".
+    """A replica's view of one path. ``bytes_present`` pairs each row's version with "all", "some", "none" or "damaged".
 
-    ``more``: there are older rows that are not told.
+    ``more``: there are older rows that are not told. ``unsynced``: this copy has no voice; ``incarnation`` names it all the same.
+    ``wanted``: versions whose bytes are to be fetched.
     """
 
     incarnation: str
@@ -295,6 +314,8 @@ class InspectReply(Message, frozen=True, array_like=True, kw_only=True, tag="i")
     disk: str
     more: bool = False
     detail: str = ""
+    unsynced: bool = False
+    wanted: tuple[VersionNumber, ...] = ()
 
 
 class StagedReply(Message, frozen=True, array_like=True, kw_only=True, tag="t"):
@@ -328,6 +349,7 @@ Reply = (
     | StagedReply
     | Done
     | Failed
+    | RepairReply
 )
 
 _encoder = msgspec.msgpack.Encoder()
@@ -363,3 +385,33 @@ def decode_reply(data: bytes | memoryview) -> Reply:
         return _reply_decoder.decode(data)
     except UnicodeDecodeError as error:
         raise msgspec.DecodeError(str(error)) from error
+
+
+_LACKING = 0xFFFF_FFFF
+_LENGTH_BYTES = 4
+
+
+def pack_parts(parts: Sequence[bytes | None]) -> bytes:
+    """Several byte strings as one: the length of each (4 bytes, little-endian), then their bytes. None: it is lacking."""
+    lengths = (_LACKING if part is None else len(part) for part in parts)
+    head = b"".join(length.to_bytes(_LENGTH_BYTES, "little") for length in lengths)
+    return b"".join([head, *(part for part in parts if part is not None)])
+
+
+def unpack_parts(data: bytes | memoryview, count: int) -> list[bytes | None]:
+    """What :func:`pack_parts` made of ``count`` parts. Raises ValueError."""
+    at = count * _LENGTH_BYTES
+    if len(data) < at:
+        raise ValueError(f"{len(data)} bytes cannot tell of {count} parts")
+    parts: list[bytes | None] = []
+    for index in range(count):
+        head = data[index * _LENGTH_BYTES : (index + 1) * _LENGTH_BYTES]
+        length = int.from_bytes(head, "little")
+        if length == _LACKING:
+            parts.append(None)
+            continue
+        parts.append(bytes(data[at : at + length]))
+        at += length
+    if at != len(data):
+        raise ValueError(f"{len(data)} bytes came where {at} were announced")
+    return parts

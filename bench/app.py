@@ -40,6 +40,12 @@ _ALL: dict[str, tuple[str, Scenario]] = {
 }
 _LISTED = 1_000_000
 _LISTED_QUICK = 10_000
+_HEALED = 5_000
+_HEALED_QUICK = 600
+_HEALED_FULL = 100_000
+_COMPARED = 100_000
+_COMPARED_QUICK = 4_000
+_COMPARED_FULL = 1_000_000
 
 
 def chosen(text: str, among: Collection[str] = _ALL) -> list[str]:
@@ -81,6 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--folder", type=Path, help="where the clusters and floors live (default: a temporary folder)")
     parser.add_argument("--objects", type=int, metavar="N", help=f"objects in the listing (default: {_LISTED:,})")
     parser.add_argument(
+        "--heal-full",
+        action="store_true",
+        help=f"heal {_HEALED_FULL:,} objects (10 GiB) and compare {_COMPARED_FULL:,}; takes half an hour, so use it with --only heal",
+    )
+    parser.add_argument(
         "--report", type=Path, metavar="FILE", help=f"measure nothing; make {PAGE.name} and its picture"
     )
     return parser
@@ -98,6 +109,8 @@ def _plan(options: argparse.Namespace, began: float) -> Plan:
         starts=1 if quick else 3,
         huge_bytes=4 * _GIB if options.huge else _GIB,
         listed=max(1000, options.objects or (_LISTED_QUICK if quick else _LISTED)),
+        healed=_HEALED_FULL if options.heal_full else _HEALED_QUICK if quick else _HEALED,
+        compared=_COMPARED_FULL if options.heal_full else _COMPARED_QUICK if quick else _COMPARED,
         death_s=3.0 if quick else 8.0,
         scenario_s=25.0 if quick else 150.0,
         reserve_s=20.0 if quick else 330.0,

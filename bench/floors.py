@@ -119,6 +119,17 @@ class _Arrived:
         return wanted - at
 
 
+def write_s(folder: Path, size_bytes: int) -> float:
+    """Seconds to write one new file of that size, and to sync it."""
+    part = os.urandom(_PART_BYTES)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="floor-", buffering=0) as file:
+        began = time.monotonic()
+        for _ in range(size_bytes // _PART_BYTES):
+            file.write(part)
+        os.fsync(file.fileno())
+        return time.monotonic() - began
+
+
 def sendfile_s(folder: Path, body: bytes) -> float:
     """Seconds to send a cached file over the loopback with sendfile to a thread that reads it."""
     with tempfile.TemporaryFile(dir=folder) as file:

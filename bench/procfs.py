@@ -56,6 +56,15 @@ def written_bytes(pids: Sequence[int]) -> int:
     return total
 
 
+def has_ended(pid: int) -> bool:
+    """Whether the process is no more, or only waits for its parent to hear of its end: its files are closed."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return stat.rpartition(")")[2].split()[0] in "ZX"
+
+
 def usage(pids: Sequence[int]) -> dict[str, float]:
     """What the processes have used so far, all together, for :data:`bench.load.Probe`."""
     return {CPU: cpu_s(pids), WRITTEN: float(written_bytes(pids))}

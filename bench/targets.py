@@ -62,6 +62,11 @@ _PUT_1, _PUT_16, _PUT_64 = "PUT 4 KiB, 1 client", "PUT 4 KiB, 16 clients", "PUT 
 _STRONG, _LOCAL = "GET 4 KiB strong, 16 clients", "GET 4 KiB local, 16 clients"
 _DEAD = "4 KiB, 16 clients, two nodes asked, the third dead"
 _SLOW = "4 KiB, 16 clients, two nodes asked, through proxies, the third 100 ms away"
+_REBUILT = "4 KiB, 16 clients, a node is rebuilt"
+_REBUILT = "4 KiB, 16 clients, a node is rebuilt"
+_EMPTY_DISK = "Objects of 4 KiB to 1 MiB onto an empty disk"
+_MISSED = "One write of a thousand missed"
+_QUIET = "A round with nothing to find"
 _SYNCS = "journal fdatasync per replica"
 _RATE = "throughput"
 _CPU = "CPU of all nodes"
@@ -94,6 +99,12 @@ TARGETS: tuple[Target, ...] = (
     *(Target(f"LIST {name}, p50", "list", f"LIST {name}", "p50", aim=30, at_most=True) for name in LISTS),
     Target("PUT with one node dead, over all well", "dead", f"PUT {_DEAD}", "throughput over that before", aim=_NO_FALL),
     Target("GET with one node dead, over all well", "dead", f"GET {_DEAD}", "throughput over that before", aim=_NO_FALL),
+    Target("Objects onto an empty disk, of the disk or the loopback", "heal", _EMPTY_DISK, "rate", "floor", 0.5),
+    Target("p99 of PUT while a node is rebuilt, over all well", "heal", f"PUT {_REBUILT}", "p99 over that before", aim=1.5, at_most=True),
+    Target("p99 of GET while a node is rebuilt, over all well", "heal", f"GET {_REBUILT}", "p99 over that before", aim=1.5, at_most=True),
+    Target("Writes that were missed, rounds until mended", "heal", _MISSED, "found and mended within", aim=2, at_most=True),
+    Target("Writes that were missed, said besides what was mended", "heal", _MISSED, "said besides what was mended", aim=1024, at_most=True),
+    Target("A round with nothing to find, said per slot and peer", "heal", _QUIET, "said per slot and peer"),
     Target("p99 of PUT, one node 100 ms away, over near", "slow", f"PUT {_SLOW}", "p99 over that before", aim=_NO_RISE, at_most=True),
     Target("p99 of GET, one node 100 ms away, over near", "slow", f"GET {_SLOW}", "p99 over that before", aim=_NO_RISE, at_most=True),
 )  # fmt: skip

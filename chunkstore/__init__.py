@@ -4,13 +4,17 @@ Reading order: :mod:`interface` (what a node asks of a disk), :mod:`store` (the 
 way of an entry), then by interest:
 
 * journal: :mod:`codec` (pure: frames, torn or corrupt), :mod:`segments` (files), :mod:`journal` (group commit)
-* databases: :mod:`schema`, :mod:`sqlite`, :mod:`slotdb`, :mod:`applying`, :mod:`pool` (lost slots), :mod:`index`
-  (listing), :mod:`applier` (batches, checkpoints), :mod:`dbthread`
+* databases: :mod:`schema`, :mod:`rowcodec`, :mod:`sqlite`, :mod:`slotdb`, :mod:`applying` and :mod:`batchtables` (what
+  an entry does), :mod:`pool` (lost slots), :mod:`index` (listing), :mod:`applier` (batches, checkpoints), :mod:`dbthread`
+* comparing with other copies: :mod:`digestdb` (kept up by :mod:`applying`), :mod:`comparedb`, :mod:`paging`, :mod:`comparison`
 * memory: :mod:`rules` (pure: what a mutation does), :mod:`overlay`, :mod:`pathfilter` (pure: which paths are new),
   :mod:`filling`, :mod:`bodycache`
 * bytes: :mod:`staging` (the way in), :mod:`files`, :mod:`blobs`
+* mending: :mod:`bulk` (many blobs at once, what is whole); scrub: :mod:`scrubdb`, :mod:`scrubbing`; garbage: :mod:`garbagedb`
+  (what is referred to), :mod:`garbage`
 * the disk itself: :mod:`identity`, :mod:`space`, :mod:`fileops`, :mod:`recovery`, :mod:`doctor`
-* :mod:`memory`, :mod:`memory_state`: the twin for tests and simulations
+* the twin for tests and simulations, in layers: :mod:`memory_state`, :mod:`memory_base`, :mod:`memory_repair`,
+  :mod:`memory_upkeep`, :mod:`memory_damage` (what goes wrong with it), :mod:`memory`
 
 It must not know of peers, ballots' meaning, HTTP or the registry: it keeps what it is told to keep. The format
 and the reasons are in rfc/0003-on-disk-format.md.

@@ -19,9 +19,8 @@ import msgspec
 import structlog
 
 from amberblob.ballot import Register, SlotState
-from amberblob.mutations import Accepted, Chosen
 from chunkstore.applying import SlotBatch
-from chunkstore.codec import Batch
+from chunkstore.codec import Batch, OfRegister
 from chunkstore.fileops import FileOps, is_no_room
 from chunkstore.index import ListingIndex
 from chunkstore.pool import LostSlot, SlotPool, is_damage
@@ -102,7 +101,7 @@ class Applier:
         for key in [key for key in self._listing if key[0] == lost.slot]:
             del self._listing[key]
         for _, entry in self._groups.get(lost.slot, ()):
-            if isinstance(entry, Accepted | Chosen):
+            if isinstance(entry, OfRegister):
                 self._listing[lost.slot, entry.path] = None
         self.on_slot_lost(lost, state)
         if self.index is not None and self.index.complete:
@@ -184,7 +183,7 @@ class Applier:
             else:
                 group.append(item)
                 self._group_bytes[slot] += share
-            if isinstance(entry, Accepted | Chosen) and item[0] > indexed:
+            if isinstance(entry, OfRegister) and item[0] > indexed:
                 listing[slot, entry.path] = register
         self.taken = batch.entries[-1][0]
         self.add_segment(batch.segment, self.taken)
@@ -270,11 +269,13 @@ class Applier:
                 # Memory did not know the register: its slot's database does, once it has the entries.
                 self.apply_slot(key[0])
         rows = [scan_entry(*key, found) for key in keys if (found := self._listing.get(key)) and found.record]
+        # The register of a path that was forgotten is empty.
+        gone = [key[1] for key in keys if (found := self._listing.get(key)) and not found.record]
         # The position goes up with the last rows; until then a replay would repeat some, which does no harm.
         is_all = sum(key in self._listing for key in keys) == len(self._listing)
         applied = self.taken if is_all else index.applied
         try:
-            self.with_room(lambda: index.update(rows, applied))
+            self.with_room(lambda: index.update(rows, applied, gone))
         except sqlite3.Error as error:
             if not is_corrupt(error):
                 raise

@@ -2,7 +2,8 @@
 
 Applying is idempotent: an entry at or below ``applied_position`` is skipped, and every statement may run twice.
 
-Registers are read once per path and batch, changed in memory, and written once at the end. The cheap path is
+Registers are read once per path and batch, changed in memory, and written once at the end, with the digest of their path
+(:mod:`amberblob.digests`). The cheap path is
 a put upon the record that was materialised here last: its row goes in and nothing else changes. In every other
 case the path's tombstones are set anew as ``Record.live`` says.
 
@@ -13,54 +14,39 @@ The last write id of a chosen record is in the row of ``registers`` while that h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import assert_never
 
 from amberblob.ballot import EMPTY_REGISTER, Register
-from amberblob.manifest import Record, Version, WriteMark
-from amberblob.mutations import Aborted, Accepted, Chosen, EpochSeen, Reserved, Staged
-from chunkstore import rules
-from chunkstore.codec import BodyKept, Entry
-from chunkstore.slotdb import SlotDatabase, json_text, register_of
-from chunkstore.sqlite import iso_of
+from amberblob.digests import bucket_of, digest_of
+from amberblob.manifest import Record
+from amberblob.mutations import (
+    Aborted,
+    Accepted,
+    Chosen,
+    EpochSeen,
+    Forgotten,
+    Installed,
+    Reserved,
+    Staged,
+    Synced,
+)
+from chunkstore import digestdb, rules
+from chunkstore.batchtables import BatchTables, PathRow
+from chunkstore.codec import BodyKept, Entry, OfRegister
+from chunkstore.rowcodec import json_text, ranges_of, register_of
+from chunkstore.slotdb import SlotDatabase
 
-_INSERT_BLOB = (
-    "INSERT OR IGNORE INTO blobs(path, version, blob_id, size, chunks, created_at, tombstoned_at, etag, content_type, "
-    "meta, manifest_id, chunk_count, inline, revision) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
-_INSERT_LOG = "INSERT INTO commit_log(path, version, blob_id, revision, op, at_ms) VALUES (?, ?, ?, ?, ?, ?)"
-_INSERT_WRITE = "INSERT OR IGNORE INTO write_ids(path, write_id, op, version, at_ms) VALUES (?, ?, ?, ?, ?)"
-_INSERT_BODY = "INSERT OR REPLACE INTO inline_bodies(blob_id, body) VALUES (?, ?)"
-_REFERENCE = (
-    "INSERT INTO intents(blob_id, state, at_ms) VALUES (?, 'REFERENCED', ?) "
-    "ON CONFLICT(blob_id) DO UPDATE SET state = 'REFERENCED'"
-)
-_STAGE = "INSERT OR IGNORE INTO intents(blob_id, state, at_ms) VALUES (?, 'STAGED', ?)"
-_REVIVE = (
-    "INSERT INTO intents(blob_id, state, at_ms) VALUES (?, 'STAGED', ?) "
-    "ON CONFLICT(blob_id) DO UPDATE SET state = 'STAGED', at_ms = excluded.at_ms WHERE state = 'ABORTED'"
-)
-_ABORT = (
-    "INSERT INTO intents(blob_id, state, at_ms) SELECT ?1, 'ABORTED', 0 "
-    "WHERE NOT EXISTS (SELECT 1 FROM inline_bodies WHERE blob_id = ?1) "
-    "AND NOT EXISTS (SELECT 1 FROM blobs WHERE blob_id = ?1) "
-    "ON CONFLICT(blob_id) DO UPDATE SET state = 'ABORTED' WHERE state <> 'REFERENCED'"
+_SELECT_REGISTER = (
+    "SELECT accepted_ballot, record, chosen, materialised, stale, expired, digest, term FROM registers WHERE path = ?"
 )
 _UPSERT_REGISTER = (
-    "INSERT INTO registers(path, accepted_ballot, record, chosen, materialised, stale) VALUES (?, ?, ?, ?, ?, ?) "
+    "INSERT INTO registers(path, accepted_ballot, record, chosen, materialised, stale, expired, digest, term) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
     "ON CONFLICT(path) DO UPDATE SET accepted_ballot = excluded.accepted_ballot, record = excluded.record, "
-    "chosen = excluded.chosen, materialised = excluded.materialised, stale = excluded.stale"
+    "chosen = excluded.chosen, materialised = excluded.materialised, stale = excluded.stale, "
+    "expired = excluded.expired, digest = excluded.digest, term = excluded.term"
 )
-
-
-class _Row:
-    """A row of ``registers`` while a batch changes it."""
-
-    __slots__ = ("changed", "materialised", "register", "stale")
-
-    def __init__(self, register: Register, materialised: int, stale: bool) -> None:
-        self.register = register
-        self.materialised = materialised
-        self.stale = stale
-        self.changed = False
 
 
 class SlotBatch:
@@ -69,12 +55,8 @@ class SlotBatch:
     def __init__(self, database: SlotDatabase) -> None:
         self._database = database
         self._sql = database.connection
-        self._rows: dict[str, _Row] = {}
-        self._blobs: list[tuple[object, ...]] = []
-        self._log: list[tuple[object, ...]] = []
-        self._writes: list[tuple[object, ...]] = []
-        self._bodies: list[tuple[str, bytes]] = []
-        self._references: list[tuple[str, int]] = []
+        self._tables = BatchTables(database)
+        self._rows: dict[str, PathRow] = {}
 
     def apply(self, entries: Sequence[tuple[int, Entry]]) -> dict[str, Register]:
         """Apply in one transaction; returns every register that the entries named, as it is afterwards.
@@ -82,12 +64,12 @@ class SlotBatch:
         Raises:
             sqlite3.Error: nothing was applied.
         """
-        database = self._database
+        database, tables = self._database, self._tables
         with database.transaction():
             state, applied = database.state, database.applied
             for position, entry in entries:
                 if position <= applied:
-                    if isinstance(entry, Accepted | Chosen):
+                    if isinstance(entry, OfRegister):
                         self._row(entry.path)
                     continue
                 match entry:
@@ -95,184 +77,259 @@ class SlotBatch:
                         self._accepted(entry)
                     case Chosen():
                         self._chosen(entry)
-                    case Reserved() | EpochSeen():
+                    case Reserved() | EpochSeen() | Synced():
                         state = rules.change_slot(state, entry)
                     case Staged():
-                        self._flush_references()
-                        self._sql.execute(_REVIVE if entry.revived else _STAGE, (entry.blob_id, entry.at_ms))
+                        tables.stage(entry.blob_id, entry.at_ms, revived=entry.revived)
                     case Aborted():
-                        self._flush()
-                        self._sql.execute(_ABORT, (entry.blob_id,))
+                        tables.abort(entry.blob_id)
                     case BodyKept():
-                        self._bodies.append((entry.blob_id, entry.body))
-            self._flush()
+                        tables.keep_body(entry)
+                    case Installed():
+                        self._installed(entry)
+                    case Forgotten():
+                        self._forgotten(entry)
+                        state = rules.change_slot(state, entry)
+                    case _:
+                        assert_never(entry)
+            tables.flush()
             self._write_registers()
             database.write_meta(state, max(applied, entries[-1][0]))
         return {path: row.register for path, row in self._rows.items()}
 
     # -- entries
 
-    def _row(self, path: str) -> _Row:
+    def _row(self, path: str) -> PathRow:
         row = self._rows.get(path)
         if row is None:
-            found = self._sql.execute(
-                "SELECT accepted_ballot, record, chosen, materialised, stale FROM registers WHERE path = ?", (path,)
-            ).fetchone()
+            found = self._sql.execute(_SELECT_REGISTER, (path,)).fetchone()
             if found is None:
-                row = _Row(EMPTY_REGISTER, 0, False)
+                row = PathRow(path, EMPTY_REGISTER, 0, False, (), 0, 0)
             else:
-                row = _Row(register_of(found[0], found[1], found[2]), found[3], bool(found[4]))
+                accepted, record, chosen, materialised, stale, expired, digest, term = found
+                row = PathRow(
+                    path, register_of(accepted, record, chosen), materialised, bool(stale), ranges_of(expired),
+                    digest_of(digest) if digest else 0, digest_of(term) if term else 0,
+                )  # fmt: skip
             self._rows[path] = row
         return row
 
     def _accepted(self, entry: Accepted) -> None:
         row, record = self._row(entry.path), entry.record
+        before = row.register
         if row.materialised < record.revision:
-            self._predecessor(row, entry.path, record)
+            self._predecessor(row, record)
         else:
-            self._late(row, entry.path, record, chosen=False)
-        after = rules.accept(row.register, entry)
-        if after is row.register:
+            self._late(row, record, chosen=False)
+        after = rules.accept(before, entry)
+        if after is before:
             return
-        self._replace(row, entry.path, after)
+        self._replace(row, after)
         added = record.added
         if added is not None:
             if entry.body is not None:
-                self._bodies.append((added.blob_id, entry.body))
+                self._tables.body(added.blob_id, entry.body)
             elif not added.inline:
-                self._references.append((added.blob_id, added.created_at_ms))
+                self._tables.reference(added)
+                if self._database.tally.wanted:
+                    # It is accepted only once its bytes are here, whatever was missing of them before.
+                    self._database.unwant(added.blob_id)
+        if row.expired:
+            self._release(row, before)
 
-    def _replace(self, row: _Row, path: str, after: Register) -> None:
+    def _replace(self, row: PathRow, after: Register) -> None:
         before = row.register
         if before.chosen and before.record is not None and before.record.writes and before.record is not after.record:
-            self._write(path, before.record.writes[-1])
+            self._tables.write(row.path, before.record.writes[-1])
         row.register, row.changed = after, True
 
-    def _predecessor(self, row: _Row, path: str, record: Record) -> None:
+    def _release(self, row: PathRow, before: Register) -> None:
+        """The register held a record that is no longer there: what it kept of expired versions goes."""
+        if before.record is not None and before.record is not row.register.record:
+            for version in (before.record.head, before.record.previous):
+                if version is not None and row.is_expired(version):
+                    self._tables.drop(row, version.blob_id, before.record.changed_at_ms)
+
+    def _predecessor(self, row: PathRow, record: Record) -> None:
         """What a record tells of the chosen one before it: its row, and all write ids but the record's own."""
         if row.materialised == record.revision - 1:
             return
         if record.previous is not None:
-            self._blob(path, record.previous, record.revision - 1)
+            self._tables.insert(row, record.previous, record.revision - 1)
         for mark in record.writes[:-1]:
-            self._write(path, mark)
+            self._tables.write(row.path, mark)
 
     def _chosen(self, entry: Chosen) -> None:
         row = self._row(entry.path)
-        record = rules.chosen_record(row.register, entry)
-        after = rules.choose(row.register, entry)
-        if after is not row.register:
-            self._replace(row, entry.path, after)
+        before = row.register
+        record = rules.chosen_record(before, entry)
+        after = rules.choose(before, entry)
+        if after is not before:
+            self._replace(row, after)
         if record is None:
             return
-        if record.added is not None and entry.record is not None and not record.added.inline:
-            self._references.append((record.added.blob_id, record.added.created_at_ms))
-        if record.revision > row.materialised:
-            self._materialise(row, entry.path, record)
-        elif record.revision < row.materialised:
-            self._late(row, entry.path, record)
+        # What was accepted here came with its bytes.
+        self._learn(row, record, is_news=after is not before, here=before.accepted == entry.ballot)
+        if entry.record is not None:
+            self._refer(row, record)
+        if row.expired:
+            self._release(row, before)
 
-    def _materialise(self, row: _Row, path: str, record: Record) -> None:
+    def _refer(self, row: PathRow, record: Record) -> None:
+        """A record came in without its accept: whether its bytes are here or not, they are not to be given up."""
+        added = record.added
+        if added is not None and not added.inline and not row.is_expired(added):
+            self._tables.reference(added)
+
+    def _learn(self, row: PathRow, record: Record, *, is_news: bool, here: bool) -> None:
+        """A record is known to be chosen. ``is_news``: the register changed with it. ``here``: so are its bytes."""
+        if record.expired:
+            self._tables.expire(row, record)
+        if record.revision > row.materialised:
+            self._materialise(row, record, here=here)
+        elif is_news and row.register.record is record:
+            # It was proposed once more; or the path was forgotten elsewhere, and its revisions began anew.
+            self._materialise(row, record, here=here)
+        elif record.revision < row.materialised:
+            self._late(row, record, here=here)
+
+    def _materialise(self, row: PathRow, record: Record, *, here: bool) -> None:
+        path = row.path
         contiguous = row.materialised == record.revision - 1
-        self._predecessor(row, path, record)
+        self._predecessor(row, record)
         if record.added is not None:
-            self._blob(path, record.added, record.revision)
+            self._tables.insert(row, record.added, record.revision, here=here)
         if record.writes and row.register.record is not record:
-            self._write(path, record.writes[-1])
+            self._tables.write(path, record.writes[-1])
         if record.op != "put" or not contiguous or row.stale:
-            self._tombstones(path, record)
+            self._tables.tombstones(path, record)
         self._log_line(path, record)
         row.materialised, row.stale, row.changed = record.revision, False, True
 
-    def _late(self, row: _Row, path: str, record: Record, *, chosen: bool = True) -> None:
+    def _late(self, row: PathRow, record: Record, *, chosen: bool = True, here: bool = False) -> None:
         """A record older than the newest known. Its rows may be missing; the newest says whether they live.
 
         With ``chosen`` False the record itself is not known to be chosen, only its predecessor is.
         """
-        self._flush_blobs()
-        before = self._sql.total_changes
+        inserted = False
         if record.previous is not None:
-            self._blob(path, record.previous, record.revision - 1)
+            inserted = self._tables.insert(row, record.previous, record.revision - 1)
         if chosen and record.added is not None:
-            self._blob(path, record.added, record.revision)
-        self._flush_blobs()
+            inserted = self._tables.insert(row, record.added, record.revision, here=here) or inserted
         for mark in record.writes if chosen else record.writes[:-1]:
-            self._write(path, mark)
-        if self._sql.total_changes == before:
+            self._tables.write(row.path, mark)
+        if not inserted:
             return
         if chosen:
-            self._log_line(path, record)
-        if row.register.chosen and row.register.record is not None:
-            self._tombstones(path, row.register.record)
+            self._log_line(row.path, record)
+        self._bury(row)
+
+    def _bury(self, row: PathRow) -> None:
+        """Rows came in late: set the tombstones as the newest chosen record says."""
+        known = row.register
+        if known.chosen and known.record is not None:
+            self._tables.tombstones(row.path, known.record)
+            row.stale = False
         else:
             # What lives is not known before the next record is chosen; that one sets the tombstones anew.
             row.stale = True
         row.changed = True
 
     def _log_line(self, path: str, record: Record) -> None:
-        version, blob_id = (record.head.version, record.head.blob_id) if record.head else (0, "")
-        self._log.append((path, version, blob_id, record.revision, record.op, record.changed_at_ms))
+        self._tables.log(path, record.head, record.revision, record.op, record.changed_at_ms)
 
-    # -- tables
+    def _installed(self, entry: Installed) -> None:
+        tables = self._tables
+        row = self._row(entry.path)
+        before, lines = row.register, tables.log_lines
+        after = rules.install(before, entry)
+        is_news = after is not before
+        is_same = before.accepted == entry.ballot and not entry.replace
+        record = before.record if is_same and entry.record is not None else entry.record
+        if is_news:
+            self._replace(row, after)
+        changed = record is not None and tables.expire(row, record)
+        came = False
+        for version in entry.rows:
+            if entry.replace:
+                replaced, rival = tables.replace(row, version)
+                came = came or replaced
+                if rival is not None:
+                    self._row(rival).remake = True
+            else:
+                came = tables.insert(row, version, 0) or came
+        # With what materialising finds to do, or below.
+        row.stale = row.stale or came
+        if record is not None:
+            self._learn(row, record, is_news=is_news, here=before.accepted == entry.ballot)
+            self._refer(row, record)
+        if came and row.stale:
+            self._bury(row)
+        for mark in entry.writes:
+            tables.write(row.path, mark)
+        if entry.replace:
+            row.remake = True
+        if (came or changed) and tables.log_lines == lines:
+            newest = max(entry.rows, key=lambda version: version.version, default=None)
+            known = row.register.record if row.register.chosen else None
+            tables.log(
+                row.path, newest, known.revision if known else 0, known.op if known else "put",
+                newest.created_at_ms if newest else 0,
+            )  # fmt: skip
+        self._release(row, before)
 
-    def _blob(self, path: str, version: Version, revision: int) -> None:
-        self._blobs.append(
-            (
-                path, version.version, version.blob_id, version.size, json_text(version.chunks),
-                iso_of(version.created_at_ms), None, version.etag, version.content_type, json_text(version.meta),
-                version.manifest_id, version.chunk_count, int(version.inline), revision,
-            )
-        )  # fmt: skip
+    def _forgotten(self, entry: Forgotten) -> None:
+        row = self._row(entry.path)
+        # A version that has not expired keeps its stub: without it nothing would say that it is deleted.
+        if not rules.forget(row.register, entry) or self._tables.has_rows(entry.path):
+            return
+        before = row.register
+        self._replace(row, EMPTY_REGISTER)
+        self._release(row, before)
+        row.materialised, row.stale, row.expired = 0, False, ()
 
-    def _write(self, path: str, mark: WriteMark) -> None:
-        self._writes.append((path, mark.write_id, mark.op, mark.version, mark.at_ms))
-
-    def _tombstones(self, path: str, record: Record) -> None:
-        self._flush_blobs()
-        dead_at = iso_of(record.deleted_at_ms or record.changed_at_ms)
-        bury = (
-            "UPDATE blobs SET tombstoned_at = ?, revision = max(revision, ?) "
-            "WHERE path = ? AND version > ? AND version < ? AND tombstoned_at IS NULL"
-        )
-        lift = (
-            "UPDATE blobs SET tombstoned_at = NULL, revision = max(revision, ?) "
-            "WHERE path = ? AND version >= ? AND version <= ? AND tombstoned_at IS NOT NULL"
-        )
-        below = 0
-        for low, high in record.live:
-            self._sql.execute(bury, (dead_at, record.revision, path, below, low))
-            self._sql.execute(lift, (record.revision, path, low, high))
-            below = high
-        # A version above version_max is no business of this record.
-        self._sql.execute(bury, (dead_at, record.revision, path, below, record.version_max + 1))
-
-    def _flush_blobs(self) -> None:
-        if self._blobs:
-            self._sql.executemany(_INSERT_BLOB, self._blobs)
-            self._blobs.clear()
-
-    def _flush_references(self) -> None:
-        if self._references:
-            self._sql.executemany(_REFERENCE, self._references)
-            self._references.clear()
-
-    def _flush(self) -> None:
-        self._flush_blobs()
-        self._flush_references()
-        for statement, values in ((_INSERT_LOG, self._log), (_INSERT_WRITE, self._writes)):
-            if values:
-                self._sql.executemany(statement, values)
-                values.clear()
-        if self._bodies:
-            self._sql.executemany(_INSERT_BODY, self._bodies)
-            self._bodies.clear()
+    # -- the end
 
     def _write_registers(self) -> None:
-        values = []
+        database, tables = self._database, self._tables
+        values: list[tuple[object, ...]] = []
+        gone: list[tuple[str]] = []
+        deltas: dict[int, int] = {}
+        objects = 0
         for path, row in self._rows.items():
-            if row.changed:
-                register = row.register
-                ballot = None if register.accepted is None else json_text(register.accepted)
-                record = None if register.record is None else json_text(register.record)
-                values.append((path, ballot, record, int(register.chosen), row.materialised, int(row.stale)))
+            if not (row.changed or row.remake):
+                continue
+            register, digest = row.register, tables.digest_after(row)
+            if digest != row.digest:
+                bucket = bucket_of(path)
+                deltas[bucket] = deltas.get(bucket, 0) + digest - row.digest
+            objects += (register.record is not None) - (row.found.record is not None)
+            if register.record is None and not tables.has_rows(path):
+                gone.append((path,))
+                continue
+            ballot = None if register.accepted is None else json_text(register.accepted)
+            record = None if register.record is None else json_text(register.record)
+            expired = json_text(row.expired) if row.expired else None
+            values.append(
+                (
+                    path, ballot, record, int(register.chosen), row.materialised, int(row.stale), expired,
+                    digestdb.stored(digest), digestdb.stored(row.term),
+                )
+            )  # fmt: skip
         self._sql.executemany(_UPSERT_REGISTER, values)
+        if gone:
+            self._sql.executemany("DELETE FROM registers WHERE path = ?", gone)
+        tally, sums = database.tally, database.sums
+        if any(row.remake for row in self._rows.values()):
+            # What was stored may be what rotted: then the bucket is not what the difference would be added to.
+            sums = digestdb.sums_of_paths(self._sql)
+            tally = replace(tally, root=digestdb.root_of(sums))
+        elif deltas:
+            sums = digestdb.shifted(sums, deltas)
+            tally = replace(tally, root=digestdb.root_after(tally.root, deltas))
+        if sums is not database.sums:
+            database.write_sums(sums)
+        if objects or tables.log_lines:
+            tally = replace(tally, objects=tally.objects + objects, log_head=tally.log_head + tables.log_lines)
+        if tally is not database.tally:
+            database.tally = tally

@@ -7,14 +7,16 @@ import contextlib
 import errno
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from amberblob.errors import ChunkCorrupt, ChunkMissing, DigestMismatch, DiskFailed, StorageError
-from amberblob.ids import content_hash
+from amberblob.ids import content_hash, valid_ulid
 from amberblob.limits import INLINE_BYTES_MAX
 from amberblob.manifest import ChunkRef, Version, decode_manifest
 from amberblob.mutations import Aborted, Staged
+from chunkstore import garbagedb
 from chunkstore.codec import BodyKept
 from chunkstore.core import DiskCore
 from chunkstore.fileops import FileOps
@@ -43,12 +45,12 @@ _TASKS_S = 2.0
 class Blobs:
     """Chunk files and inline bodies.
 
-    Whatever changes a blob's folder in ``blobs/`` (publishing, mending, giving up) does so alone: see :meth:`_alone`.
+    Whatever changes a blob's folder in ``blobs/`` (publishing, mending, giving up) does so alone: see :meth:`alone`.
     """
 
     def __init__(
         self, core: DiskCore, files: BlobFiles, ops: FileOps, space: SpaceGuard, pool: Executor,
-        wall_ms: Callable[[], int], mint: Callable[[], str],
+        wall_ms: Callable[[], int], mint: Callable[[], str], disk_id: str,
     ) -> None:  # fmt: skip
         self._core = core
         self._files = files
@@ -57,35 +59,36 @@ class Blobs:
         self._pool = pool
         self._wall_ms = wall_ms
         self._mint = mint
-        self._publishing: set[Blob] = set()
-        self._discarding: set[Blob] = set()
+        self._disk_id = disk_id
+        self.publishing: set[Blob] = set()
+        self.discarding: set[Blob] = set()
         self._busy: dict[Blob, asyncio.Future[None]] = {}
         self._active: dict[Path, DiskStaging] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._mending: dict[Blob, set[str]] = {}
+        self.mending: dict[Blob, set[str]] = {}
 
     async def _run(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function)
 
-    async def _run_writing(self, function: Callable[[], T]) -> T:
-        self._guard(0)
+    async def run_writing(self, function: Callable[[], T]) -> T:
+        self.guard(0)
         try:
             return await settled(asyncio.get_running_loop().run_in_executor(self._pool, function))
         except OSError as error:
-            raise self._failed(error) from error
+            raise self.failed(error) from error
 
-    async def _run_reading(self, function: Callable[[], T]) -> T:
+    async def run_reading(self, function: Callable[[], T]) -> T:
         try:
             return await self._run(function)
         except OSError as error:
             if is_failed_sync(error):
-                raise self._failed(error) from error
+                raise self.failed(error) from error
             if not is_broken(error):
                 raise StorageError(f"a file cannot be read: {error}. The disk goes on; try again.") from error
             raise DiskFailed(f"the disk cannot be read: {error}. Look at the kernel's log and at the disk.") from error
 
     @contextlib.asynccontextmanager
-    async def _alone(self, blob: Blob) -> AsyncIterator[None]:
+    async def alone(self, blob: Blob) -> AsyncIterator[None]:
         """Nobody else changes the blob's folder meanwhile."""
         while (other := self._busy.get(blob)) is not None:
             await asyncio.wait([other])
@@ -96,7 +99,7 @@ class Blobs:
             del self._busy[blob]
             done.set_result(None)
 
-    async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
+    async def to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
         """Do it, also when the caller goes away."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -104,11 +107,11 @@ class Blobs:
         task.add_done_callback(retrieve)
         return await asyncio.shield(task)
 
-    def _guard(self, size_bytes: int) -> None:
+    def guard(self, size_bytes: int) -> None:
         self._core.journal.raise_if_failed()
         self._space.require(size_bytes)
 
-    def _failed(self, error: OSError) -> Exception:
+    def failed(self, error: OSError) -> Exception:
         return as_storage_error(error, self._core.fail, self._full)
 
     def _full(self) -> Exception:
@@ -122,7 +125,7 @@ class Blobs:
         """See the interface."""
         checked_ulid(blob_id)
         assert chunk_bytes > 0
-        self._guard(size or 0)
+        self.guard(size or 0)
         # Never a name that was used before: an earlier try may still be being cleared away.
         folder = place = self._files.staging_folder(slot) / f"{blob_id}.{self._mint()}"
 
@@ -139,8 +142,8 @@ class Blobs:
             writer,
             self._pool,
             publish=lambda source: self._publish(slot, blob_id, source, revive=revive),
-            guard=self._guard,
-            failed=self._failed,
+            guard=self.guard,
+            failed=self.failed,
             ended=ended,
         )
         self._active[folder] = staging
@@ -148,7 +151,7 @@ class Blobs:
             await settled(asyncio.get_running_loop().run_in_executor(self._pool, create))
         except OSError as error:
             await staging.abort()
-            raise self._failed(error) from error
+            raise self.failed(error) from error
         except BaseException:
             await staging.abort()
             raise
@@ -158,12 +161,12 @@ class Blobs:
         """``Staged`` durable, then the rename, then both parents. Must not be left before it ends."""
         blob = (slot, blob_id)
         overlay = self._core.overlay
-        async with self._alone(blob):
+        async with self.alone(blob):
             if await self.blob_state(slot, blob_id) is BlobState.ABORTED and not revive:
                 raise StorageError(f"blob {blob_id} was given up here before; a new attempt needs a new blob id")
             # Until the folders are synced the blob must not be called durable.
-            self._publishing.add(blob)
-            self._mending.pop(blob, None)
+            self.publishing.add(blob)
+            self.mending.pop(blob, None)
             try:
                 await self._core.durable(self._core.apply(Staged(slot, blob_id, self._wall_ms(), revive)))
                 if overlay.intent(slot, blob_id) is not Intent.ABORTED:
@@ -175,7 +178,7 @@ class Blobs:
                     )
                 overlay.mark_complete(slot, blob_id, complete=True)
             finally:
-                self._publishing.discard(blob)
+                self.publishing.discard(blob)
 
     async def _settle_files(self, function: Callable[[], object]) -> None:
         await settled(asyncio.get_running_loop().run_in_executor(self._pool, function))
@@ -247,7 +250,7 @@ class Blobs:
                 return BlobState.DURABLE
             if facts.intent == Intent.ABORTED.value and overlay.intent(slot, blob_id) is None:
                 return BlobState.ABORTED
-        complete = await self._run_reading(lambda: self._files.is_complete(slot, blob_id))
+        complete = await self.run_reading(lambda: self._files.is_complete(slot, blob_id))
         known = self._state_now(slot, blob_id)
         if known is not None:
             return known
@@ -259,7 +262,7 @@ class Blobs:
         blob = (slot, blob_id)
         if overlay.intent(slot, blob_id) is Intent.ABORTED:
             return BlobState.ABORTED
-        if blob in self._publishing or blob in self._discarding:
+        if blob in self.publishing or blob in self.discarding:
             return BlobState.ABSENT
         if overlay.body(slot, blob_id) is not None or overlay.is_complete(slot, blob_id):
             return BlobState.DURABLE
@@ -282,7 +285,7 @@ class Blobs:
             return None
         return overlay.body(slot, blob_id) or overlay.verified.get((slot, blob_id))
 
-    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef) -> bytes:
+    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef, *, fresh: bool = False) -> bytes:
         """See the interface. A small chunk may be an inline body; those are looked for first."""
         checked_ulid(blob_id)
         checked_hash(chunk.id)
@@ -290,7 +293,7 @@ class Blobs:
             overlay = self._core.overlay
             cache, blob = overlay.verified, (slot, blob_id)
             body = cache.get(blob)
-            if body is not None and len(body) == chunk.len and content_hash(body) == chunk.id:
+            if not fresh and body is not None and len(body) == chunk.len and content_hash(body) == chunk.id:
                 return body
             dropped = cache.dropped
             body = await self._body(slot, blob_id)
@@ -304,10 +307,16 @@ class Blobs:
 
     async def _give_up_body(self, slot: int, blob_id: str, chunk: ChunkRef, body: bytes) -> Exception:
         self._core.overlay.verified.drop((slot, blob_id))
-        error = await self._run_reading(lambda: self._files.quarantine_body(slot, blob_id, chunk.id, body))
-        barrier = self._core.overlay.blob_position(slot, blob_id)
-        await self._core.ask(slot, lambda database: database.remove_body(blob_id), barrier=barrier)
+        error = await self.run_reading(lambda: self._files.quarantine_body(slot, blob_id, chunk.id, body))
+        await self._want_damaged(slot, blob_id, inline=True)
         return error
+
+    async def _want_damaged(self, slot: int, blob_id: str, *, inline: bool) -> None:
+        """What failed its hash is in quarantine: what is right is to be pulled."""
+        if slot in self._core.overlay.known():
+            barrier = self._core.overlay.blob_position(slot, blob_id)
+            question = partial(garbagedb.want_damaged, blob_id=blob_id, inline=inline)
+            await self._core.ask(slot, question, barrier=barrier)
 
     async def read_chunk_into(self, slot: int, blob_id: str, chunk: ChunkRef, into: memoryview) -> bytes | memoryview:
         """See the interface."""
@@ -319,9 +328,13 @@ class Blobs:
 
     async def _read_file(self, slot: int, blob_id: str, read: Callable[[], T]) -> T:
         try:
-            return await self._run_reading(read)
-        except (ChunkCorrupt, ChunkMissing):
+            return await self.run_reading(read)
+        except ChunkMissing:
             self._core.overlay.mark_complete(slot, blob_id, complete=False)
+            raise
+        except ChunkCorrupt:
+            self._core.overlay.mark_complete(slot, blob_id, complete=False)
+            await self._want_damaged(slot, blob_id, inline=False)
             raise
 
     async def read_manifest(self, slot: int, blob_id: str, manifest_id: str) -> bytes:
@@ -338,7 +351,7 @@ class Blobs:
         if version.inline:
             body = await self._body(slot, version.blob_id)
             return [chunk for chunk in chunks if body is None or len(body) != chunk.len]
-        return await self._run_reading(lambda: self._files.missing(slot, version.blob_id, chunks))
+        return await self.run_reading(lambda: self._files.missing(slot, version.blob_id, chunks))
 
     async def install_chunk(self, slot: int, version: Version, chunk: ChunkRef, data: bytes) -> None:
         """See the interface."""
@@ -346,12 +359,12 @@ class Blobs:
         if version.inline:
             if len(data) != chunk.len or content_hash(data) != chunk.id:
                 raise DigestMismatch(f"the bytes are not chunk {chunk.id} ({chunk.len} bytes); nothing was stored")
-            self._guard(len(data))
+            self.guard(len(data))
             await self._core.durable(self._core.apply(BodyKept(slot, blob_id, data)))
             return
-        self._guard(len(data))
-        async with self._alone((slot, blob_id)):
-            await self._run_writing(lambda: self._files.install_chunk(slot, blob_id, chunk, data))
+        self.guard(len(data))
+        async with self.alone((slot, blob_id)):
+            await self.run_writing(lambda: self._files.install_chunk(slot, blob_id, chunk, data))
             await self._mended(slot, version, chunk.id)
 
     async def install_manifest(self, slot: int, version: Version, manifest: bytes) -> None:
@@ -360,41 +373,41 @@ class Blobs:
         if version.manifest_id is None:
             raise DigestMismatch(f"version {version.version} of blob {blob_id} has no manifest file")
         manifest_id = checked_hash(version.manifest_id)
-        self._guard(len(manifest))
-        async with self._alone((slot, blob_id)):
-            await self._run_writing(lambda: self._files.install_manifest(slot, blob_id, manifest_id, manifest))
-            self._mending.pop((slot, blob_id), None)
+        self.guard(len(manifest))
+        async with self.alone((slot, blob_id)):
+            await self.run_writing(lambda: self._files.install_manifest(slot, blob_id, manifest_id, manifest))
+            self.mending.pop((slot, blob_id), None)
             await self._mended(slot, version, None)
 
     async def _mended(self, slot: int, version: Version, chunk_id: str | None) -> None:
         """Count what is still missing, and take the mark off the folder when nothing is."""
         blob = (slot, version.blob_id)
-        left = self._mending.get(blob)
+        left = self.mending.get(blob)
         if left is None:
 
             def look() -> set[str] | None:
-                chunks = self._chunks(slot, version)
+                chunks = self.chunks(slot, version)
                 if chunks is None:
                     return None
                 return {chunk.id for chunk in self._files.missing(slot, version.blob_id, chunks)}
 
-            left = await self._run_reading(look)
+            left = await self.run_reading(look)
             if left is None:
                 return
-            self._mending[blob] = left
+            self.mending[blob] = left
         if chunk_id is not None:
             left.discard(chunk_id)
         if left:
             return
-        self._mending.pop(blob, None)
+        self.mending.pop(blob, None)
 
         def end() -> bool:
-            chunks = self._chunks(slot, version)
+            chunks = self.chunks(slot, version)
             return chunks is not None and self._files.end_mending(slot, version.blob_id, chunks, version.manifest_id)
 
-        await self._run_writing(end)
+        await self.run_writing(end)
 
-    def _chunks(self, slot: int, version: Version) -> tuple[ChunkRef, ...] | None:
+    def chunks(self, slot: int, version: Version) -> tuple[ChunkRef, ...] | None:
         """Every chunk of the version; None when the manifest is not here. Blocks."""
         if version.manifest_id is None:
             return version.chunks
@@ -408,40 +421,93 @@ class Blobs:
     async def discard(self, slot: int, blob_id: str) -> bool:
         """See the interface; whether the blob was given up. One that is being published is so afterwards."""
         checked_ulid(blob_id)
-        return await self._to_the_end(self._discard(slot, blob_id))
+        return await self.to_the_end(self._discard(slot, blob_id))
 
     async def _discard(self, slot: int, blob_id: str) -> bool:
         overlay = self._core.overlay
         blob = (slot, blob_id)
-        async with self._alone(blob):
+        async with self.alone(blob):
             if overlay.intent(slot, blob_id) is Intent.REFERENCED:
                 return False
             facts = await self._facts(slot, blob_id)
-            if facts.intent == Intent.REFERENCED.value or facts.has_row:
+            if facts.has_row or (facts.intent != Intent.STAGED.value and not await self._release(slot, blob_id, facts)):
                 overlay.staged.pop(blob, None)  # a second copy came in of what is referred to
                 return False
-            if facts.has_body or overlay.intent(slot, blob_id) is Intent.REFERENCED:
+            if overlay.intent(slot, blob_id) is Intent.REFERENCED:
                 return False
             # From here to the end of the removal nobody is told that the blob is durable.
-            self._discarding.add(blob)
+            self.discarding.add(blob)
             try:
                 position = self._core.apply(Aborted(slot, blob_id))
                 overlay.mark_complete(slot, blob_id, complete=False)
-                self._mending.pop(blob, None)
+                self.mending.pop(blob, None)
                 await self._core.durable(position)
                 # The database decides: a reference may have come in while this coroutine waited.
                 facts = await self._facts(slot, blob_id)
                 if facts.intent != Intent.ABORTED.value or overlay.intent(slot, blob_id) is Intent.REFERENCED:
                     return False
-                await self._run_reading(lambda: self._files.remove_blob(slot, blob_id))
+                await self.run_reading(lambda: self._files.remove_blob(slot, blob_id))
                 return True
             finally:
-                self._discarding.discard(blob)
+                self.discarding.discard(blob)
+
+    async def _release(self, slot: int, blob_id: str, facts: BlobFacts) -> bool:
+        """Whether nothing refers to a blob that was accepted once, or of which the tables know nothing.
+
+        Nothing is nobody's in a slot whose database was lost and whose rows are not all back.
+        """
+        is_here = facts.has_body or facts.intent == Intent.REFERENCED.value
+        if not is_here and not await self.run_reading(lambda: self._files.blob_folder(slot, blob_id).is_dir()):
+            return True
+        if slot not in self._core.overlay.known():
+            return False
+        question = partial(garbagedb.release, blob_id=blob_id, disk_id=self._disk_id)
+        released = await self._core.ask(slot, question, barrier=self._core.overlay.slot_position(slot))
+        if released:
+            self._core.overlay.verified.drop((slot, blob_id))
+        return released
+
+    def is_under_way(self, slot: int, blob_id: str) -> bool:
+        """Whether memory knows more of the blob than the tables: it comes in, goes, is being mended or was just accepted."""
+        blob, overlay = (slot, blob_id), self._core.overlay
+        return (
+            blob in self._busy
+            or overlay.intent(slot, blob_id) in (Intent.STAGED, Intent.REFERENCED)
+            or overlay.body(slot, blob_id) is not None
+        )
+
+    async def remove_garbage(self, slot: int, blob_id: str, *, is_claimed: bool) -> bool | None:
+        """Remove the files of a blob that has expired, unless something came to refer to it since; whether they went.
+
+        None: memory knows more of it than the tables, so that it cannot be told yet.
+        """
+        if not valid_ulid(blob_id):
+            return False  # the row that said so was damaged, and nothing here bears such a name
+        return await self.to_the_end(self._remove_garbage(slot, blob_id, is_claimed))
+
+    async def _remove_garbage(self, slot: int, blob_id: str, is_claimed: bool) -> bool | None:
+        overlay, blob = self._core.overlay, (slot, blob_id)
+        async with self.alone(blob):
+            # From here to the end of the removal nobody is told that the blob is durable.
+            self.discarding.add(blob)
+            try:
+                question = partial(garbagedb.still_garbage, blob_ids=(blob_id,))
+                if is_claimed or not await self._core.ask(slot, question):
+                    return False
+                if overlay.intent(slot, blob_id) is not None or overlay.body(slot, blob_id) is not None:
+                    return None
+                overlay.mark_complete(slot, blob_id, complete=False)
+                overlay.verified.drop(blob)
+                self.mending.pop(blob, None)
+                await self.run_reading(lambda: self._files.remove_blob(slot, blob_id))
+                return True
+            finally:
+                self.discarding.discard(blob)
 
     async def sweep_staged(self, older_than_ms: int, limit: int) -> int:
         """See the interface."""
         staged = self._core.overlay.staged
-        old = [blob for blob, at_ms in staged.items() if at_ms < older_than_ms and blob not in self._publishing]
+        old = [blob for blob, at_ms in staged.items() if at_ms < older_than_ms and blob not in self.publishing]
         count = 0
         for slot, blob_id in old[:limit]:
             count += await self.discard(slot, blob_id)

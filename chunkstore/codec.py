@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 from amberblob.errors import JournalCorrupt
-from amberblob.mutations import Mutation
+from amberblob.mutations import Accepted, Chosen, Forgotten, Installed, Mutation
 
 JOURNAL_FORMAT = 1
 FRAME_MAGIC = b"\xabAJb"
@@ -56,6 +56,9 @@ class BodyKept(msgspec.Struct, frozen=True, array_like=True, tag="b"):
 
 
 Entry = Mutation | BodyKept
+OfRegister = Accepted | Chosen | Installed | Forgotten
+"""Entries that may change a register."""
+
 Batch = list[tuple[int, Entry]]
 """(position, entry), positions consecutive."""
 

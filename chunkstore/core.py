@@ -167,6 +167,10 @@ class DiskCore:
         for callback in drained:
             self.journal.tell(partial(self._synced, callback), None)
 
+    def is_behind(self, slot: int) -> bool:
+        """Whether the slot's database may lack something that was applied."""
+        return self.overlay.slot_position(slot) > self._applied
+
     def fail(self, why: str) -> None:
         """The disk takes no more writes."""
         if self._journal is not None:
@@ -206,6 +210,25 @@ class DiskCore:
         if barrier > self.journal.durable_position:
             self.journal.flush()
         return await self._database.call(run, slot=slot, barrier=barrier, on_result=on_result)
+
+    async def begin_anew(self, slot: int) -> str:
+        """See the interface."""
+        overlay = self.overlay
+        if slot not in overlay.known():
+            return overlay.slot_state(slot).incarnation
+        barrier = overlay.slot_position(slot)
+        why = "not the copy that the slot's route names: it begins anew, blank, and is filled from the others"
+
+        def run() -> str:
+            database = self._pool.get(slot)
+            if not database.is_blank():
+                # The journal may hold what made it: none of that may come back after a restart.
+                database = self._pool.retire(slot, why, applied=database.applied, damaged=False)
+            return database.state.incarnation
+
+        if barrier > self.journal.durable_position:
+            self.journal.flush()
+        return await self._database.call(run, slot=slot, barrier=barrier)
 
     async def ask_index(self, question: Callable[[ListingIndex], T]) -> T:
         """Ask the listing index, including everything applied before the call. Raises DiskFailed."""

@@ -19,16 +19,23 @@ import msgspec
 from amberblob.errors import DiskMismatch, JournalCorrupt
 from amberblob.ids import content_hash, valid_hash, valid_ulid
 from amberblob.manifest import ChunkRef, decode_manifest
+from chunkstore import digestdb
 from chunkstore.files import INCOMPLETE_NAME, MANIFEST_NAME
 from chunkstore.identity import LOCK_NAME, DiskIdentity, read_identity
 from chunkstore.pool import DATABASE_NAME
+from chunkstore.rowcodec import UNREADABLE, VERSION_COLUMNS, register_of, version_of
 from chunkstore.schema import INDEX_MIGRATIONS, SLOT_MIGRATIONS
 from chunkstore.segments import judge
+
+_VERSION_WITH_DIGESTS = 2
+"""Of the schema: databases that no node has opened since are older."""
 
 Severity = Literal["info", "warning", "error"]
 Progress = Callable[[str], None]
 
 _REPAIR = "Reading the object through this node mends its copy, as long as a peer has the bytes."
+_FETCHED = "Nothing to do: the node knows that it is missing, and fetches it from its peers."
+_SCRUB = "The node's scrub finds it and asks a peer for what is right; until then nothing is to be done."
 _REBUILD = "Start the node: the slot is set aside and rebuilt from its peers."
 
 
@@ -236,29 +243,67 @@ def _examine_slot(disk: Path, slot: int, report: Report) -> None:
 def _examine_rows(connection: sqlite3.Connection, folder: Path, slot: int, report: Report) -> set[str]:
     """Rows against files; returns the blob ids that the tables know."""
     known = {blob_id for (blob_id,) in connection.execute("SELECT blob_id FROM intents")}
-    undecided = connection.execute("SELECT count(*) FROM registers WHERE chosen = 0").fetchone()[0]
-    report.count("registers_undecided", undecided)
+    query = "SELECT count(*) FROM registers WHERE chosen = 0 AND record IS NOT NULL"
+    report.count("registers_undecided", connection.execute(query).fetchone()[0])
+    wanted: set[str] = set()
+    if connection.execute("PRAGMA user_version").fetchone()[0] >= _VERSION_WITH_DIGESTS:
+        wanted = {blob_id for (blob_id,) in connection.execute("SELECT blob_id FROM wanted")}
+        report.count("versions_wanted", len(wanted))
+        garbage = {blob_id for (blob_id,) in connection.execute("SELECT blob_id FROM garbage")}
+        report.count("blobs_garbage", len(garbage))
+        known |= garbage
+        if report.deep:
+            _examine_digests(connection, slot, report)
     query = "SELECT path, version, blob_id, size, chunks, manifest_id, inline FROM blobs"
     for path, version, blob_id, size, chunks_text, manifest_id, inline in connection.execute(query):
         known.add(blob_id)
         report.count("versions")
         where = f"slot {slot}, {path!r} version {version}, blob {blob_id}"
         if inline:
-            _examine_body(connection, blob_id, chunks_text, where, report)
-        elif size:
-            for what in _missing(folder / "blobs" / blob_id, chunks_text, manifest_id):
-                report.add("error", where, what, _REPAIR)
+            found = _wrong_body(connection, blob_id, chunks_text, deep=report.deep)
+        else:
+            found = _missing(folder / "blobs" / blob_id, chunks_text, manifest_id) if size else iter(())
+        try:
+            for what in found:
+                if blob_id in wanted:
+                    report.add("warning", where, what, _FETCHED)
+                else:
+                    report.add("error", where, what, _REPAIR)
+        except UNREADABLE as error:
+            report.add("error", where, f"the row cannot be read: {error}", _SCRUB)
     return known
 
 
-def _examine_body(connection: sqlite3.Connection, blob_id: str, chunks_text: str, where: str, report: Report) -> None:
+def _examine_digests(connection: sqlite3.Connection, slot: int, report: Report) -> None:
+    """Rows against the digests of their paths, and those against the sums of their buckets."""
+    where = f"slots/{slot}/{DATABASE_NAME}"
+    query = "SELECT path, accepted_ballot, record, chosen, digest FROM registers"
+    for path, accepted, record, chosen, digest in connection.execute(query):
+        try:
+            register = register_of(accepted, record, chosen)
+            # The digest is made of those rows only that can be read.
+            for row in connection.execute(f"SELECT {VERSION_COLUMNS} FROM blobs WHERE path = ?", (path,)):
+                version_of(row)
+        except UNREADABLE as error:
+            report.add("error", where, f"a row of {path!r} cannot be read: {error}", _SCRUB)
+            continue
+        right = digestdb.path_digest(connection, path, register)
+        if digestdb.stored(right) != digest:
+            report.add("error", where, f"the rows of {path!r} are not what its digest was made of", _SCRUB)
+    sums = connection.execute("SELECT sums FROM bucket_sums").fetchone()
+    # Without any the next start makes them.
+    if sums is not None and sums[0] != digestdb.sums_of_paths(connection):
+        report.add("warning", where, "the digests of the buckets are not those of the paths", _SCRUB)
+
+
+def _wrong_body(connection: sqlite3.Connection, blob_id: str, chunks_text: str, *, deep: bool) -> Iterator[str]:
     row = connection.execute("SELECT body FROM inline_bodies WHERE blob_id = ?", (blob_id,)).fetchone()
     chunks = msgspec.json.decode(chunks_text, type=tuple[ChunkRef, ...])
     if row is None:
         if chunks:
-            report.add("error", where, "the inline body is missing", _REPAIR)
-    elif chunks and report.deep and content_hash(row[0]) != chunks[0].id:
-        report.add("error", where, "the inline body fails its hash", _REPAIR)
+            yield "the inline body is missing"
+    elif chunks and deep and content_hash(row[0]) != chunks[0].id:
+        yield "the inline body fails its hash"
 
 
 def _missing(folder: Path, chunks_text: str, manifest_id: str | None) -> Iterator[str]:

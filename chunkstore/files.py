@@ -16,7 +16,7 @@ import structlog
 from blake3 import blake3
 
 from amberblob.errors import ChunkCorrupt, ChunkMissing, DigestMismatch
-from amberblob.ids import content_hash, valid_hash, valid_ulid
+from amberblob.ids import content_hash, ulid_time_ms, valid_hash, valid_ulid
 from amberblob.limits import MIB
 from amberblob.manifest import ChunkRef
 from chunkstore.fileops import FileOps
@@ -98,6 +98,18 @@ class BlobFiles:
         folder = self.blob_folder(slot, blob_id)
         return folder.is_dir() and not (folder / INCOMPLETE_NAME).exists()
 
+    def folders_before(self, slot: int, at_ms: int) -> list[str]:
+        """Blobs whose folder is in place, that were made and last changed before ``at_ms`` (epoch ms)."""
+        found: list[str] = []
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.slot_folder(slot) / "blobs") as entries:
+            for entry in entries:
+                if not valid_ulid(entry.name) or ulid_time_ms(entry.name) >= at_ms:
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.is_dir(follow_symlinks=False) and entry.stat().st_mtime_ns < at_ms * 1_000_000:
+                        found.append(entry.name)
+        return found
+
     # -- reading
 
     def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef) -> bytes:
@@ -138,8 +150,8 @@ class BlobFiles:
     @staticmethod
     def _missing(slot: int, blob_id: str, path: Path) -> ChunkMissing:
         return ChunkMissing(
-            f"{path.name} of blob {blob_id} (slot {slot}) is not on this disk. Another replica has it; "
-            "`amberblob explain` tells which."
+            f"{path.name} of blob {blob_id} (slot {slot}) is not on this disk; "
+            "`amberblob explain` tells which replica has it."
         )
 
     def quarantine_file(self, slot: int, blob_id: str, path: Path, wanted_id: str) -> ChunkCorrupt:

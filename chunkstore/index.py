@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,9 +21,9 @@ import structlog
 from amberblob.prefixes import after_prefix, group_of
 from amberblob.wire import ScanEntry
 from chunkstore.fileops import FileOps
+from chunkstore.rowcodec import json_text
 from chunkstore.rules import is_visible
 from chunkstore.schema import INDEX_MIGRATIONS
-from chunkstore.slotdb import json_text
 from chunkstore.sqlite import SchemaTooNew, checkpoint, connect, is_corrupt, migrate
 
 _log = structlog.get_logger(__name__)
@@ -120,9 +120,10 @@ class ListingIndex:
         # A process that died may have left a log that was never synced.
         self.dirty = True
 
-    def update(self, entries: Iterable[ScanEntry], applied: int) -> None:
-        """Put the entries in, in one transaction with the position that they reach to."""
+    def update(self, entries: Iterable[ScanEntry], applied: int, gone: Sequence[str] = ()) -> None:
+        """Put the entries in and take these paths out, in one transaction with the position that they reach to."""
         if self._loading:
+            assert not gone, "the slots' databases are read for it, and what is gone is not in them"
             self._load(entries)
             return
         rows: dict[bool, list[tuple[str, int, str]]] = {True: [], False: []}
@@ -135,6 +136,8 @@ class ListingIndex:
                     self.connection.executemany(
                         f"DELETE FROM {elsewhere} WHERE path = ?", ((path,) for path, _, _ in found)
                     )
+            for table in _TABLES if gone else ():
+                self.connection.executemany(f"DELETE FROM {table} WHERE path = ?", ((path,) for path in gone))
             self.connection.execute("UPDATE index_meta SET applied_position = ?", (applied,))
         self.applied = max(self.applied, applied)
 

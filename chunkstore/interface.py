@@ -15,14 +15,16 @@ All methods belong to the event loop's thread; none blocks it.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from amberblob.ballot import Register, SlotState
 from amberblob.errors import DiskFailed
-from amberblob.manifest import ChunkRef, Version, WriteMark
+from amberblob.manifest import ChunkRef, Record, Version, WriteMark
 from amberblob.mutations import Mutation
 from amberblob.wire import HistoryRow, ScanEntry
+from amberblob.wire_repair import LogLine, PathItem
 
 Buffer = bytes | bytearray | memoryview
 
@@ -36,6 +38,63 @@ class BlobState(enum.Enum):
     """All bytes are on the disk, staged or referred to."""
     ABORTED = "aborted"
     """It was given up: nothing may refer to it any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A version whose bytes are not all here.
+
+    Attributes:
+        damaged: something of it was here and failed its hash.
+    """
+
+    slot: int
+    path: str
+    version: Version
+    damaged: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotTally:
+    """What memory knows of a slot's database; what is not applied yet is not in it.
+
+    Attributes:
+        root: the sum of its digests, 32 bytes.
+        objects: paths with a record.
+        wanted, wanted_bytes, damaged: see :class:`amberblob.wire_repair.SlotHealth`.
+        log_head: number of the last line of its commit log; 0: none yet.
+    """
+
+    root: bytes
+    objects: int = 0
+    wanted: int = 0
+    wanted_bytes: int = 0
+    damaged: int = 0
+    log_head: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """One path's rows for retention: ``(version, created_at_ms, tombstoned_at_ms)``, oldest first, and its record if that is chosen."""
+
+    path: str
+    record: Record | None
+    rows: tuple[tuple[int, int, int | None], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedPage:
+    """Some paths of a slot, read and checked by :meth:`ReplicaStore.check_page`.
+
+    Attributes:
+        next_after: where the next page begins; None: the slot is done.
+        wrong: paths whose rows or record are not what their digest was made of; what is right is to be pulled with ``replace``.
+        versions: the rows of all of them, whose bytes are to be checked.
+    """
+
+    next_after: str | None
+    wrong: tuple[str, ...]
+    versions: tuple[tuple[str, Version], ...]
 
 
 class Staging(Protocol):
@@ -204,15 +263,15 @@ class ReplicaStore(Protocol):
         ...
 
     async def discard(self, slot: int, blob_id: str) -> None:
-        """Abort a staged blob that nothing refers to and remove its bytes. Does nothing to a referenced one."""
+        """Abort a blob that nothing refers to and remove its bytes. Does nothing to one that a row or register refers to."""
         ...
 
     def peek_body(self, slot: int, blob_id: str) -> bytes | None:
         """An inline body that is in memory, whole; it was checked against its hash when it came in. None says nothing."""
         ...
 
-    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef) -> bytes:
-        """The chunk's bytes, verified.
+    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef, *, fresh: bool = False) -> bytes:
+        """The chunk's bytes, verified; ``fresh``: as they are on the disk, even if an inline body is in memory, too.
 
         Raises:
             ChunkMissing: not on this disk.
@@ -254,6 +313,138 @@ class ReplicaStore(Protocol):
         """Abort staged blobs that nothing refers to and that were staged before ``older_than_ms`` (epoch ms).
 
         Returns how many were removed, at most ``limit``.
+        """
+        ...
+
+    # -- comparing and mending (rfc/0012)
+
+    def tally(self, slot: int) -> SlotTally:
+        """What is in the slot's database, from memory."""
+        ...
+
+    async def settle(self, slots: Sequence[int]) -> None:
+        """Bring the databases of these slots up to everything applied before the call. Raises DiskFailed."""
+        ...
+
+    async def bucket_sums(self, slot: int) -> bytes:
+        """The 256 bucket digests, 32 bytes each; includes everything applied before the call."""
+        ...
+
+    async def fingerprints(self, slot: int, buckets: Sequence[int]) -> dict[int, bytes]:
+        """Of these buckets: path keys and states (:mod:`amberblob.digests`), 8 bytes each, alternating, ascending by key.
+
+        A path with nothing chosen is left out. Includes everything applied before the call.
+        """
+        ...
+
+    async def items(self, slot: int, paths: Sequence[str], *, below: int | None = None) -> list[PathItem]:
+        """Everything about these paths (those that are unknown here are left out), ascending; few at a time.
+
+        Of a path with more rows than :data:`amberblob.limits.HISTORY_PAGE_MAX` (or more than fit a frame) the newest
+        below ``below``, and ``more_below``. Durable on return.
+        """
+        ...
+
+    async def items_differing(
+        self, slot: int, known: Mapping[int, bytes], after: str, size_bytes: int
+    ) -> tuple[list[PathItem], str | None]:
+        """Of these buckets' paths above ``after``, ascending, those that ``known`` lacks or has in another state.
+
+        At most about ``size_bytes`` as the wire has it (one item at least, if there is one), and where the next page begins; None: that is all.
+        """
+        ...
+
+    async def items_after(self, slot: int, after: str, size_bytes: int) -> tuple[list[PathItem], str | None]:
+        """A page of everything in the slot, as :meth:`items_differing`. Undecided registers are included."""
+        ...
+
+    async def log_lines(self, slot: int, after: int, limit: int) -> tuple[list[LogLine], bool]:
+        """Lines of the commit log after ``after``, in order; and whether lines in between were cut."""
+        ...
+
+    async def trim_log(self, slot: int, keep: int) -> int:
+        """Cut the commit log to its last ``keep`` lines, at most 10,000 at a time; how many went."""
+        ...
+
+    async def wanted(self, slot: int, limit: int) -> list[Wanted]:
+        """Versions whose bytes are not all here, smallest first."""
+        ...
+
+    async def referred(self, slot: int, blob_id: str) -> tuple[str, Version] | None:
+        """The path and the chosen version whose bytes this blob is; None: no row has it."""
+        ...
+
+    async def set_wanted(self, slot: int, path: str, version: Version, *, damaged: bool) -> None:
+        """Remember that a version's bytes are not all here. (A row that comes without its bytes is remembered by itself.)"""
+        ...
+
+    async def not_whole(self, slot: int, versions: Sequence[Version]) -> list[Version]:
+        """Those of these versions of one chunk each of which the file is not here, by its length; inline ones always.
+
+        Of the others it is said that they are whole, as by :meth:`is_whole`.
+        """
+        ...
+
+    async def is_whole(self, slot: int, version: Version) -> bool:
+        """Whether all bytes of a version are here, by length; if so it is no longer wanted, and is REFERENCED."""
+        ...
+
+    async def install_bodies(self, slot: int, bodies: Sequence[tuple[Version, bytes]]) -> None:
+        """Put back many inline bodies at once: one sync for all. Raises as :meth:`install_chunk`; then some may be in."""
+        ...
+
+    async def install_blobs(self, slot: int, blobs: Sequence[tuple[Version, bytes]]) -> None:
+        """Put back many versions of one chunk each, none of them here, at once: their files are synced side by side."""
+        ...
+
+    # -- scrub
+
+    async def check_page(self, slot: int, after: str, limit: int) -> CheckedPage:
+        """Read some paths' rows and records and compare them with their digests and tombstones; mends what the record tells."""
+        ...
+
+    async def check_sums(self, slot: int) -> bool:
+        """Compare the bucket digests with their paths'; a wrong one is made anew. Whether they were right."""
+        ...
+
+    async def orphans(self, slot: int, older_than_ms: int) -> list[str]:
+        """Blobs whose folder or inline body lies here, older than that, and that nothing refers to: no row, register, or upload.
+
+        :meth:`discard` removes one, if that is still so. None, as long as the slot's database was lost and is not filled again.
+        """
+        ...
+
+    async def memo(self, slot: int, name: str) -> str:
+        """A note kept in the slot's database, for upkeep that goes on after a restart; empty: none."""
+        ...
+
+    async def set_memo(self, slot: int, name: str, text: str) -> None:
+        """Keep a note. A power cut may take the last ones back."""
+        ...
+
+    # -- garbage
+
+    async def histories(self, slot: int, after: str, limit: int) -> tuple[list[History], str | None]:
+        """Paths above ``after`` that have more than one row, or no live one; and where the next page begins (None: the end)."""
+        ...
+
+    async def sweep_garbage(self, slot: int, limit: int) -> int:
+        """Remove the bytes of up to ``limit`` blobs whose rows have expired; how many were removed.
+
+        (The rows went when the record that says so was chosen; what is then to be removed is kept in the database.)
+        """
+        ...
+
+    async def forget_writes(self, slot: int, older_than_ms: int, limit: int) -> int:
+        """Remove write ids that were used before; how many."""
+        ...
+
+    async def begin_anew(self, slot: int) -> str:
+        """Have the slot be blank, for a copy that a route is to name anew; its incarnation. Durable on return.
+
+        What it held goes to quarantine, and a fresh database begins with a new incarnation; epoch and floors stay, and so do
+        the files of bytes, which are found again by whoever installs their versions. A copy that is blank already, and never was
+        synced, stays as it is. Nothing may be applied to the slot meanwhile. Raises DiskFailed.
         """
         ...
 

@@ -1,25 +1,43 @@
 """The memory twin of a disk: same answers, no files. For tests and simulations.
 
-Durability is modelled by one promise only: nothing is lost while the object lives. :meth:`MemoryStore.fail`,
-:attr:`MemoryStore.full`, :meth:`MemoryStore.corrupt_chunk` and :meth:`MemoryStore.lose_slot` play a bad disk.
+Durability is modelled by one promise only: nothing is lost while the object lives. :attr:`MemoryStore.full` and the methods of
+:class:`chunkstore.memory_damage.MemoryDamage` play a bad disk. The store is made of layers, each a module: what they share
+(``memory_base``), comparing and mending (``memory_repair``), scrub and garbage (``memory_upkeep``), damage, and registers and
+bytes here.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import assert_never
+
+from msgspec.structs import replace
 
 from amberblob.ballot import EMPTY_REGISTER, Register, SlotState
-from amberblob.errors import ChunkCorrupt, ChunkMissing, DigestMismatch, DiskFailed, DiskFull, StorageError
+from amberblob.errors import ChunkCorrupt, ChunkMissing, DigestMismatch, DiskFailed, StorageError
 from amberblob.ids import content_hash
 from amberblob.manifest import ChunkRef, Version, WriteMark
-from amberblob.mutations import Aborted, Accepted, Chosen, EpochSeen, Mutation, Reserved, Staged
+from amberblob.mutations import (
+    Aborted,
+    Accepted,
+    Chosen,
+    EpochSeen,
+    Forgotten,
+    Installed,
+    Mutation,
+    Reserved,
+    Staged,
+    Synced,
+)
 from amberblob.prefixes import group_of
 from amberblob.wire import HistoryRow, ScanEntry
 from chunkstore import rules
 from chunkstore.files import checked_hash, checked_ulid
 from chunkstore.index import Page
 from chunkstore.interface import BlobState, Buffer
+from chunkstore.memory_damage import MemoryDamage
 from chunkstore.memory_state import MemorySlot, PathState
 from chunkstore.overlay import Intent
 
@@ -59,7 +77,7 @@ class MemoryStaging:
         self._data.clear()
 
 
-class MemoryStore:
+class MemoryStore(MemoryDamage):
     """A :class:`chunkstore.interface.ReplicaStore` in memory.
 
     Args:
@@ -67,64 +85,14 @@ class MemoryStore:
     """
 
     def __init__(self, disk_id: str, *, wall_ms: Callable[[], int] = lambda: 0) -> None:
-        self.disk_id = disk_id
-        self.failed: str | None = None
-        self.full = False
-        self._wall_ms = wall_ms
-        self._slots: dict[int, MemorySlot] = {}
-        self._position = 0
-        self._index: dict[str, ScanEntry] = {}
-        self._paths: list[str] = []
-
-    # -- playing a bad disk
-
-    def fail(self, why: str) -> None:
-        """From now on the disk takes no more writes."""
-        self.failed = why
-
-    def lose_slot(self, slot: int, incarnation: str) -> None:
-        """The slot's database is gone; a fresh one begins. Files stay."""
-        old = self._slots.get(slot)
-        fresh = MemorySlot(SlotState(slot=slot, incarnation=incarnation))
-        if old is not None:
-            fresh.files, fresh.incomplete = old.files, old.incomplete
-            for path in old.registers:
-                self._index.pop(path, None)
-            self._paths = sorted(self._index)
-        self._slots[slot] = fresh
-
-    def corrupt_chunk(self, slot: int, blob_id: str, chunk_id: str) -> None:
-        """Flip a bit of a chunk."""
-        at = self._slots[slot]
-        place = at.files.get(blob_id)
-        data = bytearray(at.bodies[blob_id] if place is None else place[chunk_id])
-        data[0] ^= 1
-        if place is None:
-            at.bodies[blob_id] = bytes(data)
-            at.corrupt.add(blob_id)
-        else:
-            place[chunk_id] = bytes(data)
-
-    def guard(self) -> None:
-        """Raise what a disk in this state raises when bytes come in."""
-        self._raise_if_failed()
-        if self.full:
-            raise DiskFull("the memory store was told to be full")
-
-    def _raise_if_failed(self) -> None:
-        if self.failed is not None:
-            raise DiskFailed(self.failed)
+        super().__init__(disk_id, wall_ms=wall_ms)
+        self._begun_anew = 0
 
     def counts(self) -> dict[str, int]:
         """See the interface."""
         return {}
 
     # -- registers
-
-    def _slot(self, slot: int) -> MemorySlot:
-        if slot not in self._slots:
-            self._slots[slot] = MemorySlot(SlotState(slot=slot, incarnation=self.disk_id))
-        return self._slots[slot]
 
     def slot_state(self, slot: int) -> SlotState:
         """See the interface; so for all that follows."""
@@ -137,6 +105,19 @@ class MemoryStore:
             for slot, known in self._slots.items()
             if known.state.incarnation != self.disk_id
         }
+
+    async def begin_anew(self, slot: int) -> str:
+        self._raise_if_failed()
+        known = self._slots.get(slot)
+        if known is None:
+            return self.disk_id
+        state = known.state
+        if known.registers or known.paths or state.synced_epoch:
+            self._begun_anew += 1
+            incarnation = f"{self.disk_id}.{self._begun_anew}"
+            self.lose_slot(slot, incarnation)
+            self._slots[slot].state = replace(state, incarnation=incarnation, synced_epoch=0)
+        return self._slots[slot].state.incarnation
 
     def peek(self, slot: int, path: str) -> Register | None:
         known = self._slots.get(slot)
@@ -164,7 +145,12 @@ class MemoryStore:
                 self._accepted(at, mutation)
             case Chosen():
                 self._chosen(at, mutation)
-            case Reserved() | EpochSeen():
+            case Installed():
+                self._installed(at, mutation)
+            case Forgotten():
+                self._forgotten(at, mutation)
+                at.state = rules.change_slot(at.state, mutation)
+            case Reserved() | EpochSeen() | Synced():
                 at.state = rules.change_slot(at.state, mutation)
             case Staged():
                 known = at.intents.get(mutation.blob_id)
@@ -174,39 +160,106 @@ class MemoryStore:
                 known = at.intents.get(mutation.blob_id)
                 if known is None or known[0] is not Intent.REFERENCED:
                     at.intents[mutation.blob_id] = (Intent.ABORTED, 0)
+            case _:
+                assert_never(mutation)
         self._position += 1
         return self._position
 
     def _accepted(self, at: MemorySlot, mutation: Accepted) -> None:
         before = at.registers.get(mutation.path, EMPTY_REGISTER)
         after, record = rules.accept(before, mutation), mutation.record
-        path = at.paths.setdefault(mutation.path, PathState())
-        path.add_row(record.previous)
-        path.add_writes(record.writes[:-1])
+        with self._changing(at, mutation.path, logged=False) as path:
+            path.add_row(record.previous)
+            path.add_writes(record.writes[:-1])
         if after is before:
             return
-        self._set_register(at, mutation.slot, mutation.path, after)
+        self._set_register(at, mutation.path, after)
         if record.added is not None:
             at.intents[record.added.blob_id] = (Intent.REFERENCED, record.added.created_at_ms)
             if mutation.body is not None:
                 at.bodies[record.added.blob_id] = mutation.body
+            # It is accepted only once its bytes are here, whatever was missing of them before.
+            at.wanted.pop(record.added.blob_id, None)
+        self._release(at, mutation.path, before)
 
     def _chosen(self, at: MemorySlot, mutation: Chosen) -> None:
         before = at.registers.get(mutation.path, EMPTY_REGISTER)
         record, after = rules.chosen_record(before, mutation), rules.choose(before, mutation)
         if after is not before:
-            self._set_register(at, mutation.slot, mutation.path, after)
+            self._set_register(at, mutation.path, after)
         if record is None:
             return
-        if mutation.record is not None and record.added is not None:
-            at.intents[record.added.blob_id] = (Intent.REFERENCED, record.added.created_at_ms)
-        at.paths.setdefault(mutation.path, PathState()).learn(record)
+        with self._changing(at, mutation.path) as path:
+            path.learn(record)
+        self._release(at, mutation.path, before)
 
-    def _set_register(self, at: MemorySlot, slot: int, path: str, register: Register) -> None:
-        at.registers[path] = register
-        if path not in self._index:
-            bisect.insort(self._paths, path)
-        self._index[path] = rules.scan_entry(slot, path, register)
+    def _installed(self, at: MemorySlot, mutation: Installed) -> None:
+        before = at.registers.get(mutation.path, EMPTY_REGISTER)
+        after = rules.install(before, mutation)
+        if after is not before:
+            self._set_register(at, mutation.path, after)
+        with self._changing(at, mutation.path) as path:
+            if mutation.replace:
+                # What is here is not what its digest was made of: it is made anew.
+                path.terms.clear()
+                path.record_term = None
+            if mutation.record is not None:
+                path.learn(mutation.record, replace=mutation.replace)
+            for version in sorted(mutation.rows, key=lambda row: row.version):
+                path.add_row(version, replace=mutation.replace)
+            path.add_writes(mutation.writes)
+        self._release(at, mutation.path, before)
+
+    @staticmethod
+    def _release(at: MemorySlot, name: str, before: Register) -> None:
+        """The register held a record that is no longer there: what it kept of expired versions is garbage."""
+        if before.record is None or before.record is at.registers[name].record:
+            return
+        for version in (before.record.head, before.record.previous):
+            if version is None or not at.paths[name].is_expired(version.version):
+                continue
+            if at.referred(version.blob_id) is None:
+                at.wanted.pop(version.blob_id, None)
+                at.garbage[version.blob_id] = version
+
+    def _forgotten(self, at: MemorySlot, mutation: Forgotten) -> None:
+        known = at.paths.get(mutation.path)
+        if (known is not None and known.rows) or not rules.forget(
+            at.registers.get(mutation.path, EMPTY_REGISTER), mutation
+        ):
+            return
+        del at.registers[mutation.path]
+        at.path(mutation.path).newest_chosen = None
+        self._unlist(mutation.path)
+
+    @contextlib.contextmanager
+    def _changing(self, at: MemorySlot, name: str, *, logged: bool = True) -> Iterator[PathState]:
+        """A path whose rows change: what is wanted, kept or garbage afterwards follows from how they differ.
+
+        ``logged``: a change is a line of the commit log.
+        """
+        path = at.path(name)
+        before = {number: version for number, (version, _) in path.rows.items()}
+        newest, writes = path.newest_chosen, len(path.writes)
+        yield path
+        path.bury()
+        for version in path.drop_expired():
+            if before.pop(version.version, None) is not None:
+                at.wanted.pop(version.blob_id, None)
+                at.garbage[version.blob_id] = version
+        changed = newest is not path.newest_chosen or writes != len(path.writes)
+        for number, (version, _) in path.rows.items():
+            old = before.get(number)
+            if old is version:
+                continue
+            changed = True
+            if old is not None:
+                at.wanted.pop(old.blob_id, None)
+            at.intents[version.blob_id] = (Intent.REFERENCED, version.created_at_ms)
+            if not at.is_whole(version):
+                at.want(name, version, damaged=False)
+        if changed and logged:
+            at.log.append((name, path.newest_chosen.revision if path.newest_chosen is not None else 0))
 
     # -- history and listing
 
@@ -286,17 +339,22 @@ class MemoryStore:
     async def discard(self, slot: int, blob_id: str) -> None:
         checked_ulid(blob_id)
         at = self._slot(slot)
-        intent = at.intents.get(blob_id)
-        if intent is not None and intent[0] is Intent.REFERENCED:
+        if at.referred(blob_id) is not None:
             return
+        is_staged = at.intents.get(blob_id, (None, 0))[0] is Intent.STAGED
+        if self._is_being_filled(at) and not is_staged and (blob_id in at.files or blob_id in at.bodies):
+            return
+        # REFERENCED by a record that another one took the place of: it has neither row nor register.
+        at.intents.pop(blob_id, None)
         self.apply(Aborted(slot, blob_id))
         at.files.pop(blob_id, None)
+        at.bodies.pop(blob_id, None)
 
     def peek_body(self, slot: int, blob_id: str) -> bytes | None:
         at = self._slots.get(slot)
         return None if at is None or blob_id in at.corrupt else at.bodies.get(blob_id)
 
-    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef) -> bytes:
+    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef, *, fresh: bool = False) -> bytes:
         checked_ulid(blob_id)
         at = self._slots.get(slot)
         body = at.bodies.get(blob_id) if at else None
@@ -324,6 +382,9 @@ class MemoryStore:
 
     def _give_up(self, slot: int, blob_id: str, name: str) -> ChunkCorrupt:
         at = self._slots[slot]
+        holder = at.referred(blob_id)
+        if holder is not None:
+            at.want(*holder, damaged=True)
         if blob_id in at.bodies:
             del at.bodies[blob_id]
             at.corrupt.discard(blob_id)
@@ -355,19 +416,13 @@ class MemoryStore:
         at = self._slot(slot)
         if body:
             at.bodies[version.blob_id] = data
+            at.corrupt.discard(version.blob_id)
             return
         if version.blob_id not in at.files:
             at.incomplete.add(version.blob_id)
         files = at.files.setdefault(version.blob_id, {})
         files[name] = data
-        chunks = version.chunks
-        if version.manifest_id is not None:
-            from amberblob.manifest import decode_manifest
-
-            if version.manifest_id not in files:
-                return
-            chunks = decode_manifest(files[version.manifest_id])
-        if all(chunk.id in files for chunk in chunks):
+        if at.is_whole(version):
             at.incomplete.discard(version.blob_id)
 
     async def sweep_staged(self, older_than_ms: int, limit: int) -> int:

@@ -14,7 +14,17 @@ from collections import OrderedDict, deque
 
 from amberblob.ballot import EMPTY_REGISTER, Register, SlotState
 from amberblob.manifest import Version
-from amberblob.mutations import Aborted, Accepted, Chosen, EpochSeen, Reserved, Staged
+from amberblob.mutations import (
+    Aborted,
+    Accepted,
+    Chosen,
+    EpochSeen,
+    Forgotten,
+    Installed,
+    Reserved,
+    Staged,
+    Synced,
+)
 from chunkstore import rules
 from chunkstore.bodycache import BODY_CACHE_BYTES_DEFAULT, BodyCache
 from chunkstore.codec import BodyKept, Entry
@@ -25,6 +35,7 @@ _COMPLETE_MAX = 20_000
 _ENTRY_BYTES = 400
 _VERSION_BYTES = 300
 _CHUNK_BYTES = 110
+_MARK_BYTES = 120
 
 Key = tuple[int, str]
 
@@ -48,9 +59,11 @@ def entry_bytes(entry: Entry) -> int:
     if isinstance(entry, Accepted):
         body = entry.body
         size += _version_bytes(entry.record.head) + _version_bytes(entry.record.previous)
-    elif isinstance(entry, Chosen):
+    elif isinstance(entry, Chosen | Installed):
         if entry.record is not None:
             size += _version_bytes(entry.record.head) + _version_bytes(entry.record.previous)
+        if isinstance(entry, Installed):
+            size += sum(map(_version_bytes, entry.rows)) + _MARK_BYTES * len(entry.writes)
     elif isinstance(entry, BodyKept):
         body = entry.body
     return size if body is None else size + len(body)
@@ -105,6 +118,8 @@ class Overlay:
             ballot_floor=max(known.ballot_floor, state.ballot_floor),
             version_floor=max(known.version_floor, state.version_floor),
             promise_ceiling=max(known.promise_ceiling, state.promise_ceiling),
+            # What it was filled with is gone.
+            synced_epoch=0,
         )  # fmt: skip
         for key in [key for key in self._clean if key[0] == state.slot]:
             del self._clean[key]
@@ -248,11 +263,15 @@ class Overlay:
         self._log.append((position, entry, size_bytes))
         self.unapplied_bytes += size_bytes
         match entry:
-            case Accepted() | Chosen():
+            case Accepted() | Chosen() | Installed():
                 return self._change_register(entry, position)
-            case Reserved() | EpochSeen():
+            case Reserved() | EpochSeen() | Synced():
                 self._states[slot] = rules.change_slot(self._states[slot], entry)
                 self._state_position[slot] = position
+            case Forgotten():
+                self._states[slot] = rules.change_slot(self._states[slot], entry)
+                self._state_position[slot] = position
+                return self._forget(entry, position)
             case Staged():
                 self._saw(slot, entry.blob_id)
                 intent = self.intent(slot, entry.blob_id)
@@ -270,7 +289,22 @@ class Overlay:
                 self._bodies[slot, entry.blob_id] = (entry.body, position)
         return None
 
-    def _change_register(self, entry: Accepted | Chosen, position: int) -> Register | None:
+    def _forget(self, entry: Forgotten, position: int) -> Register | None:
+        """Whether the register goes depends on its rows, too: unless it surely stays, only the database knows."""
+        key = (entry.slot, entry.path)
+        dirty = self._dirty.get(key)
+        before = dirty[0] if dirty is not None else self._clean.get(key)
+        if before is not None and not rules.forget(before, entry):
+            return before
+        self._dirty.pop(key, None)
+        self._clean.pop(key, None)
+        paths = self._filters.get(entry.slot)
+        if paths is not None:
+            paths.add(entry.path)
+        self._blind[key] = position
+        return None
+
+    def _change_register(self, entry: Accepted | Chosen | Installed, position: int) -> Register | None:
         slot, record = entry.slot, entry.record
         key = (slot, entry.path)
         dirty = self._dirty.get(key)
@@ -282,12 +316,17 @@ class Overlay:
         added = record.added if record is not None else None
         if record is not None and record.previous is not None:
             self._saw(slot, record.previous.blob_id)
+        for row in entry.rows if isinstance(entry, Installed) else ():
+            self._saw(slot, row.blob_id)
         after: Register | None = None
         if before is None or key in self._blind:
             self._blind[key] = position
         else:
-            after = rules.accept(before, entry) if isinstance(entry, Accepted) else rules.choose(before, entry)
-            is_mark = after.accepted is before.accepted and isinstance(entry, Chosen)
+            if isinstance(entry, Accepted):
+                after = rules.accept(before, entry)
+            else:
+                after = rules.choose(before, entry) if isinstance(entry, Chosen) else rules.install(before, entry)
+            is_mark = after.record is before.record and not isinstance(entry, Accepted)
             told_after = position if not is_mark else 0 if dirty is None else dirty[2]
             self._dirty[key] = (after, position, told_after)
             if isinstance(entry, Accepted) and after is before:
@@ -317,7 +356,7 @@ class Overlay:
             at, entry, size_bytes = log.popleft()
             self.unapplied_bytes -= size_bytes
             match entry:
-                case Accepted() | Chosen():
+                case Accepted() | Chosen() | Installed() | Forgotten():
                     key = (entry.slot, entry.path)
                     dirty = self._dirty.get(key)
                     if dirty is not None and dirty[1] == at:
@@ -325,7 +364,8 @@ class Overlay:
                         self._keep(key, dirty[0])
                     if self._blind.get(key) == at:
                         del self._blind[key]
-                    added = entry.record.added if entry.record is not None else None
+                    record = None if isinstance(entry, Forgotten) else entry.record
+                    added = record.added if record is not None else None
                     if added is not None:
                         self._settle(entry.slot, added.blob_id, at)
                 case Staged() | Aborted() | BodyKept():

@@ -9,8 +9,9 @@ in the slot's database, and those that memory took in and the database has yet t
   entry is taken into memory, whatever memory knows of its register (``blind`` or not). Nothing ever takes a bit out.
 * The filter of a slot that was loaded begins incomplete: it takes paths, and says nothing. Let T be the journal position
   of the slot at that moment. What is applied later is added by the loop. What was applied up to T is read from the
-  database by a walk over all paths that begins only once the database holds everything up to T (:mod:`filling`); rows of
-  ``registers`` are never deleted, so that a walk in ascending order meets every path that was there when it began. What
+  database by a walk over all paths that begins only once the database holds everything up to T (:mod:`filling`); a
+  walk in ascending order meets every path that was there when it began, but for those whose row was deleted meanwhile: they
+  were forgotten (:class:`amberblob.mutations.Forgotten`), and are new indeed. What
   comes in behind its back was applied after T. What it found becomes the first layer, and only then the filter speaks.
 * What a start replays is in the databases before the store is open: a part of "in the database".
 * A slot's database that is lost takes paths away and brings none that were not applied: what its successor holds was

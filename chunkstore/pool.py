@@ -13,6 +13,7 @@ import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,7 @@ import structlog
 from amberblob.ballot import SlotState
 from chunkstore.fileops import FileOps
 from chunkstore.identity import DiskIdentity, write_identity
+from chunkstore.interface import SlotTally
 from chunkstore.process import trim_memory
 from chunkstore.slotdb import SlotDatabase
 from chunkstore.sqlite import is_corrupt
@@ -75,6 +77,8 @@ class SlotPool:
         self._freed = True  # recovery opened every database once
         self._half_retired: dict[int, SlotState] = {}
         self.lost: list[LostSlot] = []
+        self.tallies: dict[int, SlotTally] = {}
+        """By slot; written on the database thread, read anywhere."""
         self.on_lost: Callable[[LostSlot, SlotState], None] = lambda lost, state: None
         """Called on the database thread for each slot that is lost."""
 
@@ -110,11 +114,11 @@ class SlotPool:
                 if slot in self._identity.slots_created:
                     return self.retire(slot, "the database file is missing or empty")
                 self._ops.make_dirs(path.parent)
-                database = SlotDatabase(slot, path, self._identity.disk_id, create=True)
+                database = SlotDatabase(slot, path, self._identity.disk_id, create=True, tallies=self.tallies)
             else:
                 # Half a database that a killed retire() left must not get the first incarnation.
                 fresh = None if slot in self._identity.slots_created else self._identity.disk_id
-                database = SlotDatabase(slot, path, fresh, create=False)
+                database = SlotDatabase(slot, path, fresh, create=False, tallies=self.tallies)
         except (sqlite3.Error, msgspec.DecodeError) as error:
             if not is_damage(error):
                 raise
@@ -139,22 +143,26 @@ class SlotPool:
         """Whether the slot's database is not the first that it had here."""
         return self.get(slot).state.incarnation != self._identity.disk_id
 
-    def remake_unfinished(self, slot: int) -> None:
-        """At start, before the journal is replayed: delete a database that was never made durable.
+    def remake_unfinished(self, slot: int) -> bool:
+        """At start, before the journal is replayed: delete a database that was never made durable; whether it was one.
 
         It was never synced, so that after a power cut it may hold anything, also what looks sound. Every entry of such a
         slot is still in the journal, so nothing is lost and the incarnation stays.
         """
         if slot in self._identity.slots_created:
-            return
+            return False
         path = self.folder(slot) / DATABASE_NAME
-        _log.info("slot-database-unfinished", slot=slot, action="made anew from the journal")
         # The main file last: SQLite drops a log beside an empty database, and must not take it for that of a new one.
         for part in reversed(_PARTS):
             self._ops.unlink(path.with_name(path.name + part))
+        return True
 
-    def retire(self, slot: int, why: str) -> SlotDatabase:
+    def retire(self, slot: int, why: str, *, applied: int = 0, damaged: bool = True) -> SlotDatabase:
         """Give the slot's database up: move it to quarantine, begin a fresh one with a new incarnation.
+
+        Args:
+            applied: entries of the journal up to here are not to be applied to the fresh one, now or after a restart.
+            damaged: False: there is nothing wrong with it, and the log says so.
 
         Raises:
             sqlite3.Error, OSError: it could not be done, for want of room perhaps; the next :meth:`get` goes on.
@@ -171,7 +179,7 @@ class SlotPool:
         quarantine = self._move_away(slot, path, incarnation)
         self._ops.make_dirs(path.parent)
         try:
-            database = self._begin_anew(slot, path, incarnation)
+            database = self._begin_anew(slot, path, incarnation, applied)
         except BaseException:
             # Half a database must not be taken for the slot's: it may bear the wrong incarnation.
             for part in _PARTS:
@@ -181,24 +189,28 @@ class SlotPool:
         self._open[slot] = database
         lost = LostSlot(slot=slot, incarnation=incarnation, why=why, quarantine=quarantine)
         self.lost.append(lost)
-        _log.error(
-            "slot-lost", slot=slot, why=why, incarnation=incarnation, quarantine=quarantine,
-            action="the slot is a learner here until it was rebuilt from its peers; keep the quarantine folder until then",
+        # What was damaged is for an operator to look at. What only is not wanted any more is in order: a disk that came back, or
+        # what the journal held of a slot whose database was lost.
+        report = partial(_log.error, "slot-lost") if damaged else partial(_log.warning, "slot-put-aside")
+        report(
+            slot=slot, why=why, incarnation=incarnation, quarantine=quarantine,
+            action="the slot has no vote here until it was filled from its peers; keep the quarantine folder until then",
         )  # fmt: skip
         self.on_lost(lost, database.state)
         return database
 
-    def _begin_anew(self, slot: int, path: Path, incarnation: str) -> SlotDatabase:
-        database = SlotDatabase(slot, path, incarnation, create=True)
+    def _begin_anew(self, slot: int, path: Path, incarnation: str, applied: int) -> SlotDatabase:
+        database = SlotDatabase(slot, path, incarnation, create=True, tallies=self.tallies)
         try:
             known = self._half_retired.get(slot)
             if known is not None:
+                # What it was filled with is gone: synced_epoch begins at 0 again, and a replay of the journal does not raise it.
                 state = SlotState(
                     slot=slot, incarnation=incarnation, epoch=known.epoch, ballot_floor=known.ballot_floor,
                     version_floor=known.version_floor, promise_ceiling=known.promise_ceiling,
                 )  # fmt: skip
                 with database.transaction():
-                    database.write_meta(state, 0)
+                    database.write_meta(state, applied)
             database.checkpoint()
             self._ops.fsync_dir(path.parent)
         except BaseException:

@@ -64,9 +64,12 @@ def recover_databases(
     if removed:
         _log.info("staging-cleared", folders=removed)
     applied: dict[int, int] = {}
+    unfinished = 0
     for slot in pool.known_slots():
-        pool.remake_unfinished(slot)
+        unfinished += pool.remake_unfinished(slot)
         applied[slot] = applier.with_room(partial(pool.get, slot)).applied
+    if unfinished:
+        _log.info("slot-databases-unfinished", slots=unfinished, action="made anew from the journal")
     applier.open_index(recovered.scans[0].header.first_position if recovered.scans and recovered.scans[0].header else 1)
     index = applier.index
     assert index is not None

@@ -5,9 +5,13 @@ Memory and database must come to the same register, whichever applies a mutation
 
 from __future__ import annotations
 
+from typing import assert_never
+
+from msgspec.structs import replace
+
 from amberblob.ballot import BALLOT_ZERO, Ballot, Register, SlotState
 from amberblob.manifest import Record
-from amberblob.mutations import Accepted, Chosen, EpochSeen, Reserved
+from amberblob.mutations import Accepted, Chosen, EpochSeen, Forgotten, Installed, Reserved, Synced
 from amberblob.wire import ScanEntry
 
 
@@ -38,21 +42,53 @@ def chosen_record(register: Register, mutation: Chosen) -> Record | None:
     return mutation.record
 
 
-def change_slot(state: SlotState, mutation: Reserved | EpochSeen) -> SlotState:
+def install(register: Register, mutation: Installed) -> Register:
+    """The register after ``mutation``: as :func:`choose`, and with ``replace`` a record that failed its check gives way.
+
+    The ballot never goes down: a chosen record may have been accepted here again above the ballot that is told.
+    """
+    ballot, record, held = mutation.ballot, mutation.record, register.record
+    if ballot is None or record is None:
+        return register
+    if mutation.replace and register.accepted is not None and held is not None and held != record:
+        same_revision = register.chosen and held.revision == record.revision
+        if same_revision or register.accepted == ballot:
+            return Register(max(register.accepted, ballot), record, True)
+    return choose(register, Chosen(mutation.slot, mutation.path, ballot, record))
+
+
+def forget(register: Register, mutation: Forgotten) -> bool:
+    """Whether the register is the stub that ``mutation`` names, and goes."""
+    record = register.record
+    if record is None or not register.chosen or register.accepted != mutation.ballot:
+        return False
+    return record.head is None and not record.live
+
+
+def change_slot(state: SlotState, mutation: Reserved | EpochSeen | Synced | Forgotten) -> SlotState:
     """The slot's own state after ``mutation``. Nothing in it ever goes down."""
-    ceiling, epoch = state.promise_ceiling, state.epoch
-    if isinstance(mutation, Reserved):
-        ceiling = max(ceiling, mutation.ceiling)
-    else:
-        epoch = max(epoch, mutation.epoch)
-    return SlotState(
-        slot=state.slot,
-        incarnation=state.incarnation,
-        epoch=epoch,
-        ballot_floor=state.ballot_floor,
-        version_floor=state.version_floor,
-        promise_ceiling=ceiling,
-    )
+    match mutation:
+        case Reserved():
+            return replace(state, promise_ceiling=max(state.promise_ceiling, mutation.ceiling))
+        case EpochSeen():
+            return replace(state, epoch=max(state.epoch, mutation.epoch))
+        case Synced():
+            is_own = mutation.incarnation in ("", state.incarnation)
+            return replace(
+                state,
+                epoch=max(state.epoch, mutation.epoch),
+                synced_epoch=max(state.synced_epoch, mutation.epoch if is_own else 0),
+                ballot_floor=max(state.ballot_floor, mutation.ballot_floor),
+                version_floor=max(state.version_floor, mutation.version_floor),
+            )
+        case Forgotten():
+            return replace(
+                state,
+                ballot_floor=max(state.ballot_floor, mutation.ballot),
+                version_floor=max(state.version_floor, mutation.version_max),
+            )
+        case _:
+            assert_never(mutation)
 
 
 def scan_entry(slot: int, path: str, register: Register) -> ScanEntry:

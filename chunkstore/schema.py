@@ -47,6 +47,29 @@ CREATE TABLE slot_meta (
   version_floor INTEGER NOT NULL DEFAULT 0, promise_ceiling INTEGER NOT NULL DEFAULT 0,
   applied_position INTEGER NOT NULL DEFAULT 0);
 """,
+    # rfc/0012. The row of bucket_sums and the digests are made when the database is opened: chunkstore.digestdb.
+    """
+ALTER TABLE registers ADD COLUMN digest BLOB /* amberblob.digests: sum over the path's rows and chosen record */;
+ALTER TABLE registers ADD COLUMN term BLOB /* what the record adds to the digest; NULL: nothing */;
+ALTER TABLE registers ADD COLUMN expired TEXT /* JSON ranges: versions that are gone for certain; NULL: none */;
+ALTER TABLE slot_meta ADD COLUMN synced_epoch INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE slot_meta ADD COLUMN objects INTEGER NOT NULL DEFAULT 0 /* registers that hold a record */;
+CREATE TABLE bucket_sums (                             -- one row
+  id INTEGER PRIMARY KEY CHECK (id = 1),
+  sums BLOB NOT NULL                                   -- 256 digests of 32 bytes, least significant byte first
+);
+CREATE TABLE wanted (                                  -- versions whose bytes are not all here
+  blob_id TEXT PRIMARY KEY, path TEXT NOT NULL, version INTEGER NOT NULL, bytes INTEGER NOT NULL,
+  damaged INTEGER NOT NULL                             -- 1: they were here and failed their hash
+) WITHOUT ROWID;
+CREATE INDEX idx_wanted_order ON wanted(bytes, path, version);
+CREATE TABLE garbage (                                 -- blobs whose rows have expired: their files are to go
+  blob_id TEXT PRIMARY KEY, at_ms INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE memos (name TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
+INSERT INTO wanted SELECT blob_id, path, version, size, 0 FROM blobs AS b WHERE size > 0 AND CASE inline
+  WHEN 1 THEN NOT EXISTS (SELECT 1 FROM inline_bodies WHERE blob_id = b.blob_id)
+  ELSE NOT EXISTS (SELECT 1 FROM intents WHERE blob_id = b.blob_id AND state <> 'ABORTED') END;
+""",
 )
 
 INDEX_MIGRATIONS: tuple[str, ...] = (

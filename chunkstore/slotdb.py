@@ -3,58 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
-from amberblob.ballot import BALLOT_ZERO, EMPTY_REGISTER, Ballot, Register, SlotState
-from amberblob.manifest import ChunkRef, Record, Version, WriteMark
+from amberblob.ballot import BALLOT_ZERO, EMPTY_REGISTER, Register, SlotState
+from amberblob.digests import DIGEST_BYTES
+from amberblob.manifest import Version, WriteMark
 from amberblob.wire import HistoryRow
+from chunkstore import digestdb
+from chunkstore.interface import SlotTally
+from chunkstore.rowcodec import VERSION_COLUMNS, ballot_of, history_of, json_text, register_of, version_of
 from chunkstore.schema import SLOT_MIGRATIONS
-from chunkstore.sqlite import checkpoint, connect, migrate, ms_of
+from chunkstore.sqlite import checkpoint, connect, migrate
 
-_to_json = msgspec.json.encode
-_ballot_of = msgspec.json.Decoder(Ballot).decode
-_record_of = msgspec.json.Decoder(Record).decode
-_chunks_of = msgspec.json.Decoder(tuple[ChunkRef, ...]).decode
-_meta_of = msgspec.json.Decoder(dict[str, str]).decode
-
-_VERSION_COLUMNS = "version, blob_id, size, etag, created_at, content_type, meta, chunks, manifest_id, chunk_count, inline, tombstoned_at"
-
-
-def json_text(value: object) -> str:
-    """``value`` as JSON text, as the databases hold it."""
-    return _to_json(value).decode()
-
-
-def register_of(accepted: str | None, record: str | None, chosen: int) -> Register:
-    """The register that a row of ``registers`` holds."""
-    if accepted is None or record is None:
-        return EMPTY_REGISTER
-    return Register(_ballot_of(accepted), _record_of(record), bool(chosen))
-
-
-def _row_of(row: tuple[str | int | None, ...]) -> HistoryRow:
-    version, blob_id, size, etag, created_at, content_type, meta, chunks, manifest_id, count, inline, tombstoned_at = (
-        row
-    )
-    known = Version(
-        version=int(version or 0),
-        blob_id=str(blob_id),
-        size=int(size or 0),
-        etag=str(etag),
-        created_at_ms=ms_of(str(created_at)),
-        content_type=str(content_type),
-        meta=_meta_of(str(meta)),
-        chunks=_chunks_of(str(chunks)),
-        manifest_id=None if manifest_id is None else str(manifest_id),
-        chunk_count=int(count or 0),
-        inline=bool(inline),
-    )
-    return HistoryRow(known, None if tombstoned_at is None else ms_of(str(tombstoned_at)))
+NO_TALLY = SlotTally(root=bytes(DIGEST_BYTES))
+"""Of a slot without a database."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,13 +41,19 @@ class SlotDatabase:
         slot: its number.
         state: the row of ``slot_meta``.
         applied: journal position of the last entry in it.
+        sums: the 256 bucket sums.
+        tally: what others are told of it.
     """
 
-    def __init__(self, slot: int, path: Path, incarnation: str | None, *, create: bool, cache_kib: int = 256) -> None:
+    def __init__(
+        self, slot: int, path: Path, incarnation: str | None, *, create: bool, cache_kib: int = 256,
+        tallies: dict[int, SlotTally] | None = None,
+    ) -> None:  # fmt: skip
         """Open, migrate, and create if allowed.
 
         Args:
             incarnation: of a file that has none yet; None: then it is damaged, because it must have one.
+            tallies: where the slot's tally is to stand, from now on and after every transaction that changes it.
         """
         self.slot = slot
         self.path = path
@@ -90,38 +64,91 @@ class SlotDatabase:
                 self.connection.execute(
                     "INSERT OR IGNORE INTO slot_meta(id, incarnation) VALUES (1, ?)", (incarnation,)
                 )
+            self.dirty = False
+            """Whether something was written since the last checkpoint by this connection."""
+            self.sums, self.tally = digestdb.NO_SUMS, NO_TALLY
+            self._tallies: dict[int, SlotTally] = {} if tallies is None else tallies
             self.state, self.applied = self._read_meta()
+            self._read_digests()
         except BaseException:
             self.connection.close()
             raise
-        self.dirty = False
-        """Whether something was written since the last checkpoint by this connection."""
+        self._tell()
 
     def _read_meta(self) -> tuple[SlotState, int]:
         row = self.connection.execute(
-            "SELECT incarnation, epoch, ballot_floor, version_floor, promise_ceiling, applied_position FROM slot_meta"
+            "SELECT incarnation, epoch, ballot_floor, version_floor, promise_ceiling, applied_position, synced_epoch, objects "
+            "FROM slot_meta"
         ).fetchone()
-        if row is None or not isinstance(row[0], str) or not all(isinstance(row[at], int) for at in (1, 3, 4, 5)):
+        if row is None or not isinstance(row[0], str) or not all(isinstance(row[at], int) for at in (1, 3, 4, 5, 6, 7)):
             raise msgspec.ValidationError(f"slot_meta holds {row!r}")
-        incarnation, epoch, ballot_floor, version_floor, ceiling, applied = row
+        incarnation, epoch, ballot_floor, version_floor, ceiling, applied, synced_epoch, objects = row
         state = SlotState(
             slot=self.slot,
             incarnation=incarnation,
             epoch=epoch,
-            ballot_floor=_ballot_of(ballot_floor) if ballot_floor else BALLOT_ZERO,
+            ballot_floor=ballot_of(ballot_floor) if ballot_floor else BALLOT_ZERO,
             version_floor=version_floor,
             promise_ceiling=ceiling,
+            synced_epoch=synced_epoch,
         )
+        self.tally = replace(self.tally, objects=objects)
         return state, applied
+
+    def _read_digests(self) -> None:
+        """The bucket sums and what else :attr:`tally` tells. A file of an older version gets its digests now."""
+        found = self.connection.execute("SELECT sums FROM bucket_sums").fetchone()
+        if found is None or not isinstance(found[0], bytes) or len(found[0]) != digestdb.SUMS_BYTES:
+            with self.transaction():
+                sums, objects = digestdb.rebuild(self.connection)
+                self.write_sums(sums)
+                self._want_absent_files()
+                self.tally = replace(self.tally, objects=objects)
+                self.write_meta(self.state, self.applied)
+            if objects:
+                # Every page of the registers was written: not worth keeping twice until somebody closes this.
+                self.checkpoint()
+        else:
+            self.sums = found[0]
+        self._recount()
+
+    def _want_absent_files(self) -> None:
+        """Older software noted a record that it heard of without its bytes as one that has them: a look at the names tells.
+
+        (A folder that is there and lacks a chunk is found by scrub.)
+        """
+        try:
+            here = set(os.listdir(self.path.parent / "blobs"))
+        except FileNotFoundError:
+            here = set()
+        query = "SELECT blob_id, path, version, size FROM blobs WHERE inline = 0 AND size > 0"
+        absent = [row for row in self.connection.execute(query) if row[0] not in here]
+        self.connection.executemany("INSERT OR IGNORE INTO wanted VALUES (?, ?, ?, ?, 0)", absent)
+
+    def _recount(self) -> None:
+        count, size_bytes, damaged = self.connection.execute(
+            "SELECT count(*), coalesce(sum(bytes), 0), coalesce(sum(damaged), 0) FROM wanted"
+        ).fetchone()
+        # Unlike max(seq) it does not go back when all lines are cut.
+        head = self.connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'commit_log'").fetchone()
+        self.tally = replace(
+            self.tally, root=digestdb.root_of(self.sums), wanted=count, wanted_bytes=size_bytes, damaged=damaged,
+            log_head=head[0] if head else 0,
+        )  # fmt: skip
+
+    def write_sums(self, sums: bytes) -> None:
+        """Replace the bucket sums, inside the caller's transaction. (The root in :attr:`tally` is the caller's business.)"""
+        self.connection.execute("INSERT OR REPLACE INTO bucket_sums(id, sums) VALUES (1, ?)", (sums,))
+        self.sums = sums
 
     def write_meta(self, state: SlotState, applied: int) -> None:
         """Replace the row of ``slot_meta`` (inside the caller's transaction, if there is one)."""
         self.connection.execute(
             "UPDATE slot_meta SET incarnation = ?, epoch = ?, ballot_floor = ?, version_floor = ?, "
-            "promise_ceiling = ?, applied_position = ?",
+            "promise_ceiling = ?, applied_position = ?, synced_epoch = ?, objects = ?",
             (
                 state.incarnation, state.epoch, json_text(state.ballot_floor), state.version_floor,
-                state.promise_ceiling, applied,
+                state.promise_ceiling, applied, state.synced_epoch, self.tally.objects,
             ),
         )  # fmt: skip
         self.state, self.applied = state, applied
@@ -129,18 +156,24 @@ class SlotDatabase:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """BEGIN IMMEDIATE … COMMIT; rolls back on any error, and forgets what it set in memory."""
-        state, applied = self.state, self.applied
+        state, applied, sums, tally = self.state, self.applied, self.sums, self.tally
         self.connection.execute("BEGIN IMMEDIATE")
         self.dirty = True
         try:
             yield
             self.connection.execute("COMMIT")
         except BaseException:
-            self.state, self.applied = state, applied
+            self.state, self.applied, self.sums, self.tally = state, applied, sums, tally
             with contextlib.suppress(sqlite3.Error):
                 if self.connection.in_transaction:
                     self.connection.execute("ROLLBACK")
             raise
+        if self.tally is not tally:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Let the loop read the new tally: a whole value takes the place of another, so that no lock is needed."""
+        self._tallies[self.slot] = self.tally
 
     # -- questions
 
@@ -164,7 +197,7 @@ class SlotDatabase:
 
     def rows(self, path: str, version: int | None, below: int | None, limit: int) -> list[HistoryRow]:
         """Chosen versions of ``path``, newest first."""
-        query, values = f"SELECT {_VERSION_COLUMNS} FROM blobs WHERE path = ?", [path]
+        query, values = f"SELECT {VERSION_COLUMNS} FROM blobs WHERE path = ?", [path]
         bounds: list[int] = []
         if version is not None:
             query += " AND version = ?"
@@ -173,7 +206,14 @@ class SlotDatabase:
             query += " AND version < ?"
             bounds.append(below)
         query += " ORDER BY version DESC LIMIT ?"
-        return [_row_of(row) for row in self.connection.execute(query, (*values, *bounds, limit))]
+        return [history_of(row) for row in self.connection.execute(query, (*values, *bounds, limit))]
+
+    def versions(self, path: str, below: int | None = None) -> Iterator[Version]:
+        """Chosen versions of ``path``, newest first, as they are asked for: nothing is to be written meanwhile."""
+        bound = "" if below is None else " AND version < ?"
+        query = f"SELECT {VERSION_COLUMNS} FROM blobs WHERE path = ?{bound} ORDER BY version DESC"
+        for row in self.connection.execute(query, (path,) if below is None else (path, below)):
+            yield version_of(row)
 
     def find_write(self, path: str, write_id: str) -> WriteMark | None:
         """What a write id did: by the table, or by the record that is chosen, whose last one is not in it yet."""
@@ -185,9 +225,19 @@ class SlotDatabase:
         ).fetchone()
         return None if row is None else WriteMark(write_id, row[0], row[1], row[2])
 
+    def is_blank(self) -> bool:
+        """Whether it says nothing of any path, and never was synced, so that it can have told nobody anything."""
+        (something,) = self.connection.execute(
+            "SELECT EXISTS (SELECT 1 FROM registers) OR EXISTS (SELECT 1 FROM blobs) OR EXISTS (SELECT 1 FROM write_ids)"
+        ).fetchone()
+        return not something and not self.state.synced_epoch
+
     def undecided(self) -> list[str]:
         """Paths whose register is not known to be chosen."""
-        query = "SELECT path FROM registers INDEXED BY idx_registers_undecided WHERE chosen = 0 ORDER BY path"
+        query = (
+            "SELECT path FROM registers INDEXED BY idx_registers_undecided "
+            "WHERE chosen = 0 AND record IS NOT NULL ORDER BY path"
+        )
         return [path for (path,) in self.connection.execute(query)]
 
     def blob_facts(self, blob_id: str) -> BlobFacts:
@@ -204,11 +254,6 @@ class SlotDatabase:
         row = self.connection.execute("SELECT body FROM inline_bodies WHERE blob_id = ?", (blob_id,)).fetchone()
         return None if row is None else bytes(row[0])
 
-    def remove_body(self, blob_id: str) -> None:
-        """Take a corrupt inline body away (it was copied to quarantine)."""
-        with self.transaction():
-            self.connection.execute("DELETE FROM inline_bodies WHERE blob_id = ?", (blob_id,))
-
     def staged(self) -> dict[str, int]:
         """Blobs that nothing refers to yet: blob id to the time (epoch ms) of their staging."""
         return dict(self._pairs("SELECT blob_id, at_ms FROM intents WHERE state = 'STAGED'"))
@@ -223,6 +268,36 @@ class SlotDatabase:
             "coalesce((SELECT max(blob_id) FROM inline_bodies), ''), coalesce((SELECT max(blob_id) FROM blobs), ''))"
         ).fetchone()
         return str(newest)
+
+    # -- bytes that are not here
+
+    def want(self, path: str, version: Version, *, damaged: bool) -> None:
+        """Put a version on the list, inside the caller's transaction; that it was damaged is not forgotten."""
+        values = (version.blob_id, path, version.version, version.size, int(damaged))
+        tally = self.tally
+        if self.connection.execute("INSERT OR IGNORE INTO wanted VALUES (?, ?, ?, ?, ?)", values).rowcount:
+            self.tally = replace(
+                tally, wanted=tally.wanted + 1, wanted_bytes=tally.wanted_bytes + version.size,
+                damaged=tally.damaged + damaged,
+            )  # fmt: skip
+        elif damaged:
+            mark = "UPDATE wanted SET damaged = 1 WHERE blob_id = ? AND damaged = 0"
+            if self.connection.execute(mark, (version.blob_id,)).rowcount:
+                self.tally = replace(tally, damaged=tally.damaged + 1)
+
+    def unwant(self, blob_id: str) -> None:
+        """Take a blob from the list, inside the caller's transaction: it is whole, or nobody needs it any more."""
+        tally = self.tally
+        if not tally.wanted:
+            return
+        gone = self.connection.execute(
+            "DELETE FROM wanted WHERE blob_id = ? RETURNING bytes, damaged", (blob_id,)
+        ).fetchone()
+        if gone is not None:
+            self.tally = replace(
+                tally, wanted=tally.wanted - 1, wanted_bytes=tally.wanted_bytes - gone[0],
+                damaged=tally.damaged - gone[1],
+            )  # fmt: skip
 
     # -- upkeep
 

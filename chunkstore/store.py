@@ -6,32 +6,38 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import structlog
+from msgspec.structs import replace
 
 from amberblob.ballot import Register, SlotState
 from amberblob.clock import Clock, HybridClock, Randomness
 from amberblob.errors import DiskFailed, DiskFull
 from amberblob.ids import UlidMint
 from amberblob.manifest import ChunkRef, Version, WriteMark
-from amberblob.mutations import Mutation
+from amberblob.mutations import Mutation, Synced
 from amberblob.wire import HistoryRow
+from amberblob.wire_repair import LogLine, PathItem
 from chunkstore.applier import Applier
 from chunkstore.blobs import Blobs
 from chunkstore.bodycache import BODY_CACHE_BYTES_DEFAULT
+from chunkstore.bulk import Bulk
+from chunkstore.comparison import Comparison
 from chunkstore.core import UNAPPLIED_BYTES_MAX, DiskCore
 from chunkstore.dbthread import FULL_REMEDY, LINGER_S, DatabaseThread
 from chunkstore.fileops import FileOps
 from chunkstore.files import BlobFiles
+from chunkstore.garbage import Garbage
 from chunkstore.identity import DiskIdentity, DiskLock, open_identity
 from chunkstore.index import Page
-from chunkstore.interface import BlobState, Staging
+from chunkstore.interface import BlobState, CheckedPage, History, SlotTally, Staging, Wanted
 from chunkstore.overlay import REGISTERS_CLEAN_MAX, Overlay
 from chunkstore.pool import LostSlot, SlotPool
 from chunkstore.recovery import SlotFacts, recover_databases, recover_journal
+from chunkstore.scrubbing import Scrubbing
 from chunkstore.segments import SEGMENT_BYTES_DEFAULT, Recovered, SegmentWriter
 from chunkstore.space import RESERVE_BYTES_DEFAULT, SpaceGuard
 from chunkstore.staging import retrieve
@@ -77,8 +83,8 @@ class DiskStore:
     """A :class:`chunkstore.interface.ReplicaStore` on a folder. Open it with :meth:`open`, on the loop that uses it."""
 
     def __init__(
-        self, *, disk: Path, identity: DiskIdentity, lock: DiskLock, core: DiskCore, blobs: Blobs, pool: SlotPool,
-        space: SpaceGuard, threads: ThreadPoolExecutor,
+        self, *, disk: Path, identity: DiskIdentity, lock: DiskLock, core: DiskCore, blobs: Blobs, bulk: Bulk,
+        garbage: Garbage, pool: SlotPool, space: SpaceGuard, threads: ThreadPoolExecutor,
     ) -> None:  # fmt: skip
         """For :meth:`open` only."""
         self.path = disk
@@ -86,7 +92,11 @@ class DiskStore:
         self._lock = lock
         self._core = core
         self._blobs = blobs
+        self._bulk = bulk
+        self._garbage = garbage
+        self._scrubbing = Scrubbing(core)
         self._pool = pool
+        self._comparison = Comparison(core, pool.tallies)
         self._space = space
         self._threads = threads
         self._closed = False
@@ -172,7 +182,9 @@ class DiskStore:
                 overlay.set_slot(fact.state, fact.newest_blob_id, fact.staged)
             core.start(writer, recovered.next_position)
             database.start(applier)
-            blobs = Blobs(core, files, ops, space, io_threads, clock.wall_ms, mint)
+            blobs = Blobs(core, files, ops, space, io_threads, clock.wall_ms, mint, identity.disk_id)
+            bulk = Bulk(core, blobs, files, ops, mint)
+            garbage = Garbage(core, blobs, files, identity.disk_id)
         except BaseException:
             if database is not None:
                 await database.close()
@@ -184,7 +196,16 @@ class DiskStore:
             sqlite=sqlite3.sqlite_version, new=is_new,
         )  # fmt: skip
         return cls(
-            disk=path, identity=identity, lock=lock, core=core, blobs=blobs, pool=pool, space=space, threads=io_threads
+            disk=path,
+            identity=identity,
+            lock=lock,
+            core=core,
+            blobs=blobs,
+            bulk=bulk,
+            garbage=garbage,
+            pool=pool,
+            space=space,
+            threads=io_threads,
         )
 
     def _tend_ballast(self) -> None:
@@ -236,6 +257,8 @@ class DiskStore:
         return await self._core.load(slot, path)
 
     def apply(self, mutation: Mutation) -> int:
+        if type(mutation) is Synced:
+            mutation = replace(mutation, incarnation=self.slot_state(mutation.slot).incarnation)
         return self._core.apply(mutation)
 
     def position(self, slot: int, path: str) -> int:
@@ -293,8 +316,8 @@ class DiskStore:
     def peek_body(self, slot: int, blob_id: str) -> bytes | None:
         return self._blobs.peek_body(slot, blob_id)
 
-    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef) -> bytes:
-        return await self._blobs.read_chunk(slot, blob_id, chunk)
+    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef, *, fresh: bool = False) -> bytes:
+        return await self._blobs.read_chunk(slot, blob_id, chunk, fresh=fresh)
 
     async def read_chunk_into(self, slot: int, blob_id: str, chunk: ChunkRef, into: memoryview) -> bytes | memoryview:
         return await self._blobs.read_chunk_into(slot, blob_id, chunk, into)
@@ -314,6 +337,87 @@ class DiskStore:
     async def sweep_staged(self, older_than_ms: int, limit: int) -> int:
         return await self._blobs.sweep_staged(older_than_ms, limit)
 
+    # -- comparing and mending
+
+    def tally(self, slot: int) -> SlotTally:
+        return self._comparison.tally(slot)
+
+    async def settle(self, slots: Sequence[int]) -> None:
+        await self._comparison.settle(slots)
+
+    async def bucket_sums(self, slot: int) -> bytes:
+        return await self._comparison.bucket_sums(slot)
+
+    async def fingerprints(self, slot: int, buckets: Sequence[int]) -> dict[int, bytes]:
+        return await self._comparison.fingerprints(slot, buckets)
+
+    async def items(self, slot: int, paths: Sequence[str], *, below: int | None = None) -> list[PathItem]:
+        return await self._comparison.items(slot, paths, below=below)
+
+    async def items_differing(
+        self, slot: int, known: Mapping[int, bytes], after: str, size_bytes: int
+    ) -> tuple[list[PathItem], str | None]:
+        return await self._comparison.items_differing(slot, known, after, size_bytes)
+
+    async def items_after(self, slot: int, after: str, size_bytes: int) -> tuple[list[PathItem], str | None]:
+        return await self._comparison.items_after(slot, after, size_bytes)
+
+    async def log_lines(self, slot: int, after: int, limit: int) -> tuple[list[LogLine], bool]:
+        return await self._comparison.log_lines(slot, after, limit)
+
+    async def trim_log(self, slot: int, keep: int) -> int:
+        return await self._comparison.trim_log(slot, keep)
+
+    async def wanted(self, slot: int, limit: int) -> list[Wanted]:
+        return await self._comparison.wanted(slot, limit)
+
+    async def memo(self, slot: int, name: str) -> str:
+        return await self._comparison.memo(slot, name)
+
+    async def set_memo(self, slot: int, name: str, text: str) -> None:
+        await self._comparison.set_memo(slot, name, text)
+
+    async def referred(self, slot: int, blob_id: str) -> tuple[str, Version] | None:
+        return await self._comparison.referred(slot, blob_id)
+
+    async def begin_anew(self, slot: int) -> str:
+        return await self._core.begin_anew(slot)
+
+    async def set_wanted(self, slot: int, path: str, version: Version, *, damaged: bool) -> None:
+        await self._bulk.set_wanted(slot, path, version, damaged=damaged)
+
+    async def not_whole(self, slot: int, versions: Sequence[Version]) -> list[Version]:
+        return await self._bulk.not_whole(slot, versions)
+
+    async def is_whole(self, slot: int, version: Version) -> bool:
+        return await self._bulk.is_whole(slot, version)
+
+    async def install_bodies(self, slot: int, bodies: Sequence[tuple[Version, bytes]]) -> None:
+        await self._bulk.install_bodies(slot, bodies)
+
+    async def install_blobs(self, slot: int, blobs: Sequence[tuple[Version, bytes]]) -> None:
+        await self._bulk.install_blobs(slot, blobs)
+
+    # -- scrub and garbage
+
+    async def check_page(self, slot: int, after: str, limit: int) -> CheckedPage:
+        return await self._scrubbing.check_page(slot, after, limit)
+
+    async def check_sums(self, slot: int) -> bool:
+        return await self._scrubbing.check_sums(slot)
+
+    async def orphans(self, slot: int, older_than_ms: int) -> list[str]:
+        return await self._garbage.orphans(slot, older_than_ms)
+
+    async def histories(self, slot: int, after: str, limit: int) -> tuple[list[History], str | None]:
+        return await self._garbage.histories(slot, after, limit)
+
+    async def sweep_garbage(self, slot: int, limit: int) -> int:
+        return await self._garbage.sweep_garbage(slot, limit)
+
+    async def forget_writes(self, slot: int, older_than_ms: int, limit: int) -> int:
+        return await self._garbage.forget_writes(slot, older_than_ms, limit)
+
     # -- the end
 
     async def close(self) -> None:
@@ -323,6 +427,7 @@ class DiskStore:
         self._ballast_timer.cancel()
         with contextlib.suppress(DiskFailed):
             await self._blobs.close()
+        await self._bulk.close()
         await self._core.close()
         await asyncio.to_thread(self._threads.shutdown)
         self._lock.close()

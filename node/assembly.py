@@ -11,19 +11,33 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from amberblob.clock import Clock, HybridClock, Randomness
+from amberblob.config import RepairSection, RetentionSection
 from amberblob.ids import UlidMint
 from amberblob.limits import INLINE_BYTES_MAX
+from amberblob.mutations import Installed
+from amberblob.wire_repair import AskHealth, HealthReply
+from antientropy.pace import Yielding
+from antientropy.step import Worker
+from antientropy.worker import Repairer
 from chunkstore.interface import ReplicaStore
 from node.coordinator import Coordinator
+from node.finishes import Finishes
+from node.health import ClusterHealth, Facts, own_health
 from node.objects.bytes import Reading
 from node.objects.lookup import Lookup
 from node.objects.service import Objects
+from node.places import RoutedPlaces
+from node.repairs import Repairs
 from node.replica import Replica
 from node.routing import Routing
+from node.served import Served
+from node.sources import PeerSource
 from node.transport.interface import Peers
+from node.upkeep import Upkeep, upkeep_of
 from node.workers.puller import Puller
+from node.workers.rejoin import Readmit, Rejoin
 from node.workers.resolver import Resolver
-from node.workers.runner import Runner, Worker
+from node.workers.runner import Runner
 from node.workers.sweeper import Sweeper
 
 P = TypeVar("P", bound=Peers)
@@ -45,11 +59,22 @@ class Parts(Generic[P]):
     puller: Puller
     resolver: Resolver
     sweeper: Sweeper
+    rejoin: Rejoin | None
+    repairer: Repairer
+    upkeep: Upkeep
     runner: Runner
+    health: ClusterHealth
 
     def workers(self) -> tuple[Worker, ...]:
         """The background work, in the order in which it is started."""
-        return (self.resolver, self.puller, self.sweeper)
+        rejoin = () if self.rejoin is None else (self.rejoin,)
+        return (self.resolver, *rejoin, self.repairer, self.puller, self.sweeper, *self.upkeep.workers())
+
+    def routes_changed(self) -> None:
+        """There is a new route table: a copy may have been lost, or be named now."""
+        if self.rejoin is not None:
+            self.rejoin.wake.set()
+        self.repairer.wake.set()
 
     def start_workers(self) -> None:
         """Begin the background work."""
@@ -68,6 +93,9 @@ def assemble(
     randomness: Randomness,
     peer_timeout_s: float,
     request_timeout_s: float,
+    readmit: Readmit | None = None,
+    repair: RepairSection | None = None,
+    retention: RetentionSection | None = None,
 ) -> Parts[P]:
     """Put a node's parts together; nothing runs yet.
 
@@ -75,9 +103,18 @@ def assemble(
         connect: makes the way to the other nodes; given this node's own answerer.
         peer_timeout_s: how long one request to one peer may take.
         request_timeout_s: how long a read or write may take.
+        readmit: how copies that are not those of the routes are named there; None: they never are.
+        repair, retention: what the operator set; None: the defaults.
     """
-    puller = Puller(store, routing, clock)
-    replica = Replica(store, is_member=routing.is_member, pulls=puller, clock=hybrid)
+    repair, retention = repair or RepairSection(), retention or RetentionSection()
+    served = Served()
+    fetching = Yielding(clock, served.count, repair.busy_bytes_per_s)
+    puller = Puller(store, routing, clock, pace=fetching, parallel=repair.pull_parallel)
+    repairs = Repairs(store, mute=routing.mute)
+    replica = Replica(
+        store, mute=routing.mute, newcomers=routing.newcomers, pulls=puller, repairs=repairs, clock=hybrid
+    )
+    replica.pace = Yielding(clock, served.count, repair.busy_bytes_per_s)
     peers = connect(replica)
     coordinator = Coordinator(
         node=routing.node,
@@ -86,15 +123,61 @@ def assemble(
         mint=mint,
         clock=hybrid,
         randomness=randomness,
+        electorate_of=routing.electorate,
         peer_timeout_s=peer_timeout_s,
         write_timeout_s=request_timeout_s,
         read_timeout_s=request_timeout_s,
     )
     resolver = Resolver(coordinator, routing, store, clock, randomness)
     replica.on_undecided, replica.on_decided = resolver.accepted, resolver.decided
+    finishes = Finishes(coordinator, routing)
     lookup = Lookup(coordinator, routing, store)
     reading = Reading(coordinator, routing, store, puller)
-    puller.source = reading
+    puller.source = PeerSource(peers, fetching, clock)
+    served.by = (replica, reading)
+
+    def installed(mutation: Installed) -> None:
+        if mutation.rows or mutation.record is not None:
+            puller.look_again()
+        register = store.peek(mutation.slot, mutation.path)
+        if register is not None and register.chosen:
+            resolver.decided(mutation.slot, mutation.path)
+
+    def heal() -> None:
+        resolver.hurry()
+        repairer.heal_now()
+
+    repairer = Repairer(
+        places=RoutedPlaces(routing, peers),
+        store=store,
+        call=coordinator.call,
+        settle=finishes.settle,
+        refresh=finishes.refresh,
+        pace=fetching,
+        clock=clock,
+        randomness=randomness,
+        installed=installed,
+        follow_every_s=repair.follow_every_s,
+        compare_every_s=repair.compare_every_s,
+    )
+    upkeep = upkeep_of(
+        store,
+        clock,
+        routing,
+        coordinator,
+        repair=repair,
+        retention=retention,
+        found_wrong=repairer.found_wrong,
+        bytes_wanted=puller.look_again,
+        compared_ms=repairer.compared_ms,
+    )
+    facts = Facts(undecided=resolver, compared=repairer, fetched=puller, scrubbed=upkeep.scrub)
+
+    def own(ask: AskHealth) -> HealthReply:
+        return own_health(store, routing, facts, now_ms=clock.wall_ms(), first=ask.first)
+
+    repairs.health, repairs.heal = own, heal
+    repairs.compare, repairs.found_wrong = repairer.compare_soon, repairer.found_wrong
     return Parts(
         peers=peers,
         replica=replica,
@@ -103,7 +186,11 @@ def assemble(
         reading=reading,
         objects=Objects(coordinator, routing, lookup, reading, inline_bytes_max=INLINE_BYTES_MAX),
         puller=puller,
+        rejoin=None if readmit is None else Rejoin(store, routing, readmit),
         resolver=resolver,
         sweeper=Sweeper(store, clock, ttl_s=STAGED_TTL_S),
         runner=Runner(),
+        health=ClusterHealth(own, routing=routing, peers=peers, clock=clock),
+        repairer=repairer,
+        upkeep=upkeep,
     )

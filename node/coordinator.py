@@ -7,7 +7,8 @@ way when a round ends are left to run into their own timeouts: a third replica's
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import contextlib
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Protocol
 
@@ -15,17 +16,19 @@ import msgspec
 
 from amberblob.ballot import Ballot, Register
 from amberblob.clock import HybridClock, Randomness
-from amberblob.errors import NotReady
+from amberblob.errors import NotReady, PeerError
 from amberblob.ids import UlidMint
 from amberblob.wire import HistoryReply, Learnt, Query, QueryHistory, RegisterReply, Reply, Request
+from amberblob.wire_repair import LookAtPath
 from node.learns import Learns
 from node.protocol.hold import Hold, Holds
 from node.protocol.operations import Finish, Operation
 from node.protocol.quorum import Electorate, Finding
-from node.protocol.read import NoQuorum, Read
+from node.protocol.read import NoQuorum, Read, lacks_rows
 from node.protocol.write import Applied, Rejected, Spread, WriteRound
 from node.reads import Quickness, ReadRun
 from node.rounds import Run
+from node.stubs import collect
 from node.transport.interface import Peers
 from node.turns import Turns
 
@@ -53,6 +56,7 @@ class Coordinator:
 
     Args:
         node: this node's id.
+        electorate_of: the voters of a slot by this node's newest route; raises NotReady while there is none.
         peer_timeout_s: how long one request to one replica may take.
         write_timeout_s: how long a write may take before its outcome is said to be unavailable or unknown.
         read_timeout_s: the same for a read.
@@ -67,6 +71,7 @@ class Coordinator:
         mint: UlidMint,
         clock: HybridClock,
         randomness: Randomness,
+        electorate_of: Callable[[int], Electorate],
         peer_timeout_s: float,
         write_timeout_s: float,
         read_timeout_s: float,
@@ -76,6 +81,7 @@ class Coordinator:
         self.mint = mint
         self.clock = clock
         self._counters = counters
+        self._electorate_of = electorate_of
         self.randomness = randomness
         self.peer_timeout_s = peer_timeout_s
         self._write_timeout_s = write_timeout_s
@@ -120,7 +126,7 @@ class Coordinator:
             may_be_retry=write_id is not None,
             hear=hear,
         )
-        run = Run(self, electorate, path, round_)
+        run = Run(self, path, round_)
         outcome = await run.outcome(self._write_timeout_s)
         self._counters.met_counter(electorate.slot, round_.counter)
         if round_.hold is not None:
@@ -168,28 +174,41 @@ class Coordinator:
 
         Raises: QuorumUnavailable.
         """
-        known: Register | None = None
-        if isinstance(request, Query):
-            # Most likely the others hold what this node holds: then they need not tell all of it.
-            known = self._counters.peek(request.slot, request.path)
-            if known is not None and known.accepted is not None:
-                request = msgspec.structs.replace(request, known=known.accepted)
-        run = ReadRun(
-            self.peers,
-            self.quickness,
-            electorate,
-            request,
-            known,
-            partial(self._repair, electorate, request.path),
-            timeout_s=min(self.peer_timeout_s, self._read_timeout_s),
-        )
-        result = await run.result()
-        if isinstance(result, NoQuorum):
-            raise result.error
-        return result
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + self._read_timeout_s
+        while True:
+            known: Register | None = None
+            asked = request
+            if isinstance(request, Query):
+                # Most likely the others hold what this node holds: then they need not tell all of it.
+                known = self._counters.peek(request.slot, request.path)
+                if known is not None and known.accepted is not None:
+                    asked = msgspec.structs.replace(request, known=known.accepted)
+            left_s = max(end_s - loop.time(), 0.0)
+            run = ReadRun(
+                self.peers,
+                self.quickness,
+                electorate,
+                asked,
+                known,
+                partial(self._repair, electorate, request.path),
+                self.electorate,
+                timeout_s=min(self.peer_timeout_s, left_s),
+                patience_s=left_s,
+            )
+            result = await run.result()
+            if isinstance(result, Read):
+                return result
+            if isinstance(result, NoQuorum):
+                raise result.error
+            electorate = result.electorate
+            request = msgspec.structs.replace(request, epoch=electorate.epoch)
 
     def _repair(self, electorate: Electorate, path: str, read: Read, node: str, reply: Reply) -> None:
-        """Tell a voter that answered with an older register what is chosen; it fetches the bytes by itself."""
+        """Tell a voter that answered with an older register what is chosen; it fetches the bytes by itself.
+
+        One that has the record and lacks older versions is told to look at the path.
+        """
         finding = read.finding
         if not finding.decided or finding.record is None or finding.ballot is None:
             return
@@ -198,6 +217,16 @@ class Coordinator:
         if reply.accepted is None or reply.accepted < finding.ballot:
             item = Learnt(electorate.slot, path, electorate.epoch, finding.ballot, finding.record, finding.holders)
             self.learns.add(Spread(node, item))
+        elif isinstance(reply, HistoryReply) and lacks_rows(reply, read.replies.values()):
+            self.spawn(self._have_looked_at(node, electorate.slot, path))
+
+    async def _have_looked_at(self, node: str, slot: int, path: str) -> None:
+        with contextlib.suppress(PeerError):
+            await self.call(node, LookAtPath(slot=slot, path=path))
+
+    async def collect_stub(self, electorate: Electorate, path: str) -> bool:
+        """Let every voter forget a path of which no version is left: see :func:`node.stubs.collect`."""
+        return await collect(self, electorate, path)
 
     async def call(self, node: str, request: Request) -> Reply:
         """One request within the peer timeout. Raises PeerError."""
@@ -213,6 +242,14 @@ class Coordinator:
     def counter(self, slot: int) -> int:
         """The highest ballot counter that this node has met in the slot."""
         return self._counters.counter(slot)
+
+    def electorate(self, slot: int, epoch: int) -> Electorate | None:
+        """The slot's voters, if this node's route is of that epoch or a later one."""
+        try:
+            electorate = self._electorate_of(slot)
+        except NotReady:
+            return None
+        return electorate if electorate.epoch >= epoch else None
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a request in the background; it is waited for at :meth:`close`."""

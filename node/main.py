@@ -16,6 +16,7 @@ import resource
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from amberblob.metrics import Metrics
 from chunkstore.identity import read_identity
 from chunkstore.store import DiskStore
 from node.assembly import assemble
+from node.healthgauges import add_costs
 from node.http.app import build_app
 from node.http.server import HttpServer
 from node.logs import configure_logs
@@ -42,6 +44,7 @@ from registry.bootstrap import ClusterSettings, ensure_cluster, ensure_routes, r
 from registry.cache import load_cache
 from registry.factory import open_registry
 from registry.interface import Registry
+from registry.readmit import readmit
 from registry.routes import ClusterInfo, NodeInfo, RouteTable
 from registry.view import RouteWatcher
 
@@ -222,6 +225,9 @@ class Node:
             randomness=self._randomness,
             peer_timeout_s=config.limits.peer_timeout_s,
             request_timeout_s=config.limits.request_timeout_s,
+            readmit=partial(readmit, registry, cluster, node),
+            repair=config.repair,
+            retention=config.retention,
         )
         peers = parts.peers
         self._closers.push_async_callback(peers.close)
@@ -233,11 +239,14 @@ class Node:
             peers=peers,
             store=store,
             resolver=parts.resolver,
-            puller=parts.puller,
+            health=parts.health,
             runner=parts.runner,
             version=software_version(),
+            compare_every_s=config.repair.compare_every_s,
         )
         status.add_gauges(self._metrics)
+        parts.upkeep.add_counts(self._metrics)
+        add_costs(self._metrics, parts.repairer.costs)
 
         peer_host, peer_port = _host_port(config.peer.listen)
         peer_server = PeerServer(peer_host, peer_port, parts.replica, identity)
@@ -289,6 +298,7 @@ class Node:
             cache_path=config.node.disk / ROUTE_CACHE,
             me=me,
         )
+        self._watcher.add_listener(lambda table: parts.routes_changed())
         self._watcher.start()
         self._closers.push_async_callback(self._watcher.stop)
         for other in table.nodes:

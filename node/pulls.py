@@ -19,5 +19,15 @@ class PullRequests(Protocol):
         ...
 
     def later(self, slot: int, version: Version, holders: tuple[str, ...]) -> None:
-        """Complete a version that this disk refers to, in the background, if there is room in the queue; never raises."""
+        """Complete a version that this disk refers to, in the background, soon; never raises.
+
+        Whatever becomes of it: the disk remembers by itself the rows that came without their bytes.
+        """
+        ...
+
+    def missed(self, slot: int, blob_id: str, *, damaged: bool) -> None:
+        """Bytes that this disk refers to were asked for and are not here, or failed their hash: have them back.
+
+        The disk remembers it, so that it survives a restart. Never raises.
+        """
         ...

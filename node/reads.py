@@ -17,11 +17,14 @@ from amberblob.ballot import Register
 from amberblob.errors import PeerError
 from amberblob.wire import Query, QueryHistory, RegisterReply, Reply
 from node.protocol.quorum import Electorate
-from node.protocol.read import NoQuorum, Read, ReadRound
+from node.protocol.read import NoQuorum, Outdated, Read, ReadRound
 from node.transport.interface import Peers
 
 LATE_S = 0.01
 """A read that has no majority after this time asks the voters that it has spared."""
+
+ROUTE_POLL_S = 0.02
+"""How often is looked whether the route is here that a replica knows already."""
 
 _ASK_ALL_EVERY = 64
 _WEIGHT = 0.1
@@ -69,7 +72,14 @@ class Quickness:
 
 
 class ReadRun:
-    """One Query or QueryHistory over the voters. ``settle`` gets every answer that the result rests on or that comes after."""
+    """One Query or QueryHistory over the voters.
+
+    Args:
+        settle: gets every answer that the result rests on or that comes after.
+        newer: the slot's electorate if this node's route is of the given epoch or a later one.
+        timeout_s: how long one voter may take.
+        patience_s: how long the newer route of which a voter knows may take to come here.
+    """
 
     def __init__(
         self,
@@ -79,15 +89,21 @@ class ReadRun:
         request: Query | QueryHistory,
         known: Register | None,
         settle: Callable[[Read, str, Reply], None],
+        newer: Callable[[int, int], Electorate | None],
         *,
         timeout_s: float,
+        patience_s: float,
     ) -> None:
         self._peers = peers
         self._quickness = quickness
         self._request = request
         self._known = known
         self._settle = settle
+        self._newer = newer
         self._timeout_s = timeout_s
+        self._patience_s = patience_s
+        self._no_quorum: NoQuorum | None = None
+        self._awaits_route = False
         self._round = ReadRound(electorate)
         self._loop = asyncio.get_running_loop()
         self._began_s = self._loop.time()
@@ -95,13 +111,13 @@ class ReadRun:
         # A history is asked of all: it is rare, and more answers settle sooner what is being written.
         asks_all = quickness.asks_all() or isinstance(request, QueryHistory)
         self._first = len(self._spared) if asks_all else electorate.read_quorum or electorate.majority
-        self._result: Read | NoQuorum | None = None
+        self._result: Read | NoQuorum | Outdated | None = None
         self._undecided: Read | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._done: asyncio.Future[None] = self._loop.create_future()
 
-    async def result(self) -> Read | NoQuorum:
-        """The majority's word, or that there is none."""
+    async def result(self) -> Read | NoQuorum | Outdated:
+        """The majority's word, or that there is none, or that others are to be asked."""
         first, self._spared = self._spared[: self._first], self._spared[self._first :]
         for node in first:
             self._ask(node)
@@ -136,13 +152,32 @@ class ReadRun:
             result: Read | NoQuorum | None = self._round.failed(node, told.detail)
         else:
             result = self._round.answer(node, told)
+        if self._round.outdated_by and not self._awaits_route:
+            self._awaits_route = True
+            self._look_for_route()
+            if self._result is not None:
+                return
         if result is None and node in self._round.out:
             self._ask_spared()
             result = self._undecided
+        if isinstance(result, NoQuorum) and self._awaits_route:
+            self._no_quorum, result = result, None
         if isinstance(result, Read) and not result.finding.decided and not self._heard_all():
             self._wait_for_more(result)
         elif result is not None:
             self._end(result)
+
+    def _look_for_route(self) -> None:
+        """A voter knows of a newer route: ask its voters as soon as it is here, unless a majority of the old ones answers."""
+        if self._result is not None:
+            return
+        electorate = self._newer(self._request.slot, self._round.outdated_by)
+        if electorate is not None:
+            self._end(Outdated(electorate))
+        elif self._no_quorum is not None and self._loop.time() >= self._began_s + self._patience_s:
+            self._end(self._no_quorum)
+        else:
+            self._loop.call_later(ROUTE_POLL_S, self._look_for_route)
 
     def _whole(self, reply: RegisterReply) -> RegisterReply | PeerError:
         """The answer with the record that was left out because we know it."""
@@ -167,7 +202,7 @@ class ReadRun:
         if self._result is None and self._undecided is not None:
             self._end(self._undecided)
 
-    def _end(self, result: Read | NoQuorum) -> None:
+    def _end(self, result: Read | NoQuorum | Outdated) -> None:
         self._result = result
         if not self._done.done():
             self._done.set_result(None)

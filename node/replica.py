@@ -6,19 +6,37 @@ durable (``store.position`` then ``store.durable``), because what an answer show
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, assert_never
 
 import msgspec
 import structlog
 
-from amberblob.ballot import Ballot, Register
+from amberblob.ballot import Ballot, Register, SlotState
 from amberblob.clock import HybridClock
-from amberblob.errors import BadRequest, DigestMismatch, DiskFailed, DiskFull, PeerError, StorageError
+from amberblob.errors import (
+    BadRequest,
+    ChunkCorrupt,
+    ChunkMissing,
+    DigestMismatch,
+    DiskFailed,
+    DiskFull,
+    PeerError,
+    StorageError,
+)
 from amberblob.ids import content_hash, valid_hash, valid_ulid
-from amberblob.limits import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, FRAME_BYTES_MAX, HISTORY_PAGE_MAX, INLINE_BYTES_MAX
-from amberblob.manifest import Record, Version, WriteMark, decode_manifest
+from amberblob.limits import (
+    CHUNK_BYTES_MAX,
+    CHUNK_BYTES_MIN,
+    FRAME_BYTES_MAX,
+    HISTORY_PAGE_MAX,
+    INLINE_BYTES_MAX,
+    READ_BLOBS_BYTES_MAX,
+    READ_BLOBS_MAX,
+)
+from amberblob.manifest import ChunkRef, Record, Version, WriteMark, decode_manifest
 from amberblob.wire import (
     Commit,
     Discard,
@@ -34,6 +52,7 @@ from amberblob.wire import (
     Query,
     QueryHistory,
     QueryScan,
+    ReadBlobs,
     ReadChunk,
     ReadManifest,
     RefusalReason,
@@ -45,10 +64,14 @@ from amberblob.wire import (
     StageClose,
     StagedReply,
     StageOpen,
+    pack_parts,
 )
+from amberblob.wire_repair import ForgetStub
+from antientropy.driving import Pace, Unhurried
 from chunkstore.interface import BlobState, ReplicaStore
 from node.protocol.replica import Action, BytesHere, Persist, ReplicaSlot
 from node.pulls import PullRequests
+from node.repairs import Question, Repairs
 from node.transport.answers import responded
 from node.transport.interface import IncomingStage, Respond
 
@@ -58,6 +81,11 @@ ROWS_BYTES_MAX = FRAME_BYTES_MAX // 2
 """Of the rows in one answer, by an estimate that errs upwards."""
 
 INSPECT_ROWS_MAX = 100
+INSPECT_WANTED_MAX = 10_000
+"""How many wanted versions of a slot are looked through for those of one path."""
+
+NOBODY = ""
+"""The incarnation that a mute copy tells where it cannot refuse: no route names it."""
 
 NOTHING_NEEDED = BytesHere(durable=True)
 BODY_ALONG = BytesHere(durable=False)
@@ -88,28 +116,38 @@ class Replica:
 
     Args:
         store: the disk.
-        is_member: whether the route table gives this node a copy of a slot.
+        mute: why the copy of this state has no voice here; None: it has one (:meth:`node.routing.Routing.mute`).
+        newcomers: slots whose copy may be mute for want of a sync (:meth:`node.routing.Routing.newcomers`).
         pulls: where to ask for bytes that are missing here.
+        repairs: answers those who compare their copies with this one.
         clock: the node's hybrid clock.
 
     Attributes:
         on_undecided: called with (slot, path) whenever a record was accepted here and is not known to be chosen.
         on_decided: called when it is.
+        served: grows with everything that is done here for clients, of this node's or another's.
+        pace: what others read for repair waits for this.
     """
 
     def __init__(
         self,
         store: ReplicaStore,
         *,
-        is_member: Callable[[int], bool],
+        mute: Callable[[SlotState], RefusalReason | None],
+        newcomers: Callable[[], Iterable[int]],
         pulls: PullRequests,
+        repairs: Repairs,
         clock: HybridClock,
     ) -> None:
         self.on_undecided: Callable[[int, str], None] = _ignore
         self.on_decided: Callable[[int, str], None] = _ignore
+        self.served = 0
+        self.pace: Pace = Unhurried()
         self._store = store
-        self._is_member = is_member
+        self._mute = mute
+        self._newcomers = newcomers
         self._pulls = pulls
+        self._repairs = repairs
         self._clock = clock
         self._slots: dict[int, ReplicaSlot] = {}
         self._at_once: dict[type[Request], Callable[[Any, Respond], bool]] = {
@@ -136,25 +174,32 @@ class Replica:
         voting.counter_seen = max(voting.counter_seen, counter)
 
     def promises(self, slot: int, path: str, ballot: Ballot) -> bool:
-        """Whether this node has no copy of the slot, or its copy promised this ballot last and has room for more.
+        """Whether this node has no copy of the slot that counts, or its copy promised this ballot last and has room for more.
 
         Full disks come together: a PREPARE is refused and nothing was sent, a COMMIT has an unknown outcome.
         """
-        return not self._is_member(slot) or (not self._store.full and self.slot(slot).promises(path, ballot))
+        if self._mute(self._store.slot_state(slot)) is not None:
+            return True
+        return not self._store.full and self.slot(slot).promises(path, ballot)
 
     def peek(self, slot: int, path: str) -> Register | None:
         """What the own register holds, if that is in memory; it may not be durable yet."""
-        return self._store.peek(slot, path) if self._is_member(slot) else None
+        return self._store.peek(slot, path) if self._mute(self._store.slot_state(slot)) is None else None
 
     # ---- requests
 
     def answer(self, peer: str, request: Request, respond: Respond) -> bool:
         """Answer at once what needs nothing from the disk: see :class:`node.transport.interface.PeerHandler`."""
         at_once = self._at_once.get(type(request))
-        return at_once is not None and at_once(request, respond)
+        if at_once is None:
+            return False
+        self.served += 1
+        return at_once(request, respond)
 
     async def handle(self, peer: str, request: Request) -> Reply:
-        """Answer anything but StageOpen, ReadChunk and ReadManifest."""
+        """Answer anything but StageOpen and :data:`amberblob.wire.BytesRequest`."""
+        if isinstance(request, Question):
+            return await self._repairs.answer(request)
         match request:
             case Prepare():
                 return await self._prepare(request)
@@ -167,8 +212,10 @@ class Replica:
             case Query():
                 return await self._query(request)
             case QueryHistory():
+                self.served += 1
                 return await self._history(request)
             case QueryScan():
+                self.served += 1
                 return await self._scan(request)
             case Inspect():
                 return await self._inspect(request)
@@ -177,9 +224,11 @@ class Replica:
                     raise BadRequest(f"{request.blob_id!r} is no blob id")
                 await self._store.discard(request.slot, request.blob_id)
                 return Done()
+            case ForgetStub():
+                return await self._forget(request)
             case Ping():
                 return Done(now_ms=self._clock.now_ms())
-            case StageOpen() | StageClose() | ReadChunk() | ReadManifest():
+            case StageOpen() | StageClose() | ReadChunk() | ReadManifest() | ReadBlobs():
                 raise BadRequest(f"{type(request).__name__} does not come as a plain request")
             case _:
                 assert_never(request)
@@ -218,8 +267,9 @@ class Replica:
     # ---- phase one
 
     def _prepare_refused(self, message: Prepare) -> Refused | None:
-        if not self._is_member(message.slot):
-            return self._refused(message.slot, "not-a-member")
+        mute = self._mute(self._store.slot_state(message.slot))
+        if mute is not None:
+            return self._refused(message.slot, mute)
         if self._store.failed is not None:
             # Nothing that is promised or accepted from now on would survive a restart.
             return self._refused(message.slot, "disk-failed", self._store.failed)
@@ -244,6 +294,9 @@ class Replica:
         if refused is not None:
             return refused
         register, prior = await self._register_and_prior(message)
+        refused = self._prepare_refused(message)
+        if refused is not None:
+            return refused
         actions = self.slot(message.slot).prepare(self._store.slot_state(message.slot), message, register, prior)
         return await responded(partial(self._carry_out, message.slot, message.path, actions))
 
@@ -265,8 +318,9 @@ class Replica:
     def _commit_refused(self, message: Commit) -> Refused | None:
         """Why the COMMIT is not even looked at. Raises: DigestMismatch."""
         slot, added = message.slot, message.record.added
-        if not self._is_member(slot):
-            return self._refused(slot, "not-a-member")
+        mute = self._mute(self._store.slot_state(slot))
+        if mute is not None:
+            return self._refused(slot, mute)
         if self._store.failed is not None:
             return self._refused(slot, "disk-failed", self._store.failed)
         if added is not None and added.size > 0 and message.body is not None:
@@ -314,6 +368,10 @@ class Replica:
 
     def _decide(self, message: Commit, register: Register, here: BytesHere, respond: Respond) -> None:
         slot, path = message.slot, message.path
+        mute = self._mute(self._store.slot_state(slot))
+        if mute is not None:  # since it was asked: the bytes took a while
+            respond(self._refused(slot, mute))
+            return
         actions = self.slot(slot).commit(self._store.slot_state(slot), message, register, here)
         if len(actions) > 1:  # something is to be persisted
             self.on_undecided(slot, path)
@@ -363,7 +421,7 @@ class Replica:
         if any(peek(item.slot, item.path) is None for item in message.items):
             return False
         for item in message.items:
-            if self._is_member(item.slot):
+            if self._mute(self._store.slot_state(item.slot)) is None:
                 register = peek(item.slot, item.path)
                 # One item may push another out of memory: that one is as good as lost on its way.
                 if register is not None:
@@ -372,8 +430,11 @@ class Replica:
         return True
 
     async def _learn(self, item: Learnt) -> None:
-        if self._is_member(item.slot):
-            self._learnt(item, await self._store.load(item.slot, item.path))
+        # A copy that is not filled yet has no floors: it must not hear of what may be forgotten elsewhere.
+        if self._mute(self._store.slot_state(item.slot)) is None:
+            register = await self._store.load(item.slot, item.path)
+            if self._mute(self._store.slot_state(item.slot)) is None:
+                self._learnt(item, register)
 
     def _learnt(self, item: Learnt, register: Register) -> None:
         actions = self.slot(item.slot).learn(self._store.slot_state(item.slot), item, register)
@@ -395,22 +456,48 @@ class Replica:
 
     # ---- questions
 
+    def _enter(self, slot: int, epoch: int) -> Refused | None:
+        """Why a question of this epoch is not answered here. A higher epoch than the copy's is adopted first.
+
+        Nothing may be awaited between this and the look at the register: what an older epoch is told must be from
+        before a newer one was. And the answer must wait for the register's position, which then is the epoch's too.
+        """
+        state = self._store.slot_state(slot)
+        mute = self._mute(state)
+        if mute is not None:
+            return self._refused(slot, mute)
+        action = ReplicaSlot.enter(state, slot, epoch)
+        if action is None:
+            return None
+        if not isinstance(action, Persist):
+            return self._refused(slot, "epoch")
+        try:
+            self._store.apply(action.mutation)
+        except DiskFailed as error:
+            return self._refused(slot, "disk-failed", error.detail)
+        return None
+
     def _query_now(self, message: Query, respond: Respond) -> bool:
         slot, path = message.slot, message.path
-        if not self._is_member(slot):
-            respond(self._refused(slot, "not-a-member"))
-            return True
         register = self._store.peek(slot, path)
         if register is None:
             return False
+        refused = self._enter(slot, message.epoch)
+        if refused is not None:
+            respond(refused)
+            return True
         self._respond_durably(slot, path, self._register_reply(message, register), respond)
         return True
 
     async def _query(self, message: Query) -> Reply:
         slot = message.slot
-        if not self._is_member(slot):
-            return self._refused(slot, "not-a-member")
+        mute = self._mute(self._store.slot_state(slot))
+        if mute is not None:
+            return self._refused(slot, mute)
         register = await self._store.load(slot, message.path)
+        refused = self._enter(slot, message.epoch)
+        if refused is not None:
+            return refused
         await self._store.durable(self._store.position(slot, message.path))
         return self._register_reply(message, register)
 
@@ -425,11 +512,15 @@ class Replica:
 
     async def _history(self, message: QueryHistory) -> Reply:
         slot, path = message.slot, message.path
-        if not self._is_member(slot):
-            return self._refused(slot, "not-a-member")
+        mute = self._mute(self._store.slot_state(slot))
+        if mute is not None:
+            return self._refused(slot, mute)
         limit = max(1, min(message.limit, HISTORY_PAGE_MAX))
         # The register first: rows that appear after it was read are only ever newer than what it says.
         register = await self._store.load(slot, path)
+        refused = self._enter(slot, message.epoch)
+        if refused is not None:
+            return refused
         position = self._store.position(slot, path)
         rows = await self._store.rows(slot, path, version=message.version, below=message.below, limit=limit)
         await self._store.durable(position)
@@ -451,8 +542,16 @@ class Replica:
             incarnation=self._store.disk_id,
             entries=tuple(page.entries),
             next_start=page.next_start,
-            incarnations=self._store.incarnations(),
+            incarnations=self._told_incarnations(),
         )
+
+    def _told_incarnations(self) -> dict[int, str]:
+        """Of the copies that do not bear the disk's id, or that do and have no voice: nobody's, so that nobody counts them."""
+        told = self._store.incarnations()
+        for slot in self._newcomers():
+            if self._mute(self._store.slot_state(slot)) is not None:
+                told[slot] = NOBODY
+        return told
 
     async def _inspect(self, message: Inspect) -> Reply:
         slot, path = message.slot, message.path
@@ -462,9 +561,14 @@ class Replica:
         versions = {row.version.version: row.version for row in rows}
         if register.record is not None and register.record.added is not None:
             versions.setdefault(register.record.added.version, register.record.added)
-        present = {number: await self._presence(slot, version) for number, version in versions.items()}
+        damaged = await self._wanted_of(slot, path)
+        present = {
+            number: "damaged" if damaged.get(number) else await self._presence(slot, version)
+            for number, version in versions.items()
+        }
+        state = self._store.slot_state(slot)
         return InspectReply(
-            incarnation=self._store.slot_state(slot).incarnation,
+            incarnation=state.incarnation,
             accepted=register.accepted,
             record=register.record,
             chosen=register.chosen,
@@ -473,7 +577,16 @@ class Replica:
             disk=self._store.disk_id,
             more=len(rows) < len(found) or len(found) >= INSPECT_ROWS_MAX,
             detail=self._store.failed or "",
+            unsynced=self._mute(state) is not None,
+            wanted=tuple(sorted(damaged)),
         )
+
+    async def _wanted_of(self, slot: int, path: str) -> dict[int, bool]:
+        """Versions of the path whose bytes are to be fetched, and whether they were damaged here; of very many not all."""
+        if not self._store.tally(slot).wanted:
+            return {}
+        found = await self._store.wanted(slot, INSPECT_WANTED_MAX)
+        return {wanted.version.version: wanted.damaged for wanted in found if wanted.path == path}
 
     async def _presence(self, slot: int, version: Version) -> str:
         if version.size == 0:
@@ -490,6 +603,23 @@ class Replica:
             return "all"
         return "none" if len(missing) == len(chunks) else "some"
 
+    # ---- garbage
+
+    async def _forget(self, message: ForgetStub) -> Reply:
+        slot, path = message.slot, message.path
+        mute = self._mute(self._store.slot_state(slot))
+        if mute is not None:
+            return self._refused(slot, mute)
+        register = await self._store.load(slot, path)
+        mute = self._mute(self._store.slot_state(slot))
+        if mute is not None:
+            return self._refused(slot, mute)
+        actions = self.slot(slot).forget(self._store.slot_state(slot), message, register)
+        reply = await responded(partial(self._carry_out, slot, path, actions))
+        if isinstance(reply, Done):
+            self.on_decided(slot, path)
+        return reply
+
     # ---- bytes
 
     async def handle_stage(self, peer: str, message: StageOpen, stream: IncomingStage) -> Reply:
@@ -497,8 +627,9 @@ class Replica:
         slot = message.slot
         if not valid_ulid(message.blob_id) or not CHUNK_BYTES_MIN <= message.chunk_bytes <= CHUNK_BYTES_MAX:
             raise BadRequest("a blob id or chunk size that cannot be")
-        if not self._is_member(slot):
-            return self._refused(slot, "not-a-member")
+        mute = self._mute(self._store.slot_state(slot))
+        if mute is not None:
+            return self._refused(slot, mute)
         try:
             staging = await self._store.stage(slot, message.blob_id, chunk_bytes=message.chunk_bytes, size=message.size)
         except DiskFull as error:
@@ -508,6 +639,7 @@ class Replica:
         done = False
         try:
             async for frame in stream.frames():
+                self.served += 1
                 await staging.write(frame)
             closing, manifest = stream.closing()
             chunks = closing.chunks
@@ -528,15 +660,50 @@ class Replica:
         return StagedReply(incarnation=self._store.slot_state(slot).incarnation)
 
     async def handle_read(self, peer: str, request: Request) -> bytes:
-        """The verified bytes of a chunk or a manifest file."""
+        """The verified bytes of a chunk or a manifest file, or of many blobs."""
         match request:
             case ReadChunk():
                 if not valid_ulid(request.blob_id) or not valid_hash(request.chunk.id):
                     raise BadRequest("not a blob or chunk id")
-                return await self._store.read_chunk(request.slot, request.blob_id, request.chunk)
+                if request.repair:
+                    await self.pace.turn(request.chunk.len)
+                else:
+                    self.served += 1
+                return await self._read_chunk(request.slot, request.blob_id, request.chunk)
             case ReadManifest():
                 if not valid_ulid(request.blob_id) or not valid_hash(request.manifest_id):
                     raise BadRequest("not a blob or manifest id")
-                return await self._store.read_manifest(request.slot, request.blob_id, request.manifest_id)
+                with self._noticing(request.slot, request.blob_id):
+                    return await self._store.read_manifest(request.slot, request.blob_id, request.manifest_id)
+            case ReadBlobs():
+                return await self._read_blobs(request)
             case _:
                 raise BadRequest(f"{type(request).__name__} does not ask for bytes")
+
+    async def _read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef) -> bytes:
+        with self._noticing(slot, blob_id):
+            return await self._store.read_chunk(slot, blob_id, chunk)
+
+    async def _read_blobs(self, request: ReadBlobs) -> bytes:
+        size = sum(chunk.len for _, chunk in request.blobs)
+        if len(request.blobs) > READ_BLOBS_MAX or size > READ_BLOBS_BYTES_MAX:
+            raise BadRequest(f"{len(request.blobs)} blobs of {size} bytes are too many at once")
+        if not all(valid_ulid(blob_id) and valid_hash(chunk.id) for blob_id, chunk in request.blobs):
+            raise BadRequest("not a blob or chunk id")
+        await self.pace.turn(size)
+        parts: list[bytes | None] = []
+        for blob_id, chunk in request.blobs:
+            try:
+                parts.append(await self._read_chunk(request.slot, blob_id, chunk))
+            except (ChunkMissing, ChunkCorrupt):
+                parts.append(None)
+        return pack_parts(parts)
+
+    @contextmanager
+    def _noticing(self, slot: int, blob_id: str) -> Iterator[None]:
+        """Somebody counts on this copy: what it lacks is mended now, not when scrub comes by."""
+        try:
+            yield
+        except (ChunkMissing, ChunkCorrupt) as error:
+            self._pulls.missed(slot, blob_id, damaged=isinstance(error, ChunkCorrupt))
+            raise

@@ -18,11 +18,13 @@ from amberblob.wire import AcceptedReply, Prepare, Promised, Reply
 from node.learns import Learns
 from node.protocol.hold import Hold
 from node.protocol.quorum import Electorate
-from node.protocol.write import Action, Finished, Outcome, Phase, Rejected, Send, Spread, Wait, WriteRound
+from node.protocol.write import Action, AwaitRoute, Finished, Outcome, Phase, Rejected, Send, Spread, Wait, WriteRound
 from node.reads import LATE_S, Quickness
 from node.transport.interface import Peers
 from node.turns import Turns
 
+ROUTE_POLL_S = 0.02
+"""How often is looked whether the route is here that a replica knows already."""
 BACKOFF_FIRST_S = 0.01
 BACKOFF_MAX_S = 0.6
 CONTESTED_FIRST_S = 0.004
@@ -47,6 +49,10 @@ class Driving(Protocol):
         """The highest ballot counter that this node has met in the slot."""
         ...
 
+    def electorate(self, slot: int, epoch: int) -> Electorate | None:
+        """The slot's voters, if this node's route is of that epoch or a later one."""
+        ...
+
     def held(self, slot: int, path: str) -> Hold | None:
         """A promise for the path's next write here; it is given once."""
         ...
@@ -55,16 +61,16 @@ class Driving(Protocol):
 class Run:
     """One round on its way."""
 
-    def __init__(self, driving: Driving, electorate: Electorate, path: str, round_: WriteRound) -> None:
+    def __init__(self, driving: Driving, path: str, round_: WriteRound) -> None:
         self._driving = driving
-        self._electorate = electorate
-        self._slot = electorate.slot
+        self._slot = round_.electorate.slot
         self._path = path
         self._round = round_
         self._spared: list[Send] = []
         self._awaited: set[str] = set()
         """Voters that were asked to promise and have not answered, also when a majority has without them."""
         self._asked_s = 0.0
+        self._ends_s = float("inf")
         self._loop = asyncio.get_running_loop()
         self._done: asyncio.Future[Outcome] = self._loop.create_future()
         self._actions: deque[Action] = deque()
@@ -73,6 +79,7 @@ class Run:
 
     async def outcome(self, timeout_s: float) -> Outcome:
         """The round's end, at the latest when ``timeout_s`` is over. It starts when the path's turn is its own."""
+        self._ends_s = self._loop.time() + timeout_s
         timer = self._loop.call_later(timeout_s, self._deadline)
         turns = self._driving.turns
         turn = turns.take(self._path)
@@ -110,8 +117,8 @@ class Run:
         """
         sends = {action.node: action for action in actions if isinstance(action, Send)}
         quickness = self._driving.quickness
-        order = quickness.order(self._electorate)
-        needed = self._electorate.read_quorum or self._electorate.majority
+        order = quickness.order(self._round.electorate)
+        needed = self._round.electorate.read_quorum or self._round.electorate.majority
         if len(sends) != len(order) or self._round.hear is not None:
             return actions
         if quickness.asks_all():
@@ -160,11 +167,20 @@ class Run:
                 self._driving.learns.add(action)
             case Wait():
                 self._loop.call_later(self._backoff_s(action), self._wake, action.token)
+            case AwaitRoute():
+                self._look_for_route(action.epoch)
             case Finished():
                 if not self._done.done():
                     self._done.set_result(action.outcome)
             case _:
                 assert_never(action)
+
+    def _look_for_route(self, epoch: int) -> None:
+        electorate = self._driving.electorate(self._slot, epoch)
+        if electorate is not None:
+            self._feed(self._round.reroute, electorate)
+        elif not self._done.done():
+            self._loop.call_later(ROUTE_POLL_S, self._look_for_route, epoch)
 
     def _backoff_s(self, wait: Wait) -> float:
         """A jittered pause: uniform below a bound that doubles with each attempt."""
@@ -177,6 +193,10 @@ class Run:
         self._feed(self._round.wake, token)
 
     def _told(self, node: str, token: int, told: Reply | PeerError) -> None:
+        if self._loop.time() > self._ends_s and not self._done.done():
+            # The process stood still, and answers are looked at before timers: no COMMIT may go out after the deadline,
+            # when the client may have been told by another node what became of its write.
+            self._deadline()
         if node in self._awaited and not isinstance(told, AcceptedReply):
             self._awaited.discard(node)
             self._driving.quickness.took(node, self._loop.time() - self._asked_s)

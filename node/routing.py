@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
 
+from amberblob.ballot import SlotState
 from amberblob.errors import NotReady
 from node.protocol.quorum import Electorate
-from registry.routes import RouteTable
+from registry.routes import Member, RouteTable
+
+Mute = Literal["not-a-member", "unsynced"]
+"""Why a copy has no voice, as it refuses with it."""
 
 
 class Routing:
@@ -37,6 +42,8 @@ class Routing:
         self._electorates: dict[int, Electorate] = {}
         self._distinct: tuple[Electorate, ...] = ()
         self._mine: frozenset[int] = frozenset()
+        self._votes_here: dict[int, Member] = {}
+        self._newcomers: dict[int, int] = {}
 
     def table(self) -> RouteTable:
         """The current table. Raises: NotReady while there is none."""
@@ -48,6 +55,10 @@ class Routing:
             self._electorates = {}
             self._distinct = ()
             self._mine = frozenset(table.slots_of(self.node))
+            self._votes_here = {
+                route.slot: member for route in table.routes for member in route.voters if member.node == self.node
+            }
+            self._newcomers = {slot: member.since for slot, member in self._votes_here.items() if member.since > 1}
         return table
 
     def slot_of(self, path: str) -> int:
@@ -68,6 +79,7 @@ class Routing:
                 voters=voters,
                 write_quorum=min(max(self._write_quorum, majority), len(voters)),
                 read_quorum=min(max(self._read_quorum, majority), len(voters)),
+                settled=route.state == "stable" and not route.learners,
             )
         return found
 
@@ -82,6 +94,38 @@ class Routing:
         except NotReady:
             return False
         return slot in self._mine
+
+    def own_votes(self) -> Mapping[int, Member]:
+        """The slots of which this node is a voter, with the member that the route names. Empty while there are no routes."""
+        try:
+            self.table()
+        except NotReady:
+            return {}
+        return self._votes_here
+
+    def mute(self, state: SlotState) -> Mute | None:
+        """Why this node's copy of a slot, being in this state, has no voice (rfc/0012); None: it counts.
+
+        It has one if the route names it, by incarnation, as a voter, and it was filled from a majority since it was named.
+        """
+        try:
+            self.table()
+        except NotReady:
+            return "not-a-member"
+        member = self._votes_here.get(state.slot)
+        if member is None:
+            return "not-a-member"
+        if member.incarnation != state.incarnation or 1 < member.since > state.synced_epoch:
+            return "unsynced"
+        return None
+
+    def newcomers(self) -> dict[int, int]:
+        """The slots whose copy here was named after the slot's first epoch, with the epoch in which it was. Do not change it."""
+        try:
+            self.table()
+        except NotReady:
+            return {}
+        return self._newcomers
 
     def electorates(self) -> Iterable[Electorate]:
         """The voters of every slot."""

@@ -25,7 +25,11 @@ __all__ = [
     "ObjectService",
     "ObjectView",
     "PutOptions",
+    "SlotsWanted",
 ]
+
+SlotsWanted = Literal["", "1", "unhealed"]
+"""Of ``GET /cluster?slots=``: no list of slots, all of them, or those that are not whole or not compared yet."""
 
 Consistency = Literal["strong", "local"]
 
@@ -162,6 +166,16 @@ class NodeStatus(Protocol):
         """Why the node does not serve reads and writes; None when it does."""
         ...
 
-    def cluster(self) -> dict[str, Any]:
-        """The answer of ``GET /cluster``."""
+    async def cluster(self, *, slots: SlotsWanted = "", since_ms: int | None = None) -> dict[str, Any]:
+        """The answer of ``GET /cluster``; asks all nodes how their copies are, and waits for each at most a second.
+
+        ``since_ms`` (since 1970): from when on comparisons count; None: those of the last two rounds.
+        """
+        ...
+
+    async def heal(self) -> dict[str, Any]:
+        """The answer of ``POST /cluster/heal``: every node that can be reached compares its copies now.
+
+        Raises: NotReady (no route table yet).
+        """
         ...

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 from amberblob.errors import NotReady
 from amberblob.metrics import Metrics
 from chunkstore.interface import ReplicaStore
+from node.health import ClusterHealth, Gathering
+from node.healthgauges import HealthGauges
+from node.healthview import heal_json, slots_json, unknown_heal_json
+from node.http.times import rfc3339
 from node.protocol.quorum import Electorate
 from node.routing import Routing
+from node.service import SlotsWanted
 from node.transport.interface import Peers
-from node.workers.puller import Puller
+from node.wholeness import view_cluster, view_slot
 from node.workers.resolver import Resolver
 from node.workers.runner import Runner
 from registry.routes import RouteTable
 from registry.view import RouteWatcher
 
+IN_STEP_ROUNDS = 2
+"""Copies that differ are taken to be in step if each was compared within so many rounds of comparing everything."""
+
+SLOTS_AT_ONCE = 256
+"""How many are judged before others have their turn on the loop: some ten milliseconds."""
+
 
 class Status:
-    """Implements :class:`node.service.NodeStatus`. ``phase`` says what start-up waits for; None once it is over."""
+    """Implements :class:`node.service.NodeStatus`. ``phase`` says what start-up waits for; None once it is over.
+
+    ``compare_every_s``: how often all copies are compared.
+    """
 
     def __init__(
         self,
@@ -30,9 +45,10 @@ class Status:
         peers: Peers,
         store: ReplicaStore,
         resolver: Resolver,
-        puller: Puller,
+        health: ClusterHealth,
         runner: Runner,
         version: str,
+        compare_every_s: float,
     ) -> None:
         self.phase: str | None = "the node is starting"
         self._node = node
@@ -41,9 +57,10 @@ class Status:
         self._peers = peers
         self._store = store
         self._resolver = resolver
-        self._puller = puller
+        self._health = health
         self._runner = runner
         self._version = version
+        self._in_step_ms = int(IN_STEP_ROUNDS * compare_every_s * 1000)
 
     def not_ready(self) -> str | None:
         """Why the node does not serve reads and writes; None when it does."""
@@ -64,49 +81,48 @@ class Status:
         return None
 
     def _voting(self, electorate: Electorate) -> list[str]:
-        """The voters that are reachable with the disk that the route names, by what this node knows."""
-        nodes = self._routing.table().nodes
-        lost = self._store.incarnations()
+        """The voters that are reachable with the copy that the route names, by what this node knows."""
+        table, slot = self._routing.table(), electorate.slot
         return [
             node
-            for node, incarnation in electorate.voters.items()
-            if node in nodes
-            and nodes[node].disk_id == incarnation
+            for node in electorate.voters
+            if table.votes(slot, node)
             and self._peers.reachable(node)
-            and not (node == self._node and electorate.slot in lost)
+            and not (node == self._node and self._is_mute(slot))
         ]
 
-    def cluster(self) -> dict[str, Any]:
-        """The answer of ``GET /cluster``: this node's view."""
+    def _is_mute(self, slot: int) -> bool:
+        return self._routing.mute(self._store.slot_state(slot)) is not None
+
+    async def cluster(self, *, slots: SlotsWanted = "", since_ms: int | None = None) -> dict[str, Any]:
+        """The answer of ``GET /cluster``: this node's view, and what all nodes tell of their copies."""
         watcher = self._watcher()
         registry = {
             "ok": watcher.registry_ok if watcher else False,
             "error": watcher.registry_error if watcher else "not asked yet",
             "since_ms": watcher.registry_since_ms if watcher else 0,
         }
+        reason = self.not_ready()
         me = {
             "node": self._node,
             "version": self._version,
-            "ready": self.not_ready() is None,
-            "reason": self.not_ready(),
+            "ready": reason is None,
+            "reason": reason,
             "disk": {
                 "id": self._store.disk_id,
                 "failed": self._store.failed,
                 "full": self._store.full,
-                "lost_slots": sorted(self._store.incarnations()),
+                "lost_slots": sorted(slot for slot in self._routing.own_votes() if self._is_mute(slot)),
             },
             "undecided": self._resolver.waiting,
             "workers": self._runner.status(),
         }
-        # What is known to be missing here. Copies are not compared in the background yet, so this is no all-clear.
-        heal = {
-            "versions_waiting": self._puller.waiting,
-            "bytes_waiting": self._puller.waiting_bytes,
-            "last_full_compare": None,
-        }
         try:
             table = self._routing.table()
+            gathered = await self._health.gather()
+            since_ms = max(0, gathered.at_ms - self._in_step_ms) if since_ms is None else since_ms
         except NotReady as error:
+            heal = unknown_heal_json()
             return {"self": me, "registry": registry, "nodes": [], "slots": {}, "heal": heal, "detail": error.detail}
         return {
             "cluster_id": table.cluster.cluster_id,
@@ -120,7 +136,16 @@ class Status:
             "nodes": [self._node_view(table, node, watcher) for node in sorted(table.nodes)],
             "zones": sorted({info.zone for info in table.nodes.values()}),
             "slots": self._slots(table),
-            "heal": heal,
+            "heal": await _heal(table, gathered, slots=slots, since_ms=since_ms),
+        }
+
+    async def heal(self) -> dict[str, Any]:
+        """The answer of ``POST /cluster/heal``: every node that can be reached compares its copies now. Raises: NotReady."""
+        gathered = await self._health.gather(heal=True)
+        return {
+            "since": rfc3339(gathered.at_ms),
+            "nodes": sorted(node for node, told in gathered.nodes.items() if told is not None),
+            "silent_nodes": sorted(node for node, told in gathered.nodes.items() if told is None),
         }
 
     def _node_view(self, table: RouteTable, node: str, watcher: RouteWatcher | None) -> dict[str, Any]:
@@ -138,8 +163,7 @@ class Status:
             "alive": watcher is not None and node in watcher.alive,
             "disk": {"id": info.disk_id, "capacity_bytes": info.capacity_bytes},
             "slots": len(mine),
-            "votes": sum(table.votes(slot, node) for slot in mine)
-            - (len(self._store.incarnations()) if node == self._node else 0),
+            "votes": sum(table.votes(slot, node) and not (node == self._node and self._is_mute(slot)) for slot in mine),
         }
 
     def _slots(self, table: RouteTable) -> dict[str, Any]:
@@ -167,13 +191,28 @@ class Status:
                 "Records accepted here and not known to be chosen.",
                 lambda: self._resolver.waiting,
             ),
-            (
-                "amberblob_heal_bytes",
-                "Bytes that wait to be pulled onto this disk.",
-                lambda: self._puller.waiting_bytes,
-            ),
         ):
             metrics.gauge(name, text).set_function(lambda read=read: float(read()))  # type: ignore[misc]
+        metrics.registry.register(HealthGauges(self._health.own))
         for count in self._store.counts():
             text = f"Counted by the disk since the node started: {count.replace('_', ' ')}."
             metrics.counted(f"amberblob_{count}", text, lambda count=count: self._store.counts()[count])  # type: ignore[misc]
+
+
+async def _heal(table: RouteTable, gathered: Gathering, *, slots: SlotsWanted, since_ms: int) -> dict[str, Any]:
+    """What the nodes told, judged."""
+    known = {node: told.slots for node, told in gathered.nodes.items() if told is not None}
+    views = []
+    for route in table.routes:
+        views.append(
+            view_slot(route, {node: slots.get(route.slot) for node, slots in known.items()}, since_ms=since_ms)
+        )
+        if len(views) % SLOTS_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    silent = gathered.nodes.keys() - known.keys()
+    full = [node for node, told in gathered.nodes.items() if told is not None and told.full]
+    view = view_cluster(views, rate_bytes_per_s=gathered.rate_bytes_per_s, silent=silent, full=full)
+    heal = heal_json(view, at_ms=gathered.at_ms, since_ms=since_ms)
+    if slots:
+        heal["by_slot"] = slots_json(one for one in views if slots == "1" or one.state != "whole" or not one.compared)
+    return heal

@@ -50,8 +50,8 @@ class Arrival(enum.Enum):
     KNOWN = "known"
     """The node was known with this disk (addresses and the like are brought up to date)."""
     NEW_DISK = "new-disk"
-    """The node was known with another disk. The routes still name the old one: this node has no vote in them and
-    is a learner until an operator, or healing, changes the routes."""
+    """The node was known with another disk. The routes may still name the old one: this node has no vote in them until
+    it has them name its new copies (:mod:`registry.readmit`), and those were filled from the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Registration:
             return f"node {self.info.node_id} registered ({self.arrival.value})"
         return (
             f"node {self.info.node_id} had disk {self.previous.disk_id} and now has disk {self.info.disk_id}: "
-            "it has no vote in slots that name the old disk, and holds their data as a learner once synced"
+            "its copies begin blank and have no vote until they were filled from the other nodes"
         )
 
 

@@ -44,7 +44,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a node tells about itself. Durable: it stays while the node is down.
 
     Attributes:
-        disk_id: ULID of its disk, its incarnation as a member.
+        disk_id: ULID of its disk, the incarnation of its copies unless they began anew on it.
         zone: what may fail together (a rack, a site).
         host: the machine; empty: one of its own.
         http_address: ``host:port`` where clients reach it.
@@ -73,10 +73,17 @@ class Liveness(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Member(msgspec.Struct, frozen=True, order=True):
-    """A node with one certain disk. ``incarnation`` is the disk's id."""
+    """A node with one certain copy.
+
+    Attributes:
+        incarnation: the disk's id, or that of a slot that was lost on it and began anew.
+        since: the epoch in which this copy was first named. One named after the first epoch began blank: it answers for nothing
+            before it was filled from a majority in that epoch or a later one (rfc/0012).
+    """
 
     node: str
     incarnation: str
+    since: int = 1
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,8 +137,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
     def is_voter(self, node: str, incarnation: str) -> bool:
         """Whether this node with this disk has a vote (in a joint route: on either side)."""
-        member = Member(node, incarnation)
-        return member in self.voters or member in self.next_voters
+        members = (*self.voters, *self.next_voters)
+        return any(member.node == node and member.incarnation == incarnation for member in members)
 
     def is_quorum(self, nodes: Collection[str]) -> bool:
         """Whether these nodes, each answering for the member that the route names, are enough to decide."""
@@ -193,9 +200,15 @@ class RouteTable(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(route.slot for route in self.routes if node_id in route.all_nodes)
 
     def votes(self, slot: int, node_id: str) -> bool:
-        """Whether the node votes with the disk that it is registered with."""
-        info = self.nodes.get(node_id)
-        return info is not None and self.routes[slot].is_voter(node_id, info.disk_id)
+        """Whether the node is a voter with a copy that it may have now, by what the registry tells.
+
+        That is the disk that it is registered with, or a copy that was named later: that one the node named itself.
+        """
+        info, route = self.nodes.get(node_id), self.routes[slot]
+        return info is not None and any(
+            member.node == node_id and (member.incarnation == info.disk_id or member.since > 1)
+            for member in (*route.voters, *route.next_voters)
+        )
 
     def epochs(self) -> tuple[int, ...]:
         """The epoch of each slot."""

@@ -20,16 +20,21 @@ import typer
 
 from sim.check import WrongHistory
 from sim.mutants import MUTANTS
-from sim.shape import FAULTS
+from sim.shape import FAULTS, FAULTS_OF_COPIES
 from sim.world import World
 
 SEEDS_PER_PROCESS = 25
 FIRING_SEEDS = 200
 FIRES = (
     *FAULTS,
+    *FAULTS_OF_COPIES,
     "acknowledged versions",
+    "agreements",
+    "blobs swept",
+    "bytes repaired",
     "bytes read",
     "client gave up",
+    "copy readmitted",
     "cut database log",
     "cut message",
     "disk full",
@@ -40,6 +45,9 @@ FIRES = (
     "lost folder entry",
     "lost message",
     "lost write",
+    "paths expired",
+    "slots scrubbed",
+    "stubs collected",
     "torn write",
 )
 """What must really have happened in a run of that many seeds; else the run shows nothing."""

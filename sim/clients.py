@@ -112,7 +112,7 @@ class Client:
     def draw(self) -> Call:
         """The next operation."""
         world, random, shape = self._world, self._random, self._world.shape
-        weights = KINDS[shape.liked]
+        weights = KINDS["expiring" if shape.expires else shape.liked]
         kind = random.choices(list(weights), list(weights.values()))[0]
         number = len(world.calls) + 1
         path = f"p{random.randrange(shape.paths)}"
@@ -123,7 +123,9 @@ class Client:
             call.write_id = f"w{world.seed}-{number}"
             if random.random() < shape.conditional and kind in ("put", "delete", "restore"):
                 call.conditions = world.library.conditions(path)
-            if kind == "put" and random.random() < 0.05:
+                if shape.expires and call.conditions.version is not None:
+                    call.conditions = Conditions(absent=True)
+            if kind == "put" and random.random() < 0.05 and not shape.expires:
                 call.version = random.randint(1, 40)
         world.calls.append(call)
         return call
@@ -259,7 +261,14 @@ class Client:
         if process is None or parts is None or not machine.serving:
             raise NotServing
         answered: asyncio.Future[T] = loop.create_future()
-        task = loop.create_task(ask(parts.objects), context=process.context())
+        begun = False
+
+        async def beginning() -> T:
+            nonlocal begun
+            begun = True
+            return await ask(parts.objects)
+
+        task = loop.create_task(beginning(), context=process.context())
         task.add_done_callback(lambda done: _pass_on(done, answered), context=contextvars.Context())
 
         def died() -> None:
@@ -273,7 +282,9 @@ class Client:
                 result = await answered
         except TimeoutError:
             world.fired["client gave up"] += 1
-            if random.random() < 0.5:
+            # A node that stood still all the time has not begun: a client that repeats its write must not meet that
+            # try, and can only rely on the connection that it closed.
+            if random.random() < 0.5 or not begun:
                 task.cancel()
             raise NoAnswer("no answer") from None
         finally:

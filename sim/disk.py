@@ -293,6 +293,15 @@ class SimDisk:
         self.note(f"rubbish in {self.relative(database)}")
         return True
 
+    def become_new(self) -> None:
+        """An empty disk takes this one's place, while nobody uses it."""
+        self.note(f"{self.name} has a new disk")
+        shutil.rmtree(self.folder)
+        self.folder.mkdir()
+        self.dropped.clear()
+        self.unsynced.clear()
+        self.entries.clear()
+
 
 class SimFileOps(FileOps):
     """The system calls of one life of a disk. Waits, fails, and writes down what is not durable."""

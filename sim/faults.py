@@ -21,6 +21,10 @@ FAULTS_MAX = 150
 """In one world; a few seeds would else do little but start nodes."""
 
 
+WORST_S = 4.0
+"""How long a step of a disk's loss at the worst moment takes, on average: a readmission takes two or three seconds."""
+
+
 class Faults:
     """Breaks machines, disks and links of a world; :meth:`heal` ends it all."""
 
@@ -32,6 +36,8 @@ class Faults:
         self._numbers = 0
         self._may_damage = world.machines[random.randrange(len(world.machines))]
         self._to_damage = False
+        self._to_replace = False
+        self._at_worst = False
         self._over = False
 
     # -- the two coroutines
@@ -138,6 +144,15 @@ class Faults:
                     self._world.fired[fault] += 1
             case "database damage":
                 self._to_damage = True
+            case "new disk":
+                self._to_replace = True
+                if not self._at_worst and random.random() < 0.5:
+                    self._at_worst = True
+                    self._spawn(self._new_disk_at_the_worst_moment())
+            case "registry down":
+                registry = self._world.registry
+                registry.down = True
+                self._for_a_while("registry down", lambda: setattr(registry, "down", False))
             case "bad network":
                 network = self._world.network
                 network.loss, network.spikes = random.choice((0.05, 0.3, 0.7)), random.choice((0.0, 0.2))
@@ -154,6 +169,36 @@ class Faults:
         new = links - cut
         cut |= new
         self._for_a_while(what, lambda: cut.difference_update(new))
+
+    async def _new_disk_at_the_worst_moment(self) -> None:
+        """One machine is away while the others write; then a disk is lost, and only the one that was away can be reached.
+
+        What was acknowledged meanwhile is on the third one only. A blank copy that counted now, with or without having asked
+        the one that was away, would outvote it.
+        """
+        lost, random = self._may_damage, self._random
+        away, third = random.sample([machine for machine in self._world.machines if machine is not lost], 2)
+        cut = self._world.network.cut
+        links = self._links_of(away)
+        cut |= links
+        self._note(f"at the worst moment: {away.name} is away")
+        await asyncio.sleep(WORST_S * (0.5 + random.random()))
+        if not self._over:
+            cut -= links
+            links = self._links_of(third)
+            cut |= links
+            self._note(f"at the worst moment: {away.name} is back, {third.name} is away")
+            self._to_replace = True
+            if lost.process and lost.process.alive:
+                self._crash(lost, "power cut")
+            await asyncio.sleep(2 * WORST_S * (0.5 + random.random()))
+        if not self._over:
+            cut -= links
+        self._at_worst = False
+
+    def _links_of(self, machine: Machine) -> set[tuple[str, str]]:
+        others = [other.name for other in self._world.machines if other is not machine]
+        return {(machine.name, other) for other in others} | {(other, machine.name) for other in others}
 
     def _disk(self, machine: Machine, fault: str) -> None:
         trouble = machine.disk.trouble
@@ -188,6 +233,10 @@ class Faults:
         if self._to_damage and machine is self._may_damage and machine.disk.damage_database():
             self._to_damage = False
             self._world.fired["database damage"] += 1
+        if self._to_replace and machine is self._may_damage:
+            self._to_replace = False
+            machine.disk.become_new()
+            self._world.fired["new disk"] += 1
         back_s = self._random.expovariate(1.0) * self._world.shape.fault_s
         self._world.loop.call_later(back_s, self._boot, machine)
 
@@ -238,6 +287,7 @@ class Faults:
         undo, self._undo = self._undo, {}
         for number in undo:
             undo[number]()
+        self._world.registry.down = False
         network = self._world.network
         network.cut.clear()
         network.slow.clear()

@@ -35,6 +35,9 @@ from sim.history import READS, Call, Seen
 SEARCH_MAX = 200_000
 """Worlds looked at before the search is given up."""
 
+ANY_VERSION = -1
+"""In a :class:`~sim.history.Seen`: a head there was, whatever its version."""
+
 WIDTHS = (8, 64, 512)
 """How many worlds are kept by the searches that go first."""
 
@@ -165,7 +168,7 @@ def _shows_head(told: Record | Seen | None, state: State) -> bool:
         return revision == 0
     if isinstance(told, Seen):
         return (
-            told.version == head
+            (told.version == head or (told.version == ANY_VERSION and head > 0))
             and (told.etag is None or told.etag == versions.etag_of(head))
             and (told.version_max is None or told.version_max == version_max)
         )

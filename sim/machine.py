@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 from amberblob.clock import HybridClock, SeededRandomness
+from amberblob.config import RepairSection, RetentionSection
 from amberblob.errors import AmberError
 from amberblob.ids import UlidMint
 from chunkstore.store import DiskStore
@@ -17,6 +17,7 @@ from registry.routes import RouteTable
 from sim.disk import SimDisk, SimFileOps
 from sim.loop import Process, SimLoop
 from sim.network import Network, Peer, SimPeers
+from sim.registry import SimRegistry
 from sim.threads import SimThreads
 
 CLUSTER_ID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -53,14 +54,15 @@ class Settings:
     open_databases_max: int = 8
     linger_s: float = 1.0
     body_cache_bytes: int = 1 << 20
+    repair: RepairSection = field(default_factory=RepairSection)
+    retention: RetentionSection = field(default_factory=RetentionSection)
 
 
 class Machine:
     """See the module.
 
     Args:
-        table: the routes, once they are known.
-        told: what a node cannot start for is told here; the world decides whether it may be.
+        registry: of the routes, once there are any.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class Machine:
         disk: SimDisk,
         network: Network,
         settings: Settings,
-        table: Callable[[], RouteTable | None],
+        registry: SimRegistry,
     ) -> None:
         self.name = name
         self.disk = disk
@@ -87,8 +89,11 @@ class Machine:
         self._random = random
         self._network = network
         self._settings = settings
-        self._table = table
+        self._registry = registry
         self._starting: asyncio.Task[None] | None = None
+
+    def _routes(self) -> RouteTable | None:
+        return self._registry.seen(self.name)
 
     @property
     def serving(self) -> bool:
@@ -134,12 +139,12 @@ class Machine:
             return
         self.store = store
         # Routes need the disks of all; the first time they are made when all have one.
-        while self._table() is None:
+        while self._routes() is None:
             await asyncio.sleep(0.01)
         routing = Routing(
             node=self.name,
             disk_id=store.disk_id,
-            table=self._table,
+            table=self._routes,
             write_quorum=settings.write_quorum,
             read_quorum=settings.read_quorum,
         )
@@ -153,15 +158,29 @@ class Machine:
             randomness=randomness,
             peer_timeout_s=settings.peer_timeout_s,
             request_timeout_s=settings.request_timeout_s,
+            readmit=self._registry.readmit_for(self.name),
+            repair=settings.repair,
+            retention=settings.retention,
         )
         self._network.peers[self.name] = Peer(process, parts.replica)
         parts.start_workers()
         self.parts = parts
 
+    def count(self) -> None:
+        """Tell the world what the upkeep of this life did."""
+        if self.parts is not None:
+            upkeep, fired = self.parts.upkeep, self.disk.fired
+            fired["paths expired"] += upkeep.expirer.counts.paths_expired
+            fired["stubs collected"] += upkeep.expirer.counts.stubs_collected
+            fired["blobs swept"] += upkeep.garbage.counts.blobs
+            fired["slots scrubbed"] += upkeep.scrub.counts.slots_checked
+            fired["bytes repaired"] += self.parts.puller.received_bytes
+
     def kill(self, *, power: bool) -> None:
         """End the process at this very moment; with ``power``, what was not synced is at risk too."""
         process = self.process
         assert process is not None and process.alive
+        self.count()
         process.alive = False
         self.disk.crash(power=power)
         self._loop.kill(process)

@@ -14,15 +14,22 @@ from unittest import mock
 
 from amberblob.ballot import EMPTY_REGISTER, Register
 from amberblob.errors import DiskFailed
+from amberblob.manifest import Record
+from antientropy import sync
+from antientropy.step import Did
+from antientropy.worker import Repairer
+from chunkstore import applying
 from chunkstore.core import DiskCore
 from chunkstore.files import BlobFiles
 from chunkstore.journal import Journal
 from chunkstore.pathfilter import PathFilter
 from chunkstore.pool import SlotPool
 from chunkstore.staging import ChunkWriter
+from chunkstore.store import DiskStore
 from node.protocol.quorum import Finding
 from node.protocol.read import Read, ReadRound
 from node.protocol.replica import ReplicaSlot
+from node.routing import Routing
 from sim.disk import SimFileOps
 
 MUTANTS: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {}
@@ -61,7 +68,7 @@ def chunks_never_synced() -> contextlib.AbstractContextManager[Any]:
 
 @mutant
 def unfinished_databases_believed() -> contextlib.AbstractContextManager[Any]:
-    return mock.patch.object(SlotPool, "remake_unfinished", lambda self, slot: None)
+    return mock.patch.object(SlotPool, "remake_unfinished", lambda self, slot: False)
 
 
 @mutant
@@ -125,3 +132,50 @@ def a_register_out_of_memory_is_empty() -> contextlib.AbstractContextManager[Any
         return await original(self, slot, path)
 
     return mock.patch.object(DiskCore, "load", load)
+
+
+@mutant
+def a_blank_copy_votes() -> contextlib.AbstractContextManager[Any]:
+    """Whoever is named answers, whether or not it was filled."""
+
+    def mute(self: Routing, state: Any) -> Any:
+        member = self.own_votes().get(state.slot)
+        return None if member is not None and member.incarnation == state.incarnation else "unsynced"
+
+    return mock.patch.object(Routing, "mute", mute)
+
+
+@mutant
+def nobody_compares() -> contextlib.AbstractContextManager[Any]:
+    async def step(self: Repairer) -> Did:
+        return Did.NOTHING
+
+    return mock.patch.object(Repairer, "step", step)
+
+
+@mutant
+def what_is_wanted_is_forgotten() -> contextlib.AbstractContextManager[Any]:
+    async def wanted(self: DiskStore, slot: int, limit: int) -> list[Any]:
+        return []
+
+    return mock.patch.object(DiskStore, "wanted", wanted)
+
+
+@mutant
+def the_head_expires() -> contextlib.AbstractContextManager[Any]:
+    """Collecting takes the bytes of the newest version along."""
+    original = applying.SlotBatch._materialise
+
+    def materialise(self: Any, row: Any, record: Record, *, here: bool) -> None:
+        original(self, row, record, here=here)
+        if record.op == "expire" and record.head is not None:
+            # The accept of the same batch has brought nothing: an expiry adds no version.
+            self._sql.execute("DELETE FROM inline_bodies WHERE blob_id = ?", (record.head.blob_id,))
+
+    return mock.patch.object(applying.SlotBatch, "_materialise", materialise)
+
+
+@mutant
+def a_copy_is_filled_from_one_voter() -> contextlib.AbstractContextManager[Any]:
+    """Whoever it is: it may have been away when the copy that was lost helped to choose something."""
+    return mock.patch.object(sync, "needed", lambda voters: min(1, voters - 1))

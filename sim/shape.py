@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from random import Random
 from typing import Any
 
@@ -26,6 +26,9 @@ FAULTS = (
     "bad network",
 )
 
+FAULTS_OF_COPIES = ("new disk", "registry down")
+"""Drawn after all others, so that the worlds of older seeds stay what they were but for these."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
@@ -36,6 +39,9 @@ class Shape:
         retries: how many tries a client gives a write.
         think_s: a client's mean pause between operations.
         staged: the part of all bodies that are too large to travel in messages.
+        routes_late_s: how late a node hears of a change of the routes, on average.
+        expires: superseded and deleted versions are collected after ``keep_s``, and the stubs of deleted paths. Then clients
+            do nothing that needs old versions: what they would be told is a matter of time.
     """
 
     nodes: int
@@ -64,6 +70,13 @@ class Shape:
     open_databases_max: int
     linger_s: float
     body_cache_bytes: int
+    follow_every_s: float
+    compare_every_s: float
+    scrub_s: float
+    routes_late_s: float
+    expires: bool
+    keep_s: float
+    keep_versions: int
 
     @classmethod
     def draw(cls, random: Random, operations: int) -> Shape:
@@ -74,7 +87,7 @@ class Shape:
         known = tuple(fault for fault in FAULTS if random.random() < 0.45) or (random.choice(FAULTS),)
         # A copy whose database was lost does not vote again before it is rebuilt: nobody may be wanted whom there is not.
         votes = replicas - ("database damage" in known)
-        return cls(
+        shape = cls(
             nodes=nodes,
             replicas=replicas,
             slots=random.choice((1, 2, 4)),
@@ -101,6 +114,24 @@ class Shape:
             open_databases_max=random.choice((1, 2, 8)),
             linger_s=random.choice((0.05, 1.0, 8.0)),
             body_cache_bytes=random.choice((0, 5_000, 1 << 20)),
+            follow_every_s=random.choice((2.0, 5.0)),
+            compare_every_s=random.choice((10.0, 30.0)),
+            scrub_s=random.choice((60.0, 600.0)),
+            routes_late_s=random.choice((0.01, 0.3, 3.0)),
+            expires=random.random() < 0.3,
+            keep_s=random.choice((0.0, 0.0, 2.0)),
+            keep_versions=random.choice((0, 0, 1, 2)),
+        )
+        more = tuple(fault for fault in FAULTS_OF_COPIES if random.random() < 0.3)
+        if "new disk" in more:
+            votes = replicas - 1
+        return replace(
+            shape,
+            faults=(*known, *more),
+            write_quorum=min(shape.write_quorum, votes),
+            read_quorum=min(shape.read_quorum, votes),
+            # One of four would open a database for every second question: half of the world's time for nothing new.
+            open_databases_max=max(shape.open_databases_max, shape.slots // 2),
         )
 
     def __str__(self) -> str:
@@ -115,5 +146,6 @@ KINDS = {
     "delete": {"put": 4, "delete": 3, "delete-version": 3, "restore": 1, "read": 3, "read-version": 1, "read-all": 1},
     "restore": {"put": 4, "delete": 3, "delete-version": 2, "restore": 5, "read": 3, "read-version": 1, "read-all": 1},
     "read": {"put": 4, "delete": 1, "delete-version": 0, "restore": 0, "read": 7, "read-version": 1, "read-all": 1},
+    "expiring": {"put": 5, "delete": 3, "read": 5},
     "mixed": {"put": 5, "delete": 1, "delete-version": 1, "restore": 1, "read": 3, "read-version": 1, "read-all": 1},
 }

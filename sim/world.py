@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import re
 import shutil
 import tempfile
@@ -11,6 +12,8 @@ from collections import Counter, deque
 from pathlib import Path
 from random import Random
 
+from amberblob.config import RepairSection, RetentionSection
+from amberblob.config.values import Duration, Keep
 from registry.routes import ClusterInfo, Member, NodeInfo, Route, RouteTable
 from sim.check import judge
 from sim.clients import Client, Library, Violation
@@ -21,6 +24,7 @@ from sim.logs import listen
 from sim.loop import Deadlock, SimLoop
 from sim.machine import CLUSTER_ID, Machine, Settings
 from sim.network import Network
+from sim.registry import SimRegistry
 from sim.shape import Shape
 
 CHUNK_BYTES = 64 * 1024
@@ -62,7 +66,6 @@ class World:
         self.events: list[str] = []
         self.trace: deque[str] | None = deque(maxlen=200_000) if keep_trace else None
         self.library = Library(self._chance("library"))
-        self.table: RouteTable | None = None
         self._digest = hashlib.blake2b(digest_size=16)
         self._folder = folder
         self._broken: BaseException | None = None
@@ -89,6 +92,11 @@ class World:
         """A line of the trace that a reader of the history wants to see too."""
         self.note(text)
         self.events.append(f"{self.loop.time():9.3f} {text}")
+
+    @property
+    def table(self) -> RouteTable | None:
+        """The routes as they are now."""
+        return self.registry.table
 
     def broken(self, error: BaseException | None) -> None:
         """Something that runs beside the clients found a violation."""
@@ -136,6 +144,21 @@ class World:
             open_databases_max=shape.open_databases_max,
             linger_s=shape.linger_s,
             body_cache_bytes=shape.body_cache_bytes,
+            repair=RepairSection(
+                follow_every_s=shape.follow_every_s,
+                compare_every_s=shape.compare_every_s,
+                scrub_days=shape.scrub_s / 86_400,
+            ),
+            retention=RetentionSection(
+                keep=Keep(shape.keep_s if shape.expires else math.inf),
+                versions=shape.keep_versions,
+                stub_keep=Duration(shape.keep_s),
+                # Where nothing expires there is nothing to be found either.
+                check_every_s=1.0 if shape.expires else 10.0,
+            ),
+        )
+        self.registry = SimRegistry(
+            self.loop, self._chance("registry"), self.fired, self.note, late_s=shape.routes_late_s
         )
         self.machines = [
             Machine(
@@ -154,7 +177,7 @@ class World:
                 ),
                 network=self.network,
                 settings=settings,
-                table=lambda: self.table,
+                registry=self.registry,
             )
             for name in (f"n{number}" for number in range(1, shape.nodes + 1))
         ]
@@ -185,7 +208,7 @@ class World:
         async with asyncio.timeout(BEGINNING_S):
             while any(machine.store is None for machine in self.machines):
                 await asyncio.sleep(0.05)
-            self.table = self._routes()
+            self.registry.begin(self._routes())
             while not all(machine.serving for machine in self.machines):
                 await asyncio.sleep(0.05)
         self.event("all nodes serve")

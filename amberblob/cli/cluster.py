@@ -1,78 +1,71 @@
-"""``amberblob cluster``: what the nodes know of the cluster."""
+"""``amberblob cluster``: what the nodes know of the cluster, and mending it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from amberblob.cli.explain import Branch, branches
+from amberblob.cli.clusterview import (
+    SLOT_COLUMNS,
+    SLOT_STATES,
+    by_state,
+    counts_text,
+    is_well,
+    name_of,
+    nodes_of,
+    slot_row,
+    status_lines,
+)
+from amberblob.cli.heal import heal
 from amberblob.cli.options import Endpoint, Json, wants_json, with_client
 from amberblob.cli.output import human_size, on_terminal, printable, say, say_json
 from amberblob.cli.table import print_table
 
 if TYPE_CHECKING:
     from amberblob.client import AsyncClient
+    from amberblob.client.types import SlotsShown
 
 _SHOWN = ("zone", "host", "address", "http", "slots", "votes", "bytes", "state")
 _A_DATE_MS = 10**12
 """Milliseconds since 1970 beyond this are a date of after 2001; less is a duration."""
 
 app = typer.Typer(
-    help="What the nodes know of the cluster.",
+    help="What the nodes know of the cluster, and mending it.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def fetch_cluster(endpoint: str | None) -> Mapping[str, Any]:
-    """``GET /cluster``."""
+def fetch_cluster(endpoint: str | None, slots: SlotsShown | None = None) -> Mapping[str, Any]:
+    """``GET /cluster``; with ``slots`` slot by slot."""
 
     async def work(client: AsyncClient) -> Mapping[str, Any]:
-        return await client.cluster()
+        return await client.cluster(slots=slots)
 
     return with_client(endpoint, work)
 
 
-def nodes_of(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The nodes of the document, whether it has them as a list or by name."""
-    nodes = document.get("nodes", [])
-    if isinstance(nodes, Mapping):
-        nodes = [{"node": name, **(row if isinstance(row, Mapping) else {"state": row})} for name, row in nodes.items()]
-    return [row if isinstance(row, Mapping) else {"node": row} for row in nodes] if isinstance(nodes, list) else []
-
-
-def name_of(node: Mapping[str, Any]) -> str:
-    """What the node is called."""
-    return str(node.get("node") or node.get("id") or node.get("name") or "?")
-
-
 @app.command()
 def status(endpoint: Endpoint = None, json_output: Json = False) -> None:
-    """The cluster as a whole; exit status 1 when a node is down.
+    """The cluster as a whole: nodes, slots by state, what is below target, and what to do.
+
+    Exit status 1 when a node is down or the copies need an operator (degraded, corrupt, unavailable, unrecoverable).
 
     \b
     Example:
       amberblob cluster status
     """
     document = fetch_cluster(endpoint)
-    nodes = nodes_of(document)
-    down = [name_of(node) for node in nodes if node.get("reachable") is False]
     if wants_json(json_output):
         say_json(document)
     else:
-        shown = {name: _readable(name, value) for name, value in document.items() if name not in ("nodes", "self")}
-        for branch in branches(shown):
-            for line in branch.lines():
-                say(line)
-        say(
-            f"nodes: {len(nodes) - len(down)} of {len(nodes)} reachable"
-            + (f"; down: {', '.join(down)}" if down else "")
-        )
-    if down:
+        for line in status_lines(document):
+            say(line)
+    if not is_well(document):
         raise typer.Exit(1)
 
 
@@ -109,21 +102,49 @@ def nodes(endpoint: Endpoint = None, json_output: Json = False) -> None:
 
 
 @app.command()
-def slots(endpoint: Endpoint = None, json_output: Json = False) -> None:
-    """The slots by state, and what is left to heal.
+def slots(
+    unhealed: Annotated[bool, typer.Option("--unhealed", help="Only slots that are not whole.")] = False,
+    state: Annotated[
+        list[str] | None, typer.Option("--state", metavar="STATE", help="Only slots in this state; several times.")
+    ] = None,
+    endpoint: Endpoint = None,
+    json_output: Json = False,
+) -> None:
+    """Slot by slot: state, copies, and what they lack. In a pipe the columns are separated by tabs.
 
     \b
-    Example:
-      amberblob cluster slots
+    States: whole, in-step (being written), healing, degraded (a node is away), corrupt, unavailable, unrecoverable.
+
+    \b
+    Examples:
+      amberblob cluster slots --unhealed
+      amberblob cluster slots --state corrupt --json
     """
-    found = fetch_cluster(endpoint).get("slots", {})
+    wanted = tuple(state or ())
+    if unknown := sorted(set(wanted) - set(SLOT_STATES)):
+        raise typer.BadParameter(f"{', '.join(unknown)}: it is one of {', '.join(SLOT_STATES)}", param_hint="--state")
+    document = fetch_cluster(endpoint, slots="all")
+    heal = document.get("heal")
+    heal = heal if isinstance(heal, Mapping) else {}
+    rows = by_state(heal.get("by_slot") or (), wanted)
+    if unhealed:
+        rows = [row for row in rows if row.get("state") != "whole"]
+    counts = heal.get("slots") or {}
     if wants_json(json_output):
-        say_json(found)
+        by_reach = document.get("slots")
+        say_json({**(by_reach if isinstance(by_reach, Mapping) else {}), "by_state": counts, "by_slot": rows})
         return
-    document = found if isinstance(found, Mapping) else {"slots": found}
-    for branch in branches(document) or [Branch("nothing is known of slots")]:
-        for line in branch.lines():
-            say(line)
+    lines = [slot_row(row) for row in rows]
+    if on_terminal():
+        if lines:
+            print_table(SLOT_COLUMNS, lines)
+        say(f"slots: {counts_text(counts)}")
+    else:
+        for line in [[column.removesuffix(">") for column in SLOT_COLUMNS], *lines]:
+            say("\t".join(line))
+
+
+app.command("heal")(heal)
 
 
 def _title(name: str) -> str:

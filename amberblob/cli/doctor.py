@@ -74,7 +74,7 @@ def _check_cluster(endpoint: str | None, json_output: bool) -> None:
 
 def cluster_problems(cluster: Mapping[str, Any]) -> list[str]:
     """What is wrong with a cluster by one node's account."""
-    from amberblob.cli.cluster import name_of, nodes_of
+    from amberblob.cli.clusterview import name_of, nodes_of
 
     problems: list[str] = []
     for node in nodes_of(cluster):
@@ -96,12 +96,20 @@ def cluster_problems(cluster: Mapping[str, Any]) -> list[str]:
             )
         if isinstance(degraded, int) and degraded > 0:
             problems.append(f"{degraded} slots are degraded: they serve, but not every replica is reachable and votes")
+    heal = cluster.get("heal")
+    if isinstance(heal, Mapping):
+        if damaged := heal.get("damaged"):
+            problems.append(f"{damaged} versions have rotted on a disk: amberblob cluster slots --unhealed tells which")
+        if lost := heal.get("unrecoverable"):
+            problems.append(
+                f"{lost} versions can be had whole from no replica: amberblob cluster slots --unhealed tells where"
+            )
     return problems
 
 
 def node_problems(cluster: Mapping[str, Any]) -> list[str]:
     """What is wrong with the very node that gave this account."""
-    from amberblob.cli.cluster import name_of
+    from amberblob.cli.clusterview import name_of
 
     me = cluster.get("self")
     if not isinstance(me, Mapping):

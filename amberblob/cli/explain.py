@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _TOLD = ("path", "replicas", "versions", "healthy", "advice")
 CHUNKS_SHOWN_MAX = 20
 _WELL = ("", "chosen", "accepted")
-_COPY_STYLES = {"all": "green", "some": "yellow", "none": "red", "unreachable": "red"}
+_COPY_STYLES = {"all": "green", "some": "yellow", "none": "red", "damaged": "red", "unreachable": "red"}
 
 
 def explain(
@@ -81,9 +81,10 @@ def _replica(row: Any) -> Branch:
     if not isinstance(row, Mapping):
         return Branch(printable(str(row)))
     rest = [
-        _pair(name, value)
+        _pair(name, value) if _is_plain(value) else _pair(name, ", ".join(map(_inline, value)))
         for name, value in row.items()
-        if name not in ("node", "state") and _is_plain(value) and value not in ("", None)
+        if name not in ("node", "state") and value not in ("", None, [], ()) and not isinstance(value, Mapping)
+        if name != "incarnation" or value != row.get("disk")  # equal: a copy that was never lost here
     ]
     state = str(row.get("state", ""))
     text = f"{row.get('node', '?')}  {state}" + (f"  ({', '.join(rest)})" if rest else "")

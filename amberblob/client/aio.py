@@ -18,7 +18,7 @@ from amberblob.client.bodies import BytesBody, Hashed, Source, prepare_body
 from amberblob.client.http import CONNECTIONS_MAX, READ_BUFFER_BYTES, Http, Request, Timeouts
 from amberblob.client.reader import ObjectReader
 from amberblob.client.retry import ATTEMPT_HEADER, Endpoints, Retrying, RetryPolicy
-from amberblob.client.targets import listing_target, object_target
+from amberblob.client.targets import HEAL_TARGET, cluster_target, listing_target, object_target
 from amberblob.client.types import (
     META_PREFIX,
     ByteRange,
@@ -26,6 +26,7 @@ from amberblob.client.types import (
     ListPage,
     ObjectInfo,
     Progress,
+    SlotsShown,
     info_from_headers,
     info_from_json,
     time_parameter,
@@ -339,12 +340,28 @@ class AsyncClient:
         """Slot, replicas, versions, chunks, and where each copy is and in what state."""
         return _mapping(await self._get_json(object_target(path, {"explain": ""})))
 
-    async def cluster(self, endpoint: str | None = None) -> Mapping[str, Any]:
-        """What a node knows of the cluster: any node, or the one that is named (asked once)."""
+    async def cluster(
+        self, endpoint: str | None = None, *, slots: SlotsShown | None = None, since: datetime | str | None = None
+    ) -> Mapping[str, Any]:
+        """What a node knows of the cluster: any node, or the one that is named (asked once).
+
+        Args:
+            slots: have ``heal.by_slot`` tell of ``"all"`` slots, or of those that are ``"unhealed"`` (not whole, or not compared).
+            since: from when on comparisons of copies count, as :meth:`heal` told; default: those of the last rounds.
+        """
+        shown = {None: None, "all": "1", "unhealed": "unhealed"}[slots]
+        target = cluster_target(_query(slots=shown, since=since))
         if endpoint is None:
-            return _mapping(await self._get_json("/cluster"))
+            return _mapping(await self._get_json(target))
         retrying = self._retrying()
-        return _mapping((await retrying.http.fetch(endpoint, Request(method="GET", target="/cluster"))).json())
+        return _mapping((await retrying.http.fetch(endpoint, Request(method="GET", target=target))).json())
+
+    async def heal(self) -> Mapping[str, Any]:
+        """Have every node compare its copies with the others now and mend what they lack; returns before they have.
+
+        The answer's ``since`` is for :meth:`cluster`; ``silent_nodes`` could not be asked. Raises NotReady, PeerError.
+        """
+        return _mapping((await self._retrying().fetch(Request(method="POST", target=HEAL_TARGET))).json())
 
     async def ready(self) -> Mapping[str, str | None]:
         """For each endpoint why it does not serve; None when it does. Asks each once, all at the same time."""

@@ -17,7 +17,7 @@ from amberblob.client.bodies import Source
 from amberblob.client.http import Timeouts
 from amberblob.client.reader import ObjectReader
 from amberblob.client.retry import RetryPolicy
-from amberblob.client.types import ByteRange, Consistency, ListPage, ObjectInfo, Progress
+from amberblob.client.types import ByteRange, Consistency, ListPage, ObjectInfo, Progress, SlotsShown
 from amberblob.limits import LIST_LIMIT_MAX
 
 T = TypeVar("T")
@@ -215,9 +215,15 @@ class Client:
         """Slot, replicas, versions, chunks, and where each copy is and in what state."""
         return self._runner.run(self._client.explain(path))
 
-    def cluster(self, endpoint: str | None = None) -> Mapping[str, Any]:
+    def cluster(
+        self, endpoint: str | None = None, *, slots: SlotsShown | None = None, since: datetime | str | None = None
+    ) -> Mapping[str, Any]:
         """What a node knows of the cluster."""
-        return self._runner.run(self._client.cluster(endpoint))
+        return self._runner.run(self._client.cluster(endpoint, slots=slots, since=since))
+
+    def heal(self) -> Mapping[str, Any]:
+        """Have every node compare its copies with the others now; returns before they have."""
+        return self._runner.run(self._client.heal())
 
     def ready(self) -> Mapping[str, str | None]:
         """For each endpoint why it does not serve; None when it does."""

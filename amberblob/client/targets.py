@@ -22,6 +22,14 @@ def listing_target(query: Mapping[str, str]) -> str:
     return with_query("/objects", query)
 
 
+HEAL_TARGET = "/cluster/heal"
+
+
+def cluster_target(query: Mapping[str, str]) -> str:
+    """``/cluster?…``"""
+    return with_query("/cluster", query)
+
+
 def with_query(target: str, query: Mapping[str, str]) -> str:
     """The target with a query. Everything but unreserved characters is encoded, also ``/`` and ``+``."""
     if not query:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from amberblob.errors import WireError
 
 Consistency = Literal["strong", "local"]
+SlotsShown = Literal["all", "unhealed"]
 ByteRange = tuple[int | None, int | None]
 """``(start, end)``, end exclusive; ``(start, None)``: to the end; ``(-n, None)``: the last n bytes."""
 

@@ -7,7 +7,8 @@ on a shared machine nothing else is comparable. :mod:`common` says how much of e
 from __future__ import annotations
 
 from bench.scenarios.common import Plan, Scenario
-from bench.scenarios.failure import dead, death, heal, slow
+from bench.scenarios.failure import dead, death, slow
+from bench.scenarios.healing import heal
 from bench.scenarios.kinds import kinds, open_loop, sizes
 from bench.scenarios.large import huge, large
 from bench.scenarios.listing import listing
@@ -22,7 +23,7 @@ SCENARIOS: dict[str, tuple[str, Scenario]] = {
     "large": ("PUT and GET 64 MiB", large),
     "dead": ("One node dead", dead),
     "slow": ("One node slow", slow),
-    "heal": ("While a node catches up", heal),
+    "heal": ("A node is healed", heal),
     "death": ("A node dies", death),
     "open": ("Open loop", open_loop),
     "sizes": ("PUT and GET by size and clients", sizes),

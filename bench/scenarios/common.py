@@ -44,6 +44,8 @@ class Plan:
         starts: how often a cluster is started.
         huge_bytes: of the body that is larger than memory should be.
         listed: objects in the listing.
+        healed: objects on the disk that is emptied.
+        compared: objects of which one in a thousand is missed.
         death_s: how long the load goes on in whose middle a node dies.
         scenario_s: after so long a scenario begins no further run or cell.
         reserve_s: of the whole run, kept for the listing, whose disks take long to fill.
@@ -59,6 +61,8 @@ class Plan:
     starts: int
     huge_bytes: int
     listed: int
+    healed: int
+    compared: int
     death_s: float
     scenario_s: float
     reserve_s: float

@@ -61,28 +61,6 @@ def slow(plan: Plan, folder: Path, to: Recorder) -> None:
                 _add_pair(to, subject, usual, after[name], f"the third {_SLOW_S * 1000:.0f} ms away")
 
 
-def heal(plan: Plan, folder: Path, to: Recorder) -> None:
-    """A node comes back to objects that were written without it: reads and writes mend them, and pay for that."""
-    with Cluster(folder) as cluster:
-        ports, third = tuple(cluster.ports), cluster.nodes[2]
-        write_all(ports, 64, "warm", 32)
-        settle()
-        write_all(ports, _CLIENTS, "heal/known", _PATHS)
-        before = {name: _load(plan, cluster, ports, name, "before", "heal/known") for name in ("PUT", "GET")}
-        cluster.kill(third)
-        write_all(ports[:2], _CLIENTS, "heal/missed", 200)
-        cluster.restart(third)
-        # The reads first: they meet every object that the node missed.
-        during = {
-            name: _load(plan, cluster, ports, name, "during", "heal/missed", paths=200) for name in ("GET", "PUT")
-        }
-        for name, usual in before.items():
-            subject = f"{name} 4 KiB, {_CLIENTS} clients"
-            _add_pair(to, subject, usual, during[name], "right after the node's return")
-        note = "only reads and writes of an object mend it today; nothing goes through the rest"
-        to.add("the node that was away", "objects written without it", "", _CLIENTS * 200, note=note)
-
-
 def _load(
     plan: Plan,
     cluster: Cluster,

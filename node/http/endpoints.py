@@ -1,10 +1,18 @@
-"""What the node says of itself. Query parameters are ignored here: health checkers like to add some."""
+"""What the node says of itself. Query parameters that mean nothing are ignored here: health checkers like to add some."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import parse_qs
 
 from amberblob.errors import NotReady
 from node.http.call import Answer, Call, Context, json_answer
 from node.http.openapi import document
+from node.http.parameters import refused
+from node.http.times import parse_time_ms
+from node.service import SlotsWanted
+
+SLOTS_WANTED: Mapping[str, SlotsWanted] = {"": "", "0": "", "1": "1", "unhealed": "unhealed"}
 
 
 async def healthz(context: Context, call: Call) -> Answer:
@@ -29,8 +37,22 @@ async def metrics(context: Context, call: Call) -> Answer:
 
 
 async def cluster(context: Context, call: Call) -> Answer:
-    """Nodes, zones, disks, epochs, slots by state, bytes left to heal."""
-    return json_answer(200, context.status.cluster())
+    """Nodes, zones, disks, epochs, slots by state, how the copies are; with ``?slots=1`` each slot's, ``?since=`` from when on."""
+    given = parse_qs(call.target.raw_query, keep_blank_values=True)
+    query = {name: values[-1] for name, values in given.items()}
+    slots, since = query.get("slots", ""), query.get("since", "")
+    if slots not in SLOTS_WANTED:
+        raise refused("slots", "1 (every slot) or unhealed (those that are not whole)")
+    try:
+        since_ms = parse_time_ms(since) if since else None
+    except (ValueError, OverflowError):
+        raise refused("since", "the time that POST /cluster/heal told, RFC 3339 or Unix seconds") from None
+    return json_answer(200, await context.status.cluster(slots=SLOTS_WANTED[slots], since_ms=since_ms))
+
+
+async def heal(context: Context, call: Call) -> Answer:
+    """Have every node compare its copies with the others now. Where that has led: ``GET /cluster?since=``."""
+    return json_answer(202, await context.status.heal())
 
 
 async def openapi(context: Context, call: Call) -> Answer:

@@ -7,6 +7,7 @@ from typing import Any
 
 from amberblob.limits import LIST_LIMIT_MAX, META_BYTES_MAX, PATH_BYTES_MAX, VERSION_MAX, WRITE_ID_CHARS_MAX
 from node.http.target import Resource
+from node.wholeness import CONDITIONS
 
 API_VERSION = "1"
 
@@ -64,9 +65,8 @@ def document() -> dict[str, Any]:
             Resource.METRICS.value: _node_item(
                 "metrics", "The process's numbers for Prometheus.", ("401",), media="text/plain"
             ),
-            Resource.CLUSTER.value: _node_item(
-                "cluster", "Nodes, zones, disks, epochs, slots by state, bytes left to heal.", ("401", "503")
-            ),
+            Resource.CLUSTER.value: _cluster_item(),
+            Resource.HEAL.value: _heal_item(),
             Resource.OPENAPI.value: _node_item("openapi", "This document.", ("401",)),
         },
         "components": {
@@ -214,13 +214,19 @@ def _objects_item() -> Schema:
 
 
 def _node_item(
-    operation: str, summary: str, problems: tuple[str, ...], *, public: bool = False, media: str = "application/json"
+    operation: str,
+    summary: str,
+    problems: tuple[str, ...],
+    *,
+    public: bool = False,
+    media: str = "application/json",
+    schema: Schema | None = None,
 ) -> Schema:
     found: Schema = {"description": summary, "headers": _common_headers()}
     get: Schema = {
         "operationId": operation,
         "summary": summary,
-        "responses": {"200": {**found, "content": {media: {"schema": {}}}}, **_problems(*problems)},
+        "responses": {"200": {**found, "content": {media: {"schema": schema or {}}}}, **_problems(*problems)},
     }
     head: Schema = {
         "operationId": f"{operation}Head",
@@ -230,6 +236,91 @@ def _node_item(
     if public:
         get["security"] = head["security"] = []
     return {"get": get, "head": head}
+
+
+def _cluster_item() -> Schema:
+    item = _node_item(
+        "cluster",
+        "Nodes, zones, disks, epochs, slots by state, how the copies are and what is left to heal.",
+        ("400", "401", "503"),
+        schema=_ref("schemas", "Cluster"),
+    )
+    item["parameters"] = [
+        _query(
+            "slots",
+            "heal.by_slot tells of every slot (1), or of those that are not whole or not compared (unhealed).",
+            {"enum": ["", "0", "1", "unhealed"]},
+        ),
+        _query(
+            "since",
+            "From when on comparisons of copies count, as POST /cluster/heal told; else those of the last two rounds do.",
+            _TEXT,
+        ),
+    ]
+    return item
+
+
+def _heal_item() -> Schema:
+    asked = {
+        "since": {**_TIME, "description": "For GET /cluster?since=: heal.slots_to_compare counts from here."},
+        "nodes": {"type": "array", "items": _TEXT},
+        "silent_nodes": {"type": "array", "items": _TEXT, "description": "Could not be asked."},
+    }
+    return {
+        "post": {
+            "operationId": "heal",
+            "summary": "Have every node compare its copies with the others now, and mend what they lack.",
+            "responses": {
+                "202": {
+                    "description": "They have begun.",
+                    "headers": _common_headers(),
+                    "content": {"application/json": {"schema": _struct(asked)}},
+                },
+                **_problems("401", "503"),
+            },
+        }
+    }
+
+
+def _heal_schema() -> Schema:
+    count: Schema = {"type": "integer", "minimum": 0}
+    conditions = list(CONDITIONS)
+    known: Schema = {
+        "state": {
+            "enum": [*conditions, "unknown"],
+            "description": "That of the worst slot; unknown: no route table yet.",
+        },
+        "healed": {"type": "boolean", "description": "Every slot is whole: all copies agree and hold every byte."},
+    }
+    more: Schema = {
+        "at": _TIME,
+        "since": {"type": ["string", "null"], "format": "date-time"},
+        "slots": {"type": "object", "properties": {state: count for state in conditions}},
+        "slots_to_compare": {**count, "description": "Not compared since then, or lacking something."},
+        "objects": count,
+        "objects_below_target": {**count, "description": "With fewer good copies than there should be, at most."},
+        "bytes_below_target": {**count, "description": "Bytes that copies lack, once for each copy."},
+        "versions_waiting": {"type": ["integer", "null"]},
+        "bytes_waiting": {"type": ["integer", "null"], "description": "The same as bytes_below_target."},
+        "undecided": count,
+        "damaged": {**count, "description": "Versions of which a copy failed its hash."},
+        "unrecoverable": {
+            **count,
+            "description": "Versions of which no replica could give some bytes.",
+        },
+        "rate_bytes_per_s": {"type": ["integer", "null"], "description": "Fetched lately; null: not known (yet)."},
+        "seconds_left": {"type": ["number", "null"], "description": "null: not known."},
+        "last_full_compare": {"type": ["string", "null"], "format": "date-time"},
+        "last_full_scrub": {"type": ["string", "null"], "format": "date-time"},
+        "silent_nodes": {"type": "array", "items": _TEXT, "description": "Hold copies and did not answer."},
+        "full_nodes": {
+            "type": "array",
+            "items": _TEXT,
+            "description": "Their disks refuse new bytes: nothing is mended there.",
+        },
+        "by_slot": {"type": "array", "items": {"type": "object"}, "description": "Only with ?slots."},
+    }
+    return _struct({**known, **more}, optional=tuple(more))
 
 
 def _schemas() -> Schema:
@@ -260,6 +351,7 @@ def _schemas() -> Schema:
         "Problem": {**_struct(problem), "additionalProperties": True},
         "Written": _struct(written),
         "History": _struct({"path": _TEXT, "versions": {"type": "array", "items": history_line}}),
+        "Cluster": {**_struct({"heal": _heal_schema()}), "additionalProperties": True},
         "Listed": _struct(listed | {"tombstoned": {"type": "boolean"}}, optional=("tombstoned",)),
         "Listing": _struct(
             {

@@ -27,6 +27,7 @@ ROUTES: Mapping[Resource, Mapping[str, tuple[str, Handler]]] = {
     Resource.READYZ: {"GET": ("readyz", endpoints.readyz), "HEAD": ("readyz", endpoints.readyz)},
     Resource.METRICS: {"GET": ("metrics", endpoints.metrics), "HEAD": ("metrics", endpoints.metrics)},
     Resource.CLUSTER: {"GET": ("cluster", endpoints.cluster), "HEAD": ("cluster", endpoints.cluster)},
+    Resource.HEAL: {"POST": ("heal", endpoints.heal)},
     Resource.OPENAPI: {"GET": ("openapi", endpoints.openapi), "HEAD": ("openapi", endpoints.openapi)},
 }
 """Resource → method → (the operation's name in metrics and logs, its handler)."""

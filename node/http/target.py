@@ -23,6 +23,7 @@ class Resource(StrEnum):
     READYZ = "/readyz"
     METRICS = "/metrics"
     CLUSTER = "/cluster"
+    HEAL = "/cluster/heal"
     OPENAPI = "/openapi.json"
     NOTHING = ""
 

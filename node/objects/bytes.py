@@ -118,13 +118,18 @@ class Fetched:
 
 
 class Reading:
-    """Reads versions for clients, and chunks for whoever mends this node's copy."""
+    """Reads versions for clients.
+
+    Attributes:
+        served: grows with every piece that is read.
+    """
 
     def __init__(self, coordinator: Coordinator, routing: Routing, store: ReplicaStore, pulls: PullRequests) -> None:
         self._coordinator = coordinator
         self._routing = routing
         self._store = store
         self._pulls = pulls
+        self.served = 0
         self._places = Places(CHUNKS_IN_MEMORY, CHUNKS_IN_RESERVE)
         self._buffers = Buffers(BUFFERS_KEPT)
 
@@ -183,6 +188,7 @@ class Reading:
     def peek(self, view: ObjectView) -> bytes | None:
         """See :meth:`node.service.ObjectService.peek`."""
         version = view.version
+        self.served += 1
         if not version.inline:
             return None
         return self._store.peek_body(self._routing.slot_of(view.path), version.blob_id)
@@ -202,9 +208,10 @@ class Reading:
                 chunks = decode_manifest(data)
             except (PeerError, StorageError, DigestMismatch, ValueError) as error:
                 failures[node] = str(error)
+                self._notice(node, slot, version, error)
                 continue
             if self._coordinator.node in failures:
-                self._pulls.later(slot, version, (node,))
+                self._mend(slot, version, node)
             return chunks
         raise bytes_unavailable("the manifest", failures)
 
@@ -213,6 +220,7 @@ class Reading:
     ) -> bytes | memoryview:
         """One chunk, verified, perhaps as a view of ``into``. Raises: ClusterError when no replica that answers has it."""
         data: bytes | memoryview
+        self.served += 1
         failures: dict[str, str] = {}
         for node in self._candidates(slot):
             try:
@@ -226,21 +234,31 @@ class Reading:
                     await verify(data, chunk)
             except (PeerError, StorageError, DigestMismatch) as error:
                 failures[node] = str(error)
-                if isinstance(error, ChunkMissing | ChunkCorrupt):
-                    log.warning(
-                        "chunk not readable here", node=node, slot=slot, blob_id=version.blob_id, error=str(error)
-                    )
+                self._notice(node, slot, version, error)
                 continue
             if self._coordinator.node in failures:
-                self._pulls.later(slot, version, (node,))
+                self._mend(slot, version, node)
             return data
         raise bytes_unavailable("a chunk", failures)
 
-    async def fetch_chunk(self, node: str, slot: int, version: Version, chunk: ChunkRef) -> bytes:
-        """One chunk from one peer, verified. Raises: PeerError, StorageError, DigestMismatch."""
-        data = await self._fetch(node, ReadChunk(slot=slot, blob_id=version.blob_id, chunk=chunk))
-        await verify(data, chunk)
-        return data
+    def _notice(self, node: str, slot: int, version: Version, error: Exception) -> None:
+        """A copy did not have what it should: this node's is mended in passing, any other by whoever was asked for it."""
+        if not isinstance(error, ChunkMissing | ChunkCorrupt):
+            return
+        if node != self._coordinator.node:
+            log.warning("bytes not readable", node=node, slot=slot, blob_id=version.blob_id, error=str(error))
+        elif self._has_copy(slot):
+            log.warning("bytes not readable here", slot=slot, blob_id=version.blob_id, error=str(error))
+            self._pulls.missed(slot, version.blob_id, damaged=isinstance(error, ChunkCorrupt))
+
+    def _mend(self, slot: int, version: Version, holder: str) -> None:
+        """This node's copy lacked what ``holder`` has."""
+        if self._has_copy(slot):
+            self._pulls.later(slot, version, (holder,))
+
+    def _has_copy(self, slot: int) -> bool:
+        """Whether this node is to have the slot's bytes. One that is filled from scratch gets them with their rows."""
+        return self._routing.mute(self._store.slot_state(slot)) is None
 
     async def fetch_manifest(self, node: str, slot: int, version: Version) -> bytes:
         """The manifest file from one peer, verified. Raises: PeerError, StorageError, DigestMismatch."""

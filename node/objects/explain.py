@@ -15,6 +15,8 @@ from node.routing import Routing
 
 INSPECT_TIMEOUT_S = 3.0
 
+HEAL = "amberblob cluster heal --wait."
+
 
 class Explaining:
     """Asks every voter what it has of one path."""
@@ -90,8 +92,8 @@ def _replica(
 ) -> dict[str, Any]:
     if isinstance(answer, str):
         return {"node": node, "state": "unreachable", "detail": answer}
-    if not electorate.counts(node, answer.incarnation):
-        state, detail = "no-vote", "its copy lost its memory and has no vote until it is synced"
+    if answer.unsynced or not electorate.counts(node, answer.incarnation):
+        state, detail = "unsynced", "its copy lost its memory and has no vote before it is filled from the others"
     elif best is None or answer.accepted == best.accepted:
         state = "chosen" if answer.chosen else "accepted"
         detail = "" if answer.chosen else "not yet told that the newest record is chosen"
@@ -104,8 +106,11 @@ def _replica(
         "node": node,
         "state": state,
         "revision": revision,
+        "chosen": answer.chosen,
         "ballot": str(answer.accepted) if answer.accepted is not None else None,
         "disk": answer.disk,
+        "incarnation": answer.incarnation,
+        "wanted": list(answer.wanted),
         "detail": detail,
     }
 
@@ -131,17 +136,29 @@ def _advice(
     advice = []
     down = sorted(node for node, answer in answers.items() if isinstance(answer, str))
     if down:
-        advice.append(f"Start {', '.join(down)} again: amberblob serve --config <its node.toml>.")
+        advice.append(
+            f"Start {', '.join(down)} again: amberblob serve --config <its node.toml>; what it missed it catches up with by itself."
+        )
     for state, text in (
         ("disk-failed", "Replace the disk of {nodes}; look at it with: amberblob doctor --disk <its disk>."),
-        ("no-vote", "{nodes} lost its state of this slot and has to be synced from the others."),
-        ("behind", "{nodes} missed the newest write; the next write or read of this object brings it up to date."),
+        ("unsynced", f"{{nodes}} lost its state of this slot and is filled from the others; to see how far: {HEAL}"),
+        ("behind", f"{{nodes}} missed the newest write; to bring it up to date now: {HEAL}"),
     ):
         nodes = sorted(replica["node"] for replica in replicas if replica["state"] == state)
         if nodes:
             advice.append(text.format(nodes=", ".join(nodes)))
     for number, by_node in sorted(copies.items()):
         lacking = sorted(node for node, copy in by_node.items() if copy in ("some", "none"))
+        damaged = sorted(node for node, copy in by_node.items() if copy == "damaged")
+        if damaged:
+            advice.append(
+                f"Version {number} has rotted on {', '.join(damaged)}; look at that disk, and to have it fetched again: {HEAL}"
+            )
         if lacking:
-            advice.append(f"Version {number} lacks bytes on {', '.join(lacking)}; reading it there mends that copy.")
+            advice.append(f"Version {number} lacks bytes on {', '.join(lacking)}; to have them fetched: {HEAL}")
+        if (lacking or damaged) and not {"all", "unreachable"} & set(by_node.values()):
+            advice.append(
+                f"No copy of version {number} is complete: if healing does not put it together, put the object again; "
+                "what is there is kept."
+            )
     return " ".join(advice)

@@ -309,10 +309,12 @@ class Listing:
                 failures[node] = f"answered {reply!r}"
 
         def covered() -> bool:
-            # Copies that were lost bear another incarnation and do not count; only then must each slot be looked at.
-            lost = any(reply.incarnations for reply in replies.values())
-            for electorate in self._routing.electorates() if lost else electorates:
-                slot = electorate.slot
+            # By the newest routes, as the merge: a copy that began anew since then does not count for either.
+            # Slots whose copy somewhere is not the disk's, or is mute, are looked at one by one; the others by sets of voters.
+            special = {slot for reply in replies.values() for slot in reply.incarnations}
+            slots = {electorate.slot for electorate in self._routing.distinct_electorates()}
+            for slot in slots | special:
+                electorate = self._routing.electorate(slot)
                 counting = [
                     node
                     for node, reply in replies.items()
@@ -344,7 +346,8 @@ class Listing:
             if (rest or pending) and stretch.is_unsure():
                 pending |= {spawn(ask(node)) for node in rest}
                 _, pending = await asyncio.wait(pending, timeout=REST_PATIENCE_S)
-                stretch = self._merge(replies, dead=dead)
+                if covered():  # else the routes changed, and what was told before is as good as ever
+                    stretch = self._merge(replies, dead=dead)
         finally:
             for task in pending:
                 task.cancel()

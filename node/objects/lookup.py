@@ -27,13 +27,17 @@ class Lookup:
     ) -> ObjectView:
         """See :meth:`node.service.ObjectService.lookup`."""
         electorate = self._routing.of(path)
-        if consistency == "local" and at_ms is None and self._routing.is_member(electorate.slot):
+        if consistency == "local" and at_ms is None and self._speaks(electorate.slot):
             return await self._local(electorate.slot, path, version)
         if version is not None:
             return await self.version(electorate, path, version)
         if at_ms is not None:
             return await self._at(electorate, path, at_ms)
         return await self._head(electorate, path)
+
+    def _speaks(self, slot: int) -> bool:
+        """Whether what this node's copy lacks is worth telling: one that is to be filled first is empty, and it is no news."""
+        return self._routing.mute(self._store.slot_state(slot)) is None
 
     async def record(self, electorate: Electorate, path: str) -> Record | None:
         """The path's chosen record, strongly read. Raises: QuorumUnavailable."""
@@ -113,6 +117,8 @@ class Lookup:
         rows = await self._store.rows(slot, path, version=version)
         await self._store.durable(position)
         for row in rows:
+            if record is not None and covers(record.expired, row.version.version):
+                continue  # the record was heard of while the rows were read
             if version is not None or row.tombstoned_at_ms is None:
                 is_head = record is not None and record.head is not None and record.head.version == row.version.version
                 return ObjectView(
@@ -172,11 +178,11 @@ def _views(path: str, read: Read) -> dict[int, ObjectView]:
         if isinstance(reply, HistoryReply):
             for row in reply.rows:
                 # The rows were read a moment after the register: a newer version is not of this state.
-                if row.version.version <= record.version_max:
+                if row.version.version <= record.version_max and not covers(record.expired, row.version.version):
                     versions[row.version.version] = row.version
                     _note_tombstone(deleted, row)
     for version in (record.previous, record.added):
-        if version is not None:
+        if version is not None and not covers(record.expired, version.version):
             versions[version.version] = version
     views: dict[int, ObjectView] = {}
     for number, version in versions.items():

@@ -1,4 +1,10 @@
-"""What a coordinator may keep of a write that ended well, to begin the path's next one with its COMMIT (rfc/0009)."""
+"""What a coordinator may keep of a write that ended well, to begin the path's next one with its COMMIT (rfc/0009).
+
+A hold is good in the epoch of its ballot only. Within it, a copy that promised and lost its memory since does no harm: it
+is mute, and what was chosen with its vote above the ballot is on a majority with one of the others, which refuses. Once
+such a copy is filled, a majority is in a later epoch and refuses all ballots of this one. A stub that was forgotten since
+is below the ballot, and none older than it came back: what is built on it is right.
+"""
 
 from __future__ import annotations
 

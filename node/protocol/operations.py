@@ -13,7 +13,7 @@ import msgspec
 
 from amberblob.errors import NotFound, PreconditionFailed, RequestError, VersionConflict
 from amberblob.limits import LIVE_RANGES_MAX, RECENT_WRITES_MAX, VERSION_MAX
-from amberblob.manifest import Op, Ranges, Record, Version, WriteMark, covers, merge_ranges, without
+from amberblob.manifest import Op, Ranges, Record, Version, WriteMark, covers, merge_ranges, outside, without
 
 
 class Conditions(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,17 +61,39 @@ class Restore(msgspec.Struct, frozen=True, kw_only=True):
     conditions: Conditions = NO_CONDITIONS
 
 
+class Expire(msgspec.Struct, frozen=True, kw_only=True):
+    """Let go of versions for good, in whatever state they are: nobody can read, restore or be given them any more.
+
+    Of ``versions``, those that exist or may have (up to ``version_max``) and are not the head.
+
+    Attributes:
+        live: what lived when they were named. A version that lives and is not among these was restored since: somebody wants
+            it, and it stays. None: whatever lives may go.
+    """
+
+    versions: Ranges
+    live: Ranges | None = None
+    conditions: Conditions = NO_CONDITIONS
+
+
 class Finish(msgspec.Struct, frozen=True):
-    """Write nothing new: make sure that what may be chosen is chosen."""
+    """Write nothing new: make sure that what may be chosen is chosen.
+
+    ``again``: propose the current record once more, at this round's ballot, also if it is known to be chosen: for copies
+    that cannot learn it, because they forgot another path's stub at a higher ballot.
+    """
+
+    again: bool = False
 
 
-Operation = Put | Delete | DeleteVersion | Restore | Finish
+Operation = Put | Delete | DeleteVersion | Restore | Expire | Finish
 
 _OPS: Mapping[type[Operation], Op] = {
     Put: "put",
     Delete: "delete",
     DeleteVersion: "delete-version",
     Restore: "restore",
+    Expire: "expire",
 }
 
 
@@ -204,6 +226,8 @@ def decide(operation: Operation, situation: Situation) -> Decision:
             return _delete_version(operation, situation)
         case Restore():
             return _restore(operation, situation)
+        case Expire():
+            return _expire(operation, situation)
         case _:
             assert_never(operation)
 
@@ -217,6 +241,7 @@ def _record(
     taken: Ranges,
     version: int,
     deleted: bool = False,
+    expired: Ranges | None = None,
 ) -> Record:
     current = situation.current
     mark = WriteMark(situation.write_id, op, version, situation.now_ms)
@@ -233,6 +258,7 @@ def _record(
         deleted_at_ms=situation.now_ms if deleted else (current.deleted_at_ms if current else 0),
         previous=current.added if current else None,
         writes=writes,
+        expired=expired if expired is not None else current.expired if current else (),
     )
 
 
@@ -377,6 +403,42 @@ def _restore(operation: Restore, situation: Situation) -> Decision:
     )
 
 
+def _expire(operation: Expire, situation: Situation) -> Decision:
+    current = situation.current
+    if current is None:
+        return Answer()
+    clipped = ((max(low, 1), min(high, current.version_max)) for low, high in operation.versions)
+    given = merge_ranges((low, high) for low, high in clipped if low <= high)
+    head = current.head
+    if head is not None:
+        given = without(given, head.version)
+    if operation.live is not None:
+        given = outside(given, outside(current.live, operation.live))
+    expired = merge_ranges((*current.expired, *given))
+    if expired == current.expired:
+        return Answer()
+    live = outside(current.live, expired)
+    if max(len(live), len(expired)) > LIVE_RANGES_MAX + 1:
+        return Refuse(
+            VersionConflict(
+                f"The path would have {len(live)} separate runs of live versions and {len(expired)} of expired ones; no more "
+                f"than {LIVE_RANGES_MAX} are kept track of. Let versions go next to those that are gone.",
+                code="too-many-gaps",
+            )
+        )
+    return Propose(
+        _record(
+            situation,
+            "expire",
+            head=head,
+            live=live,
+            taken=outside(current.taken, expired),
+            version=head.version if head is not None else 0,
+            expired=expired,
+        )
+    )
+
+
 def _known(version: int, current: Record, history: History) -> Version | None:
     for row in (current.head, current.previous, history.rows.get(version)):
         if row is not None and row.version == version:
@@ -385,7 +447,9 @@ def _known(version: int, current: Record, history: History) -> Version | None:
 
 
 def _row(version: int, current: Record, history: History) -> Version | NeedHistory | None:
-    """A version's row; None when it does not exist; or what to read first."""
+    """A version's row; None when it does not exist (any more); or what to read first."""
+    if covers(current.expired, version):
+        return None  # whatever a copy still tells that has not heard of it
     row = _known(version, current, history)
     if row is not None or version in history.asked or version > current.version_max or version < 1:
         return row

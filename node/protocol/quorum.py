@@ -24,6 +24,8 @@ class Electorate:
         voters: node id to the incarnation of its copy.
         write_quorum: how many durable accepts a write needs before it is acknowledged; at least a majority.
         read_quorum: how many registers a read or a promise phase asks for; 0 stands for a majority, its least.
+        settled: the slot is not on its way anywhere: no other voters are to come, and nobody learns it. Only then is
+            there no copy beside these that could hold something older and vote later (rfc/0007, garbage).
     """
 
     slot: int
@@ -31,6 +33,7 @@ class Electorate:
     voters: Mapping[str, str]
     write_quorum: int
     read_quorum: int = 0
+    settled: bool = True
 
     def __post_init__(self) -> None:
         assert self.majority <= self.write_quorum <= len(self.voters), "no quorum below a majority"

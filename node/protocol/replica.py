@@ -20,8 +20,9 @@ import msgspec
 from amberblob.ballot import BALLOT_ZERO, Ballot, Register, SlotState, floor_ballot
 from amberblob.limits import PROMISE_RESERVE, PROMISES_IN_MEMORY_MAX
 from amberblob.manifest import WriteMark
-from amberblob.mutations import Accepted, Chosen, EpochSeen, Mutation, Reserved
-from amberblob.wire import AcceptedReply, Commit, Learnt, Prepare, Promised, RefusalReason, Refused, Reply
+from amberblob.mutations import Accepted, Chosen, EpochSeen, Forgotten, Mutation, Reserved
+from amberblob.wire import AcceptedReply, Commit, Done, Learnt, Prepare, Promised, RefusalReason, Refused, Reply
+from amberblob.wire_repair import ForgetStub
 
 
 class Persist(msgspec.Struct, frozen=True):
@@ -55,7 +56,7 @@ class ReplicaSlot:
         # Whatever was promised before this process started lies at or below the ceiling.
         restart_floor = floor_ballot(state.epoch, state.promise_ceiling) if state.promise_ceiling else BALLOT_ZERO
         self._floor = max(state.ballot_floor, restart_floor)
-        self.counter_seen = state.promise_ceiling
+        self.counter_seen = max(state.promise_ceiling, state.ballot_floor.counter)
         """The highest ballot counter met in this slot; a coordinator on this node starts above it."""
 
     def _bar(self, state: SlotState, path: str, register: Register) -> Ballot:
@@ -114,7 +115,9 @@ class ReplicaSlot:
             still = message.next is not None and self._promises.get(message.path) == message.next
             return [Respond(AcceptedReply(incarnation=state.incarnation, promised=still))]
         promised = self._promises.get(message.path, BALLOT_ZERO)
-        if message.ballot < bar or (message.ballot == bar and message.ballot != promised):
+        # What was promised before a stub was forgotten is still promised, so that its ballot alone would let it pass.
+        forgotten = message.ballot <= state.ballot_floor
+        if forgotten or message.ballot < bar or (message.ballot == bar and message.ballot != promised):
             return [self._refuse(state, "ballot", bar)]
         if message.record.added is not None:
             if here.aborted:
@@ -134,6 +137,43 @@ class ReplicaSlot:
             self._promise(message.path, message.next)
         actions.append(Respond(AcceptedReply(incarnation=state.incarnation, promised=follows)))
         return actions
+
+    def forget(self, state: SlotState, message: ForgetStub, register: Register) -> list[Action]:
+        """The stub of a dead path goes: every voter holds it, so that nobody's vote can bring anything older back.
+
+        Promises stay: a round that saw the stub may bring it back as a stub, and must not over what was written since.
+        """
+        self._meet(message.ballot)
+        if message.incarnation != state.incarnation:
+            return [self._refuse(state, "unsynced", message.ballot)]
+        if message.epoch != (state.epoch or 1):
+            return [self._refuse(state, "epoch", message.ballot)]
+        # Nothing there: it was forgotten before, and the answer was lost.
+        record = register.record
+        if record is not None:
+            if register.accepted != message.ballot or not register.chosen:
+                return [self._refuse(state, "ballot", register.accepted or BALLOT_ZERO)]
+            if record.head is not None or record.live or message.version_max < record.version_max:
+                return [self._refuse(state, "ballot", message.ballot)]
+        return [
+            Persist(Forgotten(message.slot, message.path, message.ballot, message.version_max)),
+            Respond(Done()),
+        ]
+
+    @staticmethod
+    def enter(state: SlotState, slot: int, epoch: int) -> Action | None:
+        """What a question of this epoch needs before its answer: nothing, a higher epoch made durable, or a refusal.
+
+        A slot that never saw an epoch is in the first one, so that its first read costs no write.
+        """
+        known = state.epoch or 1
+        if epoch == known:
+            return None
+        if epoch > known:
+            return Persist(EpochSeen(slot, epoch))
+        return Respond(
+            Refused(incarnation=state.incarnation, reason="epoch", ballot=state.ballot_floor, epoch=state.epoch)
+        )
 
     def promises(self, path: str, ballot: Ballot) -> bool:
         """Whether this ballot is what was promised last."""

@@ -10,6 +10,7 @@ States and what moves between them::
                         └─ majority impossible ──▶ WAITING ──▶ PREPARING
     IDLE ──start, a promise is held──▶ COMMITTING
     COMMITTING or FINISHING, quorum impossible ──▶ WAITING ──▶ PREPARING
+    any, refused for its epoch ──this node's route shows it──▶ PREPARING with the new electorate
     any ──deadline──▶ FINISHED (unavailable if no COMMIT of our own record was ever sent, else unknown)
 
 A new record is only ever built on one that is *known* to be chosen: an undecided one is first proposed again
@@ -91,6 +92,12 @@ class Wait(msgspec.Struct, frozen=True):
     contested: bool = False
 
 
+class AwaitRoute(msgspec.Struct, frozen=True):
+    """Call ``reroute(electorate)`` once this node's route of the slot shows ``epoch`` or a later one."""
+
+    epoch: int
+
+
 class Spread(msgspec.Struct, frozen=True):
     """Tell the node that a record is chosen, some time soon.
 
@@ -134,7 +141,7 @@ class Rejected(msgspec.Struct, frozen=True):
 
 
 Outcome = Applied | Rejected
-Action = Send | Wait | Spread | Finished
+Action = Send | Wait | AwaitRoute | Spread | Finished
 
 
 class Phase(enum.Enum):
@@ -198,7 +205,9 @@ class WriteRound:
         hear: str | None = None,
     ) -> None:
         self.hear = hear
-        self._electorate = electorate
+        self.electorate = electorate
+        """Whom it asks; changes when it was refused for its epoch."""
+        self._outdated_by = 0
         self._node = node
         self.path = path
         self._operation = operation
@@ -246,7 +255,7 @@ class WriteRound:
 
         Only a COMMIT proves that nothing came in between, so that nothing else is decided on what is held.
         """
-        if self._may_linger or held.ballot.epoch != self._electorate.epoch:
+        if self._may_linger or held.ballot.epoch != self.electorate.epoch:
             return []
         self._finding, self._version_floor = held.finding, held.version_floor
         decision = decide(self._operation, self._situation())
@@ -268,6 +277,24 @@ class WriteRound:
         # the majority that we could still have. A higher ballot does not need it.
         return self._prepare()
 
+    def reroute(self, electorate: Electorate) -> list[Action]:
+        """This node's route shows the epoch that :class:`AwaitRoute` asked for: begin anew with its voters.
+
+        An earlier try's record is found as it is within an epoch: what may be chosen below is shown by the promises above.
+        """
+        if self.phase is Phase.FINISHED or electorate.epoch <= self.electorate.epoch:
+            return []
+        before, self.electorate = self.electorate.voters, electorate
+        self._full_ballot = None  # it was on a write quorum of other copies
+        if self._staged_at is not None:
+            # A copy that began anew has lost what was staged.
+            self._staged_at = frozenset(n for n in self._staged_at if electorate.counts(n, before.get(n, "")))
+            if not self.sent_commit and not electorate.is_write_quorum(self._staged_at):
+                lack = dict.fromkeys(set(electorate.voters) - self._staged_at, "does not have the bytes")
+                self._tally = _Tally(out=lack)
+                return self._give_up()
+        return self._prepare()
+
     def answer(self, node: str, token: int, reply: Reply) -> list[Action]:
         """A node answered the request that bore this token."""
         if token != self._token or self.phase in (Phase.FINISHED, Phase.WAITING):
@@ -278,7 +305,7 @@ class WriteRound:
             return self._refused(node, reply)
         if not isinstance(reply, Promised | AcceptedReply | HistoryReply):
             return self._lost(node, f"answered {type(reply).__name__} to {self.phase.value}")
-        if not self._electorate.counts(node, reply.incarnation):
+        if not self.electorate.counts(node, reply.incarnation):
             return self._lost(node, "its copy of the slot lost its memory and is no voter until it is synced")
         phase = self.phase
         if phase is Phase.PREPARING and isinstance(reply, Promised):
@@ -308,17 +335,17 @@ class WriteRound:
     def _prepare(self) -> list[Action]:
         self._attempt += 1
         self.counter += 1
-        self._ballot = Ballot(self._electorate.epoch, self.counter, self._node, self._operation_id)
+        self._ballot = Ballot(self.electorate.epoch, self.counter, self._node, self._operation_id)
         self._history = NO_HISTORY
         self._proposal = None
         self._confirming = None
         return self._enter(
             Phase.PREPARING,
-            self._electorate.voters,
+            self.electorate.voters,
             Prepare(
-                slot=self._electorate.slot,
+                slot=self.electorate.slot,
                 path=self.path,
-                epoch=self._electorate.epoch,
+                epoch=self.electorate.epoch,
                 ballot=self._ballot,
                 body_bytes=len(self._body or b""),
                 # Looking far back costs a query on each replica; a first try of a fresh id has nothing to find.
@@ -338,17 +365,29 @@ class WriteRound:
 
     def _weigh_promises(self) -> list[Action]:
         tally = self._tally
-        if not self._electorate.is_read_quorum(tally.promised):
+        if not self._promised_enough(tally.promised):
             return []
         if self.hear is not None and self.hear not in tally.promised and self.hear not in tally.out:
             return []
         promises = tally.promised.items()
-        self._finding = weigh(self._electorate, [Vote(name, p.accepted, p.record, p.chosen) for name, p in promises])
+        self._finding = weigh(self.electorate, [Vote(name, p.accepted, p.record, p.chosen) for name, p in promises])
         self._version_floor = max(p.version_floor for _, p in promises)
         self._prior = self._remembered(reply for _, reply in promises)
         if not self._finding.decided:
             return self._finish()
         return self._decide()
+
+    def _promised_enough(self, promised: Collection[str]) -> bool:
+        """A configured read quorum is for what clients are told. To finish, a majority does where that cannot be had:
+
+        a copy that lost its memory is filled only once all is decided, and until then no more than N-1 can promise.
+        """
+        electorate = self.electorate
+        if electorate.is_read_quorum(promised):
+            return True
+        if not isinstance(self._operation, Finish) or electorate.read_quorum_possible(self._tally.out):
+            return False
+        return electorate.is_majority(promised)
 
     def _remembered(self, promises: Iterable[Promised]) -> WriteMark | None:
         """What our write id did, by any voter's word.
@@ -378,11 +417,11 @@ class WriteRound:
         self._fully = fully
         return self._enter(
             Phase.FINISHING,
-            self._electorate.voters,
+            self.electorate.voters,
             Commit(
-                slot=self._electorate.slot,
+                slot=self.electorate.slot,
                 path=self.path,
-                epoch=self._electorate.epoch,
+                epoch=self.electorate.epoch,
                 ballot=self._ballot,
                 record=record,
                 holders=self._finding.holders,
@@ -406,6 +445,8 @@ class WriteRound:
                 finding = self._finding
                 applied = Applied(finding.record, finding.ballot, decision.mark, fresh=False, holders=finding.holders)
                 if isinstance(self._operation, Finish):
+                    if self._operation.again and finding.record is not None:
+                        return self._finish()
                     return [*self._tell(), *self._end(applied)]
                 if decision.mark is not None and not self._on_write_quorum():
                     return self._confirm(applied)
@@ -423,7 +464,7 @@ class WriteRound:
 
     def _tell(self) -> list[Action]:
         """The record was chosen before, but somebody asked to have it finished: tell those that do not know."""
-        finding, electorate = self._finding, self._electorate
+        finding, electorate = self._finding, self.electorate
         if finding.ballot is None:
             return []
         bare = Learnt(electorate.slot, self.path, electorate.epoch, finding.ballot)
@@ -442,7 +483,7 @@ class WriteRound:
         itself: a voter that merely learnt of a record reports it too, without its bytes. So that a superseded
         record has its copies, nothing is built on one that has not.
         """
-        electorate = self._electorate
+        electorate = self.electorate
         return electorate.write_quorum == electorate.majority or self._finding.ballot == self._full_ballot
 
     def _confirm(self, applied: Applied) -> list[Action]:
@@ -456,11 +497,11 @@ class WriteRound:
         self._wanted = wanted
         return self._enter(
             Phase.READING,
-            self._electorate.voters,
+            self.electorate.voters,
             QueryHistory(
-                slot=self._electorate.slot,
+                slot=self.electorate.slot,
                 path=self.path,
-                epoch=self._electorate.epoch,
+                epoch=self.electorate.epoch,
                 version=wanted.version,
                 below=wanted.below,
                 limit=HISTORY_PAGE,
@@ -470,7 +511,7 @@ class WriteRound:
     def _on_history(self, node: str, reply: HistoryReply) -> list[Action]:
         tally = self._tally
         tally.history[node] = reply
-        if not self._electorate.is_read_quorum(tally.history):
+        if not self.electorate.is_read_quorum(tally.history):
             return []
         if any(r.accepted is not None and r.accepted > self._ballot for r in tally.history.values()):
             # Somebody went past us: what we hold is old, our COMMIT would be refused.
@@ -483,19 +524,19 @@ class WriteRound:
     def _commit(self, record: Record) -> list[Action]:
         self._proposal = record
         self.sent_commit = True
-        nodes: Iterable[str] = self._electorate.voters
+        nodes: Iterable[str] = self.electorate.voters
         if self._staged_at is not None and record.op == "put":
             nodes = [node for node in nodes if node in self._staged_at]
         # No later attempt of this round uses the ballot that it asks to have promised.
         self.counter += 1
-        self._next = Ballot(self._electorate.epoch, self.counter, self._node, self._operation_id)
+        self._next = Ballot(self.electorate.epoch, self.counter, self._node, self._operation_id)
         actions = self._enter(
             Phase.COMMITTING,
             nodes,
             Commit(
-                slot=self._electorate.slot,
+                slot=self.electorate.slot,
                 path=self.path,
-                epoch=self._electorate.epoch,
+                epoch=self.electorate.epoch,
                 ballot=self._ballot,
                 record=record,
                 body=self._body if record.op == "put" else None,
@@ -503,7 +544,7 @@ class WriteRound:
             ),
         )
         asked = {action.node for action in actions if isinstance(action, Send)}
-        self._tally.out = {node: "does not have the bytes" for node in self._electorate.voters if node not in asked}
+        self._tally.out = {node: "does not have the bytes" for node in self.electorate.voters if node not in asked}
         return actions
 
     def _on_accepted(self, node: str) -> list[Action]:
@@ -521,18 +562,18 @@ class WriteRound:
                 return [*spread, *self._end(self._applied(None, fresh=False))]
             # Chosen now. A ballot carries one value only, so our own record needs the next one.
             return [*spread, *self._prepare()]
-        if not self._electorate.is_write_quorum(tally.accepted):
+        if not self.electorate.is_write_quorum(tally.accepted):
             return []
         assert self._proposal is not None
         applied = self._applied(self._proposal.writes[-1], fresh=True)
-        if self._electorate.is_read_quorum(tally.promised_next):
+        if self.electorate.is_read_quorum(tally.promised_next):
             finding = Finding(self._ballot, applied.record, decided=True, holders=applied.holders)
             self.hold = Hold(self._next, finding, self._version_floor, frozenset(tally.promised_next))
         return [*self._spread(), *self._end(applied)]
 
     def _enough(self, accepted: set[str]) -> bool:
         """Whether these accepts end a FINISHING."""
-        return self._electorate.is_write_quorum(accepted) if self._fully else self._electorate.is_majority(accepted)
+        return self.electorate.is_write_quorum(accepted) if self._fully else self.electorate.is_majority(accepted)
 
     def _applied(self, mark: WriteMark | None, *, fresh: bool) -> Applied:
         return Applied(self._proposal, self._ballot, mark, fresh=fresh, holders=tuple(sorted(self._tally.accepted)))
@@ -541,20 +582,20 @@ class WriteRound:
         """LEARN for everyone: those that accepted need the ballot only, the others the record too."""
         assert self._proposal is not None
         holders = tuple(sorted(self._tally.accepted))
-        bare = Learnt(self._electorate.slot, self.path, self._electorate.epoch, self._ballot)
-        whole = Learnt(self._electorate.slot, self.path, self._electorate.epoch, self._ballot, self._proposal, holders)
+        bare = Learnt(self.electorate.slot, self.path, self.electorate.epoch, self._ballot)
+        whole = Learnt(self.electorate.slot, self.path, self.electorate.epoch, self._ballot, self._proposal, holders)
         # An accept that is still under way may arrive before or after its LEARN: such a copy gets the whole record.
         accepted = self._tally.accepted
         self._spread_of = (self._token, accepted)
         return [
             Spread(node, bare) if node in accepted else Spread(node, whole, bare, accepted)
-            for node in self._electorate.voters
+            for node in self.electorate.voters
         ]
 
     def accepted_late(self, node: str, token: int, incarnation: str) -> None:
         """An accept that came when the round was over: a bare LEARN is enough for its node, if none has left yet."""
         of, accepted = self._spread_of
-        if token == of and self._electorate.counts(node, incarnation):
+        if token == of and self.electorate.counts(node, incarnation):
             accepted.add(node)
 
     # ---- what goes wrong
@@ -564,36 +605,47 @@ class WriteRound:
         if reply.reason == "disk-full":
             self._full.add(node)
         nudge: list[Action] = []
+        newer: list[Action] = []
         if reply.reason == "ballot":
             if not self._tally.contested:
                 nudge = [Wait(0, self._token, contested=True)]
             self._tally.contested.add(node)
+            if node == self.hear and self.phase is Phase.PREPARING:
+                # It is to accept what comes of this: a ballot below its bar is of no use, and now the bar is known.
+                self._tally.out[node] = "refused: ballot"
+                return self._retry(contested=True)
+        if reply.reason == "epoch" and reply.epoch > max(self.electorate.epoch, self._outdated_by):
+            # A majority may still be had where it is not known yet, but a silent voter is not to be waited for.
+            self._outdated_by = reply.epoch
+            newer = [AwaitRoute(reply.epoch)]
         detail = f" ({reply.detail})" if reply.detail else ""
-        return self._lost(node, f"refused: {reply.reason}{detail}") or nudge
+        return [*newer, *(self._lost(node, f"refused: {reply.reason}{detail}") or nudge)]
 
     def _lost(self, node: str, why: str) -> list[Action]:
         tally = self._tally
         tally.out[node] = why
         if self.phase is Phase.COMMITTING or (self.phase is Phase.FINISHING and self._fully):
-            possible = self._electorate.write_quorum_possible(tally.out)
-        elif self.phase is Phase.FINISHING:
-            possible = self._electorate.majority_possible(tally.out)
+            possible = self.electorate.write_quorum_possible(tally.out)
+        elif self.phase is Phase.FINISHING or isinstance(self._operation, Finish):
+            possible = self.electorate.majority_possible(tally.out)
         else:
-            possible = self._electorate.read_quorum_possible(tally.out)
+            possible = self.electorate.read_quorum_possible(tally.out)
         if not possible:
             return self._retry(contested=bool(tally.contested))
-        return self._weigh_promises() if self.phase is Phase.PREPARING and node == self.hear else []
+        settles = node == self.hear or isinstance(self._operation, Finish)
+        return self._weigh_promises() if settles and self.phase is Phase.PREPARING else []
 
     def _retry(self, *, contested: bool) -> list[Action]:
         """Pause and begin anew. ``contested``: a race was lost, which is no sign that replicas are missing."""
         self._last_failures = dict(self._tally.out)
-        if not contested:
+        outdated = self._outdated_by > self.electorate.epoch
+        if not contested and not outdated:
             self._unreachable_tries += 1
             if self._unreachable_tries >= UNREACHABLE_TRIES_MAX and not self.sent_commit:
                 return self._give_up()
         self.phase = Phase.WAITING
         self._token += 1
-        return [Wait(self._attempt, self._token, contested=contested)]
+        return [Wait(self._attempt, self._token, contested=contested and not outdated)]
 
     def _give_up(self) -> list[Action]:
         failures = self._tally.out or self._last_failures
@@ -608,10 +660,10 @@ class WriteRound:
                     )
                 )
             )
-        if self._full and not self._electorate.write_quorum_possible(self._full):
+        if self._full and not self.electorate.write_quorum_possible(self._full):
             return self._end(Rejected(InsufficientStorage.of(self._full)))
-        got = len(self._electorate.voters) - len(failures)
-        return self._end(Rejected(QuorumUnavailable.of(self._electorate.write_quorum, max(got, 0), failures)))
+        got = len(self.electorate.voters) - len(failures)
+        return self._end(Rejected(QuorumUnavailable.of(self.electorate.write_quorum, max(got, 0), failures)))
 
     def _end(self, outcome: Outcome) -> list[Action]:
         self.phase = Phase.FINISHED

@@ -21,7 +21,7 @@ from amberblob import wire
 from amberblob.errors import PeerError, WireError
 from amberblob.limits import PEER_REQUESTS_MAX
 from amberblob.tracing import set_request_id
-from amberblob.wire import Done, Failed, ReadChunk, ReadManifest, Reply, Request, StageOpen
+from amberblob.wire import BytesRequest, Done, Failed, Reply, Request, StageOpen
 from node.transport import frames
 from node.transport.answers import OVERLOADED, SHUTTING_DOWN, answer, at_once
 from node.transport.connection import PING_INTERVAL_S, Connection
@@ -143,7 +143,7 @@ class AnswererConnection(Connection):
             inbox = StageInbox(lambda size: self.send(Kind.CREDIT, stream, frames.pack_credit(size)))
             self._inboxes[stream] = inbox
             work = self._answer_stage(stream, request_id, request, inbox)
-        elif isinstance(request, ReadChunk | ReadManifest):
+        elif isinstance(request, BytesRequest):
             work = self._answer_read(stream, request_id, request)
         else:
             self._answering.add(stream)

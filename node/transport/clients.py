@@ -11,7 +11,7 @@ from amberblob import wire
 from amberblob.clock import Randomness, SystemRandomness
 from amberblob.errors import PeerError, PeerUnreachable
 from amberblob.tracing import request_id
-from amberblob.wire import ReadChunk, ReadManifest, Reply, Request, StageOpen
+from amberblob.wire import BytesRequest, Reply, Request, StageOpen
 from node.transport import frames
 from node.transport.connection import PING_INTERVAL_S
 from node.transport.handshake import Identity, Lane
@@ -86,7 +86,7 @@ class PeerClients:
 
     async def call(self, node: str, request: Request, *, timeout_s: float) -> Reply:
         """One request, one answer. See :meth:`node.transport.interface.Peers.call`."""
-        assert not isinstance(request, StageOpen | ReadChunk | ReadManifest), "stage() and fetch() are for these"
+        assert not isinstance(request, StageOpen | BytesRequest), "stage() and fetch() are for these"
         if node == self._identity.node_id:
             return await self._local.call(request, timeout_s=timeout_s)
         link = self._links.get((node, "control")) or self._link(node, "control")
@@ -108,8 +108,8 @@ class PeerClients:
         return connection.stage(message, request_id=request_id(), stall_s=timeout_s)
 
     async def fetch(self, node: str, request: Request, *, timeout_s: float) -> AsyncIterator[bytes]:
-        """The bytes of a chunk or manifest file. Close the iterator when you leave it early."""
-        assert isinstance(request, ReadChunk | ReadManifest)
+        """The bytes of chunks or a manifest file. Close the iterator when you leave it early."""
+        assert isinstance(request, BytesRequest)
         if node == self._identity.node_id:
             frames = self._local.fetch(request, timeout_s=timeout_s)
         else:

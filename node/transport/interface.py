@@ -65,7 +65,7 @@ class Peers(Protocol):
         ...
 
     def fetch(self, node: str, request: Request, *, timeout_s: float) -> AsyncIterator[bytes]:
-        """The data frames that follow the ``Done`` answer to a ReadChunk or ReadManifest.
+        """The data frames that follow the ``Done`` answer to a :data:`amberblob.wire.BytesRequest`.
 
         ``timeout_s`` bounds the wait for each frame. Raises PeerError; a ``Failed`` answer becomes
         ChunkMissing, ChunkCorrupt or PeerError by its code.
@@ -105,7 +105,7 @@ class PeerHandler(Protocol):
         ...
 
     async def handle(self, peer: str, request: Request) -> Reply:
-        """Answer anything but StageOpen, ReadChunk and ReadManifest."""
+        """Answer anything but StageOpen and :data:`amberblob.wire.BytesRequest`."""
         ...
 
     async def handle_stage(self, peer: str, message: StageOpen, stream: IncomingStage) -> Reply:
@@ -113,5 +113,5 @@ class PeerHandler(Protocol):
         ...
 
     async def handle_read(self, peer: str, request: Request) -> bytes:
-        """The verified bytes of a chunk or a manifest file; the transport sends them as data frames."""
+        """The verified bytes of chunks or a manifest file; the transport sends them as data frames."""
         ...

@@ -7,15 +7,15 @@ The other copies of the slot do the same, so the delay has jitter, and whoever c
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 from amberblob.clock import Clock, Randomness
 from amberblob.errors import ClusterError
+from antientropy.step import Did
 from chunkstore.interface import ReplicaStore
 from node.coordinator import Coordinator
 from node.protocol.operations import Finish
 from node.routing import Routing
-from node.workers.runner import Did
 
 DELAY_S = 4.0
 JITTER_S = 8.0
@@ -56,10 +56,21 @@ class Resolver:
         """It is chosen."""
         self._due.pop((slot, path), None)
 
+    def hurry(self) -> None:
+        """Finish all of them now: somebody waits until everything is decided."""
+        now_s = self._clock.monotonic_s()
+        for key, due_s in self._due.items():
+            self._due[key] = min(due_s, now_s)
+        self.wake.set()
+
     @property
     def waiting(self) -> int:
         """How many paths are not known to be decided here."""
         return len(self._due)
+
+    def undecided_by_slot(self) -> Counter[int]:
+        """The same by slot."""
+        return Counter(slot for slot, _ in self._due)
 
     async def step(self) -> Did:
         """Resolve one path that is due, or look through one slot for what a restart left."""

@@ -7,8 +7,8 @@ import asyncio
 import structlog
 
 from amberblob.clock import Clock
+from antientropy.step import Did
 from chunkstore.interface import ReplicaStore
-from node.workers.runner import Did
 
 log = structlog.get_logger(__name__)
 

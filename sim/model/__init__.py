@@ -12,10 +12,11 @@ Reading order:
 3. :mod:`sim.model.replica`: what one copy keeps, what it answers, what survives a restart.
 4. :mod:`sim.model.coordinator`: the rounds: PREPARE, COMMIT, LEARN; held promises (rfc/0009); the reads.
 5. :mod:`sim.model.membership`: routes, JOINT epochs, learners, sync. Its docstring is the specification.
-6. :mod:`sim.model.garbage`: when the stub of a deleted path may go.
-7. :mod:`sim.model.world` (time, network, crashes), :mod:`sim.model.client`, :mod:`sim.model.shape` (what a seed draws),
+6. :mod:`sim.model.readmission`: how a copy that lost its memory becomes a voter again on its own node. A specification too.
+7. :mod:`sim.model.garbage`: when the stub of a deleted path may go.
+8. :mod:`sim.model.world` (time, network, crashes), :mod:`sim.model.client`, :mod:`sim.model.shape` (what a seed draws),
    :mod:`sim.model.run` (one seed from beginning to end).
-8. :mod:`sim.model.check`: linearizability, history, progress. :mod:`sim.model.mutants`: the table.
+9. :mod:`sim.model.check`: linearizability, history, progress. :mod:`sim.model.mutants`: the table.
 
 ``python -m sim.model --seeds 100000 --mutants`` is the proof that CI runs.
 

@@ -7,7 +7,9 @@ the register is to forget: who asks a majority afterwards finds nothing, and mus
 2. STABLE epoch, no learners: there is no copy beside the voters that could hold something older and vote later.
    (Copies that are named later begin blank: membership, rule 7.)
 3. *Every* voter says, in this epoch, that it holds this stub at one ballot. So it is chosen, and no voter holds anything
-   older. If one does not, the collector finishes the stub with a round and comes back another time.
+   older. If one does not, the collector finishes the stub with a round and comes back another time. A mute copy
+   (:mod:`sim.model.readmission`) cannot say it, so nothing is collected while there is one: it may have read a page that tells of what
+   the stub deleted, and what the other pages say of floors may be older than the collection.
 4. Then each voter removes it, in one transaction: only if its register is still at that ballot, and only in that epoch;
    and it raises ``ballot_floor`` to the ballot (so a COMMIT or LEARN from before, still under way, is refused)
    and ``version_floor`` to the record's highest version (so no version is given twice).
@@ -57,7 +59,8 @@ def collect(node: Node, path: int) -> Generator[Wait, Any, None]:
         if record is None or record.head is not None or node.clock() - record.stamp < world.shape.retention:
             return
         same = [reply for reply in shown.values() if reply.register.accepted == register.accepted]
-        if len(same) == len(voters) or not rules.collects_at_all:
+        silent = 0 if rules.collects_with_voices else sum(1 for refused in answers.refusals if refused.mute)
+        if len(same) + silent == len(voters) or not rules.collects_at_all:
             counts["stubs collected"] += 1
             world.retire(path, record.version_max)
             world.note(

@@ -10,7 +10,8 @@ old one. Members are **copies**: a node together with an incarnation.
     higher by one. So an epoch names one route, for ever.
  2. Allowed changes: STABLE(V) → STABLE(V) with other learners; STABLE(V) → JOINT(V, V'); JOINT(V, V') → STABLE(V')
     (*FINAL*, rule 9); JOINT(V, V') → STABLE(V) (*abort*, at any time, without conditions). Two different sets of voters
-    never follow each other without a JOINT epoch of both.
+    never follow each other without a JOINT epoch of both. (One exception has rules of its own: a copy that lost its memory, and its
+    successor on the same node, :mod:`sim.model.readmission`.)
  3. Whoever changes routes keeps nothing. Each step may be the last one of its operator; the next one, here or elsewhere,
     reads the route and goes on from there. Two at once cost nothing but the loser's effort.
 
@@ -84,7 +85,7 @@ from typing import Any
 
 from sim.model.coordinator import finish, weigh
 from sim.model.replica import Copy, Snapshot
-from sim.model.values import CopyId, Register, Route, majority_of, make_route, node_of, quorate
+from sim.model.values import CopyId, Register, Route, following, majority_of, make_route, node_of, quorate
 from sim.model.world import Answers, Ask, Node, Wait, World
 
 POLLS = 6
@@ -113,7 +114,7 @@ def sync(node: Node, copy: CopyId, route: Route) -> Generator[Wait, Any, bool]:
         snapshots: dict[CopyId, Snapshot] = answers.replies
         if not quorate(needed, snapshots) or not snapshots:
             continue
-        found = yield from _settle(node, route, snapshots)
+        found = yield from settle(node, route, snapshots, trusting=not rules.syncs_ask_majority)
         if found is None:
             continue
         if node.copy is None or node.copy.number != copy:
@@ -125,10 +126,13 @@ def sync(node: Node, copy: CopyId, route: Route) -> Generator[Wait, Any, bool]:
     return False
 
 
-def _settle(
-    node: Node, route: Route, snapshots: dict[CopyId, Snapshot]
+def settle(
+    node: Node, route: Route, snapshots: dict[CopyId, Snapshot], *, trusting: bool
 ) -> Generator[Wait, Any, dict[int, Register] | None]:
-    """The chosen register of each path; None if one had to be finished first."""
+    """The chosen register of each path; None if one had to be finished first.
+
+    ``trusting``: a broken rule has asked too few to tell what is decided, and takes everything for it.
+    """
     old = make_route(node.world.rules, route.epoch, route.voters)
     found: dict[int, Register] = {}
     undecided = False
@@ -140,7 +144,7 @@ def _settle(
         decided = finding.decided
         if decided and route.joint and finding.register.accepted[0] == route.epoch:
             decided = finding.register.chosen or finding.register.record is None
-        if decided or not node.world.rules.syncs_ask_majority:
+        if decided or trusting:
             found[path] = Register(finding.register.accepted, finding.register.record, True)
         elif node.world.rules.syncs_finish:
             node.world.counts["syncs that had to finish"] += 1
@@ -259,7 +263,7 @@ def _begin(
         new = [copy for copy in route.learners if world.exists(copy)]
         kept = [copy for copy in route.voters if world.exists(copy)]
         if until_stable or not new or world.random.random() < 0.5:
-            changed = make_route(rules, route.epoch + 1, route.voters)
+            changed = following(rules, route, route.voters)
             if not world.registry.change(route, changed):
                 return None
             route, new = changed, []
@@ -278,7 +282,7 @@ def _begin(
     if joining == route.voters or len(joining) < min(3, len(route.voters)):
         return None
     if new and not route.learners and not until_stable and world.random.random() < world.shape.learner_phase:
-        learning = make_route(rules, route.epoch + 1, route.voters, None, tuple(new))
+        learning = following(rules, route, route.voters, None, tuple(new))
         yield world.random.random()
         if not world.registry.change(route, learning):
             return None
@@ -288,9 +292,9 @@ def _begin(
         _request_syncs(node, route, tuple(new), running)
         yield world.random.random() * world.shape.learning
     if not rules.moves_are_joint:
-        world.registry.change(route, make_route(rules, route.epoch + 1, joining))
+        world.registry.change(route, following(rules, route, joining))
         return None
-    joint = make_route(rules, route.epoch + 1, route.voters, joining)
+    joint = following(rules, route, route.voters, joining)
     yield world.random.random()
     if not world.registry.change(route, joint):
         return None
@@ -324,7 +328,7 @@ def _complete(node: Node, route: Route, running: dict[CopyId, bool]) -> Generato
     else:
         world.counts["moves left in the middle"] += 1
         return False
-    final = make_route(rules, route.epoch + 1, joining)
+    final = following(rules, route, joining)
     if not world.registry.change(route, final):
         return False
     world.counts["moves completed"] += 1
@@ -338,5 +342,5 @@ def _abort(node: Node, route: Route) -> Generator[Wait, Any, None]:
     """Back to the old set. Always allowed: whatever was chosen in the JOINT epoch is on a majority of it too."""
     yield 0.5
     world = node.world
-    if world.registry.change(route, make_route(world.rules, route.epoch + 1, route.voters)):
+    if world.registry.change(route, following(world.rules, route, route.voters)):
         world.counts["moves aborted"] += 1

@@ -58,6 +58,78 @@ OFTEN_COLLECTED: dict[str, Any] = {
 """Of 'moves and garbage': stubs go soon, copies move all the time, and the new ones stay blank for long."""
 
 
+OFTEN_LOST: dict[str, Any] = {
+    "moves": 0,
+    "calls": 16,
+    "losses": 4,
+    "losses_again": 0.5,
+    "crashes": 0,
+    "power_cuts": 0,
+    "outages": 0,
+    "blind": 0.0,
+    "killed": 0.0,
+    "skew": 0.0,
+    "deaf": 0.6,
+    "cuts": 0,
+}
+"""Of 'lost copies': copies are lost all the time, and little else goes on."""
+
+LATE_ACCEPTS: dict[str, Any] = {
+    **OFTEN_LOST,
+    "voters": 3,
+    "nodes": 4,
+    "paths": 1,
+    "pause": 12.0,
+    "mix": ("put", "put", "get"),
+    "collections": 0,
+    "losses": 8,
+    "losses_down": 0.3,
+    "page_delay": 0.1,
+    "route_delay": 40.0,
+    "slow": 7.0,
+    "slow_share": 0.0,
+    "slow_links": 0.4,
+    "home": 0.8,
+    "loss": 0.0,
+    "doubling": 0.0,
+    "learn_delay": 0.0,
+}
+"""A COMMIT is under way for longer than it takes to lose a copy and to have another one read its page."""
+
+TWO_MUTE: dict[str, Any] = {
+    **OFTEN_LOST,
+    "voters": 5,
+    "nodes": 5,
+    "paths": 1,
+    "losses": 3,
+    "losses_again": 1.0,
+    "losses_down": 0.3,
+    "loss": 0.05,
+    "slow_share": 0.0,
+    "deaf": 1.0,
+    "cuts": 6,
+    "cut_nodes": 2,
+    "cuts_spare": 0.0,
+    "page_delay": 15.0,
+    "collections": 0,
+    "pause": 6.0,
+    "mix": ("put", "put", "get"),
+}
+"""Two of five are lost at a time, and what is chosen is on hardly more than a majority."""
+
+COLLECTED_AND_LOST: dict[str, Any] = {
+    **OFTEN_COLLECTED,
+    **OFTEN_LOST,
+    "calls": 18,
+    "paths": 1,
+    "tidy": 1.0,
+    "deaf": 0.0,
+    "collections": 4,
+    "learns_by_node": True,
+}
+"""Stubs go soon, and copies are lost all the time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mutant:
     """One shortcut.
@@ -212,6 +284,80 @@ MUTANTS: tuple[Mutant, ...] = (
         "learns_are_addressed",
         "a LEARN is taken by whichever copy the node has by then",
         "moves and garbage",
+    ),
+    # Copies that lost their memory (rfc/0012).
+    Mutant(
+        "readmit-unsynced",
+        "readmitted_are_mute",
+        "a readmitted copy answers before it is synced",
+        "lost copies",
+        fixed=OFTEN_LOST,
+    ),
+    Mutant(
+        "readmit-no-fence",
+        "readmissions_fence",
+        "a page is answered without leaving the old epoch",
+        "lost copies",
+        fixed=LATE_ACCEPTS,
+    ),
+    Mutant(
+        "readmit-from-few",
+        "readmissions_ask_majority",
+        "a page is read from one less than a majority",
+        "lost copies",
+        fixed=OFTEN_LOST,
+    ),
+    Mutant(
+        "mute-counts",
+        "mute_ones_show_nothing",
+        "a mute copy is of the majority that another is synced from",
+        "lost copies",
+        fixed=TWO_MUTE,
+    ),
+    Mutant(
+        "mute-learns",
+        "mute_ones_hear_nothing",
+        "a mute copy takes LEARNs",
+        "lost copies",
+        fixed={**COLLECTED_AND_LOST, "learn_delay": 30.0},
+    ),
+    Mutant(
+        "since-forgotten",
+        "since_is_kept",
+        "a later route does not say from when on a member counts",
+        "lost copies",
+        fixed={"crashes": 0, "losses": 4, "losses_again": 0.5, "moves": 4, "moves_abandoned": 0.2, "page_delay": 10.0},
+    ),
+    Mutant(
+        "gc-with-mute",
+        "collects_with_voices",
+        "a stub goes while a copy is mute",
+        "lost copies",
+        fixed={**COLLECTED_AND_LOST, "page_delay": 10.0},
+    ),
+    Mutant(
+        "readmit-leaves-undecided",
+        "syncs_finish",
+        "a page leaves out what is undecided",
+        "lost copies",
+        fixed=OFTEN_LOST,
+    ),
+    Mutant(
+        "readmit-no-rows", "syncs_copy_rows", "a page brings registers and no rows", "lost copies", fixed=OFTEN_LOST
+    ),
+    Mutant(
+        "readmit-no-write-ids",
+        "syncs_copy_write_ids",
+        "a page brings registers and no write ids",
+        "lost copies",
+        fixed={**OFTEN_LOST, "loss": 0.2, "killed": 0.2},
+    ),
+    Mutant(
+        "readmit-no-floors",
+        "syncs_copy_floors",
+        "a readmitted copy votes without the floors",
+        "lost copies",
+        fixed={**COLLECTED_AND_LOST, "learn_delay": 30.0},
     ),
     # Garbage.
     Mutant("gc-majority", "collects_at_all", "a stub goes that a majority holds, not all"),

@@ -7,6 +7,7 @@ in memory, under a durable *ceiling*; after a restart everything up to the ceili
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sim.model.rules import Rules
@@ -17,11 +18,12 @@ CEILING_STEP = 4
 
 
 class Refused(NamedTuple):
-    """No. ``bar``: what a ballot has to exceed. ``route``: the newest that the copy knows."""
+    """No. ``bar``: what a ballot has to exceed. ``route``: the newest that the copy knows. ``mute``: it has no voice yet."""
 
     copy: CopyId
     bar: Ballot
     route: Route
+    mute: bool = False
 
 
 class Promised(NamedTuple):
@@ -50,7 +52,7 @@ class Shown(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """The answer to a sync: all that the copy has of the slot."""
+    """The answer to a sync: all that the copy has of the slot, or of one path."""
 
     copy: CopyId
     registers: dict[int, Register]
@@ -83,7 +85,8 @@ class Copy:
         ballot_floor: nothing at or below is ever taken again (garbage collection).
         version_floor: new versions are above it.
         ceiling: promises may have been given up to this counter.
-        synced_epoch: the JOINT epoch in which it was synced.
+        synced_epoch: the epoch in which it was synced; 0: it never was.
+        readmitted: it was made in the place of one that was lost (sim.model.readmission).
         promises: by path. Memory only.
         restart_floor: what the ceiling became at the last restart. Memory only.
     """
@@ -97,6 +100,7 @@ class Copy:
         "marks",
         "number",
         "promises",
+        "readmitted",
         "registers",
         "restart_floor",
         "route",
@@ -106,8 +110,11 @@ class Copy:
         "version_floor",
     )
 
-    def __init__(self, number: CopyId, route: Route, rules: Rules, *, heeds_next: bool = True) -> None:
+    def __init__(
+        self, number: CopyId, route: Route, rules: Rules, *, heeds_next: bool = True, readmitted: bool = False
+    ) -> None:
         self.number = number
+        self.readmitted = readmitted
         self.heeds_next = heeds_next
         self.route = route
         self.rules = rules
@@ -286,6 +293,15 @@ class Copy:
         """
         if not self._enter(route):
             return False
+        self._take(found, snapshots)
+        if self.rules.syncs_copy_floors:
+            for snapshot in snapshots:
+                self._raise_floors(snapshot.ballot_floor, snapshot.version_floor)
+        self.synced_epoch = route.epoch
+        return True
+
+    def _take(self, found: dict[int, Register], snapshots: list[Snapshot]) -> None:
+        """Registers, rows and write ids of a sync."""
         rules = self.rules
         for path, register in found.items():
             if self.registers.get(path, EMPTY).accepted < register.accepted:
@@ -300,11 +316,10 @@ class Copy:
             if rules.syncs_copy_write_ids:
                 for path, marks in snapshot.marks.items():
                     self.marks.setdefault(path, {}).update(marks)
-            if rules.syncs_copy_floors:
-                self.ballot_floor = max(self.ballot_floor, snapshot.ballot_floor)
-                self.version_floor = max(self.version_floor, snapshot.version_floor)
-        self.synced_epoch = route.epoch
-        return True
+
+    def _raise_floors(self, ballot_floor: Ballot, version_floor: int) -> None:
+        self.ballot_floor = max(self.ballot_floor, ballot_floor)
+        self.version_floor = max(self.version_floor, version_floor)
 
     def sync_status(self, route: Route) -> Reply:
         """Whether it is synced in the epoch of the question."""
@@ -313,6 +328,54 @@ class Copy:
         if self.rules.syncs_are_of_this_epoch:
             return Synced(self.number, self.synced_epoch == route.epoch)
         return Synced(self.number, self.synced_epoch > 0)
+
+    # ---- readmission (sim.model.readmission)
+
+    @property
+    def unsynced(self) -> bool:
+        """Whether it was readmitted and has not yet what the route asks of it before it has a voice."""
+        return self.readmitted and self.synced_epoch < self.route.since_of(self.number)
+
+    def answers(self, request: Callable[..., Reply]) -> bool:
+        """Whether it may answer this request; a mute copy answers none."""
+        if not self.unsynced or not self.rules.readmitted_are_mute:
+            return True
+        return request is Copy.page and not self.rules.mute_ones_show_nothing
+
+    def hears(self, message: Callable[..., None]) -> bool:
+        """Whether it takes a message that wants no answer; a mute copy takes none."""
+        if not self.unsynced or not self.rules.readmitted_are_mute:
+            return True
+        return message is Copy.learn and not self.rules.mute_ones_hear_nothing
+
+    def follow(self, route: Route) -> None:
+        """A mute copy goes by the newest route that its node knows; it has nothing to keep the older ones for."""
+        if route.epoch > self.route.epoch and self.unsynced:
+            self.route = route
+
+    def page(self, route: Route, path: int) -> Reply:
+        """All that it has of one path, for a copy that was readmitted. Having answered, it is in no older epoch any more."""
+        if self.rules.readmissions_fence and not self._enter(route):
+            return Refused(self.number, ZERO, self.route)
+        register = self.registers.get(path)
+        return Snapshot(
+            self.number,
+            {} if register is None else {path: register},
+            {path: dict(self.rows.get(path, ()))},
+            {path: dict(self.marks.get(path, ()))},
+            self.ballot_floor,
+            self.version_floor,
+        )
+
+    def take_page(self, found: dict[int, Register], pages: list[Snapshot]) -> None:
+        """Keep what a majority knows of one path. The floors come last: these records may well be below them."""
+        self._take(found, pages)
+
+    def become_synced(self, epoch: int, ballot_floor: Ballot, version_floor: int) -> None:
+        """Every page is here: it has a voice from now on. ``epoch``: the lowest in which a page was read."""
+        if self.rules.syncs_copy_floors:
+            self._raise_floors(ballot_floor, version_floor)
+        self.synced_epoch = max(self.synced_epoch, epoch)
 
     # ---- garbage (sim.model.garbage)
 

@@ -96,7 +96,23 @@ class Rules:
     copies_start_blank: bool = True
     """A copy that is named anew starts with nothing, whatever the node had of the slot before."""
 
+    # ---- copies that lost their memory (rfc/0012)
+    readmitted_are_mute: bool = True
+    """A copy that was readmitted has no voice before it is synced. Off: it answers at once, blank as it is."""
+    readmissions_fence: bool = True
+    """Whoever answers with a page has durably left the epochs below."""
+    readmissions_ask_majority: bool = True
+    """Each page is read from a majority of the voters. Off: from one copy less."""
+    mute_ones_show_nothing: bool = True
+    """A mute copy is none of the majority that another is synced from. Off: it is."""
+    mute_ones_hear_nothing: bool = True
+    """A mute copy takes no LEARN."""
+    since_is_kept: bool = True
+    """Later routes say as well from when on a member has to be synced. Off: the next one has forgotten it."""
+
     # ---- garbage
+    collects_with_voices: bool = True
+    """No collection while a copy is mute. Off: it is enough that all others hold the stub."""
     collects_at_all: bool = True
     """Every voter holds the stub before it goes. Off: a majority does."""
     collects_stable: bool = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
@@ -13,9 +13,14 @@ from sim.model.check import judge, progress_faults
 from sim.model.client import Call, Clients
 from sim.model.garbage import send_collector
 from sim.model.membership import operate
+from sim.model.readmission import needs, rejoin
 from sim.model.rules import ALL_RULES, Rules
-from sim.model.shape import Ask, Kind, Shape
+from sim.model.shape import KINDS_APART, Ask, Kind, Shape
+from sim.model.values import node_of
 from sim.model.world import Node, Process, World
+
+APART = 20
+"""Of so many seeds, one has a second world, of a kind of :data:`~sim.model.shape.KINDS_APART`."""
 
 SETTLE = 40.0
 """Longer than the slowest message: after it nothing from the time of the faults is under way."""
@@ -76,6 +81,8 @@ def run_seed(
     if fixed:
         drawn = replace(drawn, **fixed)
     world = World(random, drawn, rules, tracing=tracing)
+    if drawn.readmits:
+        world.on_restart = _rejoin
     clients = Clients(world)
     ends = _schedule(world, clients, drawn)
     world.run(lambda: False, ends)
@@ -98,13 +105,23 @@ def run_seed(
     )
 
 
+def run_all(seed: int) -> Iterator[Outcome]:
+    """The world of a seed, and for one seed of :data:`APART` one of the kinds that no seed draws (they have seeds of their own)."""
+    yield run_seed(seed)
+    if seed % APART == 0:
+        for kind in KINDS_APART:
+            yield run_seed(seed // APART, only=kind)
+
+
 def _schedule(world: World, clients: Clients, drawn: Shape) -> float:
     """Put on the heap what clients will ask and what will go wrong; when all of that is over."""
     random = world.random
     share = random.random
     now = 0.0
+    calls: list[float] = []
     for _ in range(drawn.calls):
         now += share() * 2 * drawn.pause
+        calls.append(now)
         world.after(now, clients.ask, random.choice(drawn.mix), random.randrange(drawn.paths))
     span = now + 10.0
     up_to = len(world.nodes)
@@ -128,11 +145,29 @@ def _schedule(world: World, clients: Clients, drawn: Shape) -> float:
         begin = share() * span
         world.after(begin, _registry_out, world, True)
         world.after(begin + share() * 20, _registry_out, world, False)
+    for _ in range(drawn.losses):
+        # Disks die under load: just after something was begun.
+        at = random.choice(calls) + 1.0 + share() * 6.0
+        world.after(at, _lose, world)
+        if share() < drawn.losses_again:
+            world.after(at + share() * 15.0, _lose, world)
     return span + 15.0
 
 
 def _crash(world: World, node: Node, down_for: float, lose_disk: bool = False) -> None:
     world.crash(node, down_for=down_for, lose_disk=lose_disk)
+
+
+def _lose(world: World) -> None:
+    """A voter's disk is lost, if the guarantee allows it now; mostly, its node is back soon."""
+    random = world.random
+    node = world.nodes[node_of(random.choice(world.registry.route.voters))]
+    world.crash(node, down_for=random.random() * world.shape.losses_down, lose_disk=True)
+
+
+def _rejoin(node: Node) -> None:
+    if needs(node):
+        node.start(rejoin(node))
 
 
 def _power_cut(world: World) -> None:
@@ -193,9 +228,16 @@ def _aftermath(world: World, clients: Clients, drawn: Shape) -> list[str]:
 
     def settled() -> bool:
         route = registry.route
-        return not route.joint and not route.learners and all(map(world.exists, route.voters))
+        return (
+            not route.joint
+            and not route.learners
+            and all(map(world.exists, route.voters))
+            and not any(map(world.is_mute, route.voters))
+        )
 
     for _ in range(8):
+        if drawn.readmits:
+            world.run(settled, world.now + 100.0)
         if settled():
             break
         operator = nodes[random.randrange(len(nodes))]

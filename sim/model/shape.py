@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
 
 Kind = Literal[
-    "plain", "garbage", "moves", "moves and garbage", "shrinking", "stale routes", "lagging learners", "one writer"
+    "plain",
+    "garbage",
+    "moves",
+    "moves and garbage",
+    "shrinking",
+    "stale routes",
+    "lagging learners",
+    "one writer",
+    "lost copies",
 ]
 
 KINDS: tuple[Kind, ...] = (
@@ -24,7 +32,10 @@ KINDS: tuple[Kind, ...] = (
 KINDS_HOLDING: tuple[Kind, ...] = (*KINDS, *("one writer",) * 4)
 """The same for the worlds in which promises are held (rfc/0009)."""
 
-KINDS_ALL: tuple[Kind, ...] = tuple(dict.fromkeys(KINDS_HOLDING))
+KINDS_APART: tuple[Kind, ...] = ("lost copies",)
+"""Drawn by no seed: these have seeds of their own, so that the others mean what they meant before."""
+
+KINDS_ALL: tuple[Kind, ...] = (*dict.fromkeys(KINDS_HOLDING), *KINDS_APART)
 """Each once."""
 
 Ask = Literal["put", "delete", "put-if-etag", "put-if-absent", "get", "get-version", "versions"]
@@ -93,6 +104,23 @@ class Shape:
     """By how much more than one, at most, the counter of ``next`` exceeds that of its COMMIT."""
     own_copy_looked_at: bool
     """Whether a held promise is used only while the node's own copy promises it still. Nothing may rest on it."""
+    losses: int = 0
+    """Disks that are lost and whose nodes rejoin with a new copy (sim.model.readmission). This and what follows is of such worlds only."""
+    losses_again: float = 0.0
+    """The share of losses after which another one comes soon, of whichever copy."""
+    losses_down: float = 0.0
+    """For how long a node is away that lost its disk, at most."""
+    page_delay: float = 0.0
+    """How long a page of a readmitted copy's sync waits, at most."""
+    slow_links: float = 0.0
+    """The share of links, each in one direction, on which every message is slow."""
+    learns_by_node: bool = False
+    """Whether a LEARN does not say for which copy of a node it is, as far as that node's copy was readmitted."""
+
+    @property
+    def readmits(self) -> bool:
+        """Whether nodes that lost their copy make a new one by themselves."""
+        return self.kind == "lost copies"
 
 
 _MIX: tuple[Ask, ...] = (
@@ -120,6 +148,8 @@ _MIX_LAGGING: tuple[Ask, ...] = (*("put",) * 2, "put-if-absent", *("get",) * 5, 
 
 def draw(random: Random, only: Kind | None = None, *, holding: bool = False) -> Shape:
     """The shape of a seed's world; ``only``: of a world of this kind; ``holding``: of one in which promises are held."""
+    if only == "lost copies":
+        return _draw_lost(random, holding=holding)
     choice, share = random.choice, random.random
     drawn = choice(KINDS_HOLDING if holding else KINDS)
     kind = only or drawn
@@ -201,4 +231,39 @@ def draw(random: Random, only: Kind | None = None, *, holding: bool = False) -> 
         old_programs=0.0 if not holding else choice((0.0, 0.3)) if writer else choice((0.0, 0.0, 0.3)),
         leap=choice((0, 6)) if writer else 0,
         own_copy_looked_at=holding and share() < 0.5,
+    )
+
+
+def _draw_lost(random: Random, *, holding: bool) -> Shape:
+    """A world in which copies lose their memory: one of moves and garbage, with fewer moves."""
+    choice = random.choice
+    base = draw(random, "moves and garbage", holding=holding)
+    voters = choice((3, 3, 5))
+    collecting = random.random() < 0.5
+    return replace(
+        base,
+        kind="lost copies",
+        nodes=voters + choice((0, 1, 1)),
+        voters=voters,
+        paths=choice((1, 1, 2)),
+        mix=_MIX_GARBAGE if collecting else choice((_MIX, _MIX_WRITES)),
+        pause=choice((1.5, 3.0, 6.0)),
+        loss=choice((0.0, 0.03, 0.1)),
+        loss_spare=0.0,
+        deaf=choice((0.0, 0.2, 0.6)),
+        learn_delay=choice((0.0, 30.0, 90.0)),
+        power_cuts=choice((0, 0, 0, 1)),
+        disks_lost=0,
+        moves=choice((0, 0, 1, 2)),
+        collections=choice((2, 4)) if collecting else 0,
+        tidy=choice((0.5, 1.0)) if collecting else 0.0,
+        retention=0.0,
+        skew=choice((0.0, 1.0)),
+        blind=choice((0.0, 0.0, 0.2)),
+        losses=choice((1, 2, 3)),
+        losses_again=choice((0.0, 0.5)),
+        losses_down=choice((2.0, 2.0, 30.0)),
+        page_delay=choice((0.5, 3.0, 10.0)),
+        slow_links=choice((0.0, 0.0, 0.3)),
+        learns_by_node=True,
     )

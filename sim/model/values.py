@@ -12,6 +12,9 @@ Ballot = tuple[int, int, int, int]
 """(epoch, counter, node, attempt), compared in this order; unique per attempt, so coordinators keep nothing."""
 
 ZERO: Ballot = (0, 0, 0, 0)
+NEVER = 1 << 60
+"""An epoch that does not come."""
+
 TOP = 1 << 60
 """Above every node and every attempt: (epoch, counter, TOP, TOP) is the highest ballot of a counter."""
 
@@ -93,6 +96,7 @@ class Route:
         write_sets: COMMIT needs a majority of each of these.
         asked: whoever is sent PREPARE and reads.
         told: whoever is sent COMMIT and LEARN.
+        since: of each member that was readmitted (:mod:`sim.model.readmission`), the epoch that named it first.
     """
 
     epoch: int
@@ -103,6 +107,14 @@ class Route:
     write_sets: tuple[Quorum, ...]
     asked: tuple[CopyId, ...]
     told: tuple[CopyId, ...]
+    since: tuple[tuple[CopyId, int], ...] = ()
+
+    def since_of(self, copy: CopyId) -> int:
+        """From which epoch on a readmitted copy has to be synced to have a voice; 0: the route asks nothing of it."""
+        for member, epoch in self.since:
+            if member == copy:
+                return epoch
+        return 0 if copy in self.told else NEVER
 
     @property
     def joint(self) -> bool:
@@ -113,7 +125,8 @@ class Route:
         voters = " ".join(map(name_of, self.voters))
         joining = "" if self.joining is None else f" → {' '.join(map(name_of, self.joining))}"
         learners = f", learners {' '.join(map(name_of, self.learners))}" if self.learners else ""
-        return f"epoch {self.epoch} {'JOINT' if self.joint else 'STABLE'} {voters}{joining}{learners}"
+        since = "".join(f", {name_of(copy)} since {epoch}" for copy, epoch in self.since)
+        return f"epoch {self.epoch} {'JOINT' if self.joint else 'STABLE'} {voters}{joining}{learners}{since}"
 
 
 def name_of(copy: CopyId) -> str:
@@ -127,12 +140,14 @@ def make_route(
     voters: tuple[CopyId, ...],
     joining: tuple[CopyId, ...] | None = None,
     learners: tuple[CopyId, ...] = (),
+    since: tuple[tuple[CopyId, int], ...] = (),
 ) -> Route:
-    """A route, with its quorums worked out."""
+    """A route, with its quorums worked out. What ``since`` says of copies that it does not name is left out."""
     asked = voters if rules.learners_do_not_count else (*voters, *learners)
     old: Quorum = (asked, majority_of(voters)[1])
     both = (old,) if joining is None else (old, majority_of(joining))
     everyone = tuple(dict.fromkeys((*asked, *(joining or ()))))
+    told = tuple(dict.fromkeys((*everyone, *learners)))
     return Route(
         epoch=epoch,
         voters=voters,
@@ -141,8 +156,25 @@ def make_route(
         read_sets=both if rules.joint_reads_both else (old,),
         write_sets=both if rules.joint_writes_both else (old,),
         asked=everyone if rules.joint_reads_both else asked,
-        told=tuple(dict.fromkeys((*everyone, *learners))),
+        told=told,
+        since=tuple((copy, first) for copy, first in since if copy in told),
     )
+
+
+def following(
+    rules: Rules,
+    route: Route,
+    voters: tuple[CopyId, ...],
+    joining: tuple[CopyId, ...] | None = None,
+    learners: tuple[CopyId, ...] = (),
+    readmitted: CopyId | None = None,
+) -> Route:
+    """The route after this one: its members keep their ``since``, and the one that is readmitted gets its own."""
+    epoch = route.epoch + 1
+    since = route.since if rules.since_is_kept else ()
+    if readmitted is not None:
+        since = (*since, (readmitted, epoch))
+    return make_route(rules, epoch, voters, joining, learners, since)
 
 
 def quorate(quorums: tuple[Quorum, ...], present: Container[CopyId]) -> bool:

@@ -202,6 +202,8 @@ class Node:
         """Learn of a route, and become the copy that it names if that is the one this disk offered."""
         if route.epoch > self.route.epoch:
             self.route = route
+        if self.copy is not None and self.copy.readmitted:
+            self.copy.follow(self.route)
         candidate = self.candidate
         if candidate is not None and candidate in route.told:
             self.candidate = None
@@ -217,6 +219,9 @@ class Node:
         world = self.world
         if self.copy is None:
             reply: Reply = Refused(-1, (0, 0, 0, 0), self.route)
+        elif self.copy.readmitted and not self.copy.answers(request):
+            world.counts["requests to a mute copy"] += 1
+            reply = Refused(self.copy.number, (0, 0, 0, 0), self.route, mute=True)
         else:
             reply = request(self.copy, *arguments)
         world.transmit(self.number, source, asking.answer, (reply,))
@@ -226,9 +231,13 @@ class Node:
         self.meet(arguments[0])
         if self.copy is None:
             return
+        if self.copy.readmitted and not self.copy.hears(request):
+            self.world.counts["messages to a mute copy"] += 1
+            return
         if self.copy.number != copy:
             self.world.counts["messages for a copy that is no more"] += 1
-            if self.world.rules.learns_are_addressed:
+            unaddressed = self.world.shape.learns_by_node and self.copy.readmitted and request is Copy.learn
+            if self.world.rules.learns_are_addressed and not unaddressed:
                 return
         request(self.copy, *arguments)
 
@@ -255,12 +264,14 @@ class World:
         "nodes",
         "notes",
         "now",
+        "on_restart",
         "operators",
         "random",
         "registry",
         "retired",
         "rules",
         "shape",
+        "slow_links",
         "tracing",
     )
 
@@ -285,6 +296,12 @@ class World:
         self.registry = Registry(self, route)
         self.nodes = [Node(self, number, route) for number in range(shape.nodes)]
         self.operators: list[Process] = []
+        self.slow_links: set[tuple[int, int]] = set()
+        if shape.slow_links:
+            links = ((one, other) for one in range(shape.nodes) for other in range(shape.nodes))
+            self.slow_links = {link for link in links if random.random() < shape.slow_links}
+        self.on_restart: Callable[[Node], None] | None = None
+        """What a node does first when it is back."""
 
     # ---- time
 
@@ -297,8 +314,13 @@ class World:
         """Let events happen; whether what was waited for came before the limit."""
         heap, pop, cut, nodes, last, counts = self._heap, heapq.heappop, self.cut, self.nodes, self._last, self.counts
         while heap and not until():
-            now, number, source, target, action, arguments = pop(heap)
+            event = pop(heap)
+            now, number, source, target, action, arguments = event
             if now > limit:
+                if self.shape.readmits:
+                    # Else it is dropped: a mistake, but a harmless one there (a message is lost), and what the seeds of the
+                    # other kinds mean depends on it. Here the dropped timer would be that of a copy that syncs for ever.
+                    heapq.heappush(heap, event)
                 return False
             self.now = now
             if source >= 0:
@@ -335,7 +357,7 @@ class World:
             self.counts["lost"] += 1
             return
         delay = 0.3 + 1.5 * random()
-        if luck > 1.0 - shape.slow_share:
+        if luck > 1.0 - shape.slow_share or (self.slow_links and (source, target) in self.slow_links):
             self.counts["slow"] += 1
             delay += shape.slow * random()
         heapq.heappush(self._heap, (self.now + delay, self._number, source, target, action, arguments))
@@ -362,6 +384,11 @@ class World:
         """Whether this copy still has its memory (or may yet begin to have one)."""
         node = self.nodes[node_of(copy)]
         return node.candidate == copy or (node.copy is not None and node.copy.number == copy)
+
+    def is_mute(self, copy: CopyId) -> bool:
+        """Whether this copy was readmitted and is not synced yet."""
+        held = self.nodes[node_of(copy)].copy
+        return held is not None and held.number == copy and held.unsynced
 
     # ---- faults
 
@@ -390,18 +417,22 @@ class World:
         self.counts["restarts"] += 1
         self.note("node %d is back", node.number)
         self.registry.announce_to(node)
+        if self.on_restart is not None:
+            self.on_restart(node)
 
     def _may_lose(self, copy: CopyId) -> bool:
-        """The guarantee asks that no majority of a set of voters loses its state."""
+        """The guarantee asks that no majority of a set of voters loses its state. A mute copy has not got it back yet."""
         route = self.registry.route
         for voters in (route.voters, route.joining or ()):
-            lost = sum(1 for voter in voters if voter == copy or not self.exists(voter))
+            lost = sum(1 for voter in voters if voter == copy or not self.exists(voter) or self.is_mute(voter))
             if copy in voters and lost > (len(voters) - 1) // 2:
                 return False
         return True
 
     def _lose_disk(self, node: Node) -> None:
         self.counts["disks lost"] += 1
+        if any(map(self.is_mute, self.registry.route.voters)):
+            self.counts["disks lost while a copy was mute"] += 1
         self.note("node %d loses its disk", node.number)
         assert node.copy is not None
         node.candidate = None

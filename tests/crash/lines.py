@@ -53,8 +53,24 @@ class SlotHolds(msgspec.Struct, frozen=True, tag="slot-holds"):
     """Durable: the slot's own state is at least this."""
 
     slot: int
-    ceiling: int
-    epoch: int
+    ceiling: int = 0
+    epoch: int = 0
+    synced_epoch: int = 0
+    version_floor: int = 0
+
+
+class TryingForget(msgspec.Struct, frozen=True, tag="trying-forget"):
+    """The stub of the path may be gone from now on."""
+
+    slot: int
+    path: str
+
+
+class Forgot(msgspec.Struct, frozen=True, tag="forgot"):
+    """Durable: nothing is known of the path any more."""
+
+    slot: int
+    path: str
 
 
 class TryingBlob(msgspec.Struct, frozen=True, tag="trying-blob"):
@@ -119,7 +135,7 @@ class Closed(msgspec.Struct, frozen=True, tag="closed"):
 
 Line = (
     Started | Note | Opened | Trying | Holds | SlotHolds | TryingBlob | BlobHolds | ChunkHolds | TryingDiscard | TryingSweep | Discarded
-    | Refused | Broken | Closed
+    | TryingForget | Forgot | Refused | Broken | Closed
 )  # fmt: skip
 
 _encoder = msgspec.json.Encoder()

@@ -14,7 +14,7 @@ from amberblob.ballot import EMPTY_REGISTER, Register, SlotState
 from amberblob.clock import HybridClock, SystemClock, SystemRandomness
 from amberblob.errors import AmberError, ChunkMissing
 from amberblob.ids import UlidMint, content_hash
-from amberblob.manifest import ChunkRef, Version, covers
+from amberblob.manifest import ChunkRef, Ranges, Version, covers
 from amberblob.wire import HistoryRow, ScanEntry
 from chunkstore import BlobState, DiskStore
 from chunkstore.doctor import examine
@@ -24,6 +24,7 @@ from tests.crash.lines import (
     ChunkHolds,
     Closed,
     Discarded,
+    Forgot,
     Holds,
     Line,
     Note,
@@ -34,6 +35,7 @@ from tests.crash.lines import (
     Trying,
     TryingBlob,
     TryingDiscard,
+    TryingForget,
     TryingSweep,
 )  # fmt: skip
 from tests.crash.workload import Hand, open_store
@@ -60,6 +62,9 @@ class Promises:
     broken: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     chosen: dict[Key, dict[int, Version]] = field(default_factory=dict)
+    expired: dict[Key, Ranges] = field(default_factory=dict)
+    may_be_empty: set[Key] = field(default_factory=set)
+    forgotten: set[Key] = field(default_factory=set)
     closed: bool = False
     acknowledged: int = 0
 
@@ -73,7 +78,7 @@ class Promises:
 
     def add(self, line: Line) -> None:
         """Take one more line in."""
-        if isinstance(line, Opened | Holds | SlotHolds | BlobHolds | ChunkHolds | Discarded | Closed):
+        if isinstance(line, Opened | Holds | SlotHolds | BlobHolds | ChunkHolds | Discarded | Forgot | Closed):
             self.acknowledged += 1
         match line:
             case Opened():
@@ -81,16 +86,23 @@ class Promises:
                 self.closed = False
             case Trying():
                 self.tried.setdefault((line.slot, line.path), []).append(line)
+                self._note_expired(line)
             case Holds():
                 known = self.holds.get((line.slot, line.path), EMPTY_REGISTER)
                 if _rank(line.register) > _rank(known):
                     self.holds[line.slot, line.path] = line.register
                 self._note_chosen((line.slot, line.path), line.register)
             case SlotHolds():
-                before = self.slots.get(line.slot, SlotHolds(line.slot, 0, 0))
+                before = self.slots.get(line.slot, SlotHolds(line.slot))
                 self.slots[line.slot] = SlotHolds(
-                    line.slot, max(before.ceiling, line.ceiling), max(before.epoch, line.epoch)
-                )
+                    line.slot, max(before.ceiling, line.ceiling), max(before.epoch, line.epoch),
+                    max(before.synced_epoch, line.synced_epoch), max(before.version_floor, line.version_floor),
+                )  # fmt: skip
+            case TryingForget():
+                # Until it is acknowledged both are right: the stub, and nothing.
+                self.may_be_empty.add((line.slot, line.path))
+            case Forgot():
+                self.forgotten.add((line.slot, line.path))
             case TryingBlob():
                 self.blobs[line.slot, line.blob_id] = line
             case BlobHolds():
@@ -113,6 +125,16 @@ class Promises:
                 self.closed = True
             case Started():
                 pass
+
+    def _note_expired(self, line: Trying) -> None:
+        """From now on these rows may go, and the bytes of their blobs."""
+        record, key = line.register.record, (line.slot, line.path)
+        if record is None or not record.expired:
+            return
+        self.expired[key] = record.expired
+        for number, version in self.chosen.get(key, {}).items():
+            if covers(record.expired, number):
+                self.may_be_gone.add((line.slot, version.blob_id))
 
     def _note_chosen(self, key: Key, register: Register) -> None:
         """A record that is acknowledged tells of the chosen one before it; and of itself, once it is chosen."""
@@ -142,6 +164,8 @@ class Snapshot:
     rows: dict[Key, list[HistoryRow]]
     blobs: dict[Blob, BlobState]
     listing: tuple[ScanEntry, ...]
+    digests: dict[int, bytes]
+    wrong: tuple[str, ...]
 
 
 async def look(store: DiskStore, promises: Promises) -> Snapshot:
@@ -154,7 +178,13 @@ async def look(store: DiskStore, promises: Promises) -> Snapshot:
         blobs[blob] = await store.blob_state(*blob)
     page = await store.scan("", "", "", 10_000)
     slots = {slot: store.slot_state(slot) for slot in store.slots()}
-    return Snapshot(slots, registers, rows, blobs, tuple(page.entries))
+    digests, wrong = {}, []
+    for slot in store.slots():
+        digests[slot] = await store.bucket_sums(slot) + store.tally(slot).root
+        if not await store.check_sums(slot):
+            wrong.append(f"the bucket sums of slot {slot}")
+        wrong += (await store.check_page(slot, "", 10_000)).wrong
+    return Snapshot(slots, registers, rows, blobs, tuple(page.entries), digests, tuple(wrong))
 
 
 class Verifier:
@@ -201,6 +231,8 @@ class Verifier:
             self._check_slots(store.disk_id, snapshot)
             self._check_registers(snapshot)
             self._check_listing(snapshot)
+            if snapshot.wrong:
+                self._say(f"digests are not those of the rows: {snapshot.wrong}")
             await self._check_bytes(store, snapshot)
             return snapshot
         finally:
@@ -214,12 +246,22 @@ class Verifier:
                 self._say(f"slot {slot} has incarnation {state.incarnation}")
         for slot, promised in self._promises.slots.items():
             found = snapshot.slots.get(slot)
-            if found is None or found.promise_ceiling < promised.ceiling or found.epoch < promised.epoch:
+            if (
+                found is None
+                or found.promise_ceiling < promised.ceiling
+                or found.epoch < promised.epoch
+                or found.synced_epoch < promised.synced_epoch
+                or found.version_floor < promised.version_floor
+            ):
                 self._say(f"slot {slot} went back: promised {promised}, found {found}")
 
     def _check_registers(self, snapshot: Snapshot) -> None:
         promises = self._promises
         for key, register in snapshot.registers.items():
+            if key in promises.forgotten and register.record is not None:
+                self._say(f"{key} was forgotten and holds {register}")
+            if key in promises.may_be_empty and register.record is None:
+                continue
             promised = promises.holds.get(key, EMPTY_REGISTER)
             allowed = [promised, *(tried.register for tried in promises.tried[key])]
             if _rank(register) < _rank(promised):
@@ -230,8 +272,14 @@ class Verifier:
 
     def _check_rows(self, key: Key, found: Register, rows: list[HistoryRow]) -> None:
         by_version = {row.version.version: row for row in rows}
+        gone = found.record.expired if found.chosen and found.record is not None else ()
+        for number in by_version:
+            if covers(gone, number):
+                self._say(f"{key} version {number} has expired and is in the history")
         for number, version in self._promises.chosen.get(key, {}).items():
             row = by_version.get(number)
+            if row is None and covers(self._promises.expired.get(key, ()), number):
+                continue
             if row is None:
                 self._say(f"{key} version {number} is not in the history")
             elif row.version != version:
@@ -299,7 +347,7 @@ class Verifier:
             second = await look(store, promises)
             if store.lost_slots:
                 self._say(f"slots were lost at the second start: {store.lost_slots}")
-            for name in ("slots", "registers", "rows", "blobs", "listing"):
+            for name in ("slots", "registers", "rows", "blobs", "listing", "digests", "wrong"):
                 if getattr(first, name) != getattr(second, name):
                     self._say(f"{name} at the second start are {getattr(second, name)}, were {getattr(first, name)}")
             await self._work_on(store)
@@ -339,7 +387,10 @@ class Verifier:
             for trials in promises.tried.values()
             for tried in trials
             if not tried.bytes_here and tried.register.record and tried.register.record.head
-        } - {blob_id for _, blob_id in promises.blobs_here}
+        }
+        # So are the older rows of a path that came whole.
+        missed |= {blob_id for _, blob_id in promises.blobs}
+        missed -= {blob_id for _, blob_id in promises.blobs_here}
         for finding in examine(self._disk, deep=True).findings:
             is_awaited = any(blob_id in finding.where for blob_id in missed)
             is_rest_of_repair = finding.where.endswith(".tmp") and finding.severity == "warning"

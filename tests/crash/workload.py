@@ -13,7 +13,7 @@ from amberblob.clock import HybridClock, SystemClock, SystemRandomness
 from amberblob.errors import AmberError, DigestMismatch, DiskFailed
 from amberblob.ids import UlidMint, content_hash
 from amberblob.manifest import ChunkRef, Record, Version, WriteMark, encode_manifest
-from amberblob.mutations import Accepted, Chosen, EpochSeen, Reserved
+from amberblob.mutations import Accepted, Chosen, EpochSeen, Forgotten, Installed, Reserved, Synced
 from chunkstore import DiskStore
 from chunkstore.fileops import FileOps
 from chunkstore.interface import BlobState
@@ -23,6 +23,7 @@ from tests.crash.lines import (
     ChunkHolds,
     Closed,
     Discarded,
+    Forgot,
     Holds,
     Line,
     Note,
@@ -32,6 +33,7 @@ from tests.crash.lines import (
     Trying,
     TryingBlob,
     TryingDiscard,
+    TryingForget,
     TryingSweep,
 )  # fmt: skip
 
@@ -190,6 +192,108 @@ class Hand:
             self._tell(Broken(f"blob {blob_id} has all its chunks and is not durable"))
         self._tell(BlobHolds(slot, blob_id))
 
+    async def pull_many(self, slot: int, bodies: dict[str, bytes], *, inline: bool) -> None:
+        """Records that were missed, then the bytes of all at once."""
+        given: list[tuple[Version, bytes]] = []
+        for path, body in bodies.items():
+            before = await self.current(slot, path)
+            chunks = cut(body, len(body))
+            version = self.version(before.version_max + 1 if before else 1, self.mint(), body, chunks, inline=inline)
+            self._tell(TryingBlob(slot, version.blob_id, chunks))
+            record = self.put_record(before, version)
+            await self.choose(slot, path, self.ballot(), record, install=True, bytes_here=False)
+            given.append((version, body))
+        await (self.store.install_bodies if inline else self.store.install_blobs)(slot, given)
+        for version, _ in given:
+            if await self.store.blob_state(slot, version.blob_id) is not BlobState.DURABLE:
+                self._tell(Broken(f"blob {version.blob_id} was put back and is not durable"))
+            self._tell(BlobHolds(slot, version.blob_id))
+
+    async def expire(self, slot: int, path: str) -> list[Version]:
+        """All versions of the path but the newest, which are deleted first; returns them."""
+        before = await self.current(slot, path)
+        assert before is not None and before.head is not None
+        newest = before.version_max
+        old = [row.version for row in await self.store.rows(slot, path) if row.version.version != newest]
+        mark = WriteMark(f"expire-{before.revision + 1}", "expire", 0, NOW)
+        record = Record(
+            before.revision + 1, "expire", newest, before.head, ((newest, newest),), (), NOW, NOW, before.added, (mark,),
+            ((1, newest - 1),),
+        )  # fmt: skip
+        await self.choose(slot, path, await self.accept(slot, path, record, None), record)
+        return old
+
+    async def collect(self, slot: int, versions: list[Version]) -> None:
+        """The bytes of these expired versions, and no others."""
+        await self.store.settle([slot])
+        count = await self.store.sweep_garbage(slot, 100)
+        if count != len(versions):
+            self._tell(Broken(f"{len(versions)} blobs were garbage, and {count} were removed"))
+        for version in versions:
+            self._tell(Discarded(slot, version.blob_id))
+
+    async def lose(self, slot: int, path: str, body: bytes) -> None:
+        """A record is accepted with its bytes, and another one is chosen: those of the first are nobody's then."""
+        before = await self.current(slot, path)
+        blob_id, number = self.mint(), before.version_max + 1 if before else 1
+        chunks, _ = await self.stage(slot, blob_id, body)
+        await self.accept(
+            slot, path, self.put_record(before, self.version(number, blob_id, body, chunks, inline=False)), None
+        )
+        self._tell(TryingDiscard(slot, blob_id))
+        winner = self.put_record(before, self.version(number, self.mint(), b"w", cut(b"w", 1), inline=True))
+        await self.choose(slot, path, await self.accept(slot, path, winner, b"w"), winner)
+        await self.store.settle([slot])
+        # A life that was killed before may have left another.
+        if blob_id not in await self.store.orphans(slot, 1 << 47):
+            self._tell(Broken(f"{blob_id} is nobody's, and no orphan"))
+        await self.store.discard(slot, blob_id)
+        self._tell(Discarded(slot, blob_id))
+
+    async def install(self, slot: int, path: str, bodies: list[bytes]) -> None:
+        """All of a path that was missed, as another replica tells it: rows and record at once, and then the bytes."""
+        given: list[tuple[Version, bytes]] = []
+        record: Record | None = None
+        for number, body in enumerate(bodies, start=1):
+            version = self.version(number, self.mint(), body, cut(body, len(body)), inline=True)
+            self._tell(TryingBlob(slot, version.blob_id, version.chunks))
+            record = self.put_record(record, version)
+            given.append((version, body))
+        assert record is not None
+        ballot, rows = self.ballot(), tuple(version for version, _ in given)
+        register = Register(ballot, record, True)
+        self._tell(Trying(slot, path, register, False))
+        await self.store.durable(self.store.apply(Installed(slot, path, ballot, record, rows, record.writes)))
+        self._tell(Holds(slot, path, register))
+        if len([one for one in await self.store.wanted(slot, 100) if one.path == path]) != len(bodies):
+            self._tell(Broken(f"{path} came without its bytes, and they are not all wanted"))
+        await self.store.install_bodies(slot, given)
+        for version, _ in given:
+            self._tell(BlobHolds(slot, version.blob_id))
+        if any(one.path == path for one in await self.store.wanted(slot, 100)):
+            self._tell(Broken(f"the bytes of {path} came and are wanted"))
+
+    async def sync(self, slot: int, epoch: int) -> None:
+        """The copy holds what the others hold."""
+        floor = Ballot(epoch, 1, "~", "~")
+        await self.store.durable(self.store.apply(Synced(slot, epoch, floor, epoch)))
+        self._tell(SlotHolds(slot, epoch=epoch, synced_epoch=epoch, version_floor=epoch))
+
+    async def forget(self, slot: int, path: str, body: bytes) -> None:
+        """A path comes, is deleted, expires whole, and its stub goes."""
+        await self.put(slot, path, body)
+        await self.delete(slot, path)
+        stub = await self.current(slot, path)
+        assert stub is not None
+        mark = WriteMark(f"expire-{stub.revision + 1}", "expire", 0, NOW)
+        record = Record(stub.revision + 1, "expire", 1, None, (), (), NOW, NOW, None, (mark,), ((1, 1),))
+        ballot = await self.accept(slot, path, record, None)
+        await self.choose(slot, path, ballot, record)
+        self._tell(TryingForget(slot, path))
+        await self.store.durable(self.store.apply(Forgotten(slot, path, ballot, 1)))
+        self._tell(Forgot(slot, path))
+        self._tell(SlotHolds(slot, version_floor=1))
+
     # -- bytes
 
     async def stage(
@@ -283,7 +387,17 @@ class Workload:
     async def _work(self, store: DiskStore) -> None:
         hand = Hand(store, UlidMint(HybridClock(SystemClock().wall_ms), SystemRandomness()), self._tell)
         hand.ballots_from(self._phase * 1_000_000)
-        for step in (self._small, self._large, self._garbage, self._many, self._pulled, self._more):
+        for step in (
+            self._small,
+            self._large,
+            self._garbage,
+            self._many,
+            self._pulled,
+            self._mended,
+            self._expired,
+            self._more,
+            self._healed,
+        ):
             try:
                 # Questions to a full disk wait for room.
                 async with asyncio.timeout(STEP_S if self._carry_on else None):
@@ -336,9 +450,28 @@ class Workload:
     async def _pulled(self, hand: Hand) -> None:
         await hand.pull(3, "pulled", self._body("pulled", 8_000))
 
+    async def _mended(self, hand: Hand) -> None:
+        files = {f"mended-{n}": self._body(f"mended-{n}", 4_000 + n) for n in range(5)}
+        await hand.pull_many(3, files, inline=False)
+        await hand.pull_many(2, {f"body-{n}": self._body(f"body-{n}", 500) for n in range(4)}, inline=True)
+
+    async def _expired(self, hand: Hand) -> None:
+        for n in range(3):
+            await hand.put_large(2, "old-files", self._body(f"old-files-{n}", 3_000))
+            await hand.put(2, "old-bodies", self._body(f"old-bodies-{n}", 300))
+        versions = await hand.expire(2, "old-files") + await hand.expire(2, "old-bodies")
+        await hand.collect(2, versions)
+        await hand.lose(4, "contended", self._body("lost", 3_000))
+
+    async def _healed(self, hand: Hand) -> None:
+        phase = self._phase
+        await hand.install(4, f"healed-{phase}", [self._body(f"healed-{n}", 400 + n) for n in range(3)])
+        await hand.sync(4, phase + 1)
+        await hand.forget(4, f"stub-{phase}", self._body("stub", 200))
+
     async def _more(self, hand: Hand) -> None:
         # A slot that comes up after the others are in disk.toml.
-        await hand.put_large(4, "large-4", self._body("late", 5_000))
+        await hand.put_large(5, "large-4", self._body("late", 5_000))
         await hand.put(3, "last", self._body("last", 700))
         await hand.put_large(1, "large-1", self._body("at-the-end", 7_000))
         blob_id = hand.mint()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from amberblob.ballot import Ballot
 from amberblob.ids import content_hash
 from amberblob.manifest import ChunkRef, Record, Version, WriteMark
+from amberblob.message import Message
 from amberblob.wire import (
     AcceptedReply,
     Commit,
@@ -22,13 +23,13 @@ from amberblob.wire import (
     InspectReply,
     Learn,
     Learnt,
-    Message,
     Ping,
     Prepare,
     Promised,
     Query,
     QueryHistory,
     QueryScan,
+    ReadBlobs,
     ReadChunk,
     ReadManifest,
     Refused,
@@ -38,6 +39,28 @@ from amberblob.wire import (
     StageClose,
     StagedReply,
     StageOpen,
+)
+from amberblob.wire_repair import (
+    AskHealth,
+    BucketsReply,
+    CompareBuckets,
+    CompareRoots,
+    ForgetStub,
+    HeadsReply,
+    HealthReply,
+    ItemsReply,
+    LogHeads,
+    LogLine,
+    LogReply,
+    LookAtPath,
+    PathItem,
+    PullDiffering,
+    PullPaths,
+    PullSlot,
+    ReadLog,
+    RootsReply,
+    SlotHealth,
+    bitmap_of,
 )
 
 BODY = b"a small body"
@@ -70,6 +93,7 @@ RECORD = Record(
 )
 ROW = HistoryRow(VERSION, 5)
 ENTRY = ScanEntry("p", 1, BALLOT, True, 3, BLOB, 12, content_hash(BODY), 1, 1, "text/plain", 3)
+ITEM = PathItem("p", BALLOT, RECORD, True, (VERSION,), RECORD.writes)
 
 
 def requests(slot: int = 1, path: str = "fuzz") -> list[Message]:
@@ -88,7 +112,18 @@ def requests(slot: int = 1, path: str = "fuzz") -> list[Message]:
         Discard(slot=slot, blob_id=BLOB),
         ReadChunk(slot=slot, blob_id=BLOB, chunk=CHUNK),
         ReadManifest(slot=slot, blob_id=BLOB, manifest_id=content_hash(BODY)),
+        ReadBlobs(slot=slot, blobs=((BLOB, CHUNK), (BLOB, CHUNK))),
         Ping(now_ms=1_700_000_000_000),
+        CompareRoots(slots=bitmap_of([slot])),
+        CompareBuckets(slot=slot),
+        PullDiffering(slot=slot, known={0: b"", 7: bytes(32)}, after="f"),
+        PullPaths(slot=slot, paths=(path, "other"), below=9),
+        PullSlot(slot=slot, epoch=1, after="f"),
+        LogHeads(slots=bitmap_of([slot])),
+        ReadLog(slot=slot, incarnation="i", after=3, limit=10),
+        ForgetStub(slot=slot, path=path, epoch=1, incarnation="i", ballot=BALLOT, version_max=3),
+        AskHealth(heal=True, first=slot),
+        LookAtPath(slot=slot, path=path),
     ]
 
 
@@ -106,6 +141,12 @@ def replies() -> list[Message]:
         StagedReply(incarnation="i"),
         Done(now_ms=1, size=2),
         Failed(code="c", detail="d"),
+        RootsReply(roots=bytes(32), without=b"\x01"),
+        BucketsReply(incarnation="i", sums=bytes(2048)),
+        ItemsReply(incarnation="i", epoch=1, items=(ITEM,), ballot_floor=BALLOT, version_floor=3, next_after="p"),
+        HeadsReply(incarnation="i", heads=bytes(8), incarnations={1: "j"}),
+        LogReply(incarnation="i", lines=(LogLine(1, "p", 2),)),
+        HealthReply(now_ms=1, slots=(SlotHealth(1, bytes(32), 1, 2, 3, 4, 5, False, 6, 7),), received_bytes=1),
     ]
 
 

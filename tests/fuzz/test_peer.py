@@ -26,12 +26,12 @@ from amberblob.ballot import Ballot
 from amberblob.clock import HybridClock, SystemClock, SystemRandomness
 from amberblob.ids import UlidMint
 from amberblob.limits import FRAME_BYTES_MAX, PEER_REQUESTS_MAX, STREAM_WINDOW_BYTES
+from amberblob.message import Message
 from amberblob.wire import (
     Commit,
     Discard,
     Failed,
     Learn,
-    Message,
     Prepare,
     QueryHistory,
     QueryScan,

@@ -116,6 +116,7 @@ PLAIN = [
     "/readyz",
     "/metrics",
     "/cluster",
+    "/cluster/heal",
     "/openapi.json",
     "/",
     "*",

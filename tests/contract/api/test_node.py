@@ -1,4 +1,4 @@
-"""GET /healthz, /readyz, /metrics, /cluster, /openapi.json."""
+"""GET /healthz, /readyz, /metrics, /cluster, /openapi.json; POST /cluster/heal."""
 
 from __future__ import annotations
 
@@ -54,6 +54,31 @@ async def test_cluster(api: Api, shared_cluster: Cluster) -> None:
         await until(healed, "nothing waits to be healed")
 
 
+async def test_healing_is_asked_for_and_seen(api: Api, shared_cluster: Cluster) -> None:
+    await api.put("heal/one", b"x" * 100_000)
+    for node in api.nodes:
+        asked = await api("POST", "/cluster/heal", node=node)
+        assert asked.status == 202
+        assert asked.json["nodes"] == sorted(node.name for node in shared_cluster.nodes)
+        assert asked.json["silent_nodes"] == []
+        since = asked.json["since"]
+
+        async def healed(node: int = node, since: str = since) -> bool:
+            answer = await api("GET", f"/cluster?slots=unhealed&since={since}", node=node)
+            heal = answer.json["heal"]
+            assert heal["since"] == since and sum(heal["slots"].values()) == shared_cluster.slot_count
+            return bool(heal["healed"] and heal["slots_to_compare"] == 0 and heal["by_slot"] == [])
+
+        await until(healed, "every slot is whole, and was compared since")
+        view = (await api("GET", "/cluster?slots=1", node=node)).json["heal"]
+        assert [row["slot"] for row in view["by_slot"]] == list(range(shared_cluster.slot_count))
+        for row in view["by_slot"]:
+            assert row["present"] == row["target"] == len(row["copies"]) == 3
+            assert len({copy["root"] for copy in row["copies"]}) == 1
+        assert view["last_full_compare"] is not None and view["objects"] >= 1
+        assert (await api("GET", "/cluster?slots=all", node=node)).status == 400
+
+
 async def test_every_documented_request_answers_as_documented(api: Api) -> None:
     document = (await api("GET", "/openapi.json")).json
     assert document["openapi"].startswith("3.")
@@ -64,6 +89,7 @@ async def test_every_documented_request_answers_as_documented(api: Api) -> None:
         "/readyz",
         "/metrics",
         "/cluster",
+        "/cluster/heal",
         "/openapi.json",
     }
     assert "$ref" not in json.dumps(document["paths"].get("/objects", {})) or document["components"]
@@ -86,4 +112,4 @@ async def test_every_documented_request_answers_as_documented(api: Api) -> None:
             assert str(answer.status) in item[method]["responses"], (target, method, answer)
             assert answer.status < 300
             tried += 1
-    assert tried >= 16
+    assert tried >= 17

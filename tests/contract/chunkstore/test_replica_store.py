@@ -1,102 +1,17 @@
-"""What every ReplicaStore must do. A new implementation adds a line to ``MAKERS``."""
+"""What every ReplicaStore must do. A new implementation adds a line to ``MAKERS`` in the kit."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
-
 import pytest
 
-from amberblob.ballot import BALLOT_ZERO, EMPTY_REGISTER, Ballot, Register
-from amberblob.clock import HybridClock, SeededRandomness, SystemClock
+from amberblob.ballot import BALLOT_ZERO, EMPTY_REGISTER, Register
 from amberblob.errors import ChunkMissing, DigestMismatch, StorageError
-from amberblob.ids import UlidMint, content_hash
+from amberblob.ids import content_hash
 from amberblob.limits import KIB
-from amberblob.manifest import ChunkRef, Op, Record, Version, WriteMark, encode_manifest
+from amberblob.manifest import ChunkRef, Record, Version, WriteMark, encode_manifest
 from amberblob.mutations import Aborted, Accepted, Chosen, EpochSeen, Reserved
-from chunkstore import BlobState, DiskStore, MemoryStore, ReplicaStore
-
-NOW = 1_700_000_000_123
-SLOT = 7
-
-_mint = UlidMint(HybridClock(SystemClock().wall_ms), SeededRandomness(1))
-
-
-async def _disk(folder: Path) -> ReplicaStore:
-    return await DiskStore.open(
-        folder / "disk",
-        cluster_id="c",
-        node_id="n",
-        clock=SystemClock(),
-        randomness=SeededRandomness(2),
-        reserve_bytes=0,
-    )
-
-
-async def _memory(folder: Path) -> ReplicaStore:
-    return MemoryStore(_mint.mint(), wall_ms=SystemClock().wall_ms)
-
-
-MAKERS: dict[str, Callable[[Path], Awaitable[ReplicaStore]]] = {"disk": _disk, "memory": _memory}
-
-
-@pytest.fixture(params=sorted(MAKERS))
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ReplicaStore]:
-    made = await MAKERS[request.param](tmp_path)
-    yield made
-    await made.close()
-
-
-def ballot(counter: int) -> Ballot:
-    return Ballot(1, counter, "node-1", f"attempt-{counter}")
-
-
-def version(number: int, body: bytes = b"body", *, inline: bool = True) -> Version:
-    chunk = ChunkRef(id=content_hash(body), len=len(body))
-    return Version(
-        number, _mint.mint(), len(body), chunk.id, NOW + number, "text/plain", {"k": "v"}, (chunk,), None, 1, inline
-    )
-
-
-def put(number: int, *, revision: int | None = None, before: Record | None = None, body: bytes = b"body") -> Record:
-    """A put of version ``number`` upon ``before``."""
-    head = version(number, body)
-    at = revision or (before.revision + 1 if before else 1)
-    live = (*(before.live if before else ()), (number, number))
-    marks = (*(before.writes if before else ()), WriteMark(f"w{at}", "put", number, NOW + at))[-8:]
-    return Record(
-        at, "put", number, head, live, (), NOW + at, before.deleted_at_ms if before else 0,
-        before.added if before else None, marks,
-    )  # fmt: skip
-
-
-def change(op: Op, before: Record, *, head: Version | None, live: tuple[tuple[int, int], ...]) -> Record:
-    """A delete or restore upon ``before``."""
-    at = before.revision + 1
-    marks = (*before.writes, WriteMark(f"w{at}", op, head.version if head else 0, NOW + at))[-8:]
-    return Record(
-        at, op, before.version_max, head, live, before.live, NOW + at, NOW + at if op != "restore" else before.deleted_at_ms,
-        before.added, marks,
-    )  # fmt: skip
-
-
-async def choose(store: ReplicaStore, path: str, record: Record, counter: int, *, slot: int = SLOT) -> None:
-    await store.load(slot, path)
-    body = b"body" if record.added is not None and record.added.inline else None
-    store.apply(Accepted(slot, path, ballot(counter), record, body))
-    await store.durable(store.apply(Chosen(slot, path, ballot(counter))))
-
-
-async def stage(
-    store: ReplicaStore, blob_id: str, parts: list[bytes], *, slot: int = SLOT, manifest: bytes | None = None
-):
-    chunks = tuple(ChunkRef(id=content_hash(part), len=len(part)) for part in parts)
-    staging = await store.stage(slot, blob_id, chunk_bytes=max(len(parts[0]), 1), size=sum(map(len, parts)))
-    for part in parts:
-        await staging.write(part)
-    await staging.finish(chunks, manifest)
-    return chunks
-
+from chunkstore import BlobState, ReplicaStore
+from tests.contract.chunkstore.kit import NOW, SLOT, ballot, change, choose, mint, put, stage, version
 
 # ---- registers
 
@@ -146,7 +61,7 @@ async def test_an_inline_body_is_in_memory(store: ReplicaStore):
     assert store.peek_body(SLOT, record.head.blob_id) is None
     store.apply(Accepted(SLOT, "a", ballot(1), record, b"body"))
     assert store.peek_body(SLOT, record.head.blob_id) == b"body"
-    assert store.peek_body(SLOT, _mint.mint()) is None
+    assert store.peek_body(SLOT, mint()) is None
 
 
 async def test_positions_grow(store: ReplicaStore):
@@ -375,7 +290,7 @@ async def test_inline_bodies(store: ReplicaStore):
 
 
 async def test_staged_bytes_are_durable_and_read_back(store: ReplicaStore):
-    blob_id = _mint.mint()
+    blob_id = mint()
     parts = [bytes([n]) * 100 * KIB for n in range(3)] + [b"end"]
     chunks = await stage(store, blob_id, parts)
     assert await store.blob_state(SLOT, blob_id) is BlobState.DURABLE
@@ -383,11 +298,11 @@ async def test_staged_bytes_are_durable_and_read_back(store: ReplicaStore):
         assert await store.read_chunk(SLOT, blob_id, chunk) == part
         assert await store.read_chunk_into(SLOT, blob_id, chunk, memoryview(bytearray(200 * KIB))) == part
     with pytest.raises(ChunkMissing):
-        await store.read_chunk_into(SLOT, _mint.mint(), chunks[0], memoryview(bytearray(200 * KIB)))
+        await store.read_chunk_into(SLOT, mint(), chunks[0], memoryview(bytearray(200 * KIB)))
     with pytest.raises(ChunkMissing):
         await store.read_chunk(SLOT, blob_id, ChunkRef(id=content_hash(b"x"), len=1))
     with pytest.raises(ChunkMissing):
-        await store.read_chunk(SLOT, _mint.mint(), chunks[0])
+        await store.read_chunk(SLOT, mint(), chunks[0])
 
 
 async def test_chunks_are_cut_wherever_the_writes_end(store: ReplicaStore):
@@ -397,7 +312,7 @@ async def test_chunks_are_cut_wherever_the_writes_end(store: ReplicaStore):
         ChunkRef(id=content_hash(data[at : at + step]), len=len(data[at : at + step]))
         for at in range(0, len(data), step)
     )
-    blob_id = _mint.mint()
+    blob_id = mint()
     staging = await store.stage(SLOT, blob_id, chunk_bytes=step, size=None)
     for at in range(0, len(data), 10_007):
         await staging.write(bytearray(data[at : at + 10_007]))
@@ -406,7 +321,7 @@ async def test_chunks_are_cut_wherever_the_writes_end(store: ReplicaStore):
 
 
 async def test_bytes_that_are_not_the_chunks_are_refused(store: ReplicaStore):
-    blob_id = _mint.mint()
+    blob_id = mint()
     staging = await store.stage(SLOT, blob_id, chunk_bytes=KIB, size=3)
     await staging.write(b"abc")
     with pytest.raises(DigestMismatch):
@@ -415,7 +330,7 @@ async def test_bytes_that_are_not_the_chunks_are_refused(store: ReplicaStore):
 
 
 async def test_abort_leaves_nothing_and_may_be_called_twice(store: ReplicaStore):
-    blob_id = _mint.mint()
+    blob_id = mint()
     staging = await store.stage(SLOT, blob_id, chunk_bytes=KIB, size=None)
     await staging.write(b"x" * 5000)
     await staging.abort()
@@ -426,27 +341,27 @@ async def test_abort_leaves_nothing_and_may_be_called_twice(store: ReplicaStore)
 
 
 async def test_manifests(store: ReplicaStore):
-    blob_id = _mint.mint()
+    blob_id = mint()
     parts = [bytes([n]) * KIB for n in range(4)]
     chunks = tuple(ChunkRef(id=content_hash(part), len=len(part)) for part in parts)
     manifest = encode_manifest(chunks)
     await stage(store, blob_id, parts, manifest=manifest)
     assert await store.read_manifest(SLOT, blob_id, content_hash(manifest)) == manifest
     with pytest.raises(ChunkMissing):
-        await store.read_manifest(SLOT, _mint.mint(), content_hash(manifest))
+        await store.read_manifest(SLOT, mint(), content_hash(manifest))
 
 
 async def test_names_from_outside_never_reach_the_file_system(store: ReplicaStore):
     with pytest.raises(ValueError):
         await store.stage(SLOT, "../../etc", chunk_bytes=KIB, size=None)
     with pytest.raises(ValueError):
-        await store.read_chunk(SLOT, _mint.mint(), ChunkRef(id="../meta.sqlite3", len=1))
+        await store.read_chunk(SLOT, mint(), ChunkRef(id="../meta.sqlite3", len=1))
     with pytest.raises(ValueError):
         await store.blob_state(SLOT, "x")
 
 
 async def test_discard_gives_up_what_nothing_refers_to(store: ReplicaStore):
-    blob_id = _mint.mint()
+    blob_id = mint()
     (chunk,) = await stage(store, blob_id, [b"abc"])
     await store.discard(SLOT, blob_id)
     assert await store.blob_state(SLOT, blob_id) is BlobState.ABORTED
@@ -474,7 +389,7 @@ async def test_discard_leaves_a_referenced_blob_alone(store: ReplicaStore):
 
 
 async def test_sweep_takes_old_staged_blobs_up_to_a_limit(store: ReplicaStore):
-    blobs = [_mint.mint() for _ in range(3)]
+    blobs = [mint() for _ in range(3)]
     for blob_id in blobs:
         await stage(store, blob_id, [b"abc"])
     assert await store.sweep_staged(1, 10) == 0
@@ -486,7 +401,7 @@ async def test_sweep_takes_old_staged_blobs_up_to_a_limit(store: ReplicaStore):
 async def test_repair_of_files(store: ReplicaStore):
     parts = [b"one", b"two", b"end"]
     chunks = tuple(ChunkRef(id=content_hash(part), len=3) for part in parts)
-    head = Version(1, _mint.mint(), 9, content_hash(b"onetwoend"), NOW, "t", {}, chunks, None, 3, False)
+    head = Version(1, mint(), 9, content_hash(b"onetwoend"), NOW, "t", {}, chunks, None, 3, False)
     record = Record(1, "put", 1, head, ((1, 1),), (), NOW, 0, None, ())
     await store.load(SLOT, "a")
     await store.durable(store.apply(Chosen(SLOT, "a", ballot(1), record)))
@@ -505,7 +420,7 @@ async def test_repair_of_a_blob_with_a_manifest(store: ReplicaStore):
     parts = [b"one", b"two"]
     chunks = tuple(ChunkRef(id=content_hash(part), len=3) for part in parts)
     manifest = encode_manifest(chunks)
-    head = Version(1, _mint.mint(), 6, content_hash(b"onetwo"), NOW, "t", {}, (), content_hash(manifest), 2, False)
+    head = Version(1, mint(), 6, content_hash(b"onetwo"), NOW, "t", {}, (), content_hash(manifest), 2, False)
     await store.load(SLOT, "a")
     store.apply(Chosen(SLOT, "a", ballot(1), Record(1, "put", 1, head, ((1, 1),), (), NOW, 0, None, ())))
     await store.install_chunk(SLOT, head, chunks[0], parts[0])
@@ -529,7 +444,7 @@ async def test_repair_of_an_inline_body(store: ReplicaStore):
 
 
 async def test_a_blob_without_bytes(store: ReplicaStore):
-    blob_id = _mint.mint()
+    blob_id = mint()
     staging = await store.stage(SLOT, blob_id, chunk_bytes=KIB, size=0)
     await staging.finish((), None)
     assert await store.blob_state(SLOT, blob_id) is BlobState.DURABLE

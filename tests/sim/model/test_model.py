@@ -11,8 +11,8 @@ import pytest
 from sim.model.__main__ import MUST_HAPPEN, main
 from sim.model.mutants import BY_NAME, MUTANTS, hunt
 from sim.model.rules import Rules
-from sim.model.run import holds, run_seed
-from sim.model.shape import KINDS_ALL
+from sim.model.run import APART, holds, run_all, run_seed
+from sim.model.shape import KINDS_ALL, KINDS_APART
 
 SEEDS = 3_000
 
@@ -20,10 +20,10 @@ SEEDS = 3_000
 def _some(first):
     counts, bad = Counter(), []
     for seed in range(first, first + SEEDS // 10):
-        outcome = run_seed(seed)
-        counts += outcome.counts
-        if outcome.faults or outcome.given_up:
-            bad.append((seed, outcome.faults))
+        for outcome in run_all(seed):
+            counts += outcome.counts
+            if outcome.faults or outcome.given_up:
+                bad.append((outcome.seed, outcome.kind, outcome.faults))
     return counts, bad
 
 
@@ -71,6 +71,12 @@ def test_tracing_changes_nothing():
         "no-joint",
         "final-at-once",
         "sync-no-rows",
+        "readmit-unsynced",
+        "readmit-from-few",
+        "readmit-leaves-undecided",
+        "readmit-no-floors",
+        "mute-learns",
+        "gc-with-mute",
         "gc-no-version-floor",
         "gc-forgets-write-ids",
     ],
@@ -86,6 +92,21 @@ def test_each_rule_has_a_mutant():
 
 def test_every_kind_of_world_is_counted():
     assert {f"seeds: {kind}" for kind in KINDS_ALL} <= set(MUST_HAPPEN)
+
+
+def test_a_kind_apart_has_seeds_of_its_own():
+    assert [outcome.kind in KINDS_APART for outcome in run_all(APART + 1)] == [False]
+    drawn, *apart = run_all(3 * APART)
+    assert [str(call) for call in drawn.calls] == [str(call) for call in run_seed(3 * APART).calls]
+    assert [(outcome.seed, outcome.kind) for outcome in apart] == [(3, kind) for kind in KINDS_APART]
+    assert all(run_seed(seed).kind not in KINDS_APART for seed in range(1, 201))
+
+
+def test_nobody_readmits_where_seeds_are_drawn():
+    counts = Counter()
+    for seed in range(1, 201):
+        counts.update(run_seed(seed).counts)
+    assert [name for name in counts if "readmi" in name or "mute" in name or "page" in name] == []
 
 
 def test_promises_are_held_in_every_other_world():

@@ -1,16 +1,25 @@
+import math
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from amberblob.config import (
     ClusterSection,
+    Duration,
+    Keep,
     NodeConfig,
     NodeSection,
+    RepairSection,
+    RetentionRule,
+    RetentionSection,
     Secret,
+    format_duration,
     format_size,
     load_config,
+    parse_duration,
     parse_size,
     render_config,
     split_address,
@@ -52,7 +61,8 @@ def test_the_example_loads():
 def test_the_example_shows_every_key_with_its_default(tmp_path):
     text = EXAMPLE.read_text().replace("\n# ", "\n#").replace("\n#", "\n# ")
     uncommented = "\n".join(
-        line.removeprefix("# ") if line.startswith("# ") and " = " in line else line for line in text.splitlines()
+        line.removeprefix("# ") if line.startswith("# ") and (" = " in line or "[[" in line[:4]) else line
+        for line in text.splitlines()
     )
     for section, struct in (("node", NodeSection), ("cluster", ClusterSection)):
         for key in struct.__struct_fields__:
@@ -62,10 +72,12 @@ def test_the_example_shows_every_key_with_its_default(tmp_path):
         "\n".join(line for line in uncommented.splitlines() if not line.startswith(("secret_file", "token_file")))
     )
     config = load_config(full, {})
-    for section in ("storage", "log", "limits"):
+    assert [rule.prefix for rule in config.retention.rules] == ["invoices/", "builds/"]  # there is no default to show
+    config = replace(config, retention=replace(config.retention, rules=()))
+    for section in ("storage", "log", "limits", "repair", "retention"):
         assert getattr(config, section) == getattr(load_config(EXAMPLE, {}), section)
         for key in getattr(config, section).__struct_fields__:
-            assert f"\n{key} = " in uncommented, f"[{section}] {key}"
+            assert f"\n{key} = " in uncommented or key == "rules", f"[{section}] {key}"
 
 
 def test_defaults(tmp_path):
@@ -79,6 +91,8 @@ def test_defaults(tmp_path):
     assert (config.cluster.effective_write_quorum, config.cluster.effective_read_quorum) == (2, 2)
     assert (config.storage.chunk_size, config.storage.reserve) == (8 << 20, 256 << 20)
     assert config.limits.request_timeout_s == 10
+    assert config.retention == RetentionSection(keep=Keep(7 * 86_400), versions=0, stub_keep=Duration(86_400), rules=())
+    assert (config.repair.busy_bytes_per_s, config.repair.scrub_bytes_per_s) == (16 << 20, 32 << 20)
 
 
 def test_the_environment_goes_before_the_file(tmp_path):
@@ -146,6 +160,12 @@ def test_render_is_read_back(tmp_path):
         cluster=ClusterSection(
             secret=Secret(SECRET), registry="embedded:///tmp/r.sqlite3", bootstrap_nodes=("n1", "n2", "n3")
         ),
+        repair=RepairSection(scrub_days=0.5),
+        retention=RetentionSection(
+            keep=Keep(math.inf),
+            stub_keep=Duration(90.5),
+            rules=(RetentionRule(prefix="a", keep=Keep(0), versions=2), RetentionRule(prefix="b", keep=Keep(math.inf))),
+        ),
     )
     path = tmp_path / "node.toml"
     path.write_text(render_config(config))
@@ -187,6 +207,24 @@ WRONG = [
     ("log", "format", "1", "json, console, auto"),
     ("limits", "request_timeout_s", "0", "more than 0"),
     ("limits", "peer_timeout_s", "60", "at most request_timeout_s (10)"),
+    ("repair", "follow_every_s", "0", "more than 0"),
+    ("repair", "scrub_days", "nan", "at most 365"),
+    ("repair", "scrub_bytes_per_s", '"1KiB"', "at least 64KiB"),
+    ("repair", "busy_bytes_per_s", '"fast"', "at least 64KiB"),
+    ("repair", "pull_parallel", "0", "1 to 64"),
+    ("retention", "keep", '"a week"', '"7d", or a number of seconds'),
+    ("retention", "keep", "-1", "a number of seconds"),
+    ("retention", "keep", "inf", '"all"'),
+    ("retention", "keep", "nan", '"all"'),
+    ("retention", "keep", "true", '"all"'),
+    ("retention", "keep", '"40000d"', "at most 36500d"),
+    ("retention", "versions", "-1", "from 0"),
+    ("retention", "versions", '"3"', "from 0"),
+    ("retention", "stub_keep", '"all"', '"12h"'),
+    ("retention", "check_every_s", "0", "more than 0"),
+    ("retention", "rules", '"logs/"', "[[retention.rules]]"),
+    ("retention", "rules", "[3]", "[[retention.rules]]"),
+    ("retention", "rules", '[{ prefix = "a" }, { prefix = "a", versions = 3 }]', "prefix 'a' has two rules"),
 ]
 
 
@@ -198,10 +236,52 @@ def test_mistakes_name_file_key_what_was_seen_and_what_is_wanted(tmp_path, secti
     message = str(caught.value)
     assert message.startswith(f"{path}: [{section}] {key} = ")
     assert wants in message
+    if value in ("inf", "nan"):
+        assert f"= {value}:" in message
     if key == "secret":
         assert "short" not in message
     elif not value.startswith("["):
         assert value.strip('"') in message or value == "true"
+
+
+WRONG_RULES = [
+    ('{ keep = "7d" }', r"no. 2: prefix is missing: wants what paths begin with"),
+    ('{ prefix = "" }', r"no. 2: prefix = '': wants what paths begin with; not empty"),
+    ('{ prefix = "b", keep = "long" }', r"no. 2: keep = 'long': wants a duration as"),
+    ('{ prefix = "b", keep = true }', r"no. 2: keep = True: wants a duration as"),
+    ('{ prefix = "b", versions = "3" }', r"no. 2: versions = '3': wants a number from 0"),
+    ('{ prefix = "b", version = 3 }', r"no. 2 has no key 'version' \(did you mean versions\?\)"),
+]
+
+
+@pytest.mark.parametrize(("rule", "message"), WRONG_RULES)
+def test_mistakes_in_a_rule_name_the_rule(tmp_path, rule, message):
+    path = write(tmp_path, {"retention": {"rules": f'[{{ prefix = "a" }}, {rule}]'}})
+    with pytest.raises(ConfigError, match=r"node\.toml: \[\[retention\.rules\]\] " + message):
+        load_config(path, {})
+
+
+def test_rules_of_retention(tmp_path):
+    path = write(
+        tmp_path, {"retention": {"keep": '"1.5h"', "rules": '[{ prefix = "a/", keep = "all", versions = 2 }]'}}
+    )
+    retention = load_config(path, {}).retention
+    assert retention.keep == 5400 and not retention.keep.for_ever
+    assert retention.rules == (RetentionRule(prefix="a/", keep=Keep(math.inf), versions=2),)
+    environ = {
+        "AMBERBLOB_RETENTION_RULES": '[{"prefix": "logs/", "keep": "12h"}, {"prefix": "b", "versions": 3}]',
+        "AMBERBLOB_RETENTION_KEEP": "all",
+        "AMBERBLOB_RETENTION_STUB_KEEP": "60",
+    }
+    retention = load_config(path, environ).retention
+    assert retention.keep.for_ever and retention.stub_keep == 60
+    assert retention.rules == (
+        RetentionRule(prefix="logs/", keep=Keep(43_200)),
+        RetentionRule(prefix="b", versions=3),
+    )
+    for wrong, message in (("[", "is no JSON"), ('{"prefix": "a"}', "wants tables"), ('[{"keep": 1}]', "is missing")):
+        with pytest.raises(ConfigError, match=rf"environment AMBERBLOB_RETENTION_RULES: .*{message}"):
+            load_config(path, {"AMBERBLOB_RETENTION_RULES": wrong})
 
 
 def test_mistakes_in_the_environment_name_the_variable(tmp_path):
@@ -268,6 +348,24 @@ def test_sizes(text, size):
 def test_no_sizes(text):
     with pytest.raises(ValueError):
         parse_size(text)
+
+
+@given(st.integers(0, 36_500 * 86_400 * 1000))
+def test_durations_are_read_back(milliseconds):
+    assert parse_duration(format_duration(milliseconds / 1000)) == milliseconds / 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30s", 30), ("15 m", 900), ("12h", 43_200), ("1.5D", 129_600), ("7", 7)]
+)
+def test_durations(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "d", "-1", "1 month", "1e3", "all", "inf", "36501d", "5 d 3 h"])
+def test_no_durations(text):
+    with pytest.raises(ValueError):
+        parse_duration(text)
 
 
 def test_addresses():

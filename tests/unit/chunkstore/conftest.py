@@ -101,6 +101,10 @@ class Kit:
             assert all("No such file" in why for _, _, why in error.args[0]), error
         return target
 
+    async def copy_still(self, store: DiskStore, target: Path) -> Path:
+        """The same while the database thread does nothing else: it is the one that removes segments, oldest first."""
+        return await store._core._database.call(lambda: self.copy(store.path, target))
+
     def sql(self, database: Path, query: str) -> list[tuple]:
         connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
         try:

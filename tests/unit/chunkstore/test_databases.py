@@ -82,11 +82,12 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path):
 
 
 @pytest.mark.parametrize("version", range(1, len(schema.SLOT_MIGRATIONS) + 1))
-def test_slot_databases_of_every_version_open(tmp_path: Path, version: int, monkeypatch: pytest.MonkeyPatch):
+def test_slot_databases_of_every_version_open(tmp_path: Path, version: int):
     path = tmp_path / "meta.sqlite3"
-    with monkeypatch.context() as patched:
-        patched.setattr("chunkstore.slotdb.SLOT_MIGRATIONS", schema.SLOT_MIGRATIONS[:version])
-        SlotDatabase(1, path, DISK, create=True).close()
+    old = sqlite3.connect(path, isolation_level=None)
+    migrate(old, schema.SLOT_MIGRATIONS[:version])
+    old.execute("INSERT INTO slot_meta(id, incarnation) VALUES (1, ?)", (DISK,))
+    old.close()
     database = SlotDatabase(1, path, "other", create=False)
     assert database.state.incarnation == DISK
     database.close()

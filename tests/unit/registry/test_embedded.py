@@ -85,7 +85,7 @@ async def test_a_lock_held_by_another_process_is_waited_for_and_then_an_outage(r
 
 async def test_a_lease_that_runs_out_is_seen_without_anybody_writing(registry, tmp_path):
     looker = EmbeddedRegistry(str(tmp_path / "registry.sqlite3"), poll_s=0.01)
-    lease = await registry.lease(0.1)
+    lease = await registry.lease(1.0)
     revision = await registry.compare_and_set("a", 0, b"", lease_id=lease.id)
     async with asyncio.timeout(10), aclosing(looker.watch("", revision + 1)) as changes:
         seen = await anext(changes)

@@ -23,7 +23,10 @@ from amberblob.cli.app import run
 EXPLAINED = {
     "path": "x",
     "slot": 7,
-    "replicas": [{"node": "node-1", "state": "chosen", "detail": ""}, {"node": "node-2", "state": "unreachable"}],
+    "replicas": [
+        {"node": "node-1", "state": "chosen", "wanted": [3, 4], "detail": ""},
+        {"node": "node-2", "state": "unreachable"},
+    ],
     "versions": [{"version": 1, "size": 3, "chunks": [{"id": "ab", "len": 3}], "copies": {"node-1": "all"}}],
     "healthy": False,
     "advice": "Start node-2 again.",
@@ -35,6 +38,7 @@ CLUSTER = {
     "registry": {"ok": True, "error": None},
     "nodes": [{"node": "node-1", "reachable": True}, {"node": "node-2", "reachable": False}],
     "slots": {"total": 4, "degraded": 4, "unavailable": 0},
+    "heal": {"state": "unrecoverable", "damaged": 3, "unrecoverable": 2},
     "self": {"node": "node-1", "disk": {"failed": None, "full": True, "lost_slots": []}},
 }
 
@@ -293,6 +297,7 @@ def test_explain_and_cluster_render_whatever_they_are_told(store, capsys):
     text = capsys.readouterr().out
     for part in (
         "slot: 7",
+        "node-1  chosen  (wanted: 3, 4)",
         "node-2  unreachable",
         "ab  3 B",
         "node-1: all",
@@ -307,7 +312,8 @@ def test_explain_and_cluster_render_whatever_they_are_told(store, capsys):
     assert "nodes: 1 of 2 reachable; down: node-2" in capsys.readouterr().out
     assert run(["cluster", "nodes"]) == 0
     assert run(["cluster", "slots", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == CLUSTER["slots"]
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told == {**CLUSTER["slots"], "by_state": {}, "by_slot": []}
 
 
 def test_doctor_says_what_is_wrong(store, capsys):
@@ -316,6 +322,7 @@ def test_doctor_says_what_is_wrong(store, capsys):
     assert "node-2 is unreachable" in problems
     assert "4 slots are degraded" in problems
     assert "the disk of node-1 is full" in problems
+    assert "3 versions have rotted" in problems and "2 versions can be had whole from no replica" in problems
 
 
 @pytest.mark.parametrize(
@@ -362,7 +369,8 @@ def test_debugging_shows_the_traceback(store, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["put"], ["get"], ["ls"], ["dev"], ["serve"], ["cluster"], ["cluster", "nodes"]]
+    "command",
+    [[], ["put"], ["get"], ["ls"], ["dev"], ["serve"], ["cluster"], ["cluster", "nodes"], ["cluster", "heal"]],
 )
 def test_help_has_examples(command, capsys):
     assert run([*command, "--help"]) == 0

@@ -345,6 +345,9 @@ async def test_other_requests_have_their_targets(client, nodes):
     history = await client.versions("x")
     await client.explain("x")
     await client.cluster()
+    await client.cluster(slots="all")
+    await client.cluster(slots="unhealed", since="2026-01-31T12:00:00.5Z")
+    await client.heal()
     assert history[0].tombstoned and history[0].tombstoned_at is not None
     assert [request[:2] for request in nodes[0].requests] == [
         ("DELETE", "/objects/x?version=2"),
@@ -353,6 +356,9 @@ async def test_other_requests_have_their_targets(client, nodes):
         ("GET", "/objects/x?versions"),
         ("GET", "/objects/x?explain"),
         ("GET", "/cluster"),
+        ("GET", "/cluster?slots=1"),
+        ("GET", "/cluster?slots=unhealed&since=2026-01-31T12%3A00%3A00.5Z"),
+        ("POST", "/cluster/heal"),
     ]
 
 

@@ -12,6 +12,7 @@ from amberblob.ballot import Ballot
 from amberblob.errors import NotReady, PeerTimeout, PeerUnreachable, PreconditionFailed
 from amberblob.manifest import ChunkRef, Record, Version
 from amberblob.wire import Commit, Discard, Done, Failed, Learn, Learnt, Ping, Prepare, Query, QueryHistory, Refused
+from amberblob.wire_repair import AskHealth
 from chunkstore.interface import BlobState
 from node import learns as learns_module
 from node.learns import Learns
@@ -204,9 +205,10 @@ def status_of(made, number: int = 1) -> Status:
         peers=node.peers,
         store=node.store,
         resolver=node.resolver,
-        puller=node.puller,
+        health=node.parts.health,
         runner=Runner(),
         version="0",
+        compare_every_s=600.0,
     )
 
 
@@ -224,7 +226,10 @@ async def test_readiness():
         assert status.not_ready() is None
         table, made.table = made.table, None
         assert "routes" in status.not_ready()
-        assert status.cluster()["nodes"] == []
+        told = await status.cluster()
+        assert (told["nodes"], told["heal"]["state"], told["heal"]["healed"]) == ([], "unknown", False)
+        with pytest.raises(NotReady):
+            await status.heal()
         made.table = table
         assert status.not_ready() is None
 
@@ -256,7 +261,7 @@ async def test_the_cluster_view():
         made.net.down = {"n3"}
         await put(made[1], "p")
         await made.settle()
-        told = status.cluster()
+        told = await status.cluster()
         slots = told["slots"]
         assert (slots["total"], slots["degraded"], slots["unavailable"], slots["joint"]) == (8, 8, 0, 0)
         assert [(n["node"], n["reachable"], n["slots"], n["votes"]) for n in told["nodes"]] == [
@@ -265,7 +270,49 @@ async def test_the_cluster_view():
             ("n3", False, 8, 8),
         ]
         assert told["self"]["ready"] and told["self"]["undecided"] == 0
+        heal = told["heal"]
+        assert (heal["state"], heal["healed"], heal["silent_nodes"]) == ("degraded", False, ["n3"])
+        assert (heal["slots"]["degraded"], heal["objects"], heal["objects_below_target"]) == (8, 1, 1)
+        assert (heal["last_full_compare"], heal["rate_bytes_per_s"], heal["bytes_waiting"]) == (None, None, 0)
+        assert "by_slot" not in heal
         msgspec.json.encode(told)
+
+
+async def test_the_cluster_view_slot_by_slot():
+    async with cluster() as made:
+        status = status_of(made)
+        made.net.down = {"n3"}
+        await put(made[1], "p", b"x")
+        await made.settle()
+        made.net.heal()
+        slot = made.slot("p")
+        told = (await status.cluster(slots="unhealed"))["heal"]
+        row = next(row for row in told["by_slot"] if row["slot"] == slot)
+        assert (told["state"], row["state"], row["present"], row["behind"], row["objects_below_target"]) == ("healing", "healing", 3, 1, 1)  # fmt: skip
+        assert [(copy["node"], copy["state"]) for copy in row["copies"] if copy["state"] != "whole"] == [
+            ("n3", "behind")
+        ]
+        assert len({copy["root"] for copy in row["copies"]}) == 2
+        assert len((await status.cluster(slots="1"))["heal"]["by_slot"]) == 8
+        await put(made[1], "p", b"y")
+        await made.settle()
+        for node in made:
+            await node.pull()
+        told = (await status.cluster(slots="unhealed"))["heal"]
+        assert (told["state"], told["healed"], told["objects_below_target"]) == ("whole", True, 0)
+        assert told["slots_to_compare"] == len(told["by_slot"]) == 8, "equal, and nobody has compared them yet"
+        asked = await status.heal()
+        assert (asked["nodes"], asked["silent_nodes"]) == (["n1", "n2", "n3"], [])
+
+
+async def test_healing_is_asked_of_all_that_can_be_reached_this_node_among_them():
+    async with cluster() as made:
+        status = status_of(made)
+        made.net.down = {"n2"}
+        asked = await status.heal()
+        assert (asked["nodes"], asked["silent_nodes"]) == (["n1", "n3"], ["n2"])
+        heals = [(to, message) for _, to, message in made.net.messages if isinstance(message, AskHealth)]
+        assert sorted(to for to, message in heals if message.heal) == ["n1", "n2", "n3"]
 
 
 # ---- Coordinator

@@ -9,10 +9,10 @@ from typing import Any
 
 from blake3 import blake3
 
-from amberblob.errors import DigestMismatch, NotFound, PreconditionFailed, VersionConflict
+from amberblob.errors import DigestMismatch, NotFound, NotReady, PreconditionFailed, VersionConflict
 from amberblob.ids import content_hash
 from amberblob.manifest import Version
-from node.service import Conditions, Consistency, ListedObject, ListPage, ObjectView, PutOptions
+from node.service import Conditions, Consistency, ListedObject, ListPage, ObjectView, PutOptions, SlotsWanted
 
 START_MS = 1_700_000_000_123
 PIECE_BYTES = 1000
@@ -216,12 +216,19 @@ class FakeStatus:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.asked: list[tuple[str, int | None]] = []
 
     def not_ready(self) -> str | None:
         return self.reason
 
-    def cluster(self) -> dict[str, Any]:
+    async def cluster(self, *, slots: SlotsWanted = "", since_ms: int | None = None) -> dict[str, Any]:
+        self.asked.append((slots, since_ms))
         return {"nodes": [{"id": "node-1"}]}
+
+    async def heal(self) -> dict[str, Any]:
+        if self.reason is not None:
+            raise NotReady(self.reason)
+        return {"since": "2026-01-31T12:00:00.000Z", "nodes": ["node-1"], "silent_nodes": []}
 
 
 Predicate = Callable[[], bool]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import socket
 from typing import Any
@@ -39,6 +40,32 @@ async def test_health_and_readiness(world: World) -> None:
 async def test_cluster(world: World) -> None:
     async with world.request("GET", "/cluster") as answer:
         assert await answer.json() == {"nodes": [{"id": "node-1"}]}
+
+
+async def test_the_cluster_slot_by_slot_and_since_when(world: World) -> None:
+    for query in (
+        "",
+        "?slots=1&since=2026-01-31T12:00:00.5Z",
+        "?checker=7&slots=unhealed",
+        "?slots=0&since=&a",
+        "?slots",
+    ):
+        assert (await world.ask("GET", f"/cluster{query}")).status == 200, query
+    assert world.status.asked == [("", None), ("1", 1769860800500), ("unhealed", None), ("", None), ("", None)]
+    for query in ("?slots=all", "?since=yesterday", "?since=99999999999999999999"):
+        answer = await world.ask("GET", f"/cluster{query}")
+        assert (answer.status, answer.problem["type"]) == (400, "bad-parameter"), query
+    assert len(world.status.asked) == 5
+
+
+async def test_healing_is_asked_for(world: World) -> None:
+    answer = await world.ask("POST", "/cluster/heal")
+    assert (answer.status, json.loads(answer.body)["since"]) == (202, "2026-01-31T12:00:00.000Z")
+    assert (await world.ask("POST", "/cluster/heal?restore", body=b"ignored")).status == 202
+    assert (await world.ask("GET", "/cluster/heal")).status == 405
+    world.status.reason = "no routes yet"
+    answer = await world.ask("POST", "/cluster/heal")
+    assert (answer.status, answer.problem["type"]) == (503, "not-ready")
 
 
 async def test_metrics(world: World) -> None:
@@ -144,6 +171,7 @@ async def test_the_token() -> None:
     async with serving(token="s3cret") as world:
         for target in ("/healthz", "/readyz"):
             assert (await world.ask("GET", target)).status == 200
+        assert (await world.ask("POST", "/cluster/heal")).status == 401
         for target in ("/objects/a", "/objects", "/metrics", "/cluster", "/openapi.json", "/nothing", "/objects/.."):
             for line in ("A: b", "Authorization: Bearer wrong", "Authorization: Basic s3cret", "Authorization: Bearer \udcff",
                          "Authorization: Bearer s3cret2", "Authorization: Bearer", "Authorization:"):  # fmt: skip

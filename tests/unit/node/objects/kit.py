@@ -10,8 +10,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+
+from msgspec.structs import replace
 
 from amberblob import wire
 from amberblob.ballot import Register
@@ -20,11 +23,12 @@ from amberblob.errors import PeerError, PeerTimeout, PeerUnreachable
 from amberblob.ids import UlidMint
 from amberblob.limits import CHUNK_BYTES_MIN
 from amberblob.wire import Failed, Refused, Reply, Request, StageClose, StageOpen
+from antientropy.step import Did
 from chunkstore.interface import ReplicaStore
 from chunkstore.memory import MemoryStore
 from chunkstore.overlay import Intent
 from chunkstore.store import DiskStore
-from node.assembly import assemble
+from node.assembly import Parts, assemble
 from node.coordinator import Coordinator
 from node.objects.bytes import Reading
 from node.objects.lookup import Lookup
@@ -38,9 +42,12 @@ from node.transport.interface import Buffer, PeerHandler, Told
 from node.transport.local import LocalPeer, LocalStage
 from node.workers.puller import Puller
 from node.workers.resolver import Resolver
-from node.workers.runner import Did
 from node.workers.sweeper import Sweeper
-from registry.routes import ClusterInfo, Member, NodeInfo, Route, RouteTable
+from registry.keys import Keys
+from registry.memory import MemoryRegistry
+from registry.readmit import readmit
+from registry.routes import ClusterInfo, Member, NodeInfo, Route, RouteTable, advance, encode
+from registry.snapshot import picture_of
 
 WAIT_S = 10.0
 CHUNK = CHUNK_BYTES_MIN
@@ -292,6 +299,7 @@ class Node:
     puller: Puller
     resolver: Resolver
     sweeper: Sweeper
+    parts: Parts[FakePeers]
 
     def register(self, path: str) -> Register:
         register = self.store.peek(self.routing.slot_of(path), path)
@@ -300,9 +308,10 @@ class Node:
 
     async def pull(self) -> None:
         """Run the puller until it is done (or gave up)."""
-        for _ in range(200):
-            if await self.puller.step() is Did.NOTHING and not self.puller.waiting:
+        for _ in range(400):
+            if await self.puller.step() is Did.NOTHING and not self.puller.waiting and not self.puller.noting:
                 return
+            await asyncio.sleep(0)
         raise AssertionError("the puller does not come to an end")
 
 
@@ -316,6 +325,7 @@ class Cluster:
         self.nodes: dict[str, Node] = {}
         self.stores: dict[str, Any] = {}
         self.table: RouteTable | None = None
+        self.registry = MemoryRegistry(clock=self.clock)
 
     def __getitem__(self, index: int) -> Node:
         return self.nodes[f"n{index}"]
@@ -358,6 +368,9 @@ class Cluster:
             randomness=chance,
             peer_timeout_s=options.get("peer_timeout_s", 2.0),
             request_timeout_s=options.get("request_timeout_s", 1.5),
+            repair=options.get("repair"),
+            retention=options.get("retention"),
+            readmit=partial(readmit, self.registry, self.table.cluster, name) if self.table is not None else None,
         )
         node = Node(
             name,
@@ -372,10 +385,27 @@ class Cluster:
             parts.puller,
             parts.resolver,
             parts.sweeper,
+            parts,
         )
         self.net.handlers[name] = parts.replica
         self.nodes[name] = node
         return node
+
+    async def publish_routes(self) -> None:
+        """Put the routes into the registry, as they are."""
+        assert self.table is not None
+        keys = Keys(self.table.cluster.name)
+        for route in self.table.routes:
+            assert await self.registry.compare_and_set(keys.route(route.slot), 0, encode(route)) is not None
+
+    async def see_routes(self) -> None:
+        """Every node sees the routes that the registry has now."""
+        assert self.table is not None
+        keys = Keys(self.table.cluster.name)
+        picture = picture_of(await self.registry.range(keys.root), keys)
+        self.table = advance(
+            self.table, replace(self.table, routes=tuple(picture.routes[slot] for slot in sorted(picture.routes)))
+        )
 
     async def settle(self) -> None:
         """Wait until nothing is under way any more (LEARNs, late accepts, discards)."""
@@ -467,6 +497,7 @@ async def cluster(
                 )
             made.stores[name] = store
         made.table = table_of(made, names, replicas=replicas, slots=slots)
+        await made.publish_routes()
         for name in names:
             made.start(name)
         yield made

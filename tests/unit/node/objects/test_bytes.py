@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from amberblob.errors import ClusterError
+from amberblob.errors import ChunkCorrupt, ClusterError
 from node.objects import bytes as bytes_module
 from node.objects.bytes import CHUNKS_IN_MEMORY, CHUNKS_IN_RESERVE, Buffers
 from tests.unit.node.objects.kit import CHUNK, STAGED, Cluster, Node, cluster, content, delete, get, look, put, read
@@ -244,7 +244,7 @@ async def test_explain_missing_bytes_then_mend_as_it_says(made):
     spoil(made, made[1], view, chunks[0].id)
     assert await get(made[1], "p") == data  # finds it out
     told = await explain(made[2])
-    assert told["versions"][0]["copies"] == {"n1": "some", "n2": "all", "n3": "all"}
+    assert told["versions"][0]["copies"]["n1"] in ("some", "damaged")
     assert not told["healthy"] and "n1" in told["advice"]
     await made[1].pull()
     assert (await explain(made[2]))["healthy"]
@@ -265,8 +265,40 @@ async def test_explain_a_failed_disk_and_a_lost_copy(made):
     made[2].store.fail("broken")
     made[3].store.lose_slot(made.slot("p"), "01ARZ3NDEKTSV4RRFFQ69G5FAV")
     told = await explain(made[1])
-    assert {r["node"]: r["state"] for r in told["replicas"]} == {"n1": "chosen", "n2": "disk-failed", "n3": "no-vote"}
+    assert {r["node"]: r["state"] for r in told["replicas"]} == {"n1": "chosen", "n2": "disk-failed", "n3": "unsynced"}
+    assert {r["node"]: r.get("incarnation") for r in told["replicas"]}["n3"] == "01ARZ3NDEKTSV4RRFFQ69G5FAV"
     assert not told["healthy"] and "n2" in told["advice"] and "n3" in told["advice"]
+
+
+async def test_explain_what_a_copy_knows_to_be_damaged(made):
+    _, view, _ = await stored(made, STAGED)
+    slot = made.slot("p")
+    neighbour = next(f"q{index}" for index in range(1000) if made.slot(f"q{index}") == slot)
+    _, other, _ = await stored(made, STAGED, neighbour)
+    await made[1].store.set_wanted(slot, "p", view.version, damaged=True)
+    await made[2].store.set_wanted(slot, neighbour, other.version, damaged=True)
+    told = await explain(made[2])
+    assert told["versions"][0]["copies"] == {"n1": "damaged", "n2": "all", "n3": "all"}
+    replicas = {r["node"]: r for r in told["replicas"]}
+    assert (replicas["n1"]["wanted"], replicas["n2"]["wanted"]) == ([1], [])
+    assert (replicas["n2"]["chosen"], replicas["n2"]["revision"]) == (True, 1)
+    assert replicas["n2"]["incarnation"] == made[2].store.disk_id and replicas["n2"]["ballot"]
+    assert not told["healthy"] and "rotted on n1;" in told["advice"] and "heal --wait" in told["advice"]
+
+
+async def test_explain_an_object_of_which_no_copy_is_complete(made):
+    _, view, chunks = await stored(made, 3 * CHUNK)
+    slot = made.slot("p")
+    for node in made:
+        node.store.corrupt_chunk(slot, view.version.blob_id, chunks[0].id)
+        with pytest.raises(ChunkCorrupt):
+            await node.store.read_chunk(slot, view.version.blob_id, chunks[0])
+        await node.store.set_wanted(slot, "p", view.version, damaged=True)
+    told = await explain(made[1])
+    assert set(told["versions"][0]["copies"].values()) == {"damaged"}
+    assert [r["wanted"] for r in told["replicas"]] == [[1]] * 3
+    assert "rotted on n1, n2, n3" in told["advice"] and "No copy of version 1 is complete" in told["advice"]
+    assert "amberblob cluster heal --wait" in told["advice"]
 
 
 async def test_explain_a_deleted_object(made):

@@ -137,6 +137,8 @@ class Replica:
                 if added is not None:
                     here = BytesHere(durable=added.blob_id in disk.bytes_of, aborted=added.blob_id in disk.aborted)
                 return self._act(self.slot.commit(state, request, disk.register(request.path), here))
+            case Query() | QueryHistory() if (refused := self._enter(request)) is not None:
+                return refused
             case Query():
                 held = disk.register(request.path)
                 return RegisterReply(
@@ -160,6 +162,14 @@ class Replica:
                 )
             case _:
                 raise AssertionError(request)
+
+    def _enter(self, request: Query | QueryHistory) -> Reply | None:
+        """As ``node.replica`` does before it looks at a register for a question."""
+        action = self.slot.enter(self.disk.state, SLOT, request.epoch)
+        if isinstance(action, Persist):
+            self.disk.apply(action.mutation)
+            return None
+        return action.reply if action is not None else None
 
     def learn(self, item: Learnt) -> None:
         self._act(self.slot.learn(self.disk.state, item, self.disk.register(item.path)))

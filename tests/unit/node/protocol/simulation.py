@@ -33,7 +33,18 @@ from amberblob.errors import (
 )
 from amberblob.manifest import Ranges, Record, Version, covers
 from amberblob.mutations import Accepted, Chosen, Mutation
-from amberblob.wire import Commit, HistoryReply, Learnt, Prepare, Query, QueryHistory, Refused, Reply, Request
+from amberblob.wire import (
+    Commit,
+    HistoryReply,
+    Learnt,
+    Prepare,
+    Query,
+    QueryHistory,
+    RefusalReason,
+    Refused,
+    Reply,
+    Request,
+)
 from node.protocol.hold import Hold, Holds
 from node.protocol.operations import (
     Conditions,
@@ -47,7 +58,7 @@ from node.protocol.operations import (
 from node.protocol.quorum import Electorate
 from node.protocol.read import NoQuorum, Read, ReadRound
 from node.protocol.replica import BytesHere
-from node.protocol.write import Action, Applied, Finished, Outcome, Rejected, Send, Spread, Wait, WriteRound
+from node.protocol.write import Action, Applied, AwaitRoute, Finished, Outcome, Rejected, Send, Spread, Wait, WriteRound
 from sim.history import READS, Call
 from sim.linearizability import linearizable
 from tests.unit.node.protocol.model import SLOT, Broken, Disk, Replica, draft
@@ -107,6 +118,8 @@ class SimReplica(Replica):
 
     def handle(self, request: Request) -> Reply:
         disk = self.disk
+        if self.sim.is_mute(self.node):
+            return self._refused("unsynced")
         match request:
             case Prepare():
                 if request.body_bytes and self.full:
@@ -146,8 +159,11 @@ class SimReplica(Replica):
         return request
 
     def _refused_full(self) -> Reply:
+        return self._refused("disk-full")
+
+    def _refused(self, reason: RefusalReason) -> Reply:
         state = self.disk.state
-        return Refused(incarnation=state.incarnation, reason="disk-full", ballot=state.ballot_floor, epoch=state.epoch)
+        return Refused(incarnation=state.incarnation, reason=reason, ballot=state.ballot_floor, epoch=state.epoch)
 
 
 # ---- the simulation
@@ -273,6 +289,8 @@ class Run:
                 case Wait():
                     pause = min(12.0, 0.5 * 2.0 ** min(action.attempt, 6)) * (0.25 + 0.75 * sim.random.random())
                     sim.at(pause, self.wake, action.token)
+                case AwaitRoute():
+                    self.look_for_route(action.epoch)
                 case Spread():
                     sim.spread(self.node.name, action)
                 case Finished():
@@ -307,6 +325,19 @@ class Run:
     def wake(self, token: int) -> None:
         if self.alive:
             self.carry_out(self.round.wake(token))
+
+    def look_for_route(self, epoch: int) -> None:
+        """The registry tells every node in the end, each at its own time."""
+        if not self.alive:
+            return
+        if self.node.epoch >= epoch:
+            self.sim.at(0.0, self.reroute)
+        else:
+            self.sim.at(0.5, self.look_for_route, epoch)
+
+    def reroute(self) -> None:
+        if self.alive:
+            self.carry_out(self.round.reroute(self.sim.electorates[self.node.epoch]))
 
     def deadline(self) -> None:
         if self.alive:
@@ -352,6 +383,7 @@ class Simulation:
             for name in shape.coordinators
         }
         self.electorates = {epoch: self._electorate(epoch) for epoch in (1, 2)}
+        self.last_epoch = 2
 
     def _electorate(self, epoch: int) -> Electorate:
         return Electorate(
@@ -361,6 +393,10 @@ class Simulation:
             write_quorum=self.shape.write_quorum,
             read_quorum=self.shape.read_quorum,
         )
+
+    def is_mute(self, name: str) -> bool:
+        """Whether the node's copy has no voice: see ``readmission.py``."""
+        return False
 
     def note(self, text: str) -> None:
         if self.log is not None:
@@ -424,7 +460,7 @@ class Simulation:
 
     def learn(self, name: str, item: Learnt) -> None:
         node = self.nodes[name]
-        if not node.up:
+        if not node.up or self.is_mute(name):
             return
         self.note(f"    {name} learns {item.ballot} {'whole' if item.record else 'bare'}")
         node.replica.learn(item)
@@ -679,6 +715,7 @@ class Simulation:
                 options["body"] = b"x"
             else:
                 up = [name for name in shape.nodes if self.nodes[name].up and not self.nodes[name].replica.full]
+                up = [name for name in up if not self.is_mute(name)]
                 if len(up) < shape.write_quorum:
                     self.after_failure(call)
                     return
@@ -872,12 +909,12 @@ class Simulation:
 
     def read_by(self, path: str, names: frozenset[str]) -> Any:
         """A history read that reaches these nodes alone, at once."""
-        electorate = self.electorates[2]
+        electorate = self.electorates[self.last_epoch]
         call = Call(0, path, "read-all", self.now)
         for _ in range(4):
             reading = ReadRound(electorate)
             result: Read | NoQuorum | None = None
-            request = QueryHistory(slot=SLOT, path=path, epoch=2)
+            request = QueryHistory(slot=SLOT, path=path, epoch=self.last_epoch)
             for name in sorted(names):
                 result = reading.answer(name, self.nodes[name].replica.handle(request))
             assert isinstance(result, Read)
@@ -892,7 +929,7 @@ class Simulation:
         name = min(names)
         slot = self.nodes[name].replica.slot
         round_ = WriteRound(
-            electorate=self.electorates[2],
+            electorate=self.electorates[self.last_epoch],
             node=name,
             path=path,
             operation=Finish(),

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from amberblob.errors import NotFound, PreconditionFailed, VersionConflict
 from amberblob.limits import LIVE_RANGES_MAX, RECENT_WRITES_MAX, VERSION_MAX
-from amberblob.manifest import Record, Version, WriteMark
+from amberblob.manifest import Record, Version, WriteMark, covers, merge_ranges, outside
 from node.protocol.operations import (
     NO_HISTORY,
     Answer,
     Conditions,
     Delete,
     DeleteVersion,
+    Expire,
     Finish,
     History,
     NeedHistory,
@@ -32,7 +35,9 @@ def row(version: int) -> Version:
     return msgspec.structs.replace(draft(f"B{version}", f"e{version}"), version=version)
 
 
-def record(*, live=(), head=0, version_max=0, taken=(), previous=0, op="put", revision=5, writes=()) -> Record:
+def record(
+    *, live=(), head=0, version_max=0, taken=(), previous=0, op="put", revision=5, writes=(), expired=()
+) -> Record:
     return Record(
         revision=revision,
         op=op,
@@ -44,6 +49,7 @@ def record(*, live=(), head=0, version_max=0, taken=(), previous=0, op="put", re
         deleted_at_ms=2,
         previous=row(previous) if previous else None,
         writes=writes,
+        expired=expired,
     )
 
 
@@ -397,3 +403,96 @@ def test_restore_of_a_skipped_version_within_a_live_run_is_refused():
     assert decide(Restore(version=5), situation(current)) == NeedHistory(version=5)
     history = History(rows={}, asked=frozenset({5}))
     assert refused(Restore(version=5), current, history=history).code == "no-such-version"
+
+
+# ---- expire
+
+
+def expire(*versions: tuple[int, int]) -> Expire:
+    return Expire(versions=versions)
+
+
+def test_what_expires_is_neither_live_nor_taken_and_stays_so():
+    current = record(live=((1, 3), (6, 9)), head=9, taken=((4, 5),))
+    made = proposed(expire((2, 4)), current)
+    assert (made.op, made.expired, made.live, made.taken) == ("expire", ((2, 4),), ((1, 1), (6, 9)), ((5, 5),))
+    assert (made.head, made.version_max, made.deleted_at_ms) == (row(9), 9, 2)
+    assert made.writes[-1] == WriteMark("w", "expire", 9, 77) and made.previous == current.added
+    made = proposed(expire((1, 1), (5, 6)), made, write_id="v")
+    assert (made.expired, made.live, made.taken) == (((1, 6),), ((7, 9),), ())
+
+
+def test_the_head_never_expires_nor_what_may_still_come():
+    current = record(live=((1, 5),), head=5, version_max=7)
+    made = proposed(expire((-3, 10**9)), current)
+    assert made.expired == ((1, 4), (6, 7)) and made.live == ((5, 5),) and made.head == row(5)
+    assert decide(expire((5, 5)), situation(current)) == Answer()
+    dead = proposed(expire((1, 10**9)), GONE)
+    assert dead.expired == ((1, 3),) and (dead.live, dead.taken, dead.head) == ((), (), None)
+
+
+def test_what_was_restored_since_it_was_named_stays():
+    named = Expire(versions=((1, 6),), live=((5, 9),))
+    made = proposed(named, record(live=((2, 3), (5, 9)), head=9))
+    assert made.expired == ((1, 1), (4, 6)) and made.live == ((2, 3), (7, 9))
+    assert decide(Expire(versions=((2, 3),), live=((9, 9),)), situation(record(live=((1, 9),), head=9))) == Answer()
+
+
+@pytest.mark.parametrize("versions", [(), ((1, 2),), ((2, 2),), ((3, 3),), ((4, 9),), ((5, 3),)])
+def test_nothing_is_written_where_nothing_expires(versions):
+    assert decide(Expire(versions=versions), situation(record(live=((3, 3),), head=3, expired=((1, 2),)))) == Answer()
+    assert decide(Expire(versions=versions), situation(None)) == Answer()
+
+
+def test_an_expiry_that_comes_twice_is_answered_as_it_was():
+    made = proposed(expire((1, 2)), LIVE)
+    assert decide(expire((1, 2)), situation(made)) == Answer(made.writes[-1])
+    assert refused(Delete(), made).code == "write-id-reused"
+
+
+@pytest.mark.parametrize("operation", [PUT, Delete(), DeleteVersion(version=3), Restore(version=2), Restore()])
+def test_what_expired_stays_expired_whatever_is_written(operation):
+    current = record(live=((3, 3),), head=3, taken=((2, 2),), expired=((1, 1),))
+    history = History(rows={1: row(1), 2: row(2)}, below=9, complete_down_to=0)
+    assert proposed(operation, current, history=history).expired == ((1, 1),)
+
+
+def test_an_expired_version_is_gone_though_a_stale_copy_tells_its_row():
+    history = History(rows={1: row(1), 2: row(2)}, asked=frozenset({1, 2}), below=9, complete_down_to=0)
+    current = record(head=0, version_max=3, live=(), taken=((3, 3),), expired=((1, 2),), op="delete")
+    for version in (1, 2):
+        assert refused(Restore(version=version), current, history=history).code == "no-such-version"
+        assert refused(Restore(version=version), current).code == "no-such-version", "nobody need be asked"
+        assert refused(DeleteVersion(version=version), current, history=history).code == "no-such-version"
+    live = record(live=((3, 3),), head=3, expired=((1, 2),), previous=2)
+    assert refused(Restore(version=2), live).code == "no-such-version"
+    gone = proposed(DeleteVersion(version=3), live, history=history)
+    assert gone.head is None and gone.live == ()
+
+
+def test_a_number_is_never_given_twice_though_its_version_expired():
+    dead = proposed(expire((1, 3)), GONE)
+    again = proposed(PUT, dead, write_id="x")
+    assert again.head.version == 4 and again.live == ((4, 4),) and again.expired == ((1, 3),)
+    requested = Put(draft=draft("new"), requested=2)
+    assert isinstance(refused(requested, dead, write_id="x"), VersionConflict)
+
+
+def test_too_many_gaps_by_an_expiry():
+    current = record(live=((1, 4 * LIVE_RANGES_MAX),), head=4 * LIVE_RANGES_MAX)
+    each = tuple((n, n) for n in range(2, 2 * LIVE_RANGES_MAX + 3, 2))
+    assert refused(Expire(versions=each), current).code == "too-many-gaps"
+    assert len(proposed(Expire(versions=each[:-1]), current).live) == LIVE_RANGES_MAX + 1
+
+
+RANGES = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 6)), max_size=6).map(
+    lambda pairs: merge_ranges((low, low + more) for low, more in pairs)
+)
+
+
+@given(RANGES, RANGES)
+def test_outside_is_the_difference_of_the_sets(ranges, gone):
+    left = outside(ranges, gone)
+    assert left == tuple(sorted(left)) and all(low <= high for low, high in left)
+    for number in range(40):
+        assert covers(left, number) == (covers(ranges, number) and not covers(gone, number))

@@ -8,8 +8,9 @@ import pytest
 from amberblob.ballot import BALLOT_ZERO, EMPTY_REGISTER, Ballot, Register, SlotState, floor_ballot
 from amberblob.limits import PROMISE_RESERVE
 from amberblob.manifest import WriteMark
-from amberblob.mutations import Accepted, Chosen, EpochSeen, Reserved
-from amberblob.wire import AcceptedReply, Commit, Learnt, Prepare, Promised, Refused
+from amberblob.mutations import Accepted, Chosen, EpochSeen, Forgotten, Reserved
+from amberblob.wire import AcceptedReply, Commit, Done, Learnt, Prepare, Promised, Refused
+from amberblob.wire_repair import ForgetStub
 from chunkstore import rules
 from node.protocol.operations import Delete, Put
 from node.protocol.replica import BytesHere, Persist, ReplicaSlot, Respond
@@ -54,6 +55,10 @@ class Copy:
                         self.registers[path] = rules.accept(held, mutation)
                     case Chosen():
                         self.registers[path] = rules.choose(held, mutation)
+                    case Forgotten():
+                        self.state = rules.change_slot(self.state, mutation)
+                        if rules.forget(held, mutation):
+                            del self.registers[path]
                     case _:
                         self.state = rules.change_slot(self.state, mutation)
             else:
@@ -74,6 +79,11 @@ class Copy:
     def learn(self, at: Ballot, record=None, path: str = "p"):
         item = Learnt(0, path, at.epoch, at, record)
         return self._do(path, self.slot.learn(self.state, item, self.registers.get(path, EMPTY_REGISTER)))
+
+    def forget(self, at: Ballot, path: str = "p", version_max: int = 1, **changes):
+        changes = {"epoch": 1, "incarnation": "i", **changes}
+        message = ForgetStub(slot=0, path=path, ballot=at, version_max=version_max, **changes)
+        return self._do(path, self.slot.forget(self.state, message, self.registers.get(path, EMPTY_REGISTER)))
 
 
 def refused(reply, reason: str) -> Ballot:
@@ -377,3 +387,87 @@ def test_floor_ballots_are_above_every_ballot_of_their_counter(counter):
         < Ballot(1, counter + 1, "", "")
     )
     assert Ballot(0, 0, "a", "o") > BALLOT_ZERO
+
+
+# ---- questions bear an epoch
+
+
+@pytest.mark.parametrize(
+    "seen,asked,does", [(0, 1, None), (1, 1, None), (0, 2, 2), (1, 2, 2), (3, 2, "epoch"), (3, 9, 9)]
+)
+def test_a_question_is_fenced_by_its_epoch(seen, asked, does):
+    action = ReplicaSlot.enter(SlotState(slot=0, incarnation="i", epoch=seen), 0, asked)
+    if does is None:
+        assert action is None
+    elif does == "epoch":
+        assert isinstance(action, Respond) and refused(action.reply, "epoch") == BALLOT_ZERO
+        assert action.reply.epoch == seen
+    else:
+        assert action == Persist(EpochSeen(0, does))
+
+
+# ---- stubs are forgotten
+
+STUB = msgspec.structs.replace(DELETED, op="expire", revision=3, expired=((1, 1),), previous=None)
+
+
+def with_stub(at: Ballot, *, chosen: bool = True) -> Copy:
+    copy = Copy(epoch=1)
+    copy.prepare(at)
+    copy.commit(at, STUB)
+    if chosen:
+        copy.learn(at)
+    return copy
+
+
+def test_a_stub_goes_and_both_floors_rise():
+    copy = with_stub(ballot(7))
+    assert copy.forget(ballot(7)) == Done()
+    assert copy.persisted == [Forgotten(0, "p", ballot(7), 1)]
+    assert (copy.registers, copy.state.ballot_floor, copy.state.version_floor) == ({}, ballot(7), 1)
+    assert copy.forget(ballot(7)) == Done(), "the answer may have been lost"
+    assert copy.prepare(ballot(8)).version_floor == 1
+
+
+def test_a_stub_that_is_not_that_one_stays():
+    copy = with_stub(ballot(7))
+    for at, changes, reason in (
+        (ballot(6), {}, "ballot"),
+        (ballot(8), {}, "ballot"),
+        (ballot(7), {"epoch": 2}, "epoch"),
+        (ballot(7), {"incarnation": "j"}, "unsynced"),
+        (ballot(7), {"version_max": 0}, "ballot"),
+    ):
+        reply = copy.forget(at, **changes)
+        refused(reply, reason)
+        assert copy.persisted == [] and copy.registers["p"].record == STUB
+    copy.state = msgspec.structs.replace(copy.state, epoch=2)
+    refused(copy.forget(ballot(7)), "epoch")
+    undecided = with_stub(ballot(7), chosen=False)
+    refused(undecided.forget(ballot(7)), "ballot")
+    alive = Copy(epoch=1)
+    alive.prepare(ballot(7))
+    alive.commit(ballot(7))
+    alive.learn(ballot(7))
+    refused(alive.forget(ballot(7)), "ballot")
+    assert alive.registers["p"].record == RECORD
+
+
+def test_what_comes_late_does_not_bring_a_stub_back():
+    """The promise stays, so the ballot alone would let its own COMMIT pass once more."""
+    copy = with_stub(ballot(7))
+    copy.forget(ballot(7))
+    assert copy.slot.promises("p", ballot(7))
+    assert refused(copy.commit(ballot(7), STUB), "ballot") == ballot(7)
+    refused(copy.commit(ballot(6)), "ballot")
+    copy.learn(ballot(7), STUB)
+    copy.learn(ballot(6), RECORD)
+    assert copy.registers == {} and copy.persisted == []
+
+
+def test_promises_stay_when_a_stub_goes():
+    copy = with_stub(ballot(7))
+    copy.prepare(ballot(9))
+    copy.forget(ballot(7))
+    assert refused(copy.commit(ballot(8)), "ballot") == ballot(9)
+    assert isinstance(copy.commit(ballot(9), STUB), AcceptedReply)

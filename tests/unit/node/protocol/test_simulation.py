@@ -25,6 +25,7 @@ STARTS = {
     "write_id_looked_up_in_the_findings_record_only": 6000,
     "refusal_from_a_held_promise": 1200,
     "held_though_one_voter_promised": 500,
+    "held_promise_used_again": 700,
 }
 
 

@@ -12,6 +12,7 @@ from chunkstore import MemoryStore
 from node.protocol.operations import Operation, Put
 from node.protocol.quorum import Electorate
 from node.protocol.write import Applied, Finished, Outcome, Send, Spread, Wait, WriteRound
+from node.repairs import Repairs
 from node.replica import Replica
 from tests.unit.node.protocol.model import PATH, SLOT, draft
 
@@ -23,13 +24,23 @@ class NoPulls:
     def later(self, slot, version, holders):
         pass
 
+    def missed(self, slot, blob_id, *, damaged):
+        pass
+
 
 class Cluster:
     def __init__(self, nodes: str = "abd") -> None:
         clock = HybridClock(SystemClock().wall_ms)
         self.stores = {node: MemoryStore(f"disk-{node}", wall_ms=SystemClock().wall_ms) for node in nodes}
         self.replicas = {
-            node: Replica(store, is_member=lambda slot: True, pulls=NoPulls(), clock=clock)
+            node: Replica(
+                store,
+                mute=lambda state: None,
+                newcomers=tuple,
+                pulls=NoPulls(),
+                repairs=Repairs(store, mute=lambda state: None),
+                clock=clock,
+            )
             for node, store in self.stores.items()
         }
         self.electorate = Electorate(

@@ -39,6 +39,7 @@ from node.protocol.quorum import Electorate
 from node.protocol.write import (
     UNREACHABLE_TRIES_MAX,
     Applied,
+    AwaitRoute,
     Finished,
     Phase,
     Rejected,
@@ -576,3 +577,166 @@ def test_the_records_own_rows_are_rows_too():
     for chosen, wanted in ((True, {8, 9}), (False, {8})):
         known = extend_history(NO_HISTORY, NeedHistory(below=10), [history_reply("a", of=newest, chosen=chosen)])
         assert set(known.rows) == wanted, "what is not known to be chosen is no row; what it was built on is"
+
+
+# ---- refused for its epoch
+
+
+def outdated(node: str, epoch: int = 5) -> Refused:
+    return Refused(incarnation=f"{node}/1", reason="epoch", ballot=Ballot(epoch, 0, "", ""), epoch=epoch)
+
+
+def later(epoch: int = 5, **lost: str) -> Electorate:
+    voters = {node: f"{node}/1" for node in "abc"} | lost
+    return Electorate(slot=0, epoch=epoch, voters=voters, write_quorum=2)
+
+
+def test_a_refusal_for_the_epoch_asks_for_the_route_once():
+    round_, actions = begin()
+    at = token(actions)
+    assert round_.answer("a", at, outdated("a")) == [AwaitRoute(5)], "two may still promise"
+    again = round_.answer("b", at, outdated("b"))
+    assert [type(action) for action in again] == [Wait]
+    actions = round_.wake(again[0].token)
+    assert round_.answer("a", token(actions), outdated("a", 7)) == [AwaitRoute(7)]
+
+
+def test_a_majority_that_does_not_know_of_the_newer_route_is_enough():
+    round_, actions = begin()
+    at = token(actions)
+    round_.answer("c", at, outdated("c"))
+    to_committing(round_, actions)
+
+
+def test_a_round_begins_anew_with_the_voters_of_the_newer_route():
+    round_, actions = begin(write_id="w")
+    to_committing(round_, actions)
+    old = round_.counter
+    actions = round_.reroute(later(6, c="c/2"))
+    asked = sent(actions, Prepare)
+    assert set(asked) == set("abc") and {p.epoch for p in asked.values()} == {6}
+    prepare = asked["a"]
+    assert prepare.ballot.epoch == 6 and prepare.ballot.counter > old and prepare.write_id == "w", "its COMMIT is out"
+    at = token(actions)
+    assert round_.answer("c", at, promise("c")) == [], "the copy that was"
+    round_.answer("a", at, promise("a"))
+    actions = round_.answer("b", at, promise("b"))
+    assert {c.epoch for c in sent(actions, Commit).values()} == {6}
+
+
+def test_a_route_that_is_no_newer_and_a_round_that_ended_change_nothing():
+    round_, _ = begin()
+    assert round_.reroute(later(4)) == []
+    round_.deadline()
+    assert round_.reroute(later()) == []
+
+
+def test_refusals_for_the_epoch_are_no_sign_of_missing_replicas():
+    round_, actions = begin()
+    for _ in range(UNREACHABLE_TRIES_MAX + 3):
+        at = token(actions)
+        round_.answer("a", at, outdated("a"))
+        (wait,) = round_.answer("b", at, outdated("b"))
+        assert isinstance(wait, Wait) and not wait.contested
+        actions = round_.wake(wait.token)
+    assert isinstance(ended(round_.deadline()).error, QuorumUnavailable)
+    round_, actions = begin()
+    at = token(to_committing(round_, actions))
+    round_.answer("a", at, outdated("a"))
+    round_.answer("b", at, outdated("b"))
+    assert isinstance(ended(round_.deadline()).error, OutcomeUnknown)
+
+
+def test_what_was_on_a_write_quorum_of_the_older_route_is_brought_there_again():
+    voters = electorate(write_quorum=3)
+    round_, actions = begin(Put(draft=draft("B")), voters)
+    at = token(actions)
+    for node in "ab":
+        actions = round_.answer(node, at, promise(node, OLD, OTHER, chosen=True))
+    at = token(actions)
+    for node in "abc":
+        actions = round_.answer(node, at, accept(node))
+    brought = round_._full_ballot
+    assert brought is not None
+    newer = Electorate(slot=0, epoch=5, voters=voters.voters | {"c": "c/2"}, write_quorum=3)
+    at = token(round_.reroute(newer))
+    for node in "ab":
+        actions = round_.answer(node, at, promise(node, brought, OTHER, chosen=True))
+    assert round_.phase is Phase.FINISHING
+
+
+def test_staged_bytes_are_where_the_copies_are_that_took_them():
+    round_, _ = begin(holders=frozenset("ab"))
+    actions = round_.reroute(later(c="c/2"))
+    at = token(actions)
+    for node in "ab":
+        actions = round_.answer(node, at, promise(node))
+    assert set(sent(actions, Commit)) == set("ab")
+    round_, _ = begin(holders=frozenset("ab"))
+    error = ended(round_.reroute(later(b="b/2"))).error
+    assert isinstance(error, QuorumUnavailable) and "does not have the bytes" in error.detail
+
+
+def test_staged_bytes_that_were_lost_after_the_commit_leave_it_unknown():
+    round_, actions = begin(holders=frozenset("ab"))
+    to_committing(round_, actions)
+    assert sent(round_.reroute(later(b="b/2")), Prepare)
+    assert isinstance(ended(round_.deadline()).error, OutcomeUnknown)
+
+
+# ---- finish again
+
+
+def test_finish_again_proposes_what_is_chosen_at_the_new_ballot():
+    round_, actions = begin(Finish(again=True), counter=9)
+    at = token(actions)
+    round_.answer("a", at, promise("a", OLD, OTHER, chosen=True))
+    actions = round_.answer("b", at, promise("b", OLD, OTHER, chosen=True))
+    commits = sent(actions, Commit)
+    assert set(commits) == set("abc")
+    assert all(c.record == OTHER and c.ballot > OLD and c.holders == ("a", "b") for c in commits.values())
+    at = token(actions)
+    round_.answer("a", at, accept("a"))
+    actions = round_.answer("b", at, accept("b"))
+    outcome = ended(actions)
+    assert isinstance(outcome, Applied) and outcome.ballot == commits["a"].ballot and not outcome.fresh
+    told = {action.node: action.item for action in actions if isinstance(action, Spread)}
+    assert told["c"].record == OTHER and told["c"].ballot == commits["a"].ballot
+
+
+def test_finish_again_of_nothing_writes_nothing():
+    round_, actions = begin(Finish(again=True))
+    at = token(actions)
+    round_.answer("a", at, promise("a"))
+    assert ended(round_.answer("b", at, promise("b"))).record is None
+
+
+def test_who_must_be_heard_is_given_a_ballot_that_it_takes():
+    """Its floor is far above: without it the round would end, and it would learn nothing."""
+    round_, actions = begin(Finish(again=True), hear="c")
+    at = token(actions)
+    round_.answer("a", at, promise("a", OLD, OTHER, chosen=True))
+    round_.answer("b", at, promise("b", OLD, OTHER, chosen=True))
+    (wait,) = round_.answer("c", at, refuse("c", counter=70))
+    assert isinstance(wait, Wait) and wait.contested
+    prepares = sent(round_.wake(wait.token), Prepare)
+    assert prepares["c"].ballot.counter == 71
+
+
+def test_to_finish_a_majority_is_enough_whatever_reads_are_to_ask():
+    """Else a copy that is to be filled, which is mute until all is decided, would never be."""
+    round_, actions = begin(Finish(), electorate(read_quorum=3))
+    at = token(actions)
+    assert round_.answer("c", at, refuse("c", "unsynced")) == []
+    round_.answer("a", at, promise("a", OLD, OTHER))
+    actions = round_.answer("b", at, promise("b"))
+    assert set(sent(actions, Commit)) == set("abc")
+
+
+def test_who_may_still_promise_is_waited_for_also_to_finish():
+    """What it accepted may be above all others, and would be found undecided by the same readers ever again."""
+    round_, actions = begin(Finish(), electorate(read_quorum=3))
+    at = token(actions)
+    round_.answer("a", at, promise("a", OLD, OTHER))
+    assert round_.answer("b", at, promise("b")) == []
+    assert set(sent(round_.failed("c", at, "away"), Commit)) == set("abc")

@@ -12,12 +12,16 @@ from amberblob.clock import SeededRandomness
 from amberblob.errors import OutcomeUnknown, PeerTimeout, PeerUnreachable
 from amberblob.ids import content_hash
 from amberblob.manifest import ChunkRef, Version
+from amberblob.mutations import Installed
+from antientropy.failures import RETRY_MAX_S
+from antientropy.step import Did
+from antientropy.wants import WantQueue
 from chunkstore.interface import BlobState
 from node.workers import puller as puller_module
 from node.workers import resolver as resolver_module
 from node.workers import runner as runner_module
 from node.workers.resolver import Resolver
-from node.workers.runner import Did, Runner
+from node.workers.runner import Runner
 from node.workers.sweeper import BATCH_MAX
 from tests.unit.node.objects.kit import CHUNK, STAGED, cluster, content, get, put, until
 
@@ -234,7 +238,7 @@ async def test_a_version_that_nobody_has_is_given_up_after_some_tries():
             assert puller.waiting == 1
             await puller.step()
             assert await puller.step() is Did.NOTHING
-            made.clock.ahead_s += puller_module.RETRY_MAX_S
+            made.clock.ahead_s += RETRY_MAX_S
         assert puller.waiting == 0
         assert await puller.step() is Did.NOTHING
 
@@ -248,8 +252,10 @@ async def test_one_that_cannot_be_had_does_not_keep_others_waiting():
         made.net.heal()
         puller = made[3].puller
         assert puller.waiting == 1
+        queued, puller._queue = puller._queue, WantQueue(10)
         puller.later(0, version_of(b"x"), ())
-        puller._queue.move_to_end("01ARZ3NDEKTSV4RRFFQ69G5FAV", last=False)
+        while wants := queued.take(1, 1):
+            puller.later(wants[0].slot, wants[0].version, ())
         await puller.step()
         await puller.step()
         made.net.down = {"n1", "n2"}
@@ -271,7 +277,7 @@ async def test_holders_that_are_away_for_a_while_do_not_leave_a_copy_without_its
             made.clock.ahead_s += 1.0
         assert rule.hits
         made.net.heal()
-        made.clock.ahead_s += puller_module.RETRY_MAX_S
+        made.clock.ahead_s += RETRY_MAX_S
         await puller.step()
         made.net.down = {"n1", "n2"}
         assert await get(made[3], "p", consistency="local") == content(STAGED)
@@ -363,3 +369,86 @@ async def test_the_sweeper_works_in_batches():
         assert await made[1].sweeper.step() is Did.WORK
         assert await made[1].sweeper.step() is Did.NOTHING
         assert made.blobs()["n1"] == []
+
+
+# ---- what the puller makes of the table of wanted versions
+
+
+async def lacking(made, *, paths: int = 1) -> None:
+    """n3 has the rows of some versions and not their bytes, and its puller was not told."""
+    for phase in ("Prepare", "Commit", "StageOpen", "Learn"):
+        made.net.fault(phase, "drop", to="n3")
+    for index in range(paths):
+        await put(made[1], f"w{index}", content(STAGED, index))
+    await made.settle()
+    made.net.heal()
+    for index in range(paths):
+        slot = made.slot(f"w{index}")
+        (item,) = await made[1].store.items(slot, [f"w{index}"])
+        made[3].store.apply(Installed(slot, item.path, item.ballot, item.record, item.rows))
+
+
+async def test_the_puller_works_through_what_the_disk_wants():
+    async with cluster() as made:
+        await lacking(made, paths=20)
+        puller = made[3].puller
+        assert puller.waiting == 20 and puller.waiting_bytes == 20 * STAGED
+        await made[3].pull()
+        assert puller.received_bytes == 20 * STAGED
+        made.net.down = {"n1", "n2"}
+        for index in range(20):
+            assert await get(made[3], f"w{index}", consistency="local") == content(STAGED, index)
+
+
+async def test_more_is_wanted_than_the_queue_holds(monkeypatch):
+    monkeypatch.setattr(puller_module, "QUEUE_MAX", 3)
+    async with cluster() as made:
+        await lacking(made, paths=20)
+        for _ in range(30):
+            made.clock.ahead_s += puller_module.LOOK_AGAIN_S
+            while await made[3].puller.step() is Did.WORK:
+                assert len(made[3].puller._queue) <= 3
+        assert made[3].puller.waiting == 0
+
+
+async def test_bytes_that_nobody_has_are_told_and_tried_again():
+    async with cluster() as made:
+        await lacking(made)
+        slot, puller = made.slot("w0"), made[3].puller
+        blob_id = made[1].register("w0").record.head.blob_id
+        kept = {number: made[number].store._slots[slot].files.pop(blob_id) for number in (1, 2)}
+        for tries in range(8):
+            while await puller.step() is Did.WORK:
+                pass
+            assert puller.unrecoverable(slot) == 1, f"try {tries}"
+            assert puller.waiting == 1
+            made.clock.ahead_s += RETRY_MAX_S
+        for away in ("n1", "n2"):
+            made.net.down = {away}
+            while await puller.step() is Did.WORK:
+                pass
+            assert puller.unrecoverable(slot) == 0, f"{away} may have it"
+            made.clock.ahead_s += RETRY_MAX_S
+        made.net.down = set()
+        made[2].store._slots[slot].files[blob_id] = kept[2]
+        made.clock.ahead_s += RETRY_MAX_S
+        while await puller.step() is Did.WORK:
+            pass
+        assert puller.unrecoverable(slot) == 0 and puller.waiting == 0
+
+
+async def test_a_version_that_expired_is_wanted_no_more():
+    async with cluster() as made:
+        await lacking(made)
+        slot, puller = made.slot("w0"), made[3].puller
+        held = made.net.fault("ReadChunk", "drop", source="n3")
+        while await puller.step() is Did.WORK:
+            pass
+        assert held.hits
+        made.net.heal()
+        made[3].store.forget_path(slot, "w0")
+        for _ in range(5):
+            made.clock.ahead_s += RETRY_MAX_S
+            while await puller.step() is Did.WORK:
+                pass
+        assert puller.waiting == 0 and len(puller._queue) == 0

@@ -1,0 +1,108 @@
+"""Answers what other nodes ask in order to compare and mend their copies (:mod:`amberblob.wire_repair`).
+
+What is told of slots is said in :mod:`antientropy.answers`; here is who may ask for how much, and what is told of health.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from amberblob.ballot import SlotState
+from amberblob.digests import DIGEST_BYTES
+from amberblob.errors import BadRequest
+from amberblob.limits import FRAME_BYTES_MAX
+from amberblob.wire import Done, RefusalReason, Reply
+from amberblob.wire_repair import (
+    AskHealth,
+    CompareBuckets,
+    CompareRoots,
+    HealthReply,
+    LogHeads,
+    LookAtPath,
+    PullDiffering,
+    PullPaths,
+    PullSlot,
+    ReadLog,
+)
+from antientropy.answers import answer, unlike_digest
+from chunkstore.interface import ReplicaStore
+
+SLOTS_MAX = FRAME_BYTES_MAX // (2 * DIGEST_BYTES)
+"""In one question about roots or logs. Half a frame of roots; the heads of logs, with the incarnations of all of them, fit too."""
+
+Question = (
+    CompareRoots | CompareBuckets | PullDiffering | PullPaths | PullSlot | LogHeads | ReadLog | AskHealth | LookAtPath
+)
+"""All of :mod:`amberblob.wire_repair` but ForgetStub, which changes something: that is the protocol's."""
+
+
+def _nothing() -> None:
+    """Nobody compares."""
+
+
+def _no_slot(slot: int) -> None:
+    """Nobody compares."""
+
+
+def _nobody(slot: int, path: str) -> None:
+    """Nobody mends."""
+
+
+def _unknown(message: AskHealth) -> HealthReply:
+    return HealthReply(now_ms=0, slots=(), received_bytes=0)
+
+
+class Repairs:
+    """Answers for the copies on one disk.
+
+    Args:
+        store: the disk.
+        mute: why the copy of this state has no voice here; None: it has one.
+
+    Attributes:
+        health: how the own copies are, from memory.
+        heal: compare all slots with all others, now.
+        compare: compare one slot with all others, now.
+        found_wrong: told of a path here whose rows are not what its digest was made of.
+    """
+
+    def __init__(self, store: ReplicaStore, *, mute: Callable[[SlotState], RefusalReason | None]) -> None:
+        self.health: Callable[[AskHealth], HealthReply] = _unknown
+        self.heal: Callable[[], None] = _nothing
+        self.compare: Callable[[int], None] = _no_slot
+        self.found_wrong: Callable[[int, str], None] = _nobody
+        self._store = store
+        self._mute = mute
+
+    async def answer(self, message: Question) -> Reply:
+        """The answer; it fits a frame. Raises: BadRequest, DiskFailed."""
+        if isinstance(message, AskHealth):
+            return await self._health(message)
+        if isinstance(message, LookAtPath):
+            return await self._look_at(message.slot, message.path)
+        if isinstance(message, CompareRoots | LogHeads):
+            slots = sum(byte.bit_count() for byte in message.slots)
+            if slots > SLOTS_MAX:
+                raise BadRequest(f"{slots} slots in one question; at most {SLOTS_MAX}")
+        return await answer(self._store, message, standing=self._standing, found_wrong=self.found_wrong)
+
+    def _standing(self, slot: int) -> RefusalReason | None:
+        return self._mute(self._store.slot_state(slot))
+
+    async def _look_at(self, slot: int, path: str) -> Done:
+        """Have a path mended that a reader found incomplete here. Nothing that it says is believed: this copy looks itself."""
+        if self._standing(slot) is None:
+            items = await self._store.items(slot, (path,))
+            if await unlike_digest(self._store, slot, items):
+                self.found_wrong(slot, path)
+            else:
+                self.compare(slot)
+        return Done()
+
+    async def _health(self, message: AskHealth) -> HealthReply:
+        if message.heal:
+            if not message.first:
+                self.heal()
+            # Whoever waits for all copies to be equal must not be told what they were before the last writes.
+            await self._store.settle(self._store.slots())
+        return self.health(message)

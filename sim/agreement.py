@@ -1,0 +1,78 @@
+"""Whether all copies agree at the end: equal digests, every chunk there, nothing undecided, every copy with its vote back."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from sim.clients import Violation
+
+if TYPE_CHECKING:
+    from sim.machine import Machine
+    from sim.world import World
+
+AGREEMENT_S = 300.0
+"""Within this virtual time after everything works. Comparing, pulling and resolving have pauses that grow to a minute."""
+
+
+async def agree(world: World) -> None:
+    """Wait until all copies agree. Raises: Violation."""
+    began = world.loop.time()
+    apart = ["not looked yet"]
+    while apart:
+        if world.loop.time() - began > AGREEMENT_S:
+            raise Violation(
+                f"copies that do not agree {AGREEMENT_S:g} s after everything works: {'; '.join(apart[:8])}"
+            )
+        await asyncio.sleep(1.0)
+        apart = await _apart(world)
+    world.fired["agreements"] += 1
+    world.event(f"all copies agree {world.loop.time() - began:.1f} s after everything works")
+
+
+async def _apart(world: World) -> list[str]:
+    """What the copies lack yet."""
+    table = world.table
+    assert table is not None
+    machines = {machine.name: machine for machine in world.machines}
+    found: list[str] = []
+    for route in table.routes:
+        roots: dict[str, bytes] = {}
+        for member in route.voters:
+            machine = machines[member.node]
+            store, parts = machine.store, machine.parts
+            if store is None or parts is None or not machine.serving:
+                return [f"{member.node} does not serve"]
+            state = store.slot_state(route.slot)
+            where = f"slot {route.slot} on {member.node}"
+            if state.incarnation != member.incarnation:
+                found.append(f"{where} is not the copy that the route names")
+                continue
+            if member.since > 1 and state.synced_epoch < member.since:
+                why = parts.repairer.unsynced_why(route.slot)
+                found.append(f"{where} was not filled: {why or 'not tried'}")
+                continue
+            if not await _settled(world, machine, route.slot):
+                return [f"{member.node} went away"]
+            tally = store.tally(route.slot)
+            roots[member.node] = tally.root
+            if tally.wanted:
+                found.append(f"{where} wants {tally.wanted} versions")
+            if waiting := parts.resolver.waiting:
+                found.append(f"{member.node} has {waiting} undecided")
+        if len(set(roots.values())) > 1:
+            found.append(f"slot {route.slot} differs: { ({name: root.hex()[:8] for name, root in roots.items()}) }")
+    return found
+
+
+async def _settled(world: World, machine: Machine, slot: int) -> bool:
+    """Have the slot's database hold everything; False when the machine died meanwhile."""
+    process, store = machine.process, machine.store
+    assert process is not None and store is not None
+    task = world.loop.create_task(store.settle([slot]), context=process.context())
+    while not task.done():
+        if not process.alive:
+            return False
+        await asyncio.sleep(0.01)
+    task.result()
+    return True

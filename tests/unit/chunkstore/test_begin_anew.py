@@ -1,0 +1,112 @@
+"""A slot that began anew on a disk stays blank through restarts and kills, and what it held is kept in quarantine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from amberblob.ballot import EMPTY_REGISTER
+from amberblob.mutations import Accepted
+from chunkstore import DiskStore
+from chunkstore.fileops import FileOps
+
+
+async def blank(store: DiskStore, slot: int) -> bool:
+    registers = [await store.load(slot, f"p{n}") for n in range(12)]
+    listed = [entry for entry in (await store.scan("", "", "", 100)).entries if entry.slot == slot]
+    return all(register is EMPTY_REGISTER for register in registers) and not listed
+
+
+async def used(kit, disk: Path, **options) -> DiskStore:
+    store = await kit.open(disk, **options)
+    for n in range(12):
+        await kit.put(store, n % 3, f"p{n}")
+    return store
+
+
+@pytest.mark.parametrize("clean", [True, False])
+@pytest.mark.parametrize("linger_s", [0.0, 60.0])
+async def test_what_the_journal_still_holds_does_not_come_back(kit, tmp_path: Path, clean: bool, linger_s: float):
+    store = await used(kit, tmp_path / "d", linger_s=linger_s)
+    incarnation = await store.begin_anew(1)
+    assert await blank(store, 1)
+    if clean:
+        folder = tmp_path / "d"
+        await store.close()
+    else:
+        folder = kit.copy(tmp_path / "d", tmp_path / "copy")
+    again = await kit.open(folder)
+    assert again.incarnations() == {1: incarnation}
+    assert await blank(again, 1)
+    assert (await again.load(0, "p0")).chosen and (await again.load(2, "p2")).chosen
+    record = await kit.put(again, 1, "p1")
+    await again.close()
+    again = await kit.open(folder)
+    assert (await again.load(1, "p1")).record == record
+    assert again.incarnations() == {1: incarnation}
+
+
+async def test_what_it_held_is_in_quarantine(kit, tmp_path: Path):
+    store = await used(kit, tmp_path / "d")
+    await store.rows(1, "p1")
+    incarnation = await store.begin_anew(1)
+    rows = kit.sql(tmp_path / f"d/quarantine/1-{incarnation}/meta.sqlite3", "SELECT path FROM registers")
+    assert sorted(rows) == [("p1",), ("p10",), ("p4",), ("p7",)]
+
+
+async def test_a_database_that_was_lost_and_regained_from_the_journal_begins_anew(kit, tmp_path: Path):
+    store = await used(kit, tmp_path / "d")
+    await store.close()
+    (tmp_path / "d/slots/1/meta.sqlite3").unlink()
+    store = await kit.open(tmp_path / "d")
+    await store.durable(store.apply(Accepted(1, "p1", kit.ballot(), kit.record(), b"body")))
+    lost = store.incarnations()[1]
+    incarnation = await store.begin_anew(1)
+    assert incarnation != lost
+    assert await blank(store, 1)
+
+
+class Dying(FileOps):
+    """Takes the disk as it is at the n-th call that changes names."""
+
+    def __init__(self) -> None:
+        self.left = -1
+        self.take = lambda: None
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.take()
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._count()
+        super().rename(source, target)
+        self._count()
+
+    def fsync_dir(self, path: Path) -> None:
+        self._count()
+        super().fsync_dir(path)
+
+
+@pytest.mark.parametrize("step", range(1, 11))
+async def test_killed_in_the_middle_and_done_again(kit, tmp_path: Path, step: int):
+    """Whatever is found after a kill bears an incarnation of its own, or is what it was; done again, it is blank."""
+    ops = Dying()
+    store = await used(kit, tmp_path / "d", ops=ops)
+    await store.rows(1, "p1")
+    before = {n: await store.load(1, f"p{n}") for n in (1, 4, 7, 10)}
+    ops.take = lambda: kit.copy(tmp_path / "d", tmp_path / "copy")
+    ops.left = step
+    await store.begin_anew(1)
+    again = await kit.open(tmp_path / "copy")
+    state = again.slot_state(1)
+    if state.incarnation == again.disk_id:
+        assert {n: await again.load(1, f"p{n}") for n in (1, 4, 7, 10)} == before
+    incarnation = await again.begin_anew(1)
+    assert incarnation != again.disk_id
+    assert await blank(again, 1)
+    await again.close()
+    again = await kit.open(tmp_path / "copy")
+    assert again.slot_state(1).incarnation == incarnation
+    assert await blank(again, 1)
