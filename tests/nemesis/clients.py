@@ -31,11 +31,9 @@ from amberblob.errors import (
     ClusterError,
     InsufficientStorage,
     NotFound,
-    NotReady,
     OutcomeUnknown,
     PeerError,
     PreconditionFailed,
-    QuorumUnavailable,
     VersionConflict,
 )
 from node.protocol.operations import NO_CONDITIONS, Conditions
@@ -504,7 +502,7 @@ class LibraryClient(Client):
         except OutcomeUnknown:
             said = "unknown"
             call.doubtful = True
-        except (QuorumUnavailable, NotReady, InsufficientStorage, PeerError) as error:
+        except (ClusterError, InsufficientStorage, PeerError) as error:
             said = "not done"
             call.story = (f"{error.code}: {error.detail[:200]}",)
             call.void = True
