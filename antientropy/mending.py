@@ -194,7 +194,8 @@ def elect(
     count = _Count(voters=voters, everybody=len(others) + 1 >= voters, trusted=trusted)
     record, ballot, certain = _elect_record(mine, items, count)
     own_record = mine.record if mine is not None else None
-    expired = (record or own_record).expired if (record or own_record) is not None else ()  # type: ignore[union-attr]
+    newest = record or own_record
+    expired = newest.expired if newest is not None else ()
     here = {row.version: row for row in mine.rows} if mine is not None else {}
     told: dict[int, list[Version]] = {}
     for item in items:

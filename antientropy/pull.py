@@ -151,8 +151,9 @@ class _Chunks:
         finally:
             for task in tasks:
                 task.cancel()
-        if error is not None or self._nowhere is not None:
-            raise error or self._nowhere  # type: ignore[misc]
+        why: AmberError | None = error or self._nowhere
+        if why is not None:
+            raise why
         return self._fetched
 
     async def _one(self, chunk: ChunkRef) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable
 from itertools import groupby
 from typing import cast
 
-from amberblob.ballot import EMPTY_REGISTER
 from amberblob.manifest import Version
 from chunkstore.interface import History
 from chunkstore.rowcodec import UNREADABLE, VERSION_COLUMNS, register_of, version_of
@@ -215,7 +214,7 @@ def _history(
 ) -> History | None:
     """None: something of it cannot be read. Scrub finds that; nothing expires meanwhile."""
     try:
-        register = register_of(*columns) if columns[1] is not None else EMPTY_REGISTER  # type: ignore[arg-type]
+        register = register_of(*columns)  # type: ignore[arg-type]
         told = tuple((row[1], ms_of(row[2]), None if row[3] is None else ms_of(row[3])) for row in rows)
     except UNREADABLE:
         return None
