@@ -19,6 +19,10 @@ from amberblob.manifest import Ranges, Record, covers, merge_ranges
 from chunkstore.interface import History
 
 
+REPEATS_MS = 15 * 60_000
+"""A version stays at least so long after it was made, whatever the rule: by its row a repeat of its write is known."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """What is kept of a path.
@@ -39,12 +43,14 @@ class Retention:
         default: for paths that no prefix fits.
         rules: by prefix; the longest that fits wins.
         stub_keep_ms: how long, at the least, a deleted path is remembered of which nothing is left.
+            If that is less than :data:`REPEATS_MS`, it holds for the rows of versions too.
     """
 
     def __init__(self, default: Rule, rules: Mapping[str, Rule], *, stub_keep_ms: int) -> None:
         self._default = default
         self._longest_first = sorted(rules.items(), key=lambda rule: len(rule[0]), reverse=True)
         self._stub_keep_ms = stub_keep_ms
+        self._row_keep_ms = min(stub_keep_ms, REPEATS_MS)
 
     @classmethod
     def of(cls, section: RetentionSection) -> Retention:
@@ -80,6 +86,7 @@ class Retention:
         kept = _newest(history, record, rule.versions)
         if record.head is not None:
             kept.add(record.head.version)
+        kept.update(version for version, created_at_ms, _ in history.rows if now_ms - created_at_ms < self._row_keep_ms)
         return tuple(
             version
             for version, since_ms in _out_of_use(history, record)

@@ -146,6 +146,9 @@ class Client:
             call.story += (f"{machine.name}: {told}",)
             if call.result is not None or call.tries >= world.shape.retries:
                 break
+            if call.doubtful and world.shape.expires:
+                # What it may have written can be forgotten already, and with it the write id: a repeat would be a new write.
+                break
             await asyncio.sleep(self._random.random() * 0.5 * call.tries)
         if call.result is None:
             call.void = not call.doubtful

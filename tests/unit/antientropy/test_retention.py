@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from amberblob.config import Duration, Keep, RetentionRule, RetentionSection
 from amberblob.manifest import Op, Ranges, Record, Version, covers, merge_ranges
-from antientropy.retention import Retention, Rule
+from antientropy.retention import REPEATS_MS, Retention, Rule
 from chunkstore.interface import History
 
 DAY = 86_400_000
@@ -80,6 +80,15 @@ def test_so_many_of_the_newest_are_kept():
     assert keeping(0, 3).expendable(history(THREE), 6 * DAY) == ()
     assert keeping(0, 1).expendable(history(THREE), 6 * DAY) == (1, 2)
     assert keeping(0, 0).expendable(history(THREE), 6 * DAY) == (1, 2)
+
+
+def test_a_version_stays_as_long_as_its_write_may_be_repeated():
+    known, made = history(((1, DAY, None), (2, DAY + 1, None))), DAY
+    assert keeping(0).expendable(known, made + REPEATS_MS - 1) == ()
+    assert keeping(0).expendable(known, made + REPEATS_MS) == (1,)
+    short = keeping(0, stub_days=1 / 86_400)
+    assert short.expendable(known, made + 999) == ()
+    assert short.expendable(known, made + 1000) == (1,)
 
 
 def test_neither_dead_nor_live_ones_take_the_others_place_among_the_newest():
