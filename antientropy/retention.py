@@ -18,7 +18,6 @@ from amberblob.config import Keep, RetentionSection
 from amberblob.manifest import Ranges, Record, covers, merge_ranges
 from chunkstore.interface import History
 
-
 REPEATS_MS = 15 * 60_000
 """A version stays at least so long after it was made, whatever the rule: by its row a repeat of its write is known."""
 
