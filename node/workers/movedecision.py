@@ -49,15 +49,23 @@ class Step:
     nodes: tuple[str, ...] = ()
 
 
-def decide(route: Route, move: Move | None, copies: Mapping[str, CopyState], waited_s: Mapping[str, float]) -> Step:
+def decide(
+    route: Route,
+    move: Move | None,
+    copies: Mapping[str, CopyState],
+    waited_s: Mapping[str, float],
+    *,
+    lost_s: float = LOST_S,
+) -> Step:
     """The next step of a slot.
 
     Args:
         copies: by node, what was answered just now; who did not answer is missing.
         waited_s: by node, for how long it has not answered, or has answered with another copy than the route names, seconds.
             Who is missing here: not for long.
+        lost_s: see :data:`LOST_S`.
     """
-    look = _Look(copies, waited_s)
+    look = _Look(copies, waited_s, lost_s)
     return _in_joint(route, look) if route.state == "joint" else _in_stable(route, move, look)
 
 
@@ -77,6 +85,7 @@ class _Look:
 
     copies: Mapping[str, CopyState]
     waited_s: Mapping[str, float]
+    lost_s: float
 
     def is_other(self, member: Member) -> bool:
         """Whether the node answered with another copy."""
@@ -99,7 +108,7 @@ class _Look:
         return 0.0 if member.node in self.copies else self.waited_s.get(member.node, 0.0)
 
     def is_gone(self, member: Member) -> bool:
-        return self.is_other(member) or self.silent_s(member) >= LOST_S
+        return self.is_other(member) or self.silent_s(member) >= self.lost_s
 
     def good(self, members: Iterable[Member]) -> int:
         return sum(map(self.is_good, members))

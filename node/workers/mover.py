@@ -20,7 +20,7 @@ from antientropy.step import Did
 from node.moving import RouteChanges
 from node.routing import Routing
 from node.transport.interface import Peers
-from node.workers.movedecision import Stage, Step, decide, stage_of
+from node.workers.movedecision import LOST_S, Stage, Step, decide, stage_of
 from registry.moves import Changed
 from registry.routes import Route, RouteTable
 
@@ -72,6 +72,7 @@ class Mover:
         peers: the own node included.
         changes: the way to the registry.
         timeout_s: how long one answer is waited for.
+        lost_s: see :data:`node.workers.movedecision.LOST_S`.
 
     Attributes:
         counts: what was done.
@@ -80,7 +81,14 @@ class Mover:
     name = "mover"
 
     def __init__(
-        self, routing: Routing, peers: Peers, changes: RouteChanges, clock: Clock, *, timeout_s: float = 3.0
+        self,
+        routing: Routing,
+        peers: Peers,
+        changes: RouteChanges,
+        clock: Clock,
+        *,
+        timeout_s: float = 3.0,
+        lost_s: float = LOST_S,
     ) -> None:
         self.wake = asyncio.Event()
         self.pause_s = PAUSE_S
@@ -90,6 +98,7 @@ class Mover:
         self._changes = changes
         self._clock = clock
         self._timeout_s = timeout_s
+        self._lost_s = lost_s
         self._table: RouteTable | None = None
         self._moving: tuple[int, ...] = ()
         self._next = 0
@@ -213,7 +222,7 @@ class Mover:
                 since_s = now_s
             self._other_s[key] = (copy.incarnation, since_s)
             waited_s[member.node] = now_s - since_s
-        return decide(route, table.moves.get(slot), copies, waited_s)
+        return decide(route, table.moves.get(slot), copies, waited_s, lost_s=self._lost_s)
 
     def _note(self, table: RouteTable, slot: int, step: Step, copies: Mapping[str, CopyState]) -> None:
         route = table.route(slot)
