@@ -40,9 +40,7 @@ class Places:
 
     def naming(self, slot: int) -> Naming | None:
         voters = self.voters(slot)
-        return Naming(
-            incarnation=voters[self.node], since=self.begun.get(slot, 1), epoch=self.at_epoch, sources=voters
-        )
+        return Naming(incarnation=voters[self.node], since=self.begun.get(slot, 1), epoch=self.at_epoch, sources=voters)
 
     def belongs(self, slot: int, path: str) -> bool:
         return self.cluster.belongs(slot, path)
