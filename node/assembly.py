@@ -75,6 +75,7 @@ class Parts(Generic[P]):
         if self.rejoin is not None:
             self.rejoin.wake.set()
         self.repairer.wake.set()
+        self.upkeep.leaver.wake.set()
 
     def start_workers(self) -> None:
         """Begin the background work."""
