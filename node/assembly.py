@@ -113,7 +113,13 @@ def assemble(
     puller = Puller(store, routing, clock, pace=fetching, parallel=repair.pull_parallel)
     repairs = Repairs(store, mute=routing.mute)
     replica = Replica(
-        store, mute=routing.mute, newcomers=routing.newcomers, pulls=puller, repairs=repairs, clock=hybrid
+        store,
+        mute=routing.mute,
+        newcomers=routing.newcomers,
+        epoch_of=routing.epoch,
+        pulls=puller,
+        repairs=repairs,
+        clock=hybrid,
     )
     replica.pace = Yielding(clock, served.count, repair.busy_bytes_per_s)
     peers = connect(replica)
