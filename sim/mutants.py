@@ -178,4 +178,4 @@ def the_head_expires() -> contextlib.AbstractContextManager[Any]:
 @mutant
 def a_copy_is_filled_from_one_voter() -> contextlib.AbstractContextManager[Any]:
     """Whoever it is: it may have been away when the copy that was lost helped to choose something."""
-    return mock.patch.object(sync, "needed", lambda voters: min(1, voters - 1))
+    return mock.patch.object(sync, "needed", lambda voters, *, among, counts: min(1, voters - among))
