@@ -180,35 +180,42 @@ class RouteWatcher:
         self._note(None)
         backoff.reset()
         changed = asyncio.Event()
-        taker = asyncio.create_task(self._take_on(picture, changed), name="registry-take")
+        tasks = [
+            asyncio.create_task(self._watch_on(picture, snapshot.revision, changed), name="registry-watch"),
+            asyncio.create_task(self._take_on(picture, changed), name="registry-take"),
+        ]
         try:
-            async with aclosing(self._registry.watch(self._keys.root, snapshot.revision + 1)) as items:
-                async for item in items:
-                    match item:
-                        case Change():
-                            picture.apply(item)
-                            self._alive = frozenset(picture.alive)
-                            if touches_table(item, self._keys):
-                                changed.set()
-                        case Compacted():
-                            return
-                        case _:
-                            assert_never(item)
-            raise RegistryUnavailable("The registry client is closed.")
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
             # What was not taken yet is in the next snapshot.
-            taker.cancel()
-            await asyncio.gather(taker, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _watch_on(self, picture: Picture, revision: int, changed: asyncio.Event) -> None:
+        """Keep the picture up to date from a revision on. Returns when a new snapshot is to be read at once."""
+        async with aclosing(self._registry.watch(self._keys.root, revision + 1)) as items:
+            async for item in items:
+                match item:
+                    case Change():
+                        picture.apply(item)
+                        self._alive = frozenset(picture.alive)
+                        if touches_table(item, self._keys):
+                            changed.set()
+                    case Compacted():
+                        return
+                    case _:
+                        assert_never(item)
+        raise RegistryUnavailable("The registry client is closed.")
 
     async def _take_on(self, picture: Picture, changed: asyncio.Event) -> None:
         """Take the picture whenever it changed: the first time at once, and then all that came in meanwhile together."""
         while True:
             await changed.wait()
             changed.clear()
-            try:
-                await self._take(picture)
-            except Exception:
-                _log.exception("a new table could not be taken")
+            await self._take(picture)
             await asyncio.sleep(TABLES_APART_S)
 
     async def _enroll(self) -> None:
