@@ -7,7 +7,7 @@ import pytest
 
 from amberblob.errors import BadRequest, ConfigError, MembershipConflict, NotFound, NotReady, RegistryUnavailable
 from registry.bootstrap import register_node
-from registry.interface import TRANSACTION_OPS_MAX, CompareAndDelete, CompareAndSet, Registry, put
+from registry.interface import TRANSACTION_OPS_MAX, CompareAndDelete, CompareAndSet, Operation, Registry, put
 from registry.keys import Keys
 from registry.membership import PATIENCE_MS, Action, Outcome, change, resume, sweep_removed
 from registry.placement import place
@@ -83,7 +83,7 @@ async def arrive(registry: Registry, slots: int = SLOTS) -> int:
     """Bring the first so many slots that have a move to where they are to go: what the nodes' changes come to in the end."""
     revisions = {entry.key: entry.revision for entry in (await registry.range(KEYS.root)).entries}
     found = await table(registry)
-    operations = []
+    operations: list[Operation] = []
     moves = sorted(found.moves.items())[:slots]
     for slot, move in moves:
         before = found.route(slot)
