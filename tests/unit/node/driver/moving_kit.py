@@ -116,6 +116,7 @@ class Mover:
         if self.route.epoch != epoch:
             return False
         node.store.apply(Synced(self.slot, epoch, floor, version_floor))
+        node.puller.look_again()
         await node.store.durable(node.store.position(self.slot, ""))
         return True
 
