@@ -21,6 +21,7 @@ __all__ = [
     "Consistency",
     "ListPage",
     "ListedObject",
+    "MembershipAction",
     "NodeStatus",
     "ObjectService",
     "ObjectView",
@@ -30,6 +31,9 @@ __all__ = [
 
 SlotsWanted = Literal["", "1", "unhealed"]
 """Of ``GET /cluster?slots=``: no list of slots, all of them, or those that are not whole or not compared yet."""
+
+MembershipAction = Literal["join", "drain", "remove", "forget"]
+"""Of ``POST /cluster/membership``; what they mean is :class:`registry.membership.Action`."""
 
 Consistency = Literal["strong", "local"]
 
@@ -177,5 +181,14 @@ class NodeStatus(Protocol):
         """The answer of ``POST /cluster/heal``: every node that can be reached compares its copies now.
 
         Raises: NotReady (no route table yet).
+        """
+        ...
+
+    async def change_membership(
+        self, action: MembershipAction, nodes: tuple[str, ...], *, dry_run: bool, force: bool
+    ) -> dict[str, Any]:
+        """The answer of ``POST /cluster/membership``: the plan, written down for the nodes unless it is a dry run.
+
+        Raises: BadRequest, NotFound (no-such-node), MembershipConflict, NotReady, RegistryUnavailable.
         """
         ...
