@@ -289,13 +289,15 @@ class ScanReply(Message, frozen=True, array_like=True, kw_only=True, tag="s"):
 
     ``next_start`` is where the following page begins, None at the end of the prefix. ``incarnations`` tells
     the copies whose state is in the page: slot to incarnation, for every slot that this node holds.
-    ``incarnation`` is the disk's; slots that are not in ``incarnations`` bear it.
+    ``incarnation`` is the disk's; slots that are not in ``incarnations`` bear it. ``epochs``: the slots that have seen a later epoch
+    than the first, and which: who goes by an older route of such a slot may be asking the wrong copies.
     """
 
     incarnation: str
     entries: tuple[ScanEntry, ...]
     next_start: str | None
     incarnations: dict[int, str]
+    epochs: dict[int, int] = {}
 
 
 class InspectReply(Message, frozen=True, array_like=True, kw_only=True, tag="i"):

@@ -44,6 +44,7 @@ from registry.bootstrap import ClusterSettings, ensure_cluster, ensure_routes, r
 from registry.cache import load_cache
 from registry.factory import open_registry
 from registry.interface import Registry
+from registry.moves import RegistryRouteChanges
 from registry.readmit import readmit
 from registry.routes import ClusterInfo, NodeInfo, RouteTable
 from registry.view import RouteWatcher
@@ -226,6 +227,7 @@ class Node:
             peer_timeout_s=config.limits.peer_timeout_s,
             request_timeout_s=config.limits.request_timeout_s,
             readmit=partial(readmit, registry, cluster, node),
+            changes=RegistryRouteChanges(registry, cluster, node),
             repair=config.repair,
             retention=config.retention,
         )

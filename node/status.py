@@ -76,8 +76,10 @@ class Status:
             there = self._voting(electorate)
             if not (electorate.is_write_quorum(there) and electorate.is_read_quorum(there)):
                 away = ", ".join(sorted(set(electorate.voters) - set(there)))
-                wanted = max(electorate.write_quorum, electorate.read_quorum)
-                return f"{len(there)} of the {wanted} replicas that are needed are reachable; waiting for {away}"
+                wanted, got = max(
+                    (electorate.writes_short(there), electorate.reads_short(there)), key=lambda pair: pair[0] - pair[1]
+                )
+                return f"{got} of the {wanted} replicas that are needed are reachable; waiting for {away}"
         return None
 
     def _voting(self, electorate: Electorate) -> list[str]:
@@ -167,13 +169,17 @@ class Status:
         }
 
     def _slots(self, table: RouteTable) -> dict[str, Any]:
-        """Slots by who can be reached: all voters, a majority (degraded), or fewer. It says nothing of their content."""
+        """Slots by who can be reached: all voters, a majority (degraded; of both sets while it moves), or fewer.
+
+        It says nothing of their content.
+        """
         counts = {"reachable": 0, "degraded": 0, "unavailable": 0, "joint": 0}
         for route in table.routes:
-            there = len(self._voting(self._routing.electorate(route.slot)))
-            if there == len(route.voters):
+            electorate = self._routing.electorate(route.slot)
+            there = self._voting(electorate)
+            if len(there) == len(electorate.voters):
                 counts["reachable"] += 1
-            elif there >= route.majority:
+            elif electorate.is_majority(there):
                 counts["degraded"] += 1
             else:
                 counts["unavailable"] += 1

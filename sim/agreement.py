@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sim.clients import Violation
 
 if TYPE_CHECKING:
+    from registry.routes import Route
     from sim.machine import Machine
     from sim.world import World
 
@@ -36,7 +37,11 @@ async def _apart(world: World) -> list[str]:
     assert table is not None
     machines = {machine.name: machine for machine in world.machines}
     found: list[str] = []
+    for slot, move in table.moves.items():
+        found.append(f"slot {slot} is to go to {', '.join(move.nodes)}")
     for route in table.routes:
+        if route.state == "joint" or route.learners:
+            found.append(f"slot {route.slot} is in motion: {_why(world, route)}")
         roots: dict[str, bytes] = {}
         for member in route.voters:
             machine = machines[member.node]
@@ -63,6 +68,13 @@ async def _apart(world: World) -> list[str]:
         if len(set(roots.values())) > 1:
             found.append(f"slot {route.slot} differs: { ({name: root.hex()[:8] for name, root in roots.items()}) }")
     return found
+
+
+def _why(world: World, route: Route) -> str:
+    """What its leader says of a slot in motion."""
+    parts = [machine.parts for machine in world.machines if machine.parts is not None]
+    told = [facts for part in parts if part.mover is not None for facts in part.mover.facts()]
+    return "; ".join(f"{facts.stage}: {facts.why}" for facts in told if facts.slot == route.slot) or "nobody leads it"
 
 
 async def _settled(world: World, machine: Machine, slot: int) -> bool:

@@ -13,11 +13,12 @@ from amberblob.ids import UlidMint
 from chunkstore.store import DiskStore
 from node.assembly import Parts, assemble
 from node.routing import Routing
+from registry.moves import RegistryRouteChanges
 from registry.routes import RouteTable
 from sim.disk import SimDisk, SimFileOps
 from sim.loop import Process, SimLoop
 from sim.network import Network, Peer, SimPeers
-from sim.registry import SimRegistry
+from sim.registry import SimKeys, SimRegistry
 from sim.threads import SimThreads
 
 CLUSTER_ID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -54,6 +55,7 @@ class Settings:
     open_databases_max: int = 8
     linger_s: float = 1.0
     body_cache_bytes: int = 1 << 20
+    move_lost_s: float = 60.0
     repair: RepairSection = field(default_factory=RepairSection)
     retention: RetentionSection = field(default_factory=RetentionSection)
 
@@ -63,6 +65,7 @@ class Machine:
 
     Args:
         registry: of the routes, once there are any.
+        keys: the way to it.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Machine:
         network: Network,
         settings: Settings,
         registry: SimRegistry,
+        keys: SimKeys,
     ) -> None:
         self.name = name
         self.disk = disk
@@ -90,6 +94,7 @@ class Machine:
         self._network = network
         self._settings = settings
         self._registry = registry
+        self._keys = keys
         self._starting: asyncio.Task[None] | None = None
 
     def _routes(self) -> RouteTable | None:
@@ -159,12 +164,19 @@ class Machine:
             peer_timeout_s=settings.peer_timeout_s,
             request_timeout_s=settings.request_timeout_s,
             readmit=self._registry.readmit_for(self.name),
+            changes=self._changes(),
+            move_lost_s=settings.move_lost_s,
             repair=settings.repair,
             retention=settings.retention,
         )
         self._network.peers[self.name] = Peer(process, parts.replica)
         parts.start_workers()
         self.parts = parts
+
+    def _changes(self) -> RegistryRouteChanges:
+        table = self._routes()
+        assert table is not None
+        return RegistryRouteChanges(self._keys, table.cluster, self.name)
 
     def count(self) -> None:
         """Tell the world what the upkeep of this life did."""
@@ -175,6 +187,8 @@ class Machine:
             fired["blobs swept"] += upkeep.garbage.counts.blobs
             fired["slots scrubbed"] += upkeep.scrub.counts.slots_checked
             fired["bytes repaired"] += self.parts.puller.received_bytes
+            if self.parts.mover is not None:
+                fired["races for a route lost"] += self.parts.mover.counts.lost_races
 
     def kill(self, *, power: bool) -> None:
         """End the process at this very moment; with ``power``, what was not synced is at risk too."""

@@ -26,7 +26,7 @@ class Objects:
         self._routing = routing
         self._lookup = lookup
         self._reading = reading
-        self._putting = Putting(coordinator, routing, lookup, inline_bytes_max=inline_bytes_max)
+        self._putting = Putting(coordinator, routing, lookup, reading, inline_bytes_max=inline_bytes_max)
         self._changing = Changing(coordinator, routing, lookup)
         self._listing = Listing(coordinator, routing, lookup)
         self._explaining = Explaining(coordinator, routing)

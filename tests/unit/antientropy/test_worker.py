@@ -10,6 +10,7 @@ import pytest
 from amberblob.clock import SeededRandomness
 from amberblob.errors import DiskFailed, NotReady, PeerTimeout, QuorumUnavailable
 from amberblob.wire_repair import CompareRoots, LogHeads, PullPaths, PullSlot
+from antientropy.ground import Naming
 from antientropy.step import Did
 from antientropy.worker import Repairer
 from tests.unit.antientropy.kit import EPOCH, SLOT, Cluster, NoPace, ballot, delete, put, ulid
@@ -34,11 +35,12 @@ class Places:
     def voters(self, slot: int):
         return {node: self.named.get((node, slot), inc) for node, inc in self.cluster.voters(slot).items()}
 
-    def epoch(self, slot: int) -> int:
-        return self.at_epoch
+    def learning(self):
+        return ()
 
-    def since(self, slot: int) -> int:
-        return self.begun.get(slot, 1)
+    def naming(self, slot: int) -> Naming | None:
+        voters = self.voters(slot)
+        return Naming(incarnation=voters[self.node], since=self.begun.get(slot, 1), epoch=self.at_epoch, sources=voters)
 
     def belongs(self, slot: int, path: str) -> bool:
         return self.cluster.belongs(slot, path)
