@@ -25,7 +25,18 @@ from amberblob.errors import ConfigError, NotReady, RegistryUnavailable
 from registry.interface import TRANSACTION_OPS_MAX, CompareAndSet, Registry, Snapshot
 from registry.keys import Keys
 from registry.placement import place
-from registry.routes import FORMAT_VERSION, ClusterInfo, Liveness, NodeInfo, Route, RouteTable, decode, encode
+from registry.routes import (
+    FORMAT_VERSION,
+    ClusterInfo,
+    Liveness,
+    Membership,
+    NodeInfo,
+    NodeState,
+    Route,
+    RouteTable,
+    decode,
+    encode,
+)
 from registry.snapshot import table_of
 
 _log = structlog.get_logger(__name__)
@@ -153,11 +164,14 @@ async def register_node(
     lease runs out, or two machines are configured alike.
 
     Raises:
-        ConfigError: the id stays in use by another disk for ``takeover_timeout_s``.
+        ConfigError: the node was removed from the cluster, or the id stays in use by another disk for ``takeover_timeout_s``.
         RegistryUnavailable: it cannot be reached.
     """
     keys = Keys(cluster.name)
     key = keys.node(me.node_id)
+    wanted = await registry.get(keys.membership)
+    if wanted is not None:
+        _check_not_removed(decode(wanted.value, Membership, keys.membership), me.node_id)
     while True:
         entry = await registry.get(key)
         previous = decode(entry.value, NodeInfo, key) if entry else None
@@ -171,6 +185,14 @@ async def register_node(
     log = _log.warning if registration.arrival is Arrival.NEW_DISK else _log.info
     log("node registered", what=str(registration))
     return registration
+
+
+def _check_not_removed(membership: Membership, node: str) -> None:
+    if membership.nodes.get(node) is NodeState.REMOVED:
+        raise ConfigError(
+            f"[node] id = {node!r}: this node was removed from the cluster, and its copies were given to others. Give it a new id and an "
+            f"empty disk, start it and join it; or have the cluster forget the id (amberblob cluster forget {node}) first."
+        )
 
 
 def _arrival(me: NodeInfo, previous: NodeInfo | None) -> Arrival:
@@ -208,7 +230,6 @@ async def ensure_routes(
 
     Raises:
         NotReady: ``timeout_s`` is over; the detail names who is missing.
-        ConfigError: fewer bootstrap nodes than replicas.
         RegistryUnavailable: it cannot be reached.
     """
     keys = Keys(cluster.name)
@@ -247,9 +268,14 @@ async def _make_progress(
         return False
     wanted = sorted(set(settings.bootstrap_nodes))
     nodes = tuple(decode(by_key[keys.node(node)], NodeInfo, keys.node(node)) for node in wanted)
-    place(nodes, cluster.slot_count, cluster.replicas)  # refuses what cannot be placed, before it is decided
     if await registry.compare_and_set(keys.plan, 0, msgspec.json.encode(_Plan(nodes=nodes))) is not None:
         _log.info("first routes planned", nodes=wanted, slot_count=cluster.slot_count)
+        if len(nodes) < cluster.replicas:
+            _log.warning(
+                "FEWER NODES THAN COPIES: each object has as many copies as there are nodes; join nodes to have more",
+                nodes=len(nodes),
+                replicas=cluster.replicas,
+            )
     return True
 
 

@@ -1,8 +1,8 @@
 """Where slots are to go when nodes come or leave, moving as little as can be. Pure and deterministic.
 
 Quotas and spread are those of :mod:`registry.placement`, over the active nodes. What is there is kept: from the present voters
-everything is taken that spread forbids and that lies on nodes which are not active, then empty places go to the nodes that have the
-least of their share, and at last nodes that hold more than their share hand on what is too much.
+everything is taken that spread forbids and that lies on nodes which are not active, then nodes that hold more than their share
+hand on what is too much, and empty places go to the nodes that have the least of theirs.
 
 **Balance**: afterwards each node holds its share rounded down or up (less than 1 away from it), whatever was before. That it always
 works out follows from flows: zones, hosts and nodes are nested limits, and the shares themselves are a fractional solution of them. A
@@ -11,11 +11,9 @@ a node with too much to one with too little is searched (cheapest first, Dijkstr
 chain; and a plan for what a plan asks for is empty.
 
 **Copies moved**: ``must`` counts the places that cannot stay as they are: those emptied (by nodes that leave, and by spread) and what nodes
-then hold above their share; or, if that is more, what nodes lack of their share. Where spread does not bind (one zone, hosts of one
-node each, or as many replicas allowed in each), no more are moved than that, give or take one per node; where it does bind, a copy
-may have to make room for another: at most ``2 * must``, give or take one per node. So, when nodes are alike and spread does not
-bind, a node that is added receives all that moves, and of nodes that leave only their own copies move (and, for the last bit of balance, at
-most one more per node). Where nothing must move, nothing does.
+then hold above their share; or, if that is more, what nodes lack of their share. A copy may have to make room for another, so at most ``2 * must``
+are moved, give or take one per node; nearly always it is ``must`` where spread does not bind (one zone, or as many replicas allowed in each).
+A node that is added to nodes that are alike receives all that moves. Where nothing must move, nothing does.
 """
 
 from __future__ import annotations
@@ -86,6 +84,7 @@ def plan(
     assert len(chosen) == len(set(active)), "an active node is not known"
     board = _Board(chosen, routes, voters_per_slot(chosen, replicas), replicas, moves or {})
     board.keep()
+    board.level_directly()
     board.fill()
     board.level()
     return board.result()
@@ -150,7 +149,7 @@ class _Board:
     def _cost(self, slot: int, node: int) -> int:
         return _HELD if node in self._held[slot] else _COMING if node in self._coming[slot] else _NEW
 
-    # -- the three steps
+    # -- the steps
 
     def keep(self) -> None:
         """Take out what spread forbids, and what is more than the voters of a slot: from the fullest nodes."""
@@ -168,6 +167,28 @@ class _Board:
                     self._load[leaving] -= 1
             self._emptied += self._voters - len(members)
         self._surplus = sum(max(0, load - most) for load, most in zip(self._load, self._most, strict=True))
+
+    def level_directly(self) -> None:
+        """Each slot once: whoever has the most too much gives to whoever lacks most. This does nearly everything.
+
+        Before empty places are filled: so it takes only what is too much of what was there.
+        """
+        load, most = self._load, self._most
+        for hinted in (True, False):
+            for slot, members in enumerate(self._now):
+                if all(load[node] <= most[node] for node in members):
+                    continue
+                for giver in sorted(members, key=lambda node: (most[node] - load[node], node)):
+                    if load[giver] <= most[giver]:
+                        break
+                    able = [
+                        node
+                        for node in (sorted(self._coming[slot]) if hinted else range(len(load)))
+                        if load[node] < self._least[node] and self._may_enter(slot, node, giver)
+                    ]
+                    if able:
+                        self._swap(slot, giver, max(able, key=lambda node: (self._lack(node), -node)))
+                        break
 
     def fill(self) -> None:
         """Give empty places away, first to nodes that are on their way, and then to those that lack most of their share."""
@@ -191,8 +212,7 @@ class _Board:
         return (self._most[node] - self._load[node]) / max(1, self._most[node])
 
     def level(self) -> None:
-        """Have nodes with too much hand on to nodes with too little: directly where it goes, then by chains."""
-        self._level_directly()
+        """Have nodes with too much hand on to nodes with too little, by chains: what the steps before could not see."""
         wrong = sum(
             max(0, load - most) + max(0, least - load)
             for load, most, least in zip(self._load, self._most, self._least, strict=True)
@@ -207,25 +227,6 @@ class _Board:
                 over = [node for node, load in enumerate(self._load) if load > self._least[node]]
             if not any(takers) or not self._hand_on(over, takers):
                 return
-
-    def _level_directly(self) -> None:
-        """Each slot once: whoever has the most too much gives to whoever lacks most. This does nearly everything."""
-        load, most = self._load, self._most
-        for hinted in (True, False):
-            for slot, members in enumerate(self._now):
-                if all(load[node] <= most[node] for node in members):
-                    continue
-                for giver in sorted(members, key=lambda node: (most[node] - load[node], node)):
-                    if load[giver] <= most[giver]:
-                        break
-                    able = [
-                        node
-                        for node in (sorted(self._coming[slot]) if hinted else range(len(load)))
-                        if load[node] < self._least[node] and self._may_enter(slot, node, giver)
-                    ]
-                    if able:
-                        self._swap(slot, giver, max(able, key=lambda node: (self._lack(node), -node)))
-                        break
 
     def _swap(self, slot: int, giver: int, taker: int) -> None:
         members = self._now[slot]
