@@ -51,12 +51,14 @@ class LostSlot:
     Attributes:
         incarnation: of the fresh database.
         quarantine: folder with what was left, relative to the disk; None when nothing was.
+        damaged: False: there was nothing wrong with it, it only is not wanted any more.
     """
 
     slot: int
     incarnation: str
     why: str
     quarantine: str | None
+    damaged: bool = True
 
 
 class SlotPool:
@@ -187,7 +189,7 @@ class SlotPool:
             raise
         self._half_retired.pop(slot, None)
         self._open[slot] = database
-        lost = LostSlot(slot=slot, incarnation=incarnation, why=why, quarantine=quarantine)
+        lost = LostSlot(slot=slot, incarnation=incarnation, why=why, quarantine=quarantine, damaged=damaged)
         self.lost.append(lost)
         # What was damaged is for an operator to look at. What only is not wanted any more is in order: a disk that came back, or
         # what the journal held of a slot whose database was lost.
