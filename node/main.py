@@ -31,10 +31,12 @@ from amberblob.metrics import Metrics
 from chunkstore.identity import read_identity
 from chunkstore.store import DiskStore
 from node.assembly import assemble
+from node.epochs import seen_epoch
 from node.healthgauges import add_costs
 from node.http.app import build_app
 from node.http.server import HttpServer
 from node.logs import configure_logs
+from node.membership import MembershipChanges
 from node.routing import Routing
 from node.status import Status
 from node.transport.clients import PeerClients
@@ -243,6 +245,9 @@ class Node:
             resolver=parts.resolver,
             health=parts.health,
             runner=parts.runner,
+            membership=MembershipChanges(
+                registry, cluster, self._clock, seen_epoch=partial(seen_epoch, routing, store)
+            ),
             version=software_version(),
             compare_every_s=config.repair.compare_every_s,
         )

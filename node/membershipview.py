@@ -47,7 +47,9 @@ def membership_json(
         rate_bytes_per_s: what all nodes together fetch for repair and for moves; None: not known.
     """
     wanted = table.membership
-    in_motion = [route for route in table.routes if route.slot in table.moves or route.state == "joint" or route.learners]
+    in_motion = [
+        route for route in table.routes if route.slot in table.moves or route.state == "joint" or route.learners
+    ]
     stages: Counter[str] = Counter()
     rows: list[dict[str, Any]] = []
     bytes_left = 0
@@ -100,6 +102,4 @@ def _state(table: RouteTable, node: str) -> str:
 def _bytes_left(route: Route, told: Mapping[str, Mapping[int, SlotHealth]]) -> int:
     """What the slot's new members want yet, as far as they know."""
     new = {member.node for member in (*route.learners, *route.next_voters)} - set(route.voter_nodes)
-    return sum(
-        health.wanted_bytes for node in new if (health := told.get(node, {}).get(route.slot)) is not None
-    )
+    return sum(health.wanted_bytes for node in new if (health := told.get(node, {}).get(route.slot)) is not None)

@@ -26,7 +26,8 @@ Nodes = Annotated[list[str], typer.Argument(metavar="NODE…", help="As amberblo
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan, and change nothing.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Until all slots are where they are wanted.")]
 Timeout = Annotated[
-    float | None, typer.Option("--timeout", metavar="SECONDS", min=0.0, help="With --wait: give up watching after so long.")
+    float | None,
+    typer.Option("--timeout", metavar="SECONDS", min=0.0, help="With --wait: give up watching after so long."),
 ]
 
 
@@ -160,7 +161,12 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
 def _print_nodes(plan: Mapping[str, Any]) -> None:
     rows = [row for row in plan.get("nodes") or () if isinstance(row, Mapping)]
     lines = [
-        [printable(str(row.get("node"))), str(row.get("state")), str(row.get("slots_before")), str(row.get("slots_after"))]
+        [
+            printable(str(row.get("node"))),
+            str(row.get("state")),
+            str(row.get("slots_before")),
+            str(row.get("slots_after")),
+        ]
         for row in rows
     ]
     header = ["node", "wanted", "slots now>", "slots then>"]
@@ -171,9 +177,7 @@ def _print_nodes(plan: Mapping[str, Any]) -> None:
             say("\t".join(line))
 
 
-async def _watch(
-    client: AsyncClient, timeout_s: float | None, show: Callable[[Moving], None]
-) -> Moved | Stuck:
+async def _watch(client: AsyncClient, timeout_s: float | None, show: Callable[[Moving], None]) -> Moved | Stuck:
     """Look until the end."""
     watch, began_s = MoveWatch(), time.monotonic()
     while True:

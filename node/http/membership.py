@@ -46,10 +46,9 @@ async def _wanted(context: Context, call: Call) -> _Wanted:
         wanted = msgspec.json.decode(body, type=_Wanted)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(
-            f'The body is not {{"action": "join", "drain", "remove" or "forget", "nodes": ["n4"]}}: {error}.', code="bad-request"
+            f'The body is not {{"action": "join", "drain", "remove" or "forget", "nodes": ["n4"]}}: {error}.',
+            code="bad-request",
         ) from None
     if not 1 <= len(wanted.nodes) <= NODES_MAX or not all(map(valid_node_id, wanted.nodes)):
-        raise BadRequest(
-            f"Name 1 to {NODES_MAX} nodes, as amberblob cluster nodes lists them.", code="bad-request"
-        )
+        raise BadRequest(f"Name 1 to {NODES_MAX} nodes, as amberblob cluster nodes lists them.", code="bad-request")
     return wanted

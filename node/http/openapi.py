@@ -292,7 +292,10 @@ def _membership_item() -> Schema:
             "action": {"enum": ["join", "drain", "remove", "forget"]},
             "nodes": {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": 64},
             "dry_run": {"type": "boolean", "description": "Plan, and change nothing."},
-            "force": {"type": "boolean", "description": "Although it leaves fewer copies, or the node cannot be reached."},
+            "force": {
+                "type": "boolean",
+                "description": "Although it leaves fewer copies, or the node cannot be reached.",
+            },
         },
     }
     count: Schema = {"type": "integer", "minimum": 0}

@@ -12,7 +12,16 @@ from blake3 import blake3
 from amberblob.errors import DigestMismatch, NotFound, NotReady, PreconditionFailed, VersionConflict
 from amberblob.ids import content_hash
 from amberblob.manifest import Version
-from node.service import Conditions, Consistency, ListedObject, ListPage, ObjectView, PutOptions, SlotsWanted
+from node.service import (
+    Conditions,
+    Consistency,
+    ListedObject,
+    ListPage,
+    MembershipAction,
+    ObjectView,
+    PutOptions,
+    SlotsWanted,
+)
 
 START_MS = 1_700_000_000_123
 PIECE_BYTES = 1000
@@ -217,6 +226,7 @@ class FakeStatus:
     def __init__(self) -> None:
         self.reason: str | None = None
         self.asked: list[tuple[str, int | None]] = []
+        self.wanted: list[tuple[MembershipAction, tuple[str, ...], bool, bool]] = []
 
     def not_ready(self) -> str | None:
         return self.reason
@@ -229,6 +239,12 @@ class FakeStatus:
         if self.reason is not None:
             raise NotReady(self.reason)
         return {"since": "2026-01-31T12:00:00.000Z", "nodes": ["node-1"], "silent_nodes": []}
+
+    async def change_membership(
+        self, action: MembershipAction, nodes: tuple[str, ...], *, dry_run: bool, force: bool
+    ) -> dict[str, Any]:
+        self.wanted.append((action, nodes, dry_run, force))
+        return {"action": f"{action} {' '.join(nodes)}", "dry_run": dry_run}
 
 
 Predicate = Callable[[], bool]
