@@ -377,6 +377,29 @@ async def test_a_copy_that_cannot_learn_below_its_floor_gets_it_by_a_round(made:
     assert await get(made[3], "q", consistency="local") == b"1"
 
 
+async def test_a_record_that_nobody_heard_to_be_chosen_before_the_floor_rose_is_decided(made: Cluster):
+    """Seed 5000652: all three held q's record undecided, below the ballot of a stub that was collected a moment later."""
+    await put(made[1], "q", b"0")
+    slot = made.slot("q")
+    other = next(f"o{n}" for n in range(1000) if made.slot(f"o{n}") == slot)
+    await made.settle()
+    made.net.fault("Learn", "drop", when=lambda learn: any(item.path == "q" for item in learn.items))
+    await put(made[1], "q", b"1")
+    await made.settle()
+    made.net.heal()
+    for _ in range(3):
+        await put(made[2], other, b"x")
+        await delete(made[2], other)
+    await expire(made[2], other, *ALL)
+    await made.settle()
+    assert await collect(made[2], other)
+    undecided = [node for node in made if not node.register("q").chosen]
+    assert undecided and accepted(made[1], "q") < made[1].store.slot_state(slot).ballot_floor
+    await made[1].coordinator.write(made[1].routing.of("q"), "q", Finish(), hear="n1")
+    await made.settle()
+    assert all(node.register("q").chosen and newest(node, "q") == 2 for node in made)
+
+
 async def test_real_disks(tmp_path):
     async with cluster(folder=tmp_path, request_timeout_s=10.0, peer_timeout_s=10.0) as made:
         for number in range(4):
