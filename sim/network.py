@@ -26,6 +26,9 @@ PIECE_BYTES = 50_000
 SILENCE_S = 6.0
 """How long a stream that goes nowhere stays open at its receiver: what unanswered pings would take."""
 
+DIAL_EVERY_S = 1.0
+"""A node that was asked about and is out of reach is dialled this often until it answers, as :mod:`node.transport.link` does."""
+
 
 @dataclass(slots=True)
 class Peer:
@@ -97,6 +100,7 @@ class SimPeers:
         self._process = process
         self._handler = handler
         self._failed: set[str] = set()
+        self._dialling: set[str] = set()
         self._asking: set[asyncio.Task[None]] = set()
 
     def ask(self, node: str, request: Request, told: Told, *, timeout_s: float) -> None:
@@ -222,7 +226,37 @@ class SimPeers:
         return SimStage(network, self._me, self._process, node, peer, decoded, timeout_s)
 
     def reachable(self, node: str) -> bool:
-        return node == self._me or node not in self._failed
+        """Whether the last contact went well. If not, the node is dialled from now on: whoever only talks to those that can be
+        reached would never talk again to one that failed once.
+        """
+        if node == self._me or node not in self._failed:
+            return True
+        if node not in self._dialling:
+            self._dialling.add(node)
+            self._dial_later(node)
+        return False
+
+    def _dial_later(self, node: str) -> None:
+        self._network.later(DIAL_EVERY_S, self._process.context(), self._dial, node)
+
+    def _dial(self, node: str) -> None:
+        """One attempt, unless the node was heard of meanwhile."""
+        network, me = self._network, self._me
+        if node in self._failed and (network.up(node) is None or network.loses(me, node, "handshake")):
+            self._dial_later(node)
+            return
+        there_s = network.delay_s(me, node)
+        network.later(there_s + network.delay_s(node, me), self._process.context(), self._dialled, node)
+
+    def _dialled(self, node: str) -> None:
+        network = self._network
+        if node in self._failed and (
+            network.up(node) is None or network.loses(node, self._me, "answer to the handshake")
+        ):
+            self._dial_later(node)
+            return
+        self._dialling.discard(node)
+        self._failed.discard(node)
 
 
 class SimStage:
