@@ -119,10 +119,10 @@ class Putting:
 
     async def _view(self, electorate: Electorate, path: str, applied: Applied) -> ObjectView:
         record, mark = applied.record, applied.mark
-        assert record is not None and mark is not None
-        if record.head is not None and record.head.version == mark.version:
+        assert mark is not None
+        if record is not None and record.head is not None and record.head.version == mark.version:
             return ObjectView(path=path, version=record.head)
-        # A retry whose version is no longer the head: the first answer is found in the history.
+        # A retry whose version is no longer the head: the first answer is found in the history, or nowhere any more.
         return await self._lookup.written(electorate, path, mark)
 
 

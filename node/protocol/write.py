@@ -350,6 +350,7 @@ class WriteRound:
                 body_bytes=len(self._body or b""),
                 # Looking far back costs a query on each replica; a first try of a fresh id has nothing to find.
                 write_id=self._write_id if self._may_linger or self.sent_commit else "",
+                repeated=self.sent_commit,
             ),
         )
 
@@ -448,7 +449,8 @@ class WriteRound:
                     if self._operation.again and finding.record is not None:
                         return self._finish()
                     return [*self._tell(), *self._end(applied)]
-                if decision.mark is not None and not self._on_write_quorum():
+                # What was forgotten since has no copies to be counted.
+                if decision.mark is not None and finding.record is not None and not self._on_write_quorum():
                     return self._confirm(applied)
                 return self._end(applied)
 

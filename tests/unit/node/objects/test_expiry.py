@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from amberblob.ballot import Ballot
-from amberblob.errors import NotFound, VersionConflict
+from amberblob.errors import NotFound, OutcomeUnknown, VersionConflict
 from amberblob.manifest import Record
 from amberblob.wire import HistoryReply, QueryHistory, Refused
 from amberblob.wire_repair import ForgetStub
@@ -347,6 +347,37 @@ async def test_a_request_that_does_not_fit_is_refused(made: Cluster):
     made[2].store.fail("broken")
     reply = await made[2].replica.handle("n1", stub)
     assert isinstance(reply, Refused) and reply.reason == "disk-failed"
+
+
+@pytest.mark.parametrize("deleting", [False, True])
+async def test_a_round_that_goes_on_after_its_write_was_forgotten_does_not_write_again(deleting: bool):
+    """Its COMMIT was accepted by all, and it heard of none; before it came again, the path was deleted and collected."""
+    async with cluster(4, request_timeout_s=60.0) as made:
+        path = next(f"p{n}" for n in range(1000) if "n4" not in made[4].routing.of(f"p{n}").voters)
+        if deleting:
+            await put(made[1], path, b"0")
+            await made.settle()
+        lost = made.net.fault("Commit", "lose", source="n4", times=3)
+        hold = made.net.fault("Prepare", "hold", source="n4", when=lambda _: lost.hits == 3)
+        writing = asyncio.create_task(delete(made[4], path) if deleting else put(made[4], path, b"1"))
+        await until(lambda: hold.hits > 0)
+        if not deleting:
+            await delete(made[1], path)
+        await expire(made[1], path, *ALL)
+        await made.settle()
+        assert await collect(made[1], path)
+        if deleting:
+            # By one that holds no promise, and therefore begins with the first revision again.
+            await put(made[2], path, b"2")
+        made.net.heal()
+        if deleting:
+            await writing
+            assert record(made[2], path).revision == 1 and await get(made[1], path) == b"2"
+        else:
+            with pytest.raises(OutcomeUnknown):
+                await writing
+            with pytest.raises(NotFound):
+                await look(made[1], path)
 
 
 async def test_a_copy_that_cannot_learn_below_its_floor_gets_it_by_a_round(made: Cluster):
