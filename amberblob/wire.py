@@ -47,8 +47,8 @@ class Prepare(Message, frozen=True, array_like=True, kw_only=True, tag="P"):
     write_id: str = ""
     """The replica tells what this write did, if its own record's short list does not reach back. Empty: do not look."""
     repeated: bool = False
-    """A COMMIT of this write went out before: the replica looks in any case. The path may be new by now: it may have been
-    deleted and forgotten in between. (Of all writes of new paths next to none was sent before, and looking costs a query.)"""
+    """A COMMIT of this write may have gone out before: the replica looks in any case. The path may be new by now: deleted and
+    forgotten in between. (Of all writes of new paths next to none was sent before, and looking costs a query.)"""
 
 
 class Commit(Message, frozen=True, array_like=True, kw_only=True, tag="C"):

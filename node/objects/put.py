@@ -60,7 +60,10 @@ class Putting:
             blob_id, self._coordinator.clock.now_ms(), len(body), etag, options, chunks, None, len(chunks), inline=True
         )
         operation = Put(draft=draft, requested=options.version, conditions=options.conditions)
-        return await self._coordinator.write(electorate, path, operation, write_id=options.write_id, body=body), etag
+        applied = await self._coordinator.write(
+            electorate, path, operation, write_id=options.write_id, repeat=options.repeat, body=body
+        )
+        return applied, etag
 
     async def _put_staged(
         self,
@@ -102,7 +105,7 @@ class Putting:
             keep = True
             try:
                 applied = await self._coordinator.write(
-                    electorate, path, operation, write_id=options.write_id, holders=holders
+                    electorate, path, operation, write_id=options.write_id, repeat=options.repeat, holders=holders
                 )
             except OutcomeUnknown:
                 raise

@@ -380,6 +380,23 @@ async def test_a_round_that_goes_on_after_its_write_was_forgotten_does_not_write
                 await look(made[1], path)
 
 
+async def test_a_client_that_repeats_a_write_which_was_forgotten_does_not_write_again(made: Cluster):
+    first = await put(made[1], "p", b"0", write_id="w")
+    await delete(made[2], "p", write_id="d")
+    await expire(made[1], "p", *ALL)
+    await made.settle()
+    assert await collect(made[1])
+    with pytest.raises(OutcomeUnknown) as caught:
+        await put(made[3], "p", b"0", write_id="w", repeat=True)
+    assert caught.value.extra["version"] == first.version.version
+    await put(made[3], "p", b"1")
+    await delete(made[2], "p", write_id="d", repeat=True)
+    assert await get(made[1], "p") == b"1"
+    with pytest.raises(OutcomeUnknown):
+        await put(made[3], "p", b"0", write_id="w", repeat=True)
+    assert await get(made[1], "p") == b"1"
+
+
 async def test_a_copy_that_cannot_learn_below_its_floor_gets_it_by_a_round(made: Cluster):
     """n3 missed q's record, whose ballot is below that of the stub that was forgotten since."""
     await put(made[1], "q", b"0")
