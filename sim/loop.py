@@ -101,7 +101,7 @@ class SimHandle(asyncio.TimerHandle):
     def cancel(self) -> None:
         # Its arguments are let go at once: it stays among the timers until its time.
         self._cancelled = True
-        self._callback = self._args = None
+        self._callback = self._args = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"<SimHandle {self._callback!r}{' cancelled' if self._cancelled else ''}>"

@@ -184,7 +184,7 @@ class SimPeers:
             pass
         finally:
             waiting.timer.cancel()
-        outcome = self._outcome(waiting)
+        outcome: Reply | bytes | PeerError = self._outcome(waiting)
         if isinstance(outcome, PeerError):
             raise outcome
         return outcome
