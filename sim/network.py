@@ -91,6 +91,27 @@ class Network:
             stage.peer_died(name)
 
 
+class Waiting:
+    """A request whose answer is awaited. What :func:`asyncio.timeout` does, at a third of its price."""
+
+    __slots__ = ("kind", "late", "node", "result", "timeout_s", "timer")
+
+    timer: asyncio.TimerHandle
+
+    def __init__(self, node: str, kind: str, timeout_s: float, result: asyncio.Future[Any]) -> None:
+        self.node = node
+        self.kind = kind
+        self.timeout_s = timeout_s
+        self.result = result
+        self.late: PeerTimeout | None = None
+
+    def expire(self) -> None:
+        """The time is over: also an answer of which nobody has heard yet comes too late now."""
+        self.late = _no_answer(self.node, self.kind, self.timeout_s)
+        if not self.result.done():
+            self.result.set_exception(self.late)
+
+
 class SimPeers:
     """:class:`node.transport.interface.Peers` of one node in one of its lives."""
 
@@ -104,9 +125,22 @@ class SimPeers:
         self._asking: set[asyncio.Task[None]] = set()
 
     def ask(self, node: str, request: Request, told: Told, *, timeout_s: float) -> None:
-        task = self._network.loop.create_task(self._ask_and_tell(node, request, told, timeout_s))
+        loop = self._network.loop
+        if node != self._me:
+            # Most of what nodes say to each other: without a task for each of them.
+            loop.call_soon(self._ask_other, node, request, told, timeout_s)
+            return
+        task = loop.create_task(self._ask_and_tell(node, request, told, timeout_s))
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
+
+    def _ask_other(self, node: str, request: Request, told: Told, timeout_s: float) -> None:
+        waiting = self._request(node, request, timeout_s, self._handle)
+
+        def answered(done: asyncio.Future[Any]) -> None:
+            told(self._outcome(waiting))
+
+        waiting.result.add_done_callback(answered)
 
     async def _ask_and_tell(self, node: str, request: Request, told: Told, timeout_s: float) -> None:
         try:
@@ -138,23 +172,45 @@ class SimPeers:
         return await answer(handler.handle_read(peer, request), request)
 
     async def _ask(self, node: str, request: Request, timeout_s: float, serve: Callable[..., Any]) -> Reply | bytes:
-        kind = type(request).__name__
-        try:
-            async with asyncio.timeout(timeout_s):
-                if node == self._me:
+        if node == self._me:
+            try:
+                async with asyncio.timeout(timeout_s):
                     found: Reply | bytes = await serve(self._handler, self._me, request)
                     return found
-                result: asyncio.Future[Reply | bytes] = self._network.loop.create_future()
-                self._send(node, kind, wire.encode(request), serve, result)
-                reply = await result
-                self._failed.discard(node)
-                return reply
-        except TimeoutError:
-            self._failed.add(node)
-            raise PeerTimeout(f"{node} did not answer {kind} within {timeout_s:.3g} s") from None
-        except PeerUnreachable:
-            self._failed.add(node)
-            raise
+            except TimeoutError:
+                self._failed.add(node)
+                raise _no_answer(node, type(request).__name__, timeout_s) from None
+        waiting = self._request(node, request, timeout_s, serve)
+        try:
+            await waiting.result
+        except PeerError:
+            # The outcome says it, too.
+            pass
+        finally:
+            waiting.timer.cancel()
+        outcome: Reply | bytes | PeerError = self._outcome(waiting)
+        if isinstance(outcome, PeerError):
+            raise outcome
+        return outcome
+
+    def _request(self, node: str, request: Request, timeout_s: float, serve: Callable[..., Any]) -> Waiting:
+        """Send a request on its way."""
+        loop, kind = self._network.loop, type(request).__name__
+        waiting = Waiting(node, kind, timeout_s, loop.create_future())
+        waiting.timer = loop.call_later(timeout_s, waiting.expire)
+        self._send(node, kind, wire.encode(request), serve, waiting.result)
+        return waiting
+
+    def _outcome(self, waiting: Waiting) -> Any:
+        """The answer, or why there is none; once one of them is there."""
+        waiting.timer.cancel()
+        error = waiting.result.exception()
+        error = waiting.late or error
+        if error is None:
+            self._failed.discard(waiting.node)
+            return waiting.result.result()
+        self._failed.add(waiting.node)
+        return error
 
     def _send(
         self, node: str, kind: str, payload: bytes, serve: Callable[..., Any], result: asyncio.Future[Any]
@@ -257,6 +313,10 @@ class SimPeers:
             return
         self._dialling.discard(node)
         self._failed.discard(node)
+
+
+def _no_answer(node: str, kind: str, timeout_s: float) -> PeerTimeout:
+    return PeerTimeout(f"{node} did not answer {kind} within {timeout_s:.3g} s")
 
 
 class SimStage:
