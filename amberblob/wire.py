@@ -46,6 +46,9 @@ class Prepare(Message, frozen=True, array_like=True, kw_only=True, tag="P"):
     """What an inline body will need on the disk: refused now if the disk is full, before anything is decided."""
     write_id: str = ""
     """The replica tells what this write did, if its own record's short list does not reach back. Empty: do not look."""
+    repeated: bool = False
+    """A COMMIT of this write may have gone out before: the replica looks in any case. The path may be new by now: deleted and
+    forgotten in between. (Of all writes of new paths next to none was sent before, and looking costs a query.)"""
 
 
 class Commit(Message, frozen=True, array_like=True, kw_only=True, tag="C"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -108,7 +109,5 @@ def iso_of(at_ms: int) -> str:
 
 def ms_of(text: str) -> int:
     """The inverse of :func:`iso_of`."""
-    from datetime import datetime
-
     moment = datetime.fromisoformat(text)
     return int(moment.timestamp()) * 1000 + moment.microsecond // 1000

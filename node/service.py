@@ -47,6 +47,8 @@ class PutOptions:
         version: the version that the client wants; None: the next one.
         digests: ``(algorithm, expected digest)``, algorithm one of blake3, sha-256, sha-512; all must match.
         write_id: the client's, or None for one made up here.
+        repeat: an earlier attempt of this write may have been applied. Then it is looked for also where that costs a query:
+            the path may have been deleted and forgotten since.
     """
 
     size: int | None
@@ -56,6 +58,7 @@ class PutOptions:
     conditions: Conditions = NO_CONDITIONS
     digests: tuple[tuple[str, bytes], ...] = ()
     write_id: str | None = None
+    repeat: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,17 +112,20 @@ class ObjectService(Protocol):
         """
         ...
 
-    async def delete(self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None) -> None:
-        """Tombstone every live version of the path, or one.
+    async def delete(
+        self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None, repeat: bool = False
+    ) -> None:
+        """Tombstone every live version of the path, or one. ``repeat``: see :class:`PutOptions`.
 
         Raises: NotFound (nothing there to delete), PreconditionFailed, QuorumUnavailable, OutcomeUnknown.
         """
         ...
 
     async def restore(
-        self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None
+        self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None, repeat: bool = False
     ) -> ObjectView:
         """Lift the tombstone of a version, or what the last delete took away; returns the head afterwards.
+        ``repeat``: see :class:`PutOptions`.
 
         Raises: NotFound, PreconditionFailed, QuorumUnavailable, OutcomeUnknown.
         """

@@ -42,6 +42,7 @@ class FakeService:
         self.body_error: BaseException | None = None
         self.body_failed = asyncio.Event()
         self.last_options: PutOptions | None = None
+        self.last_repeat = False
         self.last_lookup: dict[str, Any] = {}
         self.last_list: dict[str, Any] = {}
         self.refuse_before_body: BaseException | None = None
@@ -81,6 +82,7 @@ class FakeService:
 
     async def put(self, path: str, body: AsyncIterator[bytes] | bytes, options: PutOptions) -> ObjectView:
         self.last_options = options
+        self.last_repeat = options.repeat
         if self.fail:
             raise self.fail
         if self.refuse_before_body:
@@ -122,7 +124,10 @@ class FakeService:
         history.append((version, data))
         return self._view(path, version)
 
-    async def delete(self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None) -> None:
+    async def delete(
+        self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None, repeat: bool = False
+    ) -> None:
+        self.last_repeat = repeat
         if self.fail:
             raise self.fail
         self._check(path, conditions)
@@ -134,8 +139,9 @@ class FakeService:
         self.tombstones |= {(path, number): self.now_ms for number in gone}
 
     async def restore(
-        self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None
+        self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None, repeat: bool = False
     ) -> ObjectView:
+        self.last_repeat = repeat
         if self.fail:
             raise self.fail
         self._check(path, conditions)
