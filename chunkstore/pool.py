@@ -21,6 +21,7 @@ import structlog
 
 from amberblob.ballot import SlotState
 from chunkstore.fileops import FileOps
+from chunkstore.files import LEFT
 from chunkstore.identity import DiskIdentity, write_identity
 from chunkstore.interface import SlotTally
 from chunkstore.process import trim_memory
@@ -83,6 +84,8 @@ class SlotPool:
         """By slot; written on the database thread, read anywhere."""
         self.on_lost: Callable[[LostSlot, SlotState], None] = lambda lost, state: None
         """Called on the database thread for each slot that is lost."""
+        self.on_emptied: Callable[[int], None] = lambda slot: None
+        """The same, when its database is gone and there is no fresh one yet."""
 
     def folder(self, slot: int) -> Path:
         """``slots/<slot>``."""
@@ -159,12 +162,13 @@ class SlotPool:
             self._ops.unlink(path.with_name(path.name + part))
         return True
 
-    def retire(self, slot: int, why: str, *, applied: int = 0, damaged: bool = True) -> SlotDatabase:
+    def retire(self, slot: int, why: str, *, applied: int = 0, damaged: bool = True, keep: bool = True) -> SlotDatabase:
         """Give the slot's database up: move it to quarantine, begin a fresh one with a new incarnation.
 
         Args:
             applied: entries of the journal up to here are not to be applied to the fresh one, now or after a restart.
             damaged: False: there is nothing wrong with it, and the log says so.
+            keep: False: it is removed. (It goes by way of ``staging``, which every start clears.)
 
         Raises:
             sqlite3.Error, OSError: it could not be done, for want of room perhaps; the next :meth:`get` goes on.
@@ -178,7 +182,12 @@ class SlotPool:
         path = self.folder(slot) / DATABASE_NAME
         # From here on the slot counts as lost, even if this process dies before the fresh database is there.
         self._record_created({slot})
-        quarantine = self._move_away(slot, path, incarnation)
+        aside = self._disk / "quarantine" / f"{slot}-{incarnation}"
+        if not keep:
+            aside = self.folder(slot) / "staging" / f"{LEFT}{incarnation}"
+        quarantine = self._move_away(path, aside)
+        # Before there is a fresh database: a process that dies in between begins here again, and one that found a fresh one would not.
+        self.on_emptied(slot)
         self._ops.make_dirs(path.parent)
         try:
             database = self._begin_anew(slot, path, incarnation, applied)
@@ -190,6 +199,11 @@ class SlotPool:
         self._half_retired.pop(slot, None)
         self._open[slot] = database
         lost = LostSlot(slot=slot, incarnation=incarnation, why=why, quarantine=quarantine, damaged=damaged)
+        if not keep:
+            _log.info("slot-left", slot=slot, why=why, incarnation=incarnation)
+            self.on_lost(lost, database.state)
+            self._ops.remove_tree(aside)
+            return database
         self.lost.append(lost)
         # What was damaged is for an operator to look at. What only is not wanted any more is in order: a disk that came back, or
         # what the journal held of a slot whose database was lost.
@@ -220,11 +234,10 @@ class SlotPool:
             raise
         return database
 
-    def _move_away(self, slot: int, path: Path, incarnation: str) -> str | None:
+    def _move_away(self, path: Path, target: Path) -> str | None:
         left = [part for part in _PARTS if path.with_name(path.name + part).exists()]
         if not left:
             return None
-        target = self._disk / "quarantine" / f"{slot}-{incarnation}"
         self._ops.make_dirs(target)
         # The main file last: while it is there and damaged, a crash in between begins here again.
         for part in sorted(left, reverse=True):

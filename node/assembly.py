@@ -96,6 +96,7 @@ class Parts(Generic[P]):
         for worker in self._movers():
             worker.wake.set()
         self.repairer.wake.set()
+        self.upkeep.leaver.wake.set()
 
     def start_workers(self) -> None:
         """Begin the background work."""

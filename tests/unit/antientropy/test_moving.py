@@ -9,6 +9,7 @@ from itertools import combinations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from amberblob.ballot import BALLOT_ZERO
 from amberblob.errors import PeerUnreachable
 from amberblob.manifest import Record
 from amberblob.mutations import EpochSeen, Forgotten
@@ -161,8 +162,8 @@ async def test_whatever_was_chosen_before_is_seen_by_every_majority_of_the_new_s
     for path, record in chosen.items():
         for voters in combinations(sorted(world.new), len(world.new) // 2 + 1):
             seen = [cluster.register(at, path) for at in voters]
-            best = max((one for one in seen if one.accepted), key=lambda one: one.accepted, default=None)
-            assert best is not None and best.record.revision >= record.revision, f"{path} is lost to {voters}"
+            best = max(seen, key=lambda one: one.accepted or BALLOT_ZERO)
+            assert best.record is not None and best.record.revision >= record.revision, f"{path} is lost to {voters}"
 
 
 # ---- one by one

@@ -12,7 +12,7 @@ async def test_a_node_runs_them_with_what_the_operator_set_and_shows_what_they_d
     async with cluster(retention=RetentionSection(keep=Keep(0))) as nodes:
         parts = nodes[1].parts
         assert set(parts.upkeep.workers()) <= set(parts.workers())
-        assert {worker.name for worker in parts.upkeep.workers()} == {"scrub", "expirer", "garbage"}
+        assert {worker.name for worker in parts.upkeep.workers()} == {"scrub", "expirer", "garbage", "leaver"}
         metrics = Metrics()
         parts.upkeep.add_counts(metrics)
         path = nodes.path(1)

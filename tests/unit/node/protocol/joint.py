@@ -20,6 +20,8 @@ from unittest import mock
 import msgspec
 
 from amberblob.ballot import BALLOT_ZERO, EMPTY_REGISTER, Ballot, Register, SlotState
+from amberblob.manifest import Record
+from amberblob.mutations import Accepted
 from node.protocol.hold import Holds
 from node.protocol.operations import Finish
 from node.protocol.quorum import Electorate, VoterSet
@@ -43,6 +45,9 @@ def majority(side: Collection[str], who: Collection[str]) -> bool:
 class Joint(Simulation):
     """Moves of the slot, one after another, while clients read and write."""
 
+    mutes = True
+    """Off is a mutant: a copy speaks as soon as a route names it, and no step of a move waits for it to be filled."""
+
     def __init__(self, seed: int, **options: Any) -> None:
         random = Random(-seed - 1)
         size = random.choice((1, 2, 3, 3, 3, 5))
@@ -52,11 +57,14 @@ class Joint(Simulation):
             "coordinators": NAMES,
             "write_quorum": size // 2 + 1,
             "read_quorum": 0,
+            **({"rotate": 0.0} if size == 1 else {}),
             "slow": {name: 5.0 if random.random() < 0.1 else 1.0 for name in NAMES},
         }
         self.moves = random
         self.since: dict[tuple[str, str], int] = {}
         self.sides: dict[int, tuple[str, ...]] = {}
+        self.ended_with: dict[int, str] = {}
+        self.records: dict[tuple[str, Ballot], Record] = {}
         super().__init__(seed, **{**fixed, **options})
         self.last_epoch = 1
         self.electorates = {}
@@ -99,7 +107,7 @@ class Joint(Simulation):
         state, electorate = self.nodes[name].replica.disk.state, self.electorates[self.nodes[name].epoch]
         if not electorate.counts(name, state.incarnation):
             return True
-        return 1 < self.since[name, state.incarnation] > state.synced_epoch
+        return self.mutes and 1 < self.since[name, state.incarnation] > state.synced_epoch
 
     def votes(self, name: str) -> bool:
         return not self.is_mute(name)
@@ -108,7 +116,23 @@ class Joint(Simulation):
         return name in "".join(self.sides[ballot.epoch])
 
     def is_enough(self, epoch: int, who: Collection[str]) -> bool:
-        return all(majority(side, who) for side in self.sides[epoch])
+        """A majority of each set; once a JOINT epoch is over, one of the set that it ended with.
+
+        No round of a later epoch can miss what that has accepted, and none of the JOINT epoch can get it to accept anything else.
+        """
+        ended = self.ended_with.get(epoch)
+        return majority(ended, who) if ended else all(majority(side, who) for side in self.sides[epoch])
+
+    def on_accepted(self, name: str, mutation: Accepted) -> None:
+        self.records[mutation.path, mutation.ballot] = mutation.record
+        super().on_accepted(name, mutation)
+
+    def is_over(self, epoch: int, side: str) -> None:
+        """The JOINT epoch ends with this set of voters."""
+        self.ended_with[epoch] = side
+        for (path, ballot), who in self.accepts.items():
+            if ballot.epoch == epoch and majority(side, who):
+                self.chosen[path].setdefault(ballot, self.records[path, ballot])
 
     def staged_at(self, node: Node) -> frozenset[str] | None:
         voters = self.electorates[node.epoch].voters
@@ -175,7 +199,7 @@ class Joint(Simulation):
             self.nodes[name].replica.disk.state.synced_epoch >= self.since[name, incarnation]
             for name, incarnation in self.learners.items()
         )
-        if not learnt:
+        if self.mutes and not learnt:
             if tries:
                 self.at(4.0, self.join, to, epoch, tries - 1)
             else:
@@ -195,14 +219,16 @@ class Joint(Simulation):
         old, new = self.sides[epoch]
         voters = self.electorates[epoch].voters
         synced = [name for name in new if self.nodes[name].replica.disk.state.synced_epoch == epoch]
-        if majority(new, synced):
+        if majority(new, synced) or not self.mutes:
             self.seen["final"] += 1
+            self.is_over(epoch, new)
             self.route(epoch + 1, {name: voters[name] for name in new}, (new,))
         elif tries:
             self.at(4.0, self.end, epoch, tries - 1)
         else:
             self.seen["aborted"] += 1
             self.learners = {}
+            self.is_over(epoch, old)
             self.route(epoch + 1, {name: voters[name] for name in old}, (old,))
 
     # ---- filling a copy: all pages from a majority of the old set, each told in this epoch
@@ -262,6 +288,7 @@ class Joint(Simulation):
                 disk.write_ids.setdefault(path, {}).update(marks)
             disk.bytes_of |= snapshot.bytes_of
             disk.referenced |= snapshot.bytes_of
+            disk.aborted -= snapshot.bytes_of
         state = disk.state
         disk.state = msgspec.structs.replace(
             state,
@@ -275,6 +302,10 @@ class Joint(Simulation):
 
     def check_copies(self, call: Call, applied: Applied) -> None:
         pass
+
+    def can_pull(self, name: str, holders: tuple[str, ...], blob_id: str) -> bool:
+        """Nodes that the slot has left give bytes, too."""
+        return any(node.up and blob_id in node.replica.disk.bytes_of for node in self.nodes.values())
 
     def copies(self, blob_id: str) -> list[str]:
         return list(self.shape.nodes)
@@ -295,9 +326,9 @@ def _counting(sides: Any) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _strangers_heard() -> Iterator[None]:
-    """What a node was left with answers, and so does what is not filled yet."""
-    with mock.patch.object(Joint, "is_mute", lambda self, name: False):
+def _blank_copies_heard() -> Iterator[None]:
+    """A copy speaks as soon as a route names it, and it becomes a voter at once."""
+    with mock.patch.object(Joint, "mutes", False):
         yield
 
 
@@ -305,7 +336,7 @@ MUTANTS = {
     "a_majority_of_the_union_counts": lambda: _counting(lambda self: [frozenset(self.voters)]),
     "only_the_old_set_counts": lambda: _counting(lambda self: [self.old]),
     "only_the_new_set_counts": lambda: _counting(lambda self: [self.new]),
-    "blank_copies_answer": _strangers_heard,
+    "blank_copies_answer": _blank_copies_heard,
 }
 
 
