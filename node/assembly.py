@@ -23,7 +23,7 @@ from chunkstore.interface import ReplicaStore
 from node.coordinator import Coordinator
 from node.finishes import Finishes
 from node.health import ClusterHealth, Facts, own_health
-from node.moving import RouteChanges
+from node.moving import Plans, RouteChanges
 from node.objects.bytes import Reading
 from node.objects.lookup import Lookup
 from node.objects.service import Objects
@@ -35,6 +35,7 @@ from node.served import Served
 from node.sources import PeerSource
 from node.transport.interface import Peers
 from node.upkeep import Upkeep, upkeep_of
+from node.workers.caretaker import Caretaker
 from node.workers.movedecision import LOST_S
 from node.workers.mover import Mover
 from node.workers.newcomer import Newcomer
@@ -57,6 +58,7 @@ class Parts(Generic[P]):
     Attributes:
         rejoin: None where copies that are not those of the routes are never named.
         newcomer, mover: None where no slot ever moves.
+        caretaker: None where nobody ever changes the set of nodes.
     """
 
     peers: P
@@ -71,6 +73,7 @@ class Parts(Generic[P]):
     rejoin: Rejoin | None
     newcomer: Newcomer | None
     mover: Mover | None
+    caretaker: Caretaker | None
     repairer: Repairer
     upkeep: Upkeep
     runner: Runner
@@ -89,7 +92,9 @@ class Parts(Generic[P]):
 
     def _movers(self) -> tuple[Worker, ...]:
         """Those that change routes."""
-        return tuple(worker for worker in (self.rejoin, self.newcomer, self.mover) if worker is not None)
+        return tuple(
+            worker for worker in (self.rejoin, self.newcomer, self.mover, self.caretaker) if worker is not None
+        )
 
     def routes_changed(self) -> None:
         """There is a new route table: a copy may have been lost, be named now, or be wanted elsewhere."""
@@ -117,6 +122,7 @@ def assemble(
     request_timeout_s: float,
     readmit: Readmit | None = None,
     changes: RouteChanges | None = None,
+    plans: Plans | None = None,
     move_lost_s: float = LOST_S,
     repair: RepairSection | None = None,
     retention: RetentionSection | None = None,
@@ -129,6 +135,7 @@ def assemble(
         request_timeout_s: how long a read or write may take.
         readmit: how copies that are not those of the routes are named there; None: they never are.
         changes: how slots are moved; None: they never are.
+        plans: how what operators left undone is finished; None: it never is.
         move_lost_s: see :data:`node.workers.movedecision.LOST_S`.
         repair, retention: what the operator set; None: the defaults.
     """
@@ -223,6 +230,7 @@ def assemble(
         mover=None
         if changes is None
         else Mover(routing, peers, changes, clock, timeout_s=peer_timeout_s, lost_s=move_lost_s),
+        caretaker=None if plans is None else Caretaker(routing, plans, clock, reachable=peers.reachable),
         resolver=resolver,
         sweeper=Sweeper(store, clock, ttl_s=STAGED_TTL_S),
         runner=Runner(),

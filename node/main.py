@@ -37,6 +37,7 @@ from node.http.app import build_app
 from node.http.server import HttpServer
 from node.logs import configure_logs
 from node.membership import MembershipChanges
+from node.plans import RegistryPlans
 from node.routing import Routing
 from node.status import Status
 from node.transport.clients import PeerClients
@@ -230,6 +231,7 @@ class Node:
             request_timeout_s=config.limits.request_timeout_s,
             readmit=partial(readmit, registry, cluster, node),
             changes=RegistryRouteChanges(registry, cluster, node),
+            plans=RegistryPlans(registry, cluster, now_ms=self._clock.wall_ms, seen_epoch=routing.epoch),
             repair=config.repair,
             retention=config.retention,
         )

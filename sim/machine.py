@@ -12,6 +12,7 @@ from amberblob.errors import AmberError
 from amberblob.ids import UlidMint
 from chunkstore.store import DiskStore
 from node.assembly import Parts, assemble
+from node.plans import RegistryPlans
 from node.routing import Routing
 from registry.moves import RegistryRouteChanges
 from registry.routes import RouteTable
@@ -153,6 +154,7 @@ class Machine:
             write_quorum=settings.write_quorum,
             read_quorum=settings.read_quorum,
         )
+        cluster = routing.table().cluster
         parts = assemble(
             routing=routing,
             store=store,
@@ -164,7 +166,8 @@ class Machine:
             peer_timeout_s=settings.peer_timeout_s,
             request_timeout_s=settings.request_timeout_s,
             readmit=self._registry.readmit_for(self.name),
-            changes=self._changes(),
+            changes=RegistryRouteChanges(self._keys, cluster, self.name),
+            plans=RegistryPlans(self._keys, cluster, now_ms=self.clock.wall_ms, seen_epoch=routing.epoch),
             move_lost_s=settings.move_lost_s,
             repair=settings.repair,
             retention=settings.retention,
@@ -172,11 +175,6 @@ class Machine:
         self._network.peers[self.name] = Peer(process, parts.replica)
         parts.start_workers()
         self.parts = parts
-
-    def _changes(self) -> RegistryRouteChanges:
-        table = self._routes()
-        assert table is not None
-        return RegistryRouteChanges(self._keys, table.cluster, self.name)
 
     def count(self) -> None:
         """Tell the world what the upkeep of this life did."""
@@ -187,6 +185,7 @@ class Machine:
             fired["blobs swept"] += upkeep.garbage.counts.blobs
             fired["slots scrubbed"] += upkeep.scrub.counts.slots_checked
             fired["bytes repaired"] += self.parts.puller.received_bytes
+            fired["slots left"] += upkeep.leaver.counts.slots_left
             if self.parts.mover is not None:
                 fired["races for a route lost"] += self.parts.mover.counts.lost_races
 

@@ -29,7 +29,7 @@ FAULTS = (
 FAULTS_OF_COPIES = ("new disk", "registry down")
 """Drawn after all others, so that the worlds of older seeds stay what they were but for these."""
 
-FAULTS_OF_MEMBERS = ("join", "drain", "replace", "two operators", "killed in joint")
+FAULTS_OF_MEMBERS = ("join", "drain", "replace", "remove", "two operators", "killed in joint")
 """Drawn after those. What operators do to the set of nodes, and who dies of it; worlds that know one of these have nodes to spare."""
 
 

@@ -52,6 +52,8 @@ class Caretaker:
             table = self._routing.table()
         except NotReady:
             return Did.NOTHING
+        if table.membership is None:
+            return Did.NOTHING
         now_s = self._clock.monotonic_s()
         due = [self._plan_is_due(table, now_s), self._sweep_is_due(table, now_s)]
         if not any(due) or not self._leads(table):

@@ -10,6 +10,8 @@ Two rules say more than the table of rfc/0013:
   node is replaced moves all the same.)
 * When a member of the new set is gone in the joint epoch and both ends are possible, the one with more good copies is taken; of
   equal ones the new set, since that is what was asked for, and who is missing in the old one may be what is to be replaced.
+* A copy that was lost is named anew only by a stable route. So a joint epoch in which the old set has no majority for that reason, and the new
+  one cannot be had without it, is given up as well: otherwise a slot of two voters would stand still for ever.
 """
 
 from __future__ import annotations
@@ -164,13 +166,16 @@ def _in_stable(route: Route, move: Move | None, look: _Look) -> Step:
 def _in_joint(route: Route, look: _Look) -> Step:
     new = route.next_voters
     pending = [member for member in new if not look.is_whole(member, route.epoch)]
+    enough = len(new) - len(pending) >= route.next_majority
+    old_good, new_good = look.good(route.voters), look.good(new)
     gone = [member for member in new if look.is_gone(member)]
-    if gone:
-        old_good, new_good = look.good(route.voters), look.good(new)
-        if old_good >= route.majority and (new_good < route.next_majority or new_good < old_good):
-            return Step(does="abort", why=f"{', '.join(member.node for member in gone)} is gone")
+    if gone and old_good >= route.majority and (new_good < route.next_majority or new_good < old_good):
+        return Step(does="abort", why=f"{', '.join(member.node for member in gone)} is gone")
+    lost = [member.node for member in route.voters if look.is_other(member)]
+    if lost and old_good < route.majority and not enough:
+        return Step(does="abort", why=f"{', '.join(lost)} has to be filled anew first")
     waited_for = [member for member in pending if not look.is_other(member) and look.silent_s(member) < SILENT_S]
-    if len(new) - len(pending) >= route.next_majority and not waited_for:
+    if enough and not waited_for:
         return Step(does="finish")
     lacks = (look.lacks(member, route.epoch) for member in (*waited_for, *pending))
     return Step(does="wait", why=next(filter(None, lacks), ""))

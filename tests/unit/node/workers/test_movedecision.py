@@ -188,6 +188,10 @@ def test_the_final_step_needs_a_majority_of_the_new_set(
         ((1, 2, 3), (1, 4), (2, 3, 4), (), (1,), "abort"),
         # The old set has no majority: all that can be done is wait.
         ((1, 2, 3), (4, 5, 6), (1, 6), (4, 5), (2, 3), "wait"),
+        # ... but for one that lost its copy, which only a stable route can name anew.
+        ((1, 2), (3, 4), (1,), (2,), (), "abort"),
+        ((1, 2), (3, 4), (1, 3, 4), (2,), (), "finish"),
+        ((1, 2), (3, 4), (1,), (), (2,), "wait"),
         # More members than before, one of which is gone.
         ((1, 2, 3), (1, 2, 3, 4, 5), (1, 2, 3, 4), (5,), (), "finish"),
     ],
