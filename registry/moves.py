@@ -104,7 +104,8 @@ class RegistryRouteChanges:
     async def name_learner(self, slot: int, incarnation: str, *, seen_epoch: Callable[[int], int]) -> Changed:
         """Name this node's own blank copy as a learner, if the slot's move names this node and the route is stable without it.
 
-        A learner of this node whose copy was lost meanwhile is replaced by the new copy, which is named since the new epoch.
+        A learner of this node whose copy was lost meanwhile is replaced by the new copy, which is named since the new epoch. Should the move be
+        taken back at this moment, then the learner is one that nobody wants: it does no harm, and the leader drops it.
 
         Args:
             incarnation: of a copy that was begun anew, durably, and that no route ever named.

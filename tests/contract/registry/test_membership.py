@@ -7,12 +7,11 @@ import pytest
 
 from amberblob.errors import BadRequest, ConfigError, MembershipConflict, NotFound, NotReady, RegistryUnavailable
 from registry.bootstrap import register_node
-from registry.interface import TRANSACTION_OPS_MAX, CompareAndSet, Registry, put
+from registry.interface import TRANSACTION_OPS_MAX, CompareAndDelete, CompareAndSet, Operation, Registry, put
 from registry.keys import Keys
 from registry.membership import PATIENCE_MS, Action, Outcome, change, resume, sweep_removed
-from registry.moves import RegistryRouteChanges
 from registry.placement import place
-from registry.routes import ClusterInfo, Liveness, Member, NodeInfo, NodeState, RouteTable, encode
+from registry.routes import ClusterInfo, Liveness, Member, NodeInfo, NodeState, Route, RouteTable, encode
 from registry.snapshot import table_of
 from tests.contract.registry.test_registry import backend, clients  # noqa: F401
 
@@ -81,20 +80,22 @@ async def ask(registry: Registry, now: Time, action: str, *nodes: str, **options
 
 
 async def arrive(registry: Registry, slots: int = SLOTS) -> int:
-    """Bring the first so many slots that have a move to where they are to go, as the nodes would."""
+    """Bring the first so many slots that have a move to where they are to go: what the nodes' changes come to in the end."""
+    revisions = {entry.key: entry.revision for entry in (await registry.range(KEYS.root)).entries}
     found = await table(registry)
+    operations: list[Operation] = []
     moves = sorted(found.moves.items())[:slots]
     for slot, move in moves:
-        route = found.route(slot)
-        for node in set(move.nodes) - set(route.voter_nodes):
-            named = await RegistryRouteChanges(registry, CLUSTER, node).name_learner(
-                slot, f"new-{node}", seen_epoch=lambda _: 0
-            )
-            assert named.route is not None
-            route = named.route
-        changes = RegistryRouteChanges(registry, CLUSTER, move.nodes[0])
-        joint = await changes.begin_joint(slot, route.epoch)
-        assert (await changes.finish(slot, route.epoch + 1)).why == "", joint.why
+        before = found.route(slot)
+        kept = {member.node: member for member in before.voters}
+        voters = tuple(kept.get(node, Member(node, f"new-{node}", before.epoch + 1)) for node in move.nodes)
+        after = encode(Route(slot=slot, epoch=before.epoch + 3, voters=voters))
+        operations.append(
+            CompareAndSet(key=KEYS.route(slot), expected_revision=revisions[KEYS.route(slot)], value=after)
+        )
+        operations.append(CompareAndDelete(key=KEYS.move(slot), expected_revision=revisions[KEYS.move(slot)]))
+    for at in range(0, len(operations), TRANSACTION_OPS_MAX):
+        assert await registry.transact(operations[at : at + TRANSACTION_OPS_MAX]) is not None
     return len(moves)
 
 
