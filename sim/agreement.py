@@ -89,7 +89,7 @@ def _why(world: World, route: Route) -> str:
 async def _given_up(world: World, machine: Machine, slot: int) -> bool:
     """Whether nothing is left of a copy that no route names."""
     process, store = machine.process, machine.store
-    if process is None or store is None or not process.alive:
+    if process is None or store is None:
         return False
     task = world.loop.create_task(store.holds(slot), context=process.context())
     while not task.done():
