@@ -228,7 +228,12 @@ async def _heal(table: RouteTable, gathered: Gathering, *, slots: SlotsWanted, s
     views = []
     for route in table.routes:
         views.append(
-            view_slot(route, {node: slots.get(route.slot) for node, slots in known.items()}, since_ms=since_ms)
+            view_slot(
+                route,
+                {node: slots.get(route.slot) for node, slots in known.items()},
+                since_ms=since_ms,
+                replicas=table.cluster.replicas,
+            )
         )
         if len(views) % SLOTS_AT_ONCE == 0:
             await asyncio.sleep(0)

@@ -360,6 +360,11 @@ def _heal_schema() -> Schema:
             "items": _TEXT,
             "description": "Their disks refuse new bytes: nothing is mended there.",
         },
+        "target": {**count, "description": "How many copies there are to be of each slot."},
+        "slots_below_target": {**count, "description": "With fewer voters than that: the cluster has too few nodes."},
+        "fewest_copies": {**count, "description": "How many voters the slot has that has fewest."},
+        "slots_moving": {**count, "description": "On their way to other nodes."},
+        "bytes_moving": {**count, "description": "What the new copies of those lack."},
         "by_slot": {"type": "array", "items": {"type": "object"}, "description": "Only with ?slots."},
     }
     return _struct({**known, **more}, optional=tuple(more))
