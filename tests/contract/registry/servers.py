@@ -149,9 +149,10 @@ class EtcdServer(Server):
     PROGRAM = "etcd"
     PACKAGE = "etcd-server"
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, scheme: str = "http") -> None:
         super().__init__(folder)
         self.options = options
+        self.scheme = scheme
 
     @property
     def url(self) -> str:
@@ -159,7 +160,7 @@ class EtcdServer(Server):
 
     @property
     def client_url(self) -> str:
-        return f"http://{HOST}:{self.port}"
+        return f"{self.scheme}://{HOST}:{self.port}"
 
     @property
     def peer_url(self) -> str:
