@@ -231,11 +231,15 @@ class FakeStatus:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.worry: str | None = None
         self.asked: list[tuple[str, int | None]] = []
         self.wanted: list[tuple[MembershipAction, tuple[str, ...], bool, bool]] = []
 
     def not_ready(self) -> str | None:
         return self.reason
+
+    def warning(self) -> str | None:
+        return self.worry
 
     async def cluster(self, *, slots: SlotsWanted = "", since_ms: int | None = None) -> dict[str, Any]:
         self.asked.append((slots, since_ms))
