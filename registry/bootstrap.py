@@ -25,7 +25,17 @@ from amberblob.errors import ConfigError, NotReady, RegistryUnavailable
 from registry.interface import TRANSACTION_OPS_MAX, CompareAndSet, Registry, Snapshot
 from registry.keys import Keys
 from registry.placement import place
-from registry.routes import FORMAT_VERSION, ClusterInfo, Liveness, NodeInfo, Route, RouteTable, decode, encode
+from registry.routes import (
+    FORMAT_VERSION,
+    ClusterInfo,
+    Liveness,
+    NodeInfo,
+    Route,
+    RouteTable,
+    decode,
+    encode,
+    unknown_format,
+)
 from registry.snapshot import table_of
 
 _log = structlog.get_logger(__name__)
@@ -95,7 +105,7 @@ async def ensure_cluster(
 
     Raises:
         RegistryUnavailable: it cannot be reached, or has no cluster although the disk belongs to one.
-        ConfigError: slot count or replicas are not what the cluster was made with, or its format is newer.
+        ConfigError: slot count or replicas are not what the cluster was made with, or its format is not known.
     """
     key = Keys(settings.name).cluster
     entry = await registry.get(key)
@@ -126,11 +136,8 @@ async def ensure_cluster(
 
 
 def _check_settings(cluster: ClusterInfo, settings: ClusterSettings) -> None:
-    if cluster.format_version > FORMAT_VERSION:
-        raise ConfigError(
-            f"Cluster {cluster.name!r} has format {cluster.format_version}; this software knows {FORMAT_VERSION}. "
-            "Install a newer version."
-        )
+    if (unknown := unknown_format(cluster)) is not None:
+        raise ConfigError(unknown)
     for name, wanted, is_ in (
         ("slot_count", settings.slot_count, cluster.slot_count),
         ("replicas", settings.replicas, cluster.replicas),

@@ -18,6 +18,9 @@ from amberblob.ids import slot_of
 FORMAT_VERSION = 1
 """Of what this version writes into a registry."""
 
+FORMAT_VERSION_OLDEST = 1
+"""The oldest that it can work with. Fields that are added with a default do not make a new format (rfc/0015)."""
+
 
 class ClusterInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The cluster's identity, and what was fixed when it was made.
@@ -222,8 +225,10 @@ def advance(seen: RouteTable | None, read: RouteTable) -> RouteTable:
     broke the registry's rules). Nodes are as read, and those that are still named by a kept route stay known.
 
     Raises:
-        RegistryUnavailable: ``read`` is of another cluster.
+        RegistryUnavailable: ``read`` is of another cluster, or of a format that this version does not know.
     """
+    if (unknown := unknown_format(read.cluster)) is not None:
+        raise RegistryUnavailable(f"{unknown} Until then this node goes on with the routes that it has.")
     if seen is None:
         return read
     if seen.cluster.cluster_id != read.cluster.cluster_id:
@@ -235,6 +240,25 @@ def advance(seen: RouteTable | None, read: RouteTable) -> RouteTable:
     named = {node for route in routes for node in route.all_nodes}
     kept = {node: info for node, info in seen.nodes.items() if node in named}
     return RouteTable(cluster=read.cluster, routes=routes, nodes={**kept, **read.nodes})
+
+
+def unknown_format(cluster: ClusterInfo) -> str | None:
+    """What is wrong with the format of the registry's contents, and what to do; None when this version knows it."""
+    found = cluster.format_version
+    if FORMAT_VERSION_OLDEST <= found <= FORMAT_VERSION:
+        return None
+    known = (
+        f"{FORMAT_VERSION_OLDEST} to {FORMAT_VERSION}"
+        if FORMAT_VERSION_OLDEST < FORMAT_VERSION
+        else f"{FORMAT_VERSION}"
+    )
+    older = found < FORMAT_VERSION_OLDEST
+    todo = (
+        "Upgrade the cluster through the versions in between."
+        if older
+        else "Install the newer version of AmberBlob that wrote it on this node."
+    )
+    return f"Cluster {cluster.name!r} has format {found} in the registry; this version knows {known}. {todo}"
 
 
 def build_table(cluster: ClusterInfo, routes: Mapping[int, Route], nodes: Mapping[str, NodeInfo]) -> RouteTable | None:
