@@ -43,13 +43,14 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 def test_systemd_finds_nothing_wrong(analyze, unit):
     done = run(analyze, "verify", "--man=no", str(unit))
-    assert (done.returncode, done.stderr.strip()) == (0, "")
+    ours = [line for line in done.stderr.splitlines() if "amberblob" in line]  # it looks at the machine's own units, too
+    assert (done.returncode, ours) == (0, []), done.stderr
 
 
 def test_systemd_finds_mistakes(analyze, unit):
     unit.write_text(unit.read_text().replace("ProtectSystem=strict", "ProtectSystem=strct\nNoSuchKey=1"))
     done = run(analyze, "verify", "--man=no", str(unit))
-    assert "ProtectSystem" in done.stderr and "NoSuchKey" in done.stderr
+    assert "protect system" in done.stderr and "NoSuchKey" in done.stderr
 
 
 def test_it_may_do_little(analyze, unit):
@@ -85,11 +86,12 @@ def test_the_user_is_made(tmp_path):
     assert settings()["User"] == settings()["Group"] == ["amberblob"]
     assert re.search(r"^u amberblob ", users, re.MULTILINE)
     if (sysusers := shutil.which("systemd-sysusers")) is not None:
+        (tmp_path / "etc").mkdir()
         done = run(sysusers, f"--root={tmp_path}", str(DEPLOY / "systemd" / "amberblob.sysusers.conf"))
         assert done.returncode == 0, done.stderr
         assert re.search(r"^amberblob:.*:/var/lib/amberblob:", (tmp_path / "etc/passwd").read_text(), re.MULTILINE)
     for line in (DEPLOY / "systemd" / "amberblob.tmpfiles.conf").read_text().splitlines():
         if not line.startswith("#"):
             kind, path, mode, user, group, age = line.split()
-            assert (kind, user in ("root", "amberblob"), group, age) == ("d", True, "amberblob", "-")
+            assert (kind, group, age) == ("d", "amberblob", "-") and user in ("root", "amberblob")
             assert path in ("/etc/amberblob", "/var/lib/amberblob") and mode == "0750"
