@@ -17,6 +17,7 @@ import contextlib
 import math
 import os
 import threading
+import warnings
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -43,8 +44,10 @@ from registry.urls import ServerUrl, address_of, server_url
 
 os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
 try:
-    import grpc
-    from etcd3 import etcdrpc as rpc
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # hundreds, about how its messages were generated
+        import grpc
+        from etcd3 import etcdrpc as rpc
 except ImportError as error:
     raise ConfigError(
         f"[cluster] registry: etcd:// needs more packages ({error}). Install them: pip install 'amberblob[etcd]'"
@@ -59,6 +62,9 @@ FORM = "etcd://[user:password@]host:port[,host2:port2][?ca=FILE[&cert=FILE&key=F
 PORT = 2379
 CALL_TIMEOUT_S = 5.0
 """A whole call, over all endpoints."""
+
+CONNECT_S = 1.0
+"""So long a call waits for a connection when none of the members could be reached at once."""
 
 FRESH_S = 1.0
 """So long after an answer a connection is trusted with a write untried."""
@@ -83,8 +89,10 @@ _OPTIONS = (
     # A member that came back is used soon: by default gRPC waits up to two minutes before it connects again.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),
-    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.enable_http_proxy", 0),
+    # Else the clients of one process share connections, and each other's waits before the next try.
+    ("grpc.use_local_subchannel_pool", 1),
 )
 
 # A member cut off from the others says so, instead of serving a watch that hears nothing.
@@ -125,18 +133,22 @@ class _Endpoint:
         return _REQUIRE_LEADER if self.token is None else (*_REQUIRE_LEADER, ("token", self.token))
 
 
+_Ask = Callable[[_Endpoint, dict[str, Any]], Any]
+"""A stub's method with its request; gets the member, and timeout, metadata and the like as keyword arguments."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """A call that may be repeated on another member. ``ask`` gets endpoint, timeout (seconds) and metadata."""
+    """A call that may be repeated, also on another member."""
 
-    ask: Callable[[_Endpoint, float, Any], Any]
+    ask: _Ask
 
 
 @dataclass(frozen=True, slots=True)
 class _Write:
     """A call that is sent once."""
 
-    ask: Callable[[_Endpoint, float, Any], Any]
+    ask: _Ask
 
 
 class EtcdLease:
@@ -225,7 +237,7 @@ class EtcdRegistry:
         check_operations(operations)
         request = rpc.TxnRequest(compare=[_compare(it) for it in operations], success=[_put(it) for it in operations])
         try:
-            response = await self._told(_Write(lambda at, timeout, meta: at.kv.Txn(request, timeout, metadata=meta)))
+            response = await self._told(_Write(lambda at, how: at.kv.Txn(request, **how)))
         except _Refused as refused:
             if refused.code == grpc.StatusCode.NOT_FOUND:  # a lease that it names
                 return None
@@ -278,9 +290,7 @@ class EtcdRegistry:
 
     async def lease(self, ttl_s: float) -> EtcdLease:
         request = rpc.LeaseGrantRequest(TTL=max(1, math.ceil(ttl_s)))
-        response = await self._call(
-            _Write(lambda at, timeout, meta: at.leases.LeaseGrant(request, timeout, metadata=meta))
-        )
+        response = await self._call(_Write(lambda at, how: at.leases.LeaseGrant(request, **how)))
         return EtcdLease(self, response.ID, float(response.TTL))
 
     async def close(self) -> None:
@@ -299,8 +309,8 @@ class EtcdRegistry:
         """Move a lease's end away; False when it has ended."""
         request = rpc.LeaseKeepAliveRequest(ID=number)
 
-        def ask(at: _Endpoint, timeout: float, meta: Any) -> Any:
-            return next(at.leases.LeaseKeepAlive(iter([request]), timeout, metadata=meta))
+        def ask(at: _Endpoint, how: dict[str, Any]) -> Any:
+            return next(at.leases.LeaseKeepAlive(iter([request]), **how))
 
         return bool((await self._call(_Read(ask))).TTL > 0)
 
@@ -309,7 +319,7 @@ class EtcdRegistry:
         request = rpc.LeaseRevokeRequest(ID=number)
         try:
             # Ending twice is ending once, so this write may be repeated.
-            await self._call(_Read(lambda at, timeout, meta: at.leases.LeaseRevoke(request, timeout, metadata=meta)))
+            await self._call(_Read(lambda at, how: at.leases.LeaseRevoke(request, **how)))
         except _Refused as refused:
             if refused.code != grpc.StatusCode.NOT_FOUND:
                 raise
@@ -370,24 +380,28 @@ class EtcdRegistry:
         share_s = self._call_timeout_s / len(self._endpoints)
         failures: list[str] = []
         late = False
-        for _ in self._endpoints:
+        for turn in range(len(self._endpoints) + 1):
+            # After all refused at once comes one more turn that waits a moment: gRPC does not try to connect at every call.
+            patient = turn == len(self._endpoints)
             endpoint = self._endpoints[self._current]
+            share_s = min(share_s, CONNECT_S) if patient else share_s
             timeout_s = min(share_s, end_s - clock())
-            if timeout_s <= 0:
+            if timeout_s <= 0 or (patient and late):
                 break
             sent = False
             try:
                 if isinstance(call, _Write) and clock() - endpoint.answered_s > FRESH_S:
-                    self._ask(endpoint, _PROBE.ask, timeout_s)
+                    self._ask(endpoint, _PROBE.ask, timeout_s, patient)
                     timeout_s = min(share_s, max(0.1, end_s - clock()))
                 sent = True
-                answer = self._ask(endpoint, call.ask, timeout_s)
+                answer = self._ask(endpoint, call.ask, timeout_s, patient)
             except grpc.RpcError as error:
                 code, details = _code(error), _details(error)
                 if code not in _TRY_ANOTHER and not _is_passing(details):
                     raise _Refused(f"The registry {self._where} refuses: {details}{_hint(details)}", code) from error
-                failures.append(f"{endpoint.address}: {code.name.lower()}: {details}")
-                late = late or code == grpc.StatusCode.DEADLINE_EXCEEDED
+                if not patient:
+                    failures.append(f"{endpoint.address}: {code.name.lower()}: {details}")
+                    late = late or code == grpc.StatusCode.DEADLINE_EXCEEDED
                 self._leave(endpoint)
                 if sent and isinstance(call, _Write):
                     break
@@ -405,21 +419,22 @@ class EtcdRegistry:
         if self._endpoints[self._current] is endpoint:
             self._current = (self._current + 1) % len(self._endpoints)
 
-    def _ask(self, endpoint: _Endpoint, ask: Callable[[_Endpoint, float, Any], Any], timeout_s: float) -> Any:
+    def _ask(self, endpoint: _Endpoint, ask: _Ask, timeout_s: float, patient: bool) -> Any:
         """One question to one member, as the user; a token that has run out is fetched anew."""
+        how = {"timeout": timeout_s, "wait_for_ready": patient}
         if self._user and endpoint.token is None:
-            self._log_in(endpoint, timeout_s)
+            self._log_in(endpoint, how)
         try:
-            return ask(endpoint, timeout_s, endpoint.metadata())
+            return ask(endpoint, {**how, "metadata": endpoint.metadata()})
         except grpc.RpcError as error:
             if not self._user or not _is_token_lost(error):
                 raise
-            self._log_in(endpoint, timeout_s)
-            return ask(endpoint, timeout_s, endpoint.metadata())
+            self._log_in(endpoint, how)
+            return ask(endpoint, {**how, "metadata": endpoint.metadata()})
 
-    def _log_in(self, endpoint: _Endpoint, timeout_s: float) -> None:
+    def _log_in(self, endpoint: _Endpoint, how: dict[str, Any]) -> None:
         request = rpc.AuthenticateRequest(name=self._user, password=self._password)
-        endpoint.token = endpoint.auth.Authenticate(request, timeout_s, metadata=_REQUIRE_LEADER).token
+        endpoint.token = endpoint.auth.Authenticate(request, metadata=_REQUIRE_LEADER, **how).token
 
     # -- streams
 
@@ -428,13 +443,16 @@ class EtcdRegistry:
         request = rpc.WatchRequest(
             create_request=rpc.WatchCreateRequest(key=start, range_end=end, start_revision=max(1, from_revision))
         )
-        stream = _Stream(self._endpoints[self._current], request, self._where)
+        try:
+            stream = _Stream(self._endpoints[self._current], request, self._where)
+        except ValueError as error:  # gRPC's word for a channel that was closed
+            raise RegistryUnavailable(f"The registry client is closed ({error}).") from error
         self._streams.add(stream)
         return stream
 
 
 def _range(request: Any) -> _Read:
-    return _Read(lambda at, timeout, meta: at.kv.Range(request, timeout, metadata=meta))
+    return _Read(lambda at, how: at.kv.Range(request, **how))
 
 
 _PROBE = _range(rpc.RangeRequest(key=b"\0", count_only=True))

@@ -86,15 +86,15 @@ class Server:
         until_sync(lambda: self.answers() or not self.running, f"{self.PROGRAM} serves")
         assert self.running, (self.folder / "log").read_text()[-2000:]
 
-    def signal(self, number: int) -> None:
+    def send(self, number: int) -> None:
         assert self.process is not None
         self.process.send_signal(number)
 
     def stop(self, number: int = signal.SIGKILL) -> None:
         """End it: by default as a crash would."""
         if self.process is not None:
-            self.signal(signal.SIGCONT)
-            self.signal(number)
+            self.send(signal.SIGCONT)
+            self.send(number)
             self.process.wait(20)
 
     def restart(self) -> None:
@@ -153,6 +153,9 @@ class EtcdServer(Server):
             f"--initial-advertise-peer-urls={self.peer_url}",
             f"--initial-cluster=default={self.peer_url}",
             "--log-level=error",
+            # A new leader waits for an election's time, and no lease is shorter than one and a half of them.
+            "--heartbeat-interval=20",
+            "--election-timeout=200",
             *self.options,
         ]
 
@@ -167,7 +170,7 @@ class EtcdServer(Server):
         """``ask`` with a channel to the server: for what no registry does, like compaction."""
         import grpc
 
-        with grpc.insecure_channel(f"{HOST}:{self.port}") as channel:
+        with grpc.insecure_channel(f"{HOST}:{self.port}", (("grpc.use_local_subchannel_pool", 1),)) as channel:
             return ask(channel)
 
     def compact(self) -> None:
