@@ -89,7 +89,6 @@ lock: ## recompute the lock files (ARGS go to pip-compile, for example --upgrade
 	$(LOCK_VENV)/bin/python -m pip --disable-pip-version-check install --quiet '$(PIP_TOOLS)'
 	$(PIP_COMPILE) $(ARGS) --extra etcd --extra redis --output-file requirements.lock pyproject.toml
 	$(PIP_COMPILE) $(ARGS) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
-	$(PIP_COMPILE) $(ARGS) --extra etcd --extra redis --constraint requirements.lock --output-file deploy/requirements.lock pyproject.toml
 	$(PIP_COMPILE) $(ARGS) --output-file bench/rivals/swift.lock bench/rivals/swift.in
 
 clean: ## remove the virtual environments, caches and build output

@@ -45,7 +45,7 @@ WIRE_VERSIONS = WireVersions(1, 2)
 1: the first. 2: introductions tell a range of versions, and :data:`SINCE` says which requests may be sent.
 """
 
-SINCE: Mapping[str, int] = {}
+SINCE: Mapping[str, int] = {"AskCopies": 2}
 """Requests that not every spoken version knows: the name of the message's class, and the first version with it.
 
 They are not sent to a peer with which an older version was agreed on. A field at the end of a message, with a default that says

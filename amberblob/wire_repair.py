@@ -91,6 +91,12 @@ class AskHealth(Message, frozen=True, array_like=True, kw_only=True, tag="T"):
     first: Slot = 0
 
 
+class AskCopies(Message, frozen=True, array_like=True, kw_only=True, tag="J"):
+    """How far are your copies of these slots (a bitmap)? Asked by who moves slots. What was applied before is in the answer."""
+
+    slots: bytes
+
+
 class LookAtPath(Message, frozen=True, array_like=True, kw_only=True, tag="X"):
     """A reader saw that the asked copy lacks something of this path that others have: mend it. Answered by Done, at once."""
 
@@ -170,6 +176,32 @@ class LogReply(Message, frozen=True, array_like=True, kw_only=True, tag="5"):
     gap: bool = False
 
 
+class CopyState(msgspec.Struct, gc=False, frozen=True, array_like=True):
+    """One copy, whether or not a route names it.
+
+    Attributes:
+        epoch: the highest that it has seen; ``synced_epoch``: in which it was last filled from a majority.
+        objects: paths with a record.
+        wanted: versions whose bytes are not all here, ``wanted_bytes`` their size.
+        undecided: records that are not known to be chosen.
+    """
+
+    slot: Slot
+    incarnation: str
+    epoch: Number
+    synced_epoch: Number
+    objects: int
+    wanted: int
+    wanted_bytes: int
+    undecided: int
+
+
+class CopiesReply(Message, frozen=True, array_like=True, kw_only=True, tag="7"):
+    """The copies of the slots that were asked for, ascending; slots of which nothing was ever here are told too."""
+
+    copies: tuple[CopyState, ...]
+
+
 class SlotHealth(msgspec.Struct, gc=False, frozen=True, array_like=True):
     """One copy of a slot.
 
@@ -227,8 +259,9 @@ RepairRequest = (
     | ForgetStub
     | AskHealth
     | LookAtPath
+    | AskCopies
 )
-RepairReply = RootsReply | BucketsReply | ItemsReply | HeadsReply | LogReply | HealthReply
+RepairReply = RootsReply | BucketsReply | ItemsReply | HeadsReply | LogReply | HealthReply | CopiesReply
 
 
 def bitmap_of(slots: set[int] | frozenset[int] | list[int] | tuple[int, ...]) -> bytes:

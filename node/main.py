@@ -45,7 +45,7 @@ from registry.cache import load_cache
 from registry.factory import open_registry
 from registry.interface import Registry
 from registry.readmit import readmit
-from registry.routes import ClusterInfo, NodeInfo, RouteTable
+from registry.routes import FORMAT_VERSION, ClusterInfo, NodeInfo, RouteTable
 from registry.view import RouteWatcher
 
 log = structlog.get_logger(__name__)
@@ -287,6 +287,7 @@ class Node:
             capacity_bytes=_capacity_bytes(config.node.disk),
             version=software_version(),
             started_at_ms=self._clock.wall_ms(),
+            registry_format=FORMAT_VERSION,
         )
         table = await self._enter(registry, settings, cluster, me, status)
         self._watcher = RouteWatcher(

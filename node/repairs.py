@@ -10,12 +10,15 @@ from collections.abc import Callable
 from amberblob.ballot import SlotState
 from amberblob.digests import DIGEST_BYTES
 from amberblob.errors import BadRequest
-from amberblob.limits import FRAME_BYTES_MAX
+from amberblob.limits import FRAME_BYTES_MAX, SLOT_COUNT_MAX
 from amberblob.wire import Done, RefusalReason, Reply
 from amberblob.wire_repair import (
+    AskCopies,
     AskHealth,
     CompareBuckets,
     CompareRoots,
+    CopiesReply,
+    CopyState,
     HealthReply,
     LogHeads,
     LookAtPath,
@@ -23,6 +26,7 @@ from amberblob.wire_repair import (
     PullPaths,
     PullSlot,
     ReadLog,
+    slots_in,
 )
 from antientropy.answers import answer, unlike_digest
 from chunkstore.interface import ReplicaStore
@@ -31,7 +35,16 @@ SLOTS_MAX = FRAME_BYTES_MAX // (2 * DIGEST_BYTES)
 """In one question about roots or logs. Half a frame of roots; the heads of logs, with the incarnations of all of them, fit too."""
 
 Question = (
-    CompareRoots | CompareBuckets | PullDiffering | PullPaths | PullSlot | LogHeads | ReadLog | AskHealth | LookAtPath
+    CompareRoots
+    | CompareBuckets
+    | PullDiffering
+    | PullPaths
+    | PullSlot
+    | LogHeads
+    | ReadLog
+    | AskHealth
+    | LookAtPath
+    | AskCopies
 )
 """All of :mod:`amberblob.wire_repair` but ForgetStub, which changes something: that is the protocol's."""
 
@@ -80,10 +93,12 @@ class Repairs:
             return await self._health(message)
         if isinstance(message, LookAtPath):
             return await self._look_at(message.slot, message.path)
-        if isinstance(message, CompareRoots | LogHeads):
+        if isinstance(message, CompareRoots | LogHeads | AskCopies):
             slots = sum(byte.bit_count() for byte in message.slots)
             if slots > SLOTS_MAX:
                 raise BadRequest(f"{slots} slots in one question; at most {SLOTS_MAX}")
+        if isinstance(message, AskCopies):
+            return await self._copies(slots_in(message.slots))
         return await answer(self._store, message, standing=self._standing, found_wrong=self.found_wrong)
 
     def _standing(self, slot: int) -> RefusalReason | None:
@@ -98,6 +113,29 @@ class Repairs:
             else:
                 self.compare(slot)
         return Done()
+
+    async def _copies(self, slots: list[int]) -> CopiesReply:
+        """How far these copies are; what is wanted of what was applied before the question is in it."""
+        if any(slot >= SLOT_COUNT_MAX for slot in slots):
+            raise BadRequest("slots that there are not")
+        await self._store.settle(slots)
+        undecided = {slot: len(await self._store.undecided(slot)) for slot in slots}
+        copies = []
+        for slot in slots:
+            state, tally = self._store.slot_state(slot), self._store.tally(slot)
+            copies.append(
+                CopyState(
+                    slot=slot,
+                    incarnation=state.incarnation,
+                    epoch=state.epoch,
+                    synced_epoch=state.synced_epoch,
+                    objects=tally.objects,
+                    wanted=tally.wanted,
+                    wanted_bytes=tally.wanted_bytes,
+                    undecided=undecided[slot],
+                )
+            )
+        return CopiesReply(copies=tuple(copies))
 
     async def _health(self, message: AskHealth) -> HealthReply:
         if message.heal:

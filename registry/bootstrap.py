@@ -26,7 +26,7 @@ from registry.interface import TRANSACTION_OPS_MAX, CompareAndSet, Registry, Sna
 from registry.keys import Keys
 from registry.placement import place
 from registry.routes import (
-    FORMAT_VERSION,
+    FORMAT_VERSION_OLDEST,
     ClusterInfo,
     Liveness,
     NodeInfo,
@@ -121,7 +121,7 @@ async def ensure_cluster(
             slot_count=settings.slot_count,
             replicas=settings.replicas,
             chunk_bytes=settings.chunk_bytes,
-            format_version=FORMAT_VERSION,
+            format_version=FORMAT_VERSION_OLDEST,
             created_at_ms=now_ms,
         )
         if await registry.compare_and_set(key, 0, encode(cluster)) is not None:

@@ -5,6 +5,8 @@
 <name>/nodes/<node id>  NodeInfo, durable
 <name>/routes/<slot>    Route, slot in five digits
 <name>/alive/<node id>  Liveness, under a lease
+<name>/membership       Membership: what operators want of the nodes
+<name>/moves/<slot>     Move: where a slot is to go, slot in five digits
 """
 
 from __future__ import annotations
@@ -46,6 +48,17 @@ class Keys:
     @property
     def alive(self) -> str:
         return f"{self.name}/alive/"
+
+    @property
+    def membership(self) -> str:
+        return f"{self.name}/membership"
+
+    @property
+    def moves(self) -> str:
+        return f"{self.name}/moves/"
+
+    def move(self, slot: int) -> str:
+        return f"{self.moves}{slot:0{_SLOT_DIGITS}d}"
 
     def node(self, node_id: str) -> str:
         return self.nodes + node_id

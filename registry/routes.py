@@ -7,6 +7,7 @@ with another disk is not the member that the route names, and has no vote until 
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Collection, Iterable, Mapping
 from typing import Literal, TypeVar
 
@@ -15,11 +16,14 @@ import msgspec
 from amberblob.errors import NotReady, RegistryUnavailable
 from amberblob.ids import slot_of
 
-FORMAT_VERSION = 1
-"""Of what this version writes into a registry."""
+FORMAT_VERSION = 2
+"""The newest format of a registry's contents that this version knows. 2: members of routes change (rfc/0013)."""
 
 FORMAT_VERSION_OLDEST = 1
-"""The oldest that it can work with. Fields that are added with a default do not make a new format (rfc/0015)."""
+"""The oldest that it can work with, and the one in which a cluster is made; ``registry.formats`` raises it when that is needed.
+
+Fields that are added with a default do not make a new format (rfc/0015).
+"""
 
 
 class ClusterInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +59,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
         capacity_bytes: the weight of its disk in placement.
         version: of the software.
         started_at_ms: since the Unix epoch.
+        registry_format: the newest format of the registry's contents that it knows; 1: also one that does not tell.
     """
 
     node_id: str
@@ -66,6 +71,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     capacity_bytes: int
     version: str
     started_at_ms: int
+    registry_format: int = 1
 
 
 class Liveness(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,13 +95,54 @@ class Member(msgspec.Struct, frozen=True, order=True):
     since: int = 1
 
 
+class NodeState(enum.StrEnum):
+    """What the operators want of a node (rfc/0013)."""
+
+    ACTIVE = "active"
+    """It is to hold its share of the slots."""
+    DRAINING = "draining"
+    """It is to hold none, and stays a node that takes requests."""
+    REMOVED = "removed"
+    """It is no node of the cluster any more, and is refused if it comes back with that id."""
+
+
+class Membership(msgspec.Struct, frozen=True, kw_only=True):
+    """What operators want of the nodes; changed by compare-and-set, each change raises ``generation``.
+
+    A node that is registered and not in ``nodes`` is a *spare*: it takes requests and holds nothing until it is joined. Before the
+    first change there is no such value: then the nodes that the routes name are active.
+
+    Attributes:
+        planning: the moves of this generation are still being written: whoever sees that for long plans anew.
+        moves: how many slots the last plan moves, ``copies`` how many copies that makes.
+        action: what the operator asked for, for people ("join n4").
+        changed_at_ms: since the Unix epoch.
+    """
+
+    generation: int
+    nodes: dict[str, NodeState]
+    planning: bool = False
+    moves: int = 0
+    copies: int = 0
+    action: str = ""
+    changed_at_ms: int = 0
+
+
+class Move(msgspec.Struct, frozen=True, kw_only=True):
+    """The nodes that are to be a slot's voters, in the order of the route that is wanted. ``generation``: of the plan."""
+
+    slot: int
+    generation: int
+    nodes: tuple[str, ...]
+
+
 class Route(msgspec.Struct, frozen=True, kw_only=True):
     """Who holds a slot.
 
     Attributes:
         epoch: 1 when made; every change raises it.
         voters: whose majorities decide.
-        learners: hold or fetch the slot's data and have no vote.
+        learners: fetch the slot's data and have no vote; only when stable.
         state: ``joint`` while the slot moves from ``voters`` to ``next_voters``: majorities of both are needed.
         next_voters: empty when stable.
     """
@@ -117,6 +164,11 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
         for members in (self.voters, self.next_voters, self.learners):
             if len({member.node for member in members}) != len(members):
                 raise ValueError("a node is named twice")
+        both = {member.node: member for member in self.voters}
+        if any(both.get(member.node, member) != member for member in self.next_voters):
+            raise ValueError("a node that stays has the same copy in both sets")
+        if any(member.node in both for member in self.learners) or (self.learners and self.next_voters):
+            raise ValueError("learners are no voters, and there are none in a joint route")
 
     @property
     def majority(self) -> int:
@@ -160,12 +212,18 @@ def _count(members: Iterable[Member], nodes: Collection[str]) -> int:
 class RouteTable(msgspec.Struct, frozen=True, kw_only=True):
     """An immutable snapshot of the cluster: complete (every slot has its route), or it is not built at all.
 
-    Do not change ``nodes`` in place.
+    Do not change ``nodes`` and ``moves`` in place.
+
+    Attributes:
+        moves: by slot, where a slot is to go. A wish: routes alone say who holds it.
+        membership: what operators want of the nodes; None before their first change.
     """
 
     cluster: ClusterInfo
     routes: tuple[Route, ...]
     nodes: dict[str, NodeInfo]
+    moves: dict[int, Move] = {}
+    membership: Membership | None = None
 
     def __post_init__(self) -> None:
         if [route.slot for route in self.routes] != list(range(self.cluster.slot_count)):
@@ -213,6 +271,12 @@ class RouteTable(msgspec.Struct, frozen=True, kw_only=True):
             for member in (*route.voters, *route.next_voters)
         )
 
+    def state_of(self, node_id: str) -> NodeState | None:
+        """What is wanted of the node; None: it is a spare, or not known."""
+        if self.membership is not None:
+            return self.membership.nodes.get(node_id)
+        return NodeState.ACTIVE if any(node_id in route.voter_nodes for route in self.routes) else None
+
     def epochs(self) -> tuple[int, ...]:
         """The epoch of each slot."""
         return tuple(route.epoch for route in self.routes)
@@ -239,7 +303,13 @@ def advance(seen: RouteTable | None, read: RouteTable) -> RouteTable:
     routes = tuple(new if new.epoch > old.epoch else old for old, new in zip(seen.routes, read.routes, strict=True))
     named = {node for route in routes for node in route.all_nodes}
     kept = {node: info for node, info in seen.nodes.items() if node in named}
-    return RouteTable(cluster=read.cluster, routes=routes, nodes={**kept, **read.nodes})
+    return RouteTable(
+        cluster=read.cluster,
+        routes=routes,
+        nodes={**kept, **read.nodes},
+        moves=read.moves,
+        membership=read.membership,
+    )
 
 
 def unknown_format(cluster: ClusterInfo) -> str | None:
@@ -261,16 +331,26 @@ def unknown_format(cluster: ClusterInfo) -> str | None:
     return f"Cluster {cluster.name!r} has format {found} in the registry; this version knows {known}. {todo}"
 
 
-def build_table(cluster: ClusterInfo, routes: Mapping[int, Route], nodes: Mapping[str, NodeInfo]) -> RouteTable | None:
+def build_table(
+    cluster: ClusterInfo,
+    routes: Mapping[int, Route],
+    nodes: Mapping[str, NodeInfo],
+    moves: Mapping[int, Move] | None = None,
+    membership: Membership | None = None,
+) -> RouteTable | None:
     """The table of these parts, or None while a slot has no route yet."""
     if len(routes) < cluster.slot_count or any(slot not in routes for slot in range(cluster.slot_count)):
         return None
     return RouteTable(
-        cluster=cluster, routes=tuple(routes[slot] for slot in range(cluster.slot_count)), nodes=dict(nodes)
+        cluster=cluster,
+        routes=tuple(routes[slot] for slot in range(cluster.slot_count)),
+        nodes=dict(nodes),
+        moves=dict(moves or {}),
+        membership=membership,
     )
 
 
-_Value = TypeVar("_Value", ClusterInfo, NodeInfo, Liveness, Route, RouteTable)
+_Value = TypeVar("_Value", ClusterInfo, NodeInfo, Liveness, Route, RouteTable, Membership, Move)
 
 
 def encode(value: msgspec.Struct) -> bytes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from registry.interface import Change, Delete, Put, Snapshot
 from registry.keys import Keys
-from registry.routes import ClusterInfo, Liveness, NodeInfo, Route, RouteTable, build_table, decode
+from registry.routes import ClusterInfo, Liveness, Membership, Move, NodeInfo, Route, RouteTable, build_table, decode
 
 
 @dataclass(slots=True)
@@ -21,6 +21,8 @@ class Picture:
     nodes: dict[str, NodeInfo] = field(default_factory=dict)
     routes: dict[int, Route] = field(default_factory=dict)
     alive: dict[str, Liveness] = field(default_factory=dict)
+    moves: dict[int, Move] = field(default_factory=dict)
+    membership: Membership | None = None
 
     def put(self, key: str, value: bytes) -> None:
         """A key has this value. Keys that are not known are left to newer versions.
@@ -37,6 +39,11 @@ class Picture:
         elif key.startswith(self.keys.routes):
             route = decode(value, Route, key)
             self.routes[route.slot] = route
+        elif key.startswith(self.keys.moves):
+            move = decode(value, Move, key)
+            self.moves[move.slot] = move
+        elif key == self.keys.membership:
+            self.membership = decode(value, Membership, key)
 
     def delete(self, key: str) -> None:
         """A key is gone."""
@@ -44,6 +51,8 @@ class Picture:
             self.nodes.pop(key.removeprefix(self.keys.nodes), None)
         elif key.startswith(self.keys.alive):
             self.alive.pop(key.removeprefix(self.keys.alive), None)
+        elif key.startswith(self.keys.moves):
+            self.moves.pop(int(key.removeprefix(self.keys.moves)), None)
 
     def apply(self, change: Change) -> None:
         """Take in what one revision changed. Raises RegistryUnavailable as :meth:`put`."""
@@ -58,7 +67,7 @@ class Picture:
         """The route table, or None while the cluster or a route is missing."""
         if self.cluster is None:
             return None
-        return build_table(self.cluster, self.routes, self.nodes)
+        return build_table(self.cluster, self.routes, self.nodes, self.moves, self.membership)
 
 
 def picture_of(snapshot: Snapshot, keys: Keys) -> Picture:

@@ -15,17 +15,22 @@ from amberblob.manifest import Record
 class Electorate:
     """The voters of one slot at one epoch.
 
-    Quorums come from this configured set, never from who happens to answer. A copy whose incarnation is not
+    Quorums come from these configured sets, never from who happens to answer. A copy whose incarnation is not
     the one named here has lost its memory and does not count, whatever it says.
+
+    While the slot moves (a JOINT route, rfc/0013) there are two sets, the old one and the new one, which may share copies. Then
+    whatever has to be a majority, a read quorum or a write quorum is one of each.
 
     Attributes:
         slot: the slot.
         epoch: the route's epoch; goes out with every message.
-        voters: node id to the incarnation of its copy.
-        write_quorum: how many durable accepts a write needs before it is acknowledged; at least a majority.
+        voters: node id to the incarnation of its copy; of both sets.
+        write_quorum: how many durable accepts a write needs before it is acknowledged; at least a majority. Of one set; of the
+            other one :attr:`next_write_quorum`.
         read_quorum: how many registers a read or a promise phase asks for; 0 stands for a majority, its least.
         settled: the slot is not on its way anywhere: no other voters are to come, and nobody learns it. Only then is
             there no copy beside these that could hold something older and vote later (rfc/0007, garbage).
+        old, new: the nodes of the two sets; both empty when there is one set, ``voters``.
     """
 
     slot: int
@@ -34,6 +39,8 @@ class Electorate:
     write_quorum: int
     read_quorum: int = 0
     settled: bool = True
+    old: frozenset[str] = frozenset()
+    new: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         assert self.majority <= self.write_quorum <= len(self.voters), "no quorum below a majority"

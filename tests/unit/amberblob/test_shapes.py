@@ -17,7 +17,7 @@ from tests.unit.amberblob.shapes import Shapes, current, problems
 
 FIRST: Shapes = json.loads(Path(__file__).with_name("shapes_1.json").read_text())
 
-NEW_ANSWERS: frozenset[str] = frozenset()
+NEW_ANSWERS = frozenset({"CopiesReply"})
 """Answers, and words in answers, that only those are told who asked something that older nodes cannot ask."""
 
 

@@ -139,7 +139,9 @@ class Image:
         done = subprocess.run(
             ["/bin/sh", "-e", "-c", command],
             cwd=self._folder,
-            env=self.environment | cache | {"PIP_CACHE_DIR": cache.get("PIP_CACHE_DIR", str(Path.home() / ".cache/pip"))},
+            env=self.environment
+            | cache
+            | {"PIP_CACHE_DIR": cache.get("PIP_CACHE_DIR", str(Path.home() / ".cache/pip"))},
             capture_output=True,
             text=True,
             timeout=300,

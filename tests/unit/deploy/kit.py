@@ -28,9 +28,7 @@ def schema(name: str) -> Any:
     return json.loads((SCHEMAS / name).read_text())
 
 
-def as_a_node_reads_it(
-    folder: Path, text: str, environment: Mapping[str, str], files: Mapping[str, str]
-) -> NodeConfig:
+def as_a_node_reads_it(folder: Path, text: str, environment: Mapping[str, str], files: Mapping[str, str]) -> NodeConfig:
     """The configuration of ``text`` and ``environment``; ``files``: by path, what lies there in the container.
 
     Raises:

@@ -66,7 +66,7 @@ def test_everything_is_watched_and_started_again(compose):
     dockerfile = (DEPLOY / "Dockerfile").read_text()
     for name, service in compose["services"].items():
         assert service["restart"] == "unless-stopped", name
-        assert "healthcheck" in service or "\nHEALTHCHECK " in dockerfile and name in NODES, name
+        assert "healthcheck" in service or ("\nHEALTHCHECK " in dockerfile and name in NODES), name
         assert not service["image"].endswith(":latest") and ":" in service["image"]
         for other, how in service.get("depends_on", {}).items():
             assert how == {"condition": "service_healthy"} and "healthcheck" in compose["services"][other]

@@ -111,7 +111,11 @@ def test_the_parts_fit_together(name):
     assert budget["maxUnavailable"] == 1
     affinity = pod(name)["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     assert [term["topologyKey"] for term in affinity] == ["kubernetes.io/hostname"]
-    for selector in (headless["spec"]["selector"], budget["selector"]["matchLabels"], *(t["labelSelector"]["matchLabels"] for t in affinity)):
+    for selector in (
+        headless["spec"]["selector"],
+        budget["selector"]["matchLabels"],
+        *(t["labelSelector"]["matchLabels"] for t in affinity),
+    ):
         assert selector == labels
     # Those that wait for each other have to be started together.
     assert stateful["spec"]["podManagementPolicy"] == "Parallel"

@@ -43,7 +43,9 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 def test_systemd_finds_nothing_wrong(analyze, unit):
     done = run(analyze, "verify", "--man=no", str(unit))
-    ours = [line for line in done.stderr.splitlines() if "amberblob" in line]  # it looks at the machine's own units, too
+    ours = [
+        line for line in done.stderr.splitlines() if "amberblob" in line
+    ]  # it looks at the machine's own units, too
     assert (done.returncode, ours) == (0, []), done.stderr
 
 
