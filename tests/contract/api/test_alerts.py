@@ -15,11 +15,11 @@ ALERTS = [rule for group in RULES["groups"] for rule in group["rules"]]
 
 
 async def test_every_metric_and_label_value_exists(api: Api, name: str):
-    await api.put(name, b"x")
-    await api.get(name)
-    await api.head(name)
-    await api.delete(name)
-    text = (await api("GET", "/metrics")).body.decode()
+    await api.put(name, b"x", node=0)
+    await api.get(name, node=0)
+    await api.head(name, node=0)
+    await api.delete(name, node=0)
+    text = (await api("GET", "/metrics", node=0)).body.decode()
     shown = set(re.findall(r"^(\w+)[ {]", text, re.MULTILINE))
     for alert in ALERTS:
         used = set(re.findall(r"\b(?:amberblob_\w+|process_\w+|up)\b", alert["expr"]))

@@ -103,8 +103,8 @@ def _compare(where: str, old: Any, new: Any, found: list[str], only_to_newer: fr
             if part not in old["union"] and part.get("struct") not in only_to_newer:
                 found.append(f"{where}: older nodes cannot read {part}; see amberblob.wire.SINCE")
     elif old.keys() == new.keys() == {"literal"}:
-        if gone := set(old["literal"]) - set(new["literal"]):
-            found.append(f"{where}: {sorted(gone)} is gone")
+        if removed := set(old["literal"]) - set(new["literal"]):
+            found.append(f"{where}: {sorted(removed)} is gone")
         if unknown := set(new["literal"]) - set(old["literal"]) - only_to_newer:
             found.append(f"{where}: older nodes cannot read {sorted(unknown)}")
     elif old.keys() == new.keys() and old.keys() & {"many", "dict", "tuple"}:

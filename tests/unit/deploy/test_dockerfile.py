@@ -18,7 +18,7 @@ import pytest
 
 from tests.cluster.harness import free_ports
 from tests.unit.deploy.dockerfile import Image, Stage, ignored, make_base, make_context, read_dockerfile, words_of
-from tests.unit.deploy.kit import DEPLOY, ROOT
+from tests.unit.deploy.kit import DEPLOY, ROOT, missing
 
 USER = 7700
 OPENS = """
@@ -78,7 +78,7 @@ def test_unknown_instructions_are_not_passed_over():
 def image(stages: list[Stage]) -> Iterator[Image]:
     """Both stages, carried out. Only root can make users and give files away."""
     if os.geteuid() != 0:
-        pytest.skip("making users and giving files away needs root")
+        missing("making users and giving files away needs root: run this test as root")
     folder = Path(tempfile.mkdtemp(prefix="amberblob-image-"))
     folder.chmod(0o755)
     try:
