@@ -46,6 +46,7 @@ from registry.factory import open_registry
 from registry.interface import Registry
 from registry.readmit import readmit
 from registry.routes import FORMAT_VERSION, ClusterInfo, NodeInfo, RouteTable
+from registry.trust import check_known
 from registry.view import RouteWatcher
 
 log = structlog.get_logger(__name__)
@@ -201,7 +202,7 @@ class Node:
         except RegistryUnavailable as error:
             if cached is None or known is None or cached.cluster.cluster_id != known:
                 raise
-            log.warning("registry not reachable: starting with the routes last seen", error=str(error))
+            log.warning("registry not usable: starting with the routes last seen", error=str(error))
             return cached.cluster
 
     async def _serve(
@@ -316,6 +317,8 @@ class Node:
         """Register and get the routes, waiting as long as it takes; with routes from the cache, do not wait."""
         while True:
             try:
+                if self._first_table is not None:
+                    await check_known(registry, self._first_table)
                 registration = await register_node(registry, cluster, me)
                 log.info("registered", what=str(registration))
                 return await ensure_routes(registry, cluster, settings, timeout_s=ROUTES_PATIENCE_S)

@@ -166,6 +166,10 @@ class NodeStatus(Protocol):
         """Why the node does not serve reads and writes; None when it does."""
         ...
 
+    def warning(self) -> str | None:
+        """What is wrong although the node may serve; None: nothing."""
+        ...
+
     async def cluster(self, *, slots: SlotsWanted = "", since_ms: int | None = None) -> dict[str, Any]:
         """The answer of ``GET /cluster``; asks all nodes how their copies are, and waits for each at most a second.
 

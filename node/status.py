@@ -80,6 +80,18 @@ class Status:
                 return f"{len(there)} of the {wanted} replicas that are needed are reachable; waiting for {away}"
         return None
 
+    def warning(self) -> str | None:
+        """What is wrong although the node may serve reads and writes; None: nothing."""
+        watcher = self._watcher()
+        if watcher is None or watcher.registry_ok:
+            return None
+        what = (
+            "is refused (empty, older than what was seen, or another cluster's)"
+            if watcher.registry_refused
+            else "is away"
+        )
+        return f"the registry {what}: membership stands still; see /cluster"
+
     def _voting(self, electorate: Electorate) -> list[str]:
         """The voters that are reachable with the copy that the route names, by what this node knows."""
         table, slot = self._routing.table(), electorate.slot
@@ -99,6 +111,7 @@ class Status:
         watcher = self._watcher()
         registry = {
             "ok": watcher.registry_ok if watcher else False,
+            "refused": watcher.registry_refused if watcher else False,
             "error": watcher.registry_error if watcher else "not asked yet",
             "since_ms": watcher.registry_since_ms if watcher else 0,
         }

@@ -37,6 +37,7 @@ from registry.routes import (
     unknown_format,
 )
 from registry.snapshot import table_of
+from registry.trust import RegistryRefused, check_cluster
 
 _log = structlog.get_logger(__name__)
 
@@ -101,17 +102,18 @@ async def ensure_cluster(
         mint: makes the ULID of a new cluster.
         now_ms: since the Unix epoch.
         known_cluster_id: of the disk, when it belongs to a cluster already. Then none is made: a registry that
-            lost its cluster is to be restored, not begun anew. (Whether the ids agree is the disk's to check.)
+            lost its cluster is to be restored, not begun anew.
 
     Raises:
-        RegistryUnavailable: it cannot be reached, or has no cluster although the disk belongs to one.
+        RegistryUnavailable: it cannot be reached.
+        RegistryRefused: it has no cluster, or another one, although the disk belongs to one.
         ConfigError: slot count or replicas are not what the cluster was made with, or its format is not known.
     """
     key = Keys(settings.name).cluster
     entry = await registry.get(key)
     if entry is None:
         if known_cluster_id is not None:
-            raise RegistryUnavailable(
+            raise RegistryRefused(
                 f"The registry has no cluster {settings.name!r}, but this disk belongs to cluster {known_cluster_id}. "
                 "Restore the registry from its backup, or correct [cluster] registry and name."
             )
@@ -131,6 +133,11 @@ async def ensure_cluster(
         if entry is None:
             raise RegistryUnavailable(f"The registry lost {key} just after another node made it: try again.")
     cluster = decode(entry.value, ClusterInfo, key)
+    if known_cluster_id is not None and cluster.cluster_id != known_cluster_id:
+        raise RegistryRefused(
+            f"The registry holds cluster {cluster.cluster_id} as {settings.name!r}, but this disk belongs to cluster "
+            f"{known_cluster_id}. Correct [cluster] registry and name, or give the node an empty disk."
+        )
     _check_settings(cluster, settings)
     return cluster
 
@@ -162,7 +169,9 @@ async def register_node(
     Raises:
         ConfigError: the id stays in use by another disk for ``takeover_timeout_s``.
         RegistryUnavailable: it cannot be reached.
+        RegistryRefused: it does not hold this cluster.
     """
+    await check_cluster(registry, cluster)
     keys = Keys(cluster.name)
     key = keys.node(me.node_id)
     while True:

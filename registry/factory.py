@@ -67,7 +67,6 @@ def open_registry(url: str, *, clock: Clock | None = None, create: bool = True) 
         near = difflib.get_close_matches(scheme, _BACKENDS, n=1)
         hint = f" Did you mean {near[0]}://?" if near else ""
         known = ", ".join(f"{name}://" for name in sorted(_BACKENDS))
-        raise ConfigError(
-            f"[cluster] registry = {scheme + separator!r}…: no such kind of registry; there are {known}.{hint}"
-        )
+        given = f"{scheme}://…" if separator else "a word without ://"  # not the whole: it may hold a password
+        raise ConfigError(f"[cluster] registry = {given}: no such kind of registry; there are {known}.{hint}")
     return opener(url, clock or SystemClock(), create)

@@ -6,7 +6,7 @@ of everything take its place. Routes that others act on may then be unknown to i
 
 from __future__ import annotations
 
-from amberblob.errors import RegistryUnavailable
+from registry.trust import RegistryRefused
 
 
 class Lineage:
@@ -36,16 +36,16 @@ class Lineage:
             store_id: what a store keeps for life and no other has; empty: not known.
 
         Raises:
-            RegistryUnavailable: the store is not the one that this client knew, or older. It says so until the right one
+            RegistryRefused: the store is not the one that this client knew, or older. It says so until the right one
                 is back; a new client (the process begun anew) begins without memory.
         """
         if self._store_id and store_id and store_id != self._store_id:
-            raise RegistryUnavailable(
+            raise RegistryRefused(
                 f"The registry {self._where} is another one than before (store {store_id}, it was {self._store_id}): it was "
                 "made anew, or restored. Bring the right one back; if this is its newest state, restart the nodes one by one."
             )
         if revision < seen:
-            raise RegistryUnavailable(
+            raise RegistryRefused(
                 f"The registry {self._where} is older than it was: it shows revision {revision}, and {seen} was seen. It came "
                 "back empty or from a backup. Bring its newest state back; if this is it, restart the nodes one by one."
             )

@@ -285,7 +285,7 @@ class RouteTable(msgspec.Struct, frozen=True, kw_only=True):
 def advance(seen: RouteTable | None, read: RouteTable) -> RouteTable:
     """What to work by after ``seen`` when the registry shows ``read``: never an older epoch than was seen.
 
-    Slot by slot the higher epoch is taken; at equal epochs what was seen stays (they are the same unless someone
+    (One that shows older epochs is refused before: :mod:`registry.trust`.) Slot by slot the higher epoch is taken; at equal epochs what was seen stays (they are the same unless someone
     broke the registry's rules). Nodes are as read, and those that are still named by a kept route stay known.
 
     Raises:

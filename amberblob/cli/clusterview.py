@@ -131,7 +131,12 @@ def todo(document: Mapping[str, Any]) -> list[str]:
             "look at its kernel log, and amberblob doctor --disk DIR."
         )
     registry = document.get("registry")
-    if isinstance(registry, Mapping) and registry.get("ok") is False:
+    if isinstance(registry, Mapping) and registry.get("refused"):
+        advice.append(
+            "bring the right registry back: this one is empty, older than what was seen, or another cluster's. Reads and writes go "
+            "on without it, but routes cannot change."
+        )
+    elif isinstance(registry, Mapping) and registry.get("ok") is False:
         advice.append("bring the registry back: reads and writes go on without it, but routes cannot change.")
     if not heal:
         advice.append("this node tells nothing of the copies: ask another one.")
@@ -191,7 +196,11 @@ def _registry(document: Mapping[str, Any]) -> str:
     registry = document.get("registry")
     if not isinstance(registry, Mapping):
         return "not known"
-    return "ok" if registry.get("ok") else f"cannot be reached: {registry.get('error') or 'no reason given'}"
+    if registry.get("ok"):
+        return "ok"
+    return (
+        f"{'refused' if registry.get('refused') else 'cannot be reached'}: {registry.get('error') or 'no reason given'}"
+    )
 
 
 def _slots(document: Mapping[str, Any], heal: Mapping[str, Any]) -> str:

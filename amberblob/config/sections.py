@@ -76,7 +76,13 @@ class ClusterSection(Struct, frozen=True, kw_only=True):
         Secret()
     )
     secret_file: _File = None
-    registry: Annotated[str, Meta(description="a URL, for example embedded:///var/lib/amberblob/registry.sqlite3")]
+    registry: Annotated[
+        str,
+        Meta(
+            description="a URL: embedded:///var/lib/amberblob/registry.sqlite3, etcd://host:port,host2:port2 or "
+            "redis://host:port/db"
+        ),
+    ]
     bootstrap_nodes: Annotated[
         tuple[str, ...], Meta(description="the ids of the nodes that the cluster begins with")
     ] = ()

@@ -190,6 +190,7 @@ class Cluster:
         log_level: str = "info",
         secret: str = SECRET,
         limits: Mapping[str, float] | None = None,
+        registry_url: str | None = None,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="amberblob-test-"))
         self.registry = self.folder / "registry.sqlite3"
@@ -207,7 +208,7 @@ class Cluster:
                 "cluster": {
                     "name": "test",
                     "secret": secret,
-                    "registry": f"embedded://{self.registry}",
+                    "registry": registry_url or f"embedded://{self.registry}",
                     "bootstrap_nodes": names,
                     "replicas": min(3, nodes),
                     "slot_count": slot_count,

@@ -62,6 +62,10 @@ class Server:
     def clear(self) -> None:
         raise NotImplementedError
 
+    def count(self) -> int:
+        """How many keys it has, leases without keys not counted."""
+        raise NotImplementedError
+
     @property
     def data(self) -> Path:
         return self.folder / "data"
@@ -72,6 +76,11 @@ class Server:
 
     def start(self) -> None:
         """Begin, and wait until it serves."""
+        self.begin()
+        self.wait()
+
+    def begin(self) -> None:
+        """Begin, and do not wait."""
         assert not self.running
         self.data.mkdir(exist_ok=True)
         with (self.folder / "log").open("ab") as log:
@@ -83,6 +92,9 @@ class Server:
                 stderr=subprocess.STDOUT,
                 preexec_fn=_die_with_parent,
             )
+
+    def wait(self) -> None:
+        """Until it serves."""
         until_sync(lambda: self.answers() or not self.running, f"{self.PROGRAM} serves")
         assert self.running, (self.folder / "log").read_text()[-2000:]
 
@@ -102,9 +114,11 @@ class Server:
         self.start()
 
     def empty(self) -> None:
-        """Begin anew with nothing, as after a lost disk."""
+        """Begin anew with nothing, as after a lost disk. What it had stays aside, for :meth:`set_back`."""
         self.stop()
-        shutil.rmtree(self.data)
+        aside = self.folder / "newest"
+        shutil.rmtree(aside, ignore_errors=True)
+        self.data.rename(aside)
         self.start()
 
     def save(self, name: str) -> None:
@@ -113,7 +127,7 @@ class Server:
         shutil.copytree(self.data, self.folder / name)
         self.start()
 
-    def set_back(self, name: str) -> None:
+    def set_back(self, name: str = "newest") -> None:
         """Begin with data that were kept."""
         self.stop()
         shutil.rmtree(self.data)
@@ -122,6 +136,13 @@ class Server:
 
     def close(self) -> None:
         self.stop()
+
+
+def _rpc() -> Any:
+    """etcd's messages and stubs, imported as the registry does it."""
+    import registry.etcd
+
+    return vars(registry.etcd)["rpc"]
 
 
 class EtcdServer(Server):
@@ -177,11 +198,27 @@ class EtcdServer(Server):
         """Let it forget every change up to now."""
 
         def ask(channel: Any) -> None:
-            from registry.etcd import rpc
-
+            rpc = _rpc()
             kv = rpc.KVStub(channel)
             revision = kv.Range(rpc.RangeRequest(key=b"x"), 10).header.revision
             kv.Compact(rpc.CompactionRequest(revision=revision, physical=True), 10)
+
+        self.call(ask)
+
+    def count(self) -> int:
+        rpc = _rpc()
+        everything = rpc.RangeRequest(key=b"\0", range_end=b"\0", count_only=True)
+        return int(self.call(lambda channel: rpc.KVStub(channel).Range(everything, 10, wait_for_ready=True)).count)
+
+    def enable_users(self, password: str) -> None:
+        """Have everybody log in, as root or not at all."""
+
+        def ask(channel: Any) -> None:
+            rpc = _rpc()
+            auth = rpc.AuthStub(channel)
+            auth.UserAdd(rpc.AuthUserAddRequest(name="root", password=password), 10)
+            auth.UserGrantRole(rpc.AuthUserGrantRoleRequest(user="root", role="root"), 10)
+            auth.AuthEnable(rpc.AuthEnableRequest(), 10)
 
         self.call(ask)
 
@@ -189,8 +226,7 @@ class EtcdServer(Server):
         """Delete every key and end every lease."""
 
         def ask(channel: Any) -> None:
-            from registry.etcd import rpc
-
+            rpc = _rpc()
             leases = rpc.LeaseStub(channel)
             for lease in leases.LeaseLeases(rpc.LeaseLeasesRequest(), 10).leases:
                 leases.LeaseRevoke(rpc.LeaseRevokeRequest(ID=lease.ID), 10)
@@ -203,31 +239,43 @@ class RedisServer(Server):
     PROGRAM = "redis-server"
     PACKAGE = "redis-server"
 
-    def __init__(self, folder: Path, *options: str, durable: bool = True) -> None:
+    def __init__(self, folder: Path, *options: str, durable: bool = True, password: str = "") -> None:
         super().__init__(folder)
+        self.password = password
+        options = (*options, "--requirepass", password) if password else options
         self.options = (*(("--appendonly", "yes", "--appendfsync", "always") if durable else ()), *options)
 
     @property
     def url(self) -> str:
-        return f"redis://{HOST}:{self.port}/0"
+        return f"redis://{f':{self.password}@' if self.password else ''}{HOST}:{self.port}/0"
 
     def arguments(self) -> list[str]:
         return ["--port", str(self.port), "--bind", HOST, "--dir", str(self.data), "--save", "", *self.options]
 
     def answers(self) -> bool:
-        return self.ask("PING") in ("PONG", "NOAUTH Authentication required.")
+        return self.ask("PING") in (
+            "PONG",
+            "NOAUTH Authentication required.",
+        )  # the latter where a test sets a password
 
     def clear(self) -> None:
         """Delete everything."""
         self.ask("FLUSHALL")
 
+    def count(self) -> int:
+        return int(self.ask("ZCARD", "amberblob:index"))
+
     def ask(self, *words: str) -> str:
         """One command, and the first line of what it answers; empty when the server is not there."""
-        request = f"*{len(words)}\r\n" + "".join(f"${len(word)}\r\n{word}\r\n" for word in words)
+        requests = [("AUTH", self.password), words] if self.password else [words]
+        request = "".join(
+            f"*{len(each)}\r\n" + "".join(f"${len(word)}\r\n{word}\r\n" for word in each) for each in requests
+        )
         try:
             with socket.create_connection((HOST, self.port), timeout=5) as connection:
                 connection.sendall(request.encode())
-                return connection.makefile().readline().strip().lstrip("+-:")
+                answers = connection.makefile()
+                return [answers.readline() for _ in requests][-1].strip().lstrip("+-:")
         except OSError:
             return ""
 

@@ -1,21 +1,13 @@
-"""What every registry does. A new backend adds a class to BACKENDS: several clients of one registry, and how its time passes.
-
-etcd and Redis are real servers, one each for the whole module; a test that does something to them leaves them whole.
-"""
+"""What every registry does, on all of :data:`tests.contract.registry.backends.BACKENDS`."""
 
 import asyncio
 import contextlib
-import os
 import signal
-import sqlite3
-from collections.abc import AsyncIterator
 from contextlib import aclosing
-from pathlib import Path
 
 import pytest
 
 from amberblob.errors import RegistryUnavailable
-from registry.embedded import EmbeddedRegistry
 from registry.interface import (
     TRANSACTION_OPS_MAX,
     Change,
@@ -28,171 +20,21 @@ from registry.interface import (
     Registry,
     put,
 )
-from registry.memory import MemoryRegistry, MemoryStore
-from tests.contract.registry.servers import EtcdServer, Patience, RedisServer, Server
+from tests.contract.registry.backends import (
+    CALL_TIMEOUT_S,
+    HISTORY_MAX,
+    LATE_S,
+    RESUME_S,
+    Embedded,
+    Etcd,
+    Memory,
+    OnServer,
+    Redis,
+)
+from tests.contract.registry.servers import Patience
 
-HISTORY_MAX = 20
-CALL_TIMEOUT_S = 1.0
-"""Of the clients here. A bounded time is this, and what a busy machine adds."""
-
-
-class ManualClock:
-    """Time moves only when told to."""
-
-    def __init__(self) -> None:
-        self.now_s = 1_000_000.0
-
-    def wall_ms(self) -> int:
-        return int(self.now_s * 1000)
-
-    def monotonic_s(self) -> float:
-        return self.now_s
-
-
-class Memory:
-    """``ttl_s``: of the leases of these tests."""
-
-    ttl_s = 10.0
-    server: Server | None = None
-
-    def __init__(self, folder: Path) -> None:
-        self.clock = ManualClock()
-        self.store = MemoryStore(history_max=HISTORY_MAX)
-
-    def client(self) -> Registry:
-        return MemoryRegistry(self.store, clock=self.clock)
-
-    async def elapse(self, seconds: float) -> None:
-        self.clock.now_s += seconds
-
-    def compact(self) -> None:
-        self.store.compact(self.store.revision + 1)
-
-    @contextlib.contextmanager
-    def outage(self):
-        self.store.set_down(True)
-        yield
-        self.store.set_down(False)
-
-
-class Embedded:
-    """Each client has a connection of its own, as a process of its own would."""
-
-    ttl_s = 10.0
-    server: Server | None = None
-
-    def __init__(self, folder: Path) -> None:
-        self.clock = ManualClock()
-        self.path = folder / "registry.sqlite3"
-
-    def client(self) -> Registry:
-        return EmbeddedRegistry(str(self.path), clock=self.clock, poll_s=0.01, history_max=HISTORY_MAX)
-
-    async def elapse(self, seconds: float) -> None:
-        self.clock.now_s += seconds
-
-    def compact(self) -> None:
-        with contextlib.closing(sqlite3.connect(self.path)) as db, db:
-            db.execute("DELETE FROM changes")
-            db.execute("UPDATE store SET compacted = revision")
-
-    @contextlib.contextmanager
-    def outage(self):
-        away = self.path.with_suffix(".away")
-        os.rename(self.path, away)
-        yield
-        os.rename(away, self.path)
-
-
-class OnServer:
-    """Time is the server's own."""
-
-    def __init__(self, server: Server) -> None:
-        self.server = server
-
-    async def elapse(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
-    @contextlib.contextmanager
-    def outage(self):
-        self.server.stop()
-        yield
-        self.server.start()
-
-
-class Etcd(OnServer):
-    ttl_s = 1.0  # etcd has no shorter ones
-
-    def client(self) -> Registry:
-        from registry.etcd import PORT, EtcdRegistry, server_url
-
-        url = server_url(self.server.url, port=PORT, form="", options=())
-        return EtcdRegistry(url, call_timeout_s=CALL_TIMEOUT_S, probe_s=0.3, resume_s=RESUME_S)
-
-    def compact(self) -> None:
-        self.server.compact()
-
-
-class Redis(OnServer):
-    ttl_s = 1.0
-
-    def client(self) -> Registry:
-        from registry.redis import PORT, RedisRegistry, server_url
-
-        url = server_url(self.server.url, port=PORT, form="", options=())
-        return RedisRegistry(url, call_timeout_s=CALL_TIMEOUT_S, history_max=HISTORY_MAX, resume_s=RESUME_S)
-
-    def compact(self) -> None:
-        self.server.ask("XTRIM", "amberblob:log", "MAXLEN", "0")
-
-
-BACKENDS = [Memory, Embedded, Etcd, Redis]
-RESUME_S = 1.0
-LATE_S = 5.0
-"""How late a real server may be to end a lease: etcd looks every half second, and lets a new leader's leases begin anew."""
-
-
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory):
-    """Gives a server of a kind; it is started once, and whole and empty whenever it is asked for."""
-    started: dict[type[Server], Server] = {}
-
-    def get(kind: type[Server]) -> Server:
-        if kind not in started:
-            started[kind] = kind(tmp_path_factory.mktemp(kind.PROGRAM))
-        server = started[kind]
-        if not server.running:
-            server.start()
-        server.clear()
-        return server
-
-    yield get
-    for server in started.values():
-        server.close()
-
-
-@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.__name__.lower())
-def backend(request, tmp_path, servers):
-    kinds = {Etcd: EtcdServer, Redis: RedisServer}
-    if request.param in kinds:
-        return request.param(servers(kinds[request.param]))
-    return request.param(tmp_path)
-
-
-@pytest.fixture
-async def clients(backend) -> AsyncIterator[tuple[Registry, Registry]]:
-    first, second = backend.client(), backend.client()
-    yield first, second
-    await first.close()
-    await second.close()
-
-
-@pytest.fixture
-def server(backend) -> Server:
-    """The server behind the backend, for tests of what only a server can do."""
-    if backend.server is None:
-        pytest.skip("no server of its own")
-    return backend.server
+on_servers = pytest.mark.parametrize("backend", [Etcd, Redis], indirect=True, ids=["etcd", "redis"])
+"""For what only a server can do: stop, stand still, come back with other data."""
 
 
 async def until(condition, *, deadline_s: float = 10.0):
@@ -397,10 +239,9 @@ async def test_a_compacted_revision_is_told(clients, backend):
     assert [entry.key for entry in (await two.range("")).entries] == ["a", "b", "c", "d"]
 
 
-async def test_history_is_bounded(clients, backend):
-    """etcd forgets when its operator lets it (--auto-compaction-retention); the others by themselves."""
-    if isinstance(backend, Etcd):
-        pytest.skip("etcd's own affair")
+@pytest.mark.parametrize("backend", [Memory, Embedded, Redis], indirect=True, ids=["memory", "embedded", "redis"])
+async def test_history_is_bounded(clients):
+    """By ourselves; etcd forgets when its operator lets it (--auto-compaction-retention)."""
     one, two = clients
     for i in range(HISTORY_MAX + 5):
         await one.compare_and_set(f"k{i}", 0, b"")
@@ -521,6 +362,7 @@ async def test_an_outage_is_told_and_survived(clients, backend):
     assert await two.compare_and_set("b", 0, b"") is not None
 
 
+@on_servers
 async def test_a_watch_goes_on_across_a_restart(clients, server):
     """By itself, or from where its reader was: nothing is missed, nothing comes in another order."""
     one, two = clients
@@ -563,6 +405,7 @@ async def test_a_watch_goes_on_across_a_restart(clients, server):
     assert [(change.revision, change.events[0].key) for change in seen] == [(at, f"k{i}") for i, at in enumerate(made)]
 
 
+@on_servers
 async def test_what_was_acknowledged_survives_a_crash(clients, server):
     _, two = clients
     acknowledged: dict[str, int] = {}
@@ -590,6 +433,7 @@ async def test_what_was_acknowledged_survives_a_crash(clients, server):
     assert len(found) <= len(acknowledged) + 4
 
 
+@on_servers
 async def test_a_server_that_is_away_is_told_in_bounded_time(clients, server):
     one, two = clients
     await one.get("a")
@@ -611,10 +455,12 @@ async def backend_back(registry: Registry) -> object:
     async def read() -> object:
         with contextlib.suppress(RegistryUnavailable):
             return await registry.range("")
+        return None
 
     return await until(read)
 
 
+@on_servers
 async def test_a_server_that_stands_still_is_told_in_bounded_time(clients, server):
     one, two = clients
     revision = await one.compare_and_set("a", 0, b"1")
@@ -648,6 +494,7 @@ async def test_a_server_that_stands_still_is_told_in_bounded_time(clients, serve
     assert await lease.keepalive()
 
 
+@on_servers
 async def test_a_store_that_comes_back_empty_is_recognised(clients, server):
     one, two = clients
     for i in range(3):
@@ -663,6 +510,7 @@ async def test_a_store_that_comes_back_empty_is_recognised(clients, server):
             await call
 
 
+@on_servers
 async def test_a_store_that_was_set_back_is_recognised(clients, server):
     one, two = clients
     await one.compare_and_set("a", 0, b"")

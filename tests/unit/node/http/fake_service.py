@@ -216,10 +216,14 @@ class FakeStatus:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.worry: str | None = None
         self.asked: list[tuple[str, int | None]] = []
 
     def not_ready(self) -> str | None:
         return self.reason
+
+    def warning(self) -> str | None:
+        return self.worry
 
     async def cluster(self, *, slots: SlotsWanted = "", since_ms: int | None = None) -> dict[str, Any]:
         self.asked.append((slots, since_ms))
