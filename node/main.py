@@ -49,7 +49,7 @@ from registry.factory import open_registry
 from registry.interface import Registry
 from registry.moves import RegistryRouteChanges
 from registry.readmit import readmit
-from registry.routes import ClusterInfo, NodeInfo, RouteTable
+from registry.routes import FORMAT_VERSION, ClusterInfo, NodeInfo, RouteTable
 from registry.trust import check_known
 from registry.view import RouteWatcher
 
@@ -297,6 +297,7 @@ class Node:
             capacity_bytes=_capacity_bytes(config.node.disk),
             version=software_version(),
             started_at_ms=self._clock.wall_ms(),
+            registry_format=FORMAT_VERSION,
         )
         table = await self._enter(registry, settings, cluster, me, status)
         self._watcher = RouteWatcher(
