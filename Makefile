@@ -87,7 +87,7 @@ lock: ## recompute the lock files (ARGS go to pip-compile, for example --upgrade
 	$(check-python)
 	test -x $(LOCK_VENV)/bin/python || $(PYTHON) -m venv $(LOCK_VENV)
 	$(LOCK_VENV)/bin/python -m pip --disable-pip-version-check install --quiet '$(PIP_TOOLS)'
-	$(PIP_COMPILE) $(ARGS) --output-file requirements.lock pyproject.toml
+	$(PIP_COMPILE) $(ARGS) --extra etcd --extra redis --output-file requirements.lock pyproject.toml
 	$(PIP_COMPILE) $(ARGS) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
 	$(PIP_COMPILE) $(ARGS) --output-file bench/rivals/swift.lock bench/rivals/swift.in
 

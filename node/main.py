@@ -31,10 +31,12 @@ from amberblob.metrics import Metrics
 from chunkstore.identity import read_identity
 from chunkstore.store import DiskStore
 from node.assembly import assemble
+from node.epochs import seen_epoch
 from node.healthgauges import add_costs
 from node.http.app import build_app
 from node.http.server import HttpServer
 from node.logs import configure_logs
+from node.membership import MembershipChanges
 from node.plans import RegistryPlans
 from node.routing import Routing
 from node.status import Status
@@ -47,7 +49,8 @@ from registry.factory import open_registry
 from registry.interface import Registry
 from registry.moves import RegistryRouteChanges
 from registry.readmit import readmit
-from registry.routes import ClusterInfo, NodeInfo, RouteTable
+from registry.routes import FORMAT_VERSION, ClusterInfo, NodeInfo, RouteTable
+from registry.trust import check_known
 from registry.view import RouteWatcher
 
 log = structlog.get_logger(__name__)
@@ -203,7 +206,7 @@ class Node:
         except RegistryUnavailable as error:
             if cached is None or known is None or cached.cluster.cluster_id != known:
                 raise
-            log.warning("registry not reachable: starting with the routes last seen", error=str(error))
+            log.warning("registry not usable: starting with the routes last seen", error=str(error))
             return cached.cluster
 
     async def _serve(
@@ -245,6 +248,9 @@ class Node:
             resolver=parts.resolver,
             health=parts.health,
             runner=parts.runner,
+            membership=MembershipChanges(
+                registry, cluster, self._clock, seen_epoch=partial(seen_epoch, routing, store)
+            ),
             version=software_version(),
             compare_every_s=config.repair.compare_every_s,
         )
@@ -291,6 +297,7 @@ class Node:
             capacity_bytes=_capacity_bytes(config.node.disk),
             version=software_version(),
             started_at_ms=self._clock.wall_ms(),
+            registry_format=FORMAT_VERSION,
         )
         table = await self._enter(registry, settings, cluster, me, status)
         self._watcher = RouteWatcher(
@@ -319,6 +326,8 @@ class Node:
         """Register and get the routes, waiting as long as it takes; with routes from the cache, do not wait."""
         while True:
             try:
+                if self._first_table is not None:
+                    await check_known(registry, self._first_table)
                 registration = await register_node(registry, cluster, me)
                 log.info("registered", what=str(registration))
                 return await ensure_routes(registry, cluster, settings, timeout_s=ROUTES_PATIENCE_S)

@@ -108,8 +108,12 @@ def _fitting(rows: list[HistoryRow]) -> list[HistoryRow]:
 
 
 def _looks_back(message: Prepare, record: Record | None) -> bool:
-    """Whether what the write id did has to be looked up in the database: the record's own list does not reach back."""
-    return bool(message.write_id) and record is not None and record.revision > len(record.writes)
+    """Whether what the write id did has to be looked up in the database: the record's own list does not reach back,
+    or the path may have been forgotten since the write was applied (its write ids stay).
+    """
+    if not message.write_id:
+        return False
+    return message.repeated or (record is not None and record.revision > len(record.writes))
 
 
 def _ignore(slot: int, path: str) -> None:
@@ -343,15 +347,13 @@ class Replica:
     async def _register_and_prior(self, message: Prepare) -> tuple[Register, WriteMark | None]:
         """The register as of now and what the write id did, both of the same moment."""
         register = await self._store.load(message.slot, message.path)
-        while True:
-            record = register.record
-            if record is None or not _looks_back(message, record):
-                return register, None
+        while _looks_back(message, register.record):
             prior = await self._store.find_write(message.slot, message.path, message.write_id)
             now = await self._store.load(message.slot, message.path)
-            if prior is not None or now.record is None or now.record.revision == record.revision:
+            if prior is not None or now.accepted == register.accepted:
                 return now, prior
             register = now
+        return register, None
 
     # ---- phase two
 

@@ -13,9 +13,11 @@ from node.health import ClusterHealth, Gathering
 from node.healthgauges import HealthGauges
 from node.healthview import heal_json, slots_json, unknown_heal_json
 from node.http.times import rfc3339
+from node.membership import ChangeMembership
+from node.membershipview import membership_json
 from node.protocol.quorum import Electorate
 from node.routing import Routing
-from node.service import SlotsWanted
+from node.service import MembershipAction, SlotsWanted
 from node.transport.interface import Peers
 from node.wholeness import view_cluster, view_slot
 from node.workers.resolver import Resolver
@@ -47,6 +49,7 @@ class Status:
         resolver: Resolver,
         health: ClusterHealth,
         runner: Runner,
+        membership: ChangeMembership,
         version: str,
         compare_every_s: float,
     ) -> None:
@@ -59,6 +62,7 @@ class Status:
         self._resolver = resolver
         self._health = health
         self._runner = runner
+        self._membership = membership
         self._version = version
         self._in_step_ms = int(IN_STEP_ROUNDS * compare_every_s * 1000)
 
@@ -82,6 +86,18 @@ class Status:
                 return f"{got} of the {wanted} replicas that are needed are reachable; waiting for {away}"
         return None
 
+    def warning(self) -> str | None:
+        """What is wrong although the node may serve reads and writes; None: nothing."""
+        watcher = self._watcher()
+        if watcher is None or watcher.registry_ok:
+            return None
+        what = (
+            "is refused (empty, older than what was seen, or another cluster's)"
+            if watcher.registry_refused
+            else "is away"
+        )
+        return f"the registry {what}: membership stands still; see /cluster"
+
     def _voting(self, electorate: Electorate) -> list[str]:
         """The voters that are reachable with the copy that the route names, by what this node knows."""
         table, slot = self._routing.table(), electorate.slot
@@ -101,6 +117,7 @@ class Status:
         watcher = self._watcher()
         registry = {
             "ok": watcher.registry_ok if watcher else False,
+            "refused": watcher.registry_refused if watcher else False,
             "error": watcher.registry_error if watcher else "not asked yet",
             "since_ms": watcher.registry_since_ms if watcher else 0,
         }
@@ -138,6 +155,12 @@ class Status:
             "nodes": [self._node_view(table, node, watcher) for node in sorted(table.nodes)],
             "zones": sorted({info.zone for info in table.nodes.values()}),
             "slots": self._slots(table),
+            "membership": membership_json(
+                table,
+                {node: told.slots for node, told in gathered.nodes.items() if told is not None},
+                reachable=self._peers.reachable,
+                rate_bytes_per_s=gathered.rate_bytes_per_s,
+            ),
             "heal": await _heal(table, gathered, slots=slots, since_ms=since_ms),
         }
 
@@ -150,11 +173,18 @@ class Status:
             "silent_nodes": sorted(node for node, told in gathered.nodes.items() if told is None),
         }
 
+    async def change_membership(
+        self, action: MembershipAction, nodes: tuple[str, ...], *, dry_run: bool, force: bool
+    ) -> dict[str, Any]:
+        """The answer of ``POST /cluster/membership``: see :class:`node.membership.MembershipChanges`."""
+        return await self._membership(action, nodes, dry_run=dry_run, force=force)
+
     def _node_view(self, table: RouteTable, node: str, watcher: RouteWatcher | None) -> dict[str, Any]:
         info = table.nodes[node]
         mine = table.slots_of(node)
         return {
             "node": node,
+            "wanted": "spare" if (state := table.state_of(node)) is None else state.value,
             "zone": info.zone,
             "host": info.host,
             "http": info.http_address,

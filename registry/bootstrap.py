@@ -26,7 +26,7 @@ from registry.interface import TRANSACTION_OPS_MAX, CompareAndSet, Registry, Sna
 from registry.keys import Keys
 from registry.placement import place
 from registry.routes import (
-    FORMAT_VERSION,
+    FORMAT_VERSION_OLDEST,
     ClusterInfo,
     Liveness,
     Membership,
@@ -36,8 +36,10 @@ from registry.routes import (
     RouteTable,
     decode,
     encode,
+    unknown_format,
 )
 from registry.snapshot import table_of
+from registry.trust import RegistryRefused, check_cluster
 
 _log = structlog.get_logger(__name__)
 
@@ -102,17 +104,18 @@ async def ensure_cluster(
         mint: makes the ULID of a new cluster.
         now_ms: since the Unix epoch.
         known_cluster_id: of the disk, when it belongs to a cluster already. Then none is made: a registry that
-            lost its cluster is to be restored, not begun anew. (Whether the ids agree is the disk's to check.)
+            lost its cluster is to be restored, not begun anew.
 
     Raises:
-        RegistryUnavailable: it cannot be reached, or has no cluster although the disk belongs to one.
-        ConfigError: slot count or replicas are not what the cluster was made with, or its format is newer.
+        RegistryUnavailable: it cannot be reached.
+        RegistryRefused: it has no cluster, or another one, although the disk belongs to one.
+        ConfigError: slot count or replicas are not what the cluster was made with, or its format is not known.
     """
     key = Keys(settings.name).cluster
     entry = await registry.get(key)
     if entry is None:
         if known_cluster_id is not None:
-            raise RegistryUnavailable(
+            raise RegistryRefused(
                 f"The registry has no cluster {settings.name!r}, but this disk belongs to cluster {known_cluster_id}. "
                 "Restore the registry from its backup, or correct [cluster] registry and name."
             )
@@ -122,7 +125,7 @@ async def ensure_cluster(
             slot_count=settings.slot_count,
             replicas=settings.replicas,
             chunk_bytes=settings.chunk_bytes,
-            format_version=FORMAT_VERSION,
+            format_version=FORMAT_VERSION_OLDEST,
             created_at_ms=now_ms,
         )
         if await registry.compare_and_set(key, 0, encode(cluster)) is not None:
@@ -132,16 +135,18 @@ async def ensure_cluster(
         if entry is None:
             raise RegistryUnavailable(f"The registry lost {key} just after another node made it: try again.")
     cluster = decode(entry.value, ClusterInfo, key)
+    if known_cluster_id is not None and cluster.cluster_id != known_cluster_id:
+        raise RegistryRefused(
+            f"The registry holds cluster {cluster.cluster_id} as {settings.name!r}, but this disk belongs to cluster "
+            f"{known_cluster_id}. Correct [cluster] registry and name, or give the node an empty disk."
+        )
     _check_settings(cluster, settings)
     return cluster
 
 
 def _check_settings(cluster: ClusterInfo, settings: ClusterSettings) -> None:
-    if cluster.format_version > FORMAT_VERSION:
-        raise ConfigError(
-            f"Cluster {cluster.name!r} has format {cluster.format_version}; this software knows {FORMAT_VERSION}. "
-            "Install a newer version."
-        )
+    if (unknown := unknown_format(cluster)) is not None:
+        raise ConfigError(unknown)
     for name, wanted, is_ in (
         ("slot_count", settings.slot_count, cluster.slot_count),
         ("replicas", settings.replicas, cluster.replicas),
@@ -166,7 +171,9 @@ async def register_node(
     Raises:
         ConfigError: the node was removed from the cluster, or the id stays in use by another disk for ``takeover_timeout_s``.
         RegistryUnavailable: it cannot be reached.
+        RegistryRefused: it does not hold this cluster.
     """
+    await check_cluster(registry, cluster)
     keys = Keys(cluster.name)
     key = keys.node(me.node_id)
     wanted = await registry.get(keys.membership)

@@ -25,7 +25,25 @@ def _memory(url: str, clock: Clock, create: bool) -> Registry:
     return MemoryRegistry(shared_store(urlsplit(url).netloc), clock=clock)
 
 
-_BACKENDS: dict[str, Opener] = {"embedded": _embedded, "memory": _memory}
+def _etcd(url: str, clock: Clock, create: bool) -> Registry:
+    from registry.etcd import etcd_registry
+
+    return etcd_registry(url)
+
+
+def _redis(url: str, clock: Clock, create: bool) -> Registry:
+    from registry.redis import redis_registry
+
+    return redis_registry(url)
+
+
+_BACKENDS: dict[str, Opener] = {
+    "embedded": _embedded,
+    "memory": _memory,
+    "etcd": _etcd,
+    "redis": _redis,
+    "rediss": _redis,
+}
 """By URL scheme. A new backend adds its opener and a line here, and a line in the contract suite."""
 
 
@@ -34,13 +52,14 @@ def open_registry(url: str, *, clock: Clock | None = None, create: bool = True) 
 
     Args:
         url: ``embedded:///absolute/path/registry.sqlite3`` (processes of one machine share the file), or
-            ``memory://name`` (this process only).
-        clock: for lease expiry; the system's when None.
-        create: whether a registry that does not exist may be made. Pass False once the node belongs to a
+            ``memory://name`` (this process only), or a server: ``etcd://host:port,host2:port2``,
+            ``redis://:password@host:port/db`` (``rediss://`` with TLS).
+        clock: for lease expiry; the system's when None. Servers go by their own.
+        create: whether a registry that does not exist may be made (embedded only). Pass False once the node belongs to a
             cluster, so that a lost registry is noticed and not replaced by an empty one.
 
     Raises:
-        ConfigError: an unknown scheme or a malformed URL.
+        ConfigError: an unknown scheme, a malformed URL, or a package that its client needs is not installed.
     """
     scheme, separator, _ = url.partition("://")
     opener = _BACKENDS.get(scheme) if separator else None
@@ -48,5 +67,6 @@ def open_registry(url: str, *, clock: Clock | None = None, create: bool = True) 
         near = difflib.get_close_matches(scheme, _BACKENDS, n=1)
         hint = f" Did you mean {near[0]}://?" if near else ""
         known = ", ".join(f"{name}://" for name in sorted(_BACKENDS))
-        raise ConfigError(f"[cluster] registry = {url!r}: no such kind of registry; there are {known}.{hint}")
+        given = f"{scheme}://…" if separator else "a word without ://"  # not the whole: it may hold a password
+        raise ConfigError(f"[cluster] registry = {given}: no such kind of registry; there are {known}.{hint}")
     return opener(url, clock or SystemClock(), create)

@@ -17,6 +17,7 @@ from amberblob.errors import RegistryUnavailable
 from registry.interface import TRANSACTION_OPS_MAX, CompareAndSet, Entry, Registry
 from registry.keys import Keys
 from registry.routes import ClusterInfo, Member, Route, decode, encode
+from registry.trust import check_cluster
 
 _log = structlog.get_logger(__name__)
 
@@ -105,10 +106,13 @@ async def readmit(
 
     Raises:
         RegistryUnavailable: it cannot be reached; some routes may be changed.
+        RegistryRefused: it does not hold this cluster; nothing is changed.
     """
     keys = Keys(cluster.name)
     result = Readmission()
     left = set(slots)
+    if left:
+        await check_cluster(registry, cluster)
     for _ in range(TRIES_MAX):
         changes: dict[int, tuple[CompareAndSet, Route]] = {}
         for slot, entry in (await _read(registry, keys, sorted(left))).items():

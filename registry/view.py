@@ -26,8 +26,11 @@ from registry.keys import Keys
 from registry.liveness import TTL_S, Heartbeat
 from registry.routes import Liveness, NodeInfo, RouteTable, advance, encode
 from registry.snapshot import Picture, picture_of, touches_table
+from registry.trust import RegistryRefused, check_picture, check_revision
 
 _log = structlog.get_logger(__name__)
+
+NOT_ASKED = "not asked yet"
 
 Listener = Callable[[RouteTable], None]
 
@@ -77,7 +80,9 @@ class RouteWatcher:
         self._have_table = asyncio.Event()
         if table is not None:
             self._have_table.set()
-        self._registry_error: str | None = "not asked yet"
+        self._registry_error: str | None = NOT_ASKED
+        self._refused = False
+        self._revision = 0
         self._since_ms = clock.wall_ms()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -115,6 +120,11 @@ class RouteWatcher:
     def registry_error(self) -> str | None:
         """Why it does not; None when it does."""
         return self._registry_error
+
+    @property
+    def registry_refused(self) -> bool:
+        """Whether it answers, and is not trusted: it came back empty, older, or is another cluster's (:mod:`registry.trust`)."""
+        return self._refused
 
     @property
     def registry_since_ms(self) -> int:
@@ -163,7 +173,7 @@ class RouteWatcher:
             try:
                 await self._follow_once(backoff)
             except RegistryUnavailable as error:
-                self._note(str(error))
+                self._note(str(error), refused=isinstance(error, RegistryRefused))
                 await asyncio.sleep(backoff.next_s())
             except Exception as error:
                 # A fault of this program: do not stop following for it.
@@ -174,8 +184,10 @@ class RouteWatcher:
     async def _follow_once(self, backoff: Backoff) -> None:
         """From a snapshot on until the watch ends. Returns when a new snapshot is to be read at once."""
         snapshot = await self._registry.range(self._keys.root)
+        check_revision(self._revision, snapshot.revision)
         picture = picture_of(snapshot, self._keys)
         await self._take(picture)
+        self._revision = snapshot.revision
         self._alive = frozenset(picture.alive)
         self._note(None)
         backoff.reset()
@@ -204,6 +216,7 @@ class RouteWatcher:
                         self._alive = frozenset(picture.alive)
                         if touches_table(item, self._keys):
                             changed.set()
+                        self._revision = item.revision
                     case Compacted():
                         return
                     case _:
@@ -219,12 +232,21 @@ class RouteWatcher:
             await asyncio.sleep(TABLES_APART_S)
 
     async def _enroll(self) -> None:
-        """Register this node, should the registry not know it as it is (it was down at start, or lost something)."""
+        """Register this node, should the registry not know it as it is (it was down at start, or lost something).
+
+        Not before it was looked at, and not while it is refused: into that one nothing is written.
+        """
+        if self._refused or self._registry_error == NOT_ASKED:
+            raise RegistryUnavailable(self._registry_error or NOT_ASKED)
         if self._me is not None and self._table is not None:
             await register_node(self._registry, self._table.cluster, self._me)
 
     async def _take(self, picture: Picture) -> None:
-        """Work by what the picture shows, if it is complete and new; tell the listeners; keep it in the cache."""
+        """Work by what the picture shows, if it is complete and new; tell the listeners; keep it in the cache.
+
+        Raises: RegistryRefused when it shows less than was seen.
+        """
+        check_picture(self._table, picture)
         read = picture.table()
         if read is not None:
             table = advance(self._table, read)
@@ -245,12 +267,15 @@ class RouteWatcher:
         except OSError as error:
             _log.warning("route cache not written", path=str(self._cache_path), error=str(error))
 
-    def _note(self, error: str | None) -> None:
+    def _note(self, error: str | None, *, refused: bool = False) -> None:
         """Remember how the registry is, and say so when that changes."""
-        if (error is None) != (self._registry_error is None):
+        if (error is None, refused) != (self._registry_error is None, self._refused):
             self._since_ms = self._clock.wall_ms()
             if error is None:
                 _log.info("registry reached")
+            elif refused:
+                _log.error("registry refused, going on with the last routes", error=error)
             else:
                 _log.warning("registry lost, going on with the last routes", error=error)
         self._registry_error = error
+        self._refused = refused

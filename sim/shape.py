@@ -44,8 +44,7 @@ class Shape:
         staged: the part of all bodies that are too large to travel in messages.
         routes_late_s: how late a node hears of a change of the routes, on average.
         expires: superseded and deleted versions are collected after ``keep_s``, and the stubs of deleted paths. Then clients
-            do nothing that needs old versions: what they would be told is a matter of time. Nor do they repeat a write that
-            may have been done, since its write id is forgotten with the path.
+            do nothing that needs old versions: what they would be told is a matter of time.
         spares: nodes that hold nothing at first.
         move_lost_s: after which silence a new member is given up.
     """

@@ -8,6 +8,7 @@ from typing import Any
 
 from amberblob.cli.heal import bytes_left
 from amberblob.cli.healing import duration
+from amberblob.cli.moving import moving_text
 from amberblob.cli.output import human_size, printable
 
 SLOT_STATES = ("whole", "in-step", "healing", "degraded", "corrupt", "unavailable", "unrecoverable")
@@ -68,6 +69,8 @@ def status_lines(document: Mapping[str, Any]) -> list[str]:
     """The screen: ``name: what``, a line each, and at the end what to do."""
     heal = _heal(document)
     lines = [("cluster", _cluster(document)), ("nodes", _nodes(document)), ("registry", _registry(document))]
+    if moving := _moving(document):
+        lines.append(("moving", moving))
     if heal:
         lines += [
             ("slots", _slots(document, heal)),
@@ -131,7 +134,12 @@ def todo(document: Mapping[str, Any]) -> list[str]:
             "look at its kernel log, and amberblob doctor --disk DIR."
         )
     registry = document.get("registry")
-    if isinstance(registry, Mapping) and registry.get("ok") is False:
+    if isinstance(registry, Mapping) and registry.get("refused"):
+        advice.append(
+            "bring the right registry back: this one is empty, older than what was seen, or another cluster's. Reads and writes go "
+            "on without it, but routes cannot change."
+        )
+    elif isinstance(registry, Mapping) and registry.get("ok") is False:
         advice.append("bring the registry back: reads and writes go on without it, but routes cannot change.")
     if not heal:
         advice.append("this node tells nothing of the copies: ask another one.")
@@ -187,11 +195,25 @@ def _nodes(document: Mapping[str, Any]) -> str:
     return f"{up} of {len(nodes)} reachable" + (f"; down: {', '.join(down)}" if down else "")
 
 
+def _moving(document: Mapping[str, Any]) -> str:
+    """How far the slots are that are on their way; empty: none is."""
+    membership = document.get("membership")
+    moves = membership.get("moves") if isinstance(membership, Mapping) else None
+    if not isinstance(moves, Mapping) or not moves.get("left"):
+        return ""
+    action = str(membership.get("action") or "") if isinstance(membership, Mapping) else ""
+    return f"{action}: {moving_text(moves, int(moves.get('total') or 0))}"
+
+
 def _registry(document: Mapping[str, Any]) -> str:
     registry = document.get("registry")
     if not isinstance(registry, Mapping):
         return "not known"
-    return "ok" if registry.get("ok") else f"cannot be reached: {registry.get('error') or 'no reason given'}"
+    if registry.get("ok"):
+        return "ok"
+    return (
+        f"{'refused' if registry.get('refused') else 'cannot be reached'}: {registry.get('error') or 'no reason given'}"
+    )
 
 
 def _slots(document: Mapping[str, Any], heal: Mapping[str, Any]) -> str:

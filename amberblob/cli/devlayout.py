@@ -34,6 +34,7 @@ import tomli_w
 
 from amberblob.cli.output import CommandFailed
 from amberblob.config import load_config
+from amberblob.config.values import without_password
 
 HOST = "127.0.0.1"
 NODES_DEFAULT = 3
@@ -209,7 +210,7 @@ def _settle(folder: Path, nodes: int | None, registry: str | None) -> tuple[int,
         )
     if registry is not None and registry != kept_registry:
         raise CommandFailed(
-            f"{folder} holds a cluster with another registry ({kept_registry or 'embedded'})",
+            f"{folder} holds a cluster with another registry ({without_password(kept_registry or 'embedded')})",
             "Leave out --registry; for a new cluster give another folder with --data.",
         )
     return kept_nodes, kept_registry or embedded

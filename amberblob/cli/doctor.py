@@ -118,7 +118,8 @@ def node_problems(cluster: Mapping[str, Any]) -> list[str]:
     problems = _disk_problems(name, me.get("disk"))
     registry = cluster.get("registry")
     if isinstance(registry, Mapping) and registry.get("ok") is False:
-        problems.append(f"{name} cannot reach the registry: {registry.get('error') or 'no reason given'}")
+        what = "refuses" if registry.get("refused") else "cannot reach"
+        problems.append(f"{name} {what} the registry: {registry.get('error') or 'no reason given'}")
     return problems
 
 

@@ -15,7 +15,16 @@ import msgspec
 
 from amberblob.config.checks import Checks
 from amberblob.config.sections import KEYS, SECTIONS, TABLE_KEYS, TABLES, NodeConfig, described, is_secret, wants
-from amberblob.config.values import Duration, Keep, SizeBytes, check_duration, parse_duration, parse_keep, parse_size
+from amberblob.config.values import (
+    Duration,
+    Keep,
+    SizeBytes,
+    check_duration,
+    parse_duration,
+    parse_keep,
+    parse_size,
+    without_password,
+)
 from amberblob.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "AMBERBLOB_"
@@ -42,7 +51,7 @@ class _Given:
 
     def error(self, section: str, key: str, problem: str = "") -> ConfigError:
         """What is wrong with this value; ``problem`` says more than what the key wants in general."""
-        shown = "***" if is_secret(section, key) else repr(self.value)
+        shown = "***" if is_secret(section, key) else without_password(repr(self.value))
         return ConfigError(f"{self.source}: [{section}] {key} = {shown}: {problem or 'wants ' + wants(section, key)}.")
 
 

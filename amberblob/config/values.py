@@ -137,3 +137,8 @@ def split_address(text: str) -> tuple[str, int]:
     if any(character.isspace() or character in "/@" for character in host):
         raise ValueError(f"{text!r}: the host is a name or an address, nothing more")
     return host, int(port)
+
+
+def without_password(url: str) -> str:
+    """A URL to be shown: what stands before its ``@`` is not."""
+    return re.sub(r"//.*@", "//***@", url)

@@ -21,13 +21,14 @@ async def healthz(context: Context, call: Call) -> Answer:
 
 
 async def readyz(context: Context, call: Call) -> Answer:
-    """The node serves reads and writes, or the reason why not."""
+    """The node serves reads and writes, or the reason why not; also what is wrong although it serves."""
     if context.closing():
         raise NotReady("The node is shutting down. Use another one.", code="shutting-down")
     reason = context.status.not_ready()
     if reason is not None:
         raise NotReady(reason)
-    return json_answer(200, {"status": "ready"})
+    warning = context.status.warning()
+    return json_answer(200, {"status": "ready"} | ({"warning": warning} if warning is not None else {}))
 
 
 async def metrics(context: Context, call: Call) -> Answer:

@@ -67,6 +67,7 @@ def document() -> dict[str, Any]:
             ),
             Resource.CLUSTER.value: _cluster_item(),
             Resource.HEAL.value: _heal_item(),
+            Resource.MEMBERSHIP.value: _membership_item(),
             Resource.OPENAPI.value: _node_item("openapi", "This document.", ("401",)),
         },
         "components": {
@@ -277,6 +278,47 @@ def _heal_item() -> Schema:
                     "content": {"application/json": {"schema": _struct(asked)}},
                 },
                 **_problems("401", "503"),
+            },
+        }
+    }
+
+
+def _membership_item() -> Schema:
+    wanted: Schema = {
+        "type": "object",
+        "required": ["action", "nodes"],
+        "additionalProperties": False,
+        "properties": {
+            "action": {"enum": ["join", "drain", "remove", "forget"]},
+            "nodes": {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": 64},
+            "dry_run": {"type": "boolean", "description": "Plan, and change nothing."},
+            "force": {
+                "type": "boolean",
+                "description": "Although it leaves fewer copies, or the node cannot be reached.",
+            },
+        },
+    }
+    count: Schema = {"type": "integer", "minimum": 0}
+    planned = {
+        "action": _TEXT,
+        "dry_run": {"type": "boolean"},
+        "generation": count,
+        "voters": {**count, "description": "Copies of each slot afterwards."},
+        "moves": {**count, "description": "Slots that are to move."},
+        "copies": {**count, "description": "Copies that come to be where none is now."},
+        "warnings": {"type": "array", "items": _TEXT},
+        "nodes": {"type": "array", "items": {"type": "object"}},
+    }
+    content = {"application/json": {"schema": _struct(planned)}}
+    return {
+        "post": {
+            "operationId": "changeMembership",
+            "summary": "Have nodes join, drain, or be removed; the slots move by themselves, GET /cluster tells how far they are.",
+            "requestBody": {"required": True, "content": {"application/json": {"schema": wanted}}},
+            "responses": {
+                "200": {"description": "The plan of a dry run.", "headers": _common_headers(), "content": content},
+                "202": {"description": "It is decided.", "headers": _common_headers(), "content": content},
+                **_problems("400", "401", "404", "409", "503"),
             },
         }
     }

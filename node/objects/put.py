@@ -67,7 +67,10 @@ class Putting:
             blob_id, self._coordinator.clock.now_ms(), len(body), etag, options, chunks, None, len(chunks), inline=True
         )
         operation = Put(draft=draft, requested=options.version, conditions=options.conditions)
-        return await self._coordinator.write(electorate, path, operation, write_id=options.write_id, body=body), etag
+        applied = await self._coordinator.write(
+            electorate, path, operation, write_id=options.write_id, repeat=options.repeat, body=body
+        )
+        return applied, etag
 
     async def _put_staged(
         self,
@@ -125,7 +128,7 @@ class Putting:
                 keep = True
                 try:
                     applied = await self._coordinator.write(
-                        electorate, path, operation, write_id=options.write_id, holders=holders
+                        electorate, path, operation, write_id=options.write_id, repeat=options.repeat, holders=holders
                     )
                     break
                 except OutcomeUnknown:
@@ -145,10 +148,10 @@ class Putting:
 
     async def _view(self, electorate: Electorate, path: str, applied: Applied) -> ObjectView:
         record, mark = applied.record, applied.mark
-        assert record is not None and mark is not None
-        if record.head is not None and record.head.version == mark.version:
+        assert mark is not None
+        if record is not None and record.head is not None and record.head.version == mark.version:
             return ObjectView(path=path, version=record.head)
-        # A retry whose version is no longer the head: the first answer is found in the history.
+        # A retry whose version is no longer the head: the first answer is found in the history, or nowhere any more.
         return await self._lookup.written(electorate, path, mark)
 
 

@@ -192,6 +192,7 @@ class WriteRound:
         holders: for a put with staged bytes: the nodes that have them. COMMIT goes to these alone, until the route changes; from
             then on the other voters are asked, too, and told where to fetch the bytes.
         may_be_retry: the write id came from outside, so an earlier try may have sent a COMMIT elsewhere.
+        repeat: somebody knows that an earlier try was sent, or cannot exclude it: what it did is looked for everywhere.
         hear: a voter whose promise must be among those that are weighed, if it answers at all: the one whose own
             undecided record is to be settled.
     """
@@ -210,6 +211,7 @@ class WriteRound:
         body: bytes | None = None,
         holders: frozenset[str] | None = None,
         may_be_retry: bool = False,
+        repeat: bool = False,
         hear: str | None = None,
     ) -> None:
         self.hear = hear
@@ -231,6 +233,7 @@ class WriteRound:
         self.sent_commit = False
         """Whether a COMMIT of a record of our own went out: from then on a failure is an unknown outcome."""
         self._may_linger = may_be_retry
+        self._repeat = repeat
         self._confirming: Applied | None = None
         self._fully = False
         self._full_ballot: Ballot | None = None
@@ -364,6 +367,7 @@ class WriteRound:
                 body_bytes=len(self._body or b""),
                 # Looking far back costs a query on each replica; a first try of a fresh id has nothing to find.
                 write_id=self._write_id if self._may_linger or self.sent_commit else "",
+                repeated=self.sent_commit or self._repeat,
             ),
         )
 
@@ -462,7 +466,8 @@ class WriteRound:
                     if self._operation.again and finding.record is not None:
                         return self._finish()
                     return [*self._tell(), *self._end(applied)]
-                if decision.mark is not None and not self._on_write_quorum():
+                # What was forgotten since has no copies to be counted.
+                if decision.mark is not None and finding.record is not None and not self._on_write_quorum():
                     return self._confirm(applied)
                 return self._end(applied)
 

@@ -8,12 +8,14 @@ A learner whose copy was lost is named anew in the same way.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import structlog
 
 from amberblob.errors import NotReady, RegistryUnavailable
 from antientropy.step import Did
 from chunkstore.interface import ReplicaStore
+from node.epochs import seen_epoch
 from node.moving import RouteChanges
 from node.routing import Routing
 from registry.routes import Move, Route, RouteTable
@@ -64,7 +66,9 @@ class Newcomer:
                 continue  # there was news while the others were named
             try:
                 incarnation = await self._store.begin_anew(slot)
-                changed = await self._changes.name_learner(slot, incarnation, seen_epoch=self._seen_epoch)
+                changed = await self._changes.name_learner(
+                    slot, incarnation, seen_epoch=partial(seen_epoch, self._routing, self._store)
+                )
             except RegistryUnavailable as error:
                 log.info("copy not named yet", slot=slot, error=str(error))
                 return Did.NOTHING
@@ -113,9 +117,6 @@ class Newcomer:
         """Whether the learner that is named here is not the copy that is here. In a joint route only the leader can help that."""
         here = self._store.slot_state(route.slot).incarnation
         return any(member.node == self._routing.node and member.incarnation != here for member in route.learners)
-
-    def _seen_epoch(self, slot: int) -> int:
-        return max(self._routing.table().route(slot).epoch, self._store.slot_state(slot).epoch)
 
 
 def _seen(table: RouteTable, slot: int) -> Seen:

@@ -204,7 +204,7 @@ def _offers(node: Node, places: list[int]) -> Generator[Wait, Any, list[CopyId]]
     return [newest[place] for place in places if place in newest]
 
 
-def _plan(world: World, route: Route) -> tuple[list[CopyId], list[int]]:
+def plan(world: World, route: Route) -> tuple[list[CopyId], list[int]]:
     """Which voters stay, and on which nodes new copies begin."""
     random = world.random
     alive = [copy for copy in route.voters if world.exists(copy)]
@@ -215,6 +215,8 @@ def _plan(world: World, route: Route) -> tuple[list[CopyId], list[int]]:
         return alive, places[:dead]
     size = len(route.voters)
     wish = random.random()
+    if size == 1 and wish < 0.6:
+        return alive, places[:2]
     if size >= 5 and wish < 0.7:
         random.shuffle(alive)
         return alive[: size - 2], places[: random.randrange(2)]
@@ -246,11 +248,11 @@ def operate(node: Node, *, until_stable: bool = False) -> Generator[Wait, Any, N
     else:
         world.counts["moves taken up"] += 1
         if not until_stable and world.random.random() < 0.2:
-            yield from _abort(node, route)
+            yield from abort(node, route)
             return
-    done = yield from _complete(node, route, running)
+    done = yield from complete(node, route, running)
     if not done and until_stable:
-        yield from _abort(node, route)
+        yield from abort(node, route)
 
 
 def _begin(
@@ -267,12 +269,12 @@ def _begin(
             if not world.registry.change(route, changed):
                 return None
             route, new = changed, []
-            kept, places = _plan(world, route)
+            kept, places = plan(world, route)
         else:
             kept = kept[: max(len(route.voters) - len(new), 1)]
             places = []
     else:
-        kept, places = _plan(world, route)
+        kept, places = plan(world, route)
         new = []
     if until_stable and len(kept) == len(route.voters):
         return None
@@ -303,7 +305,7 @@ def _begin(
     return joint
 
 
-def _complete(node: Node, route: Route, running: dict[CopyId, bool]) -> Generator[Wait, Any, bool]:
+def complete(node: Node, route: Route, running: dict[CopyId, bool]) -> Generator[Wait, Any, bool]:
     """From JOINT to FINAL (rules 8 and 9)."""
     world, rules = node.world, node.world.rules
     assert route.joining is not None
@@ -338,9 +340,11 @@ def _complete(node: Node, route: Route, running: dict[CopyId, bool]) -> Generato
     return True
 
 
-def _abort(node: Node, route: Route) -> Generator[Wait, Any, None]:
+def abort(node: Node, route: Route) -> Generator[Wait, Any, None]:
     """Back to the old set. Always allowed: whatever was chosen in the JOINT epoch is on a majority of it too."""
     yield 0.5
     world = node.world
-    if world.registry.change(route, following(world.rules, route, route.voters)):
+    assert route.joining is not None
+    new = tuple(copy for copy in route.joining if copy not in route.voters) if world.shape.learners_first else ()
+    if world.registry.change(route, following(world.rules, route, route.voters, None, new)):
         world.counts["moves aborted"] += 1

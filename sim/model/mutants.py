@@ -129,6 +129,17 @@ COLLECTED_AND_LOST: dict[str, Any] = {
 }
 """Stubs go soon, and copies are lost all the time."""
 
+LEARNING_AND_COLLECTING: dict[str, Any] = {
+    **OFTEN_COLLECTED,
+    "moves": 8,
+    "voters": 3,
+    "nodes": 5,
+    "page_delay": 0.5,
+    "learns_by_node": True,
+    "losses": 0,
+}
+"""Of 'learners first': stubs go soon, and nodes leave and come again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
@@ -358,6 +369,38 @@ MUTANTS: tuple[Mutant, ...] = (
         "a readmitted copy votes without the floors",
         "lost copies",
         fixed={**COLLECTED_AND_LOST, "learn_delay": 30.0},
+    ),
+    # Moves as the code makes them (rfc/0013).
+    Mutant(
+        "joint-learner-sync",
+        "syncs_are_of_this_epoch",
+        "FINAL counts what its members read as learners",
+        "learners first",
+    ),
+    Mutant(
+        "learners-final-at-once",
+        "final_awaits_sync",
+        "FINAL without a sync, the learners being filled",
+        "learners first",
+    ),
+    Mutant(
+        "learners-final-new-only",
+        "final_counts_kept",
+        "FINAL once the former learners are synced, though the set shrank",
+        "learners first",
+    ),
+    Mutant(
+        "learner-keeps-memory",
+        "copies_start_blank",
+        "a learner begins with what the node had of the slot before",
+        "learners first",
+        fixed=LEARNING_AND_COLLECTING,
+    ),
+    Mutant(
+        "learner-answers-blank",
+        "readmitted_are_mute",
+        "a learner answers in JOINT before it was filled",
+        "learners first",
     ),
     # Garbage.
     Mutant("gc-majority", "collects_at_all", "a stub goes that a majority holds, not all"),

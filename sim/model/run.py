@@ -12,6 +12,7 @@ from sim.model import shape
 from sim.model.check import judge, progress_faults
 from sim.model.client import Call, Clients
 from sim.model.garbage import send_collector
+from sim.model.learners import operate_by_learners
 from sim.model.membership import operate
 from sim.model.readmission import needs, rejoin
 from sim.model.rules import ALL_RULES, Rules
@@ -205,7 +206,7 @@ def _operator(world: World) -> None:
     node = world.nodes[world.random.randrange(len(world.nodes))]
     if not node.up or world.calm:
         return
-    process = node.start(operate(node))
+    process = node.start(operate_by_learners(node) if world.shape.learners_first else operate(node))
     world.operators.append(process)
     if world.random.random() < world.shape.moves_abandoned:
 
@@ -241,7 +242,8 @@ def _aftermath(world: World, clients: Clients, drawn: Shape) -> list[str]:
         if settled():
             break
         operator = nodes[random.randrange(len(nodes))]
-        _run_to_end(world, operator.start(operate(operator, until_stable=True)))
+        settling = operate_by_learners if drawn.learners_first else operate
+        _run_to_end(world, operator.start(settling(operator, until_stable=True)))
     if not settled():
         return [f"membership does not settle: {registry.route}"]
     faults: list[str] = []

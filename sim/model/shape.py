@@ -16,6 +16,7 @@ Kind = Literal[
     "lagging learners",
     "one writer",
     "lost copies",
+    "learners first",
 ]
 
 KINDS: tuple[Kind, ...] = (
@@ -32,7 +33,7 @@ KINDS: tuple[Kind, ...] = (
 KINDS_HOLDING: tuple[Kind, ...] = (*KINDS, *("one writer",) * 4)
 """The same for the worlds in which promises are held (rfc/0009)."""
 
-KINDS_APART: tuple[Kind, ...] = ("lost copies",)
+KINDS_APART: tuple[Kind, ...] = ("lost copies", "learners first")
 """Drawn by no seed: these have seeds of their own, so that the others mean what they meant before."""
 
 KINDS_ALL: tuple[Kind, ...] = (*dict.fromkeys(KINDS_HOLDING), *KINDS_APART)
@@ -120,7 +121,12 @@ class Shape:
     @property
     def readmits(self) -> bool:
         """Whether nodes that lost their copy make a new one by themselves."""
-        return self.kind == "lost copies"
+        return self.kind in ("lost copies", "learners first")
+
+    @property
+    def learners_first(self) -> bool:
+        """Whether new members come in as learners that are mute until they were filled (sim.model.learners)."""
+        return self.kind == "learners first"
 
 
 _MIX: tuple[Ask, ...] = (
@@ -150,6 +156,8 @@ def draw(random: Random, only: Kind | None = None, *, holding: bool = False) -> 
     """The shape of a seed's world; ``only``: of a world of this kind; ``holding``: of one in which promises are held."""
     if only == "lost copies":
         return _draw_lost(random, holding=holding)
+    if only == "learners first":
+        return _draw_learners(random, holding=holding)
     choice, share = random.choice, random.random
     drawn = choice(KINDS_HOLDING if holding else KINDS)
     kind = only or drawn
@@ -231,6 +239,25 @@ def draw(random: Random, only: Kind | None = None, *, holding: bool = False) -> 
         old_programs=0.0 if not holding else choice((0.0, 0.3)) if writer else choice((0.0, 0.0, 0.3)),
         leap=choice((0, 6)) if writer else 0,
         own_copy_looked_at=holding and share() < 0.5,
+    )
+
+
+def _draw_learners(random: Random, *, holding: bool) -> Shape:
+    """A world of moves as the code makes them, in which copies lose their memory now and then as well."""
+    choice = random.choice
+    base = _draw_lost(random, holding=holding)
+    voters = choice((1, 3, 3, 3, 5))
+    return replace(
+        base,
+        kind="learners first",
+        voters=voters,
+        nodes=max(4, voters + choice((1, 1, 2))),
+        moves=choice((3, 5, 8)),
+        moves_abandoned=choice((0.0, 0.2, 0.5)),
+        sync_delay=choice((1.0, 4.0, 8.0)),
+        route_delay=choice((2.0, 2.0, 10.0, 40.0)),
+        losses=choice((0, 0, 0, 1, 2)) if voters > 1 else 0,
+        crashes=choice((0, 1, 3)),
     )
 
 

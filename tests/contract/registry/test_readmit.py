@@ -7,11 +7,10 @@ import msgspec
 import pytest
 
 from amberblob.errors import RegistryUnavailable
-from registry.interface import TRANSACTION_OPS_MAX, CompareAndSet, Operation, Registry
+from registry.interface import TRANSACTION_OPS_MAX, CompareAndSet, Operation, Registry, put
 from registry.keys import Keys
 from registry.readmit import TRIES_MAX, Readmission, readmit
 from registry.routes import ClusterInfo, Member, Route, decode, encode
-from tests.contract.registry.test_registry import backend, clients  # noqa: F401
 
 SLOTS = 2 * TRANSACTION_OPS_MAX + 50
 KEYS = Keys("c")
@@ -27,6 +26,7 @@ def route_of(slot: int, **changes: object) -> Route:
 
 
 async def write(registry: Registry, *routes: Route) -> None:
+    await put(registry, KEYS.cluster, encode(CLUSTER))
     for at in range(0, len(routes), TRANSACTION_OPS_MAX):
         operations = []
         for route in routes[at : at + TRANSACTION_OPS_MAX]:
@@ -66,7 +66,7 @@ async def run(
 
 
 @pytest.mark.parametrize("count", [1, 16, 17, TRANSACTION_OPS_MAX, TRANSACTION_OPS_MAX + 1, SLOTS])
-async def test_only_the_own_member_changes(clients, count):  # noqa: F811
+async def test_only_the_own_member_changes(clients, count):
     registry, other = clients
     learner = (Member("n9", "disk-n9", 3),)
     await write(registry, *(route_of(slot, learners=learner) for slot in range(SLOTS)))
@@ -82,7 +82,7 @@ async def test_only_the_own_member_changes(clients, count):  # noqa: F811
             assert after[slot] == route_of(slot, learners=learner)
 
 
-async def test_done_again_it_changes_nothing(clients):  # noqa: F811
+async def test_done_again_it_changes_nothing(clients):
     registry, _ = clients
     await write(registry, *(route_of(slot) for slot in range(3)))
     await run(registry, range(3), always("new"))
@@ -92,7 +92,7 @@ async def test_done_again_it_changes_nothing(clients):  # noqa: F811
     assert (await registry.range("")).revision == before
 
 
-async def test_a_copy_that_is_lost_twice_is_named_twice(clients):  # noqa: F811
+async def test_a_copy_that_is_lost_twice_is_named_twice(clients):
     registry, _ = clients
     await write(registry, route_of(0))
     await run(registry, [0], always("one"))
@@ -101,7 +101,7 @@ async def test_a_copy_that_is_lost_twice_is_named_twice(clients):  # noqa: F811
     assert result.changed[0].epoch == 6
 
 
-async def test_no_slots_no_question(clients):  # noqa: F811
+async def test_no_slots_no_question(clients):
     registry, _ = clients
     assert await run(registry, [], nobody) == Readmission()
 
@@ -115,7 +115,7 @@ async def test_no_slots_no_question(clients):  # noqa: F811
         ({}, "n2", 5, "epoch 5 was seen"),
     ],
 )
-async def test_what_is_left_alone(clients, changes, node, seen, told):  # noqa: F811
+async def test_what_is_left_alone(clients, changes, node, seen, told):
     registry, _ = clients
     await write(registry, route_of(0, **changes), route_of(1))
     result = await run(registry, [0], nobody, node=node, seen=seen)
@@ -123,13 +123,13 @@ async def test_what_is_left_alone(clients, changes, node, seen, told):  # noqa: 
     assert await routes(registry) == {0: route_of(0, **changes), 1: route_of(1)}
 
 
-async def test_an_epoch_that_was_seen_is_no_hindrance_when_the_registry_has_it(clients):  # noqa: F811
+async def test_an_epoch_that_was_seen_is_no_hindrance_when_the_registry_has_it(clients):
     registry, _ = clients
     await write(registry, route_of(0))
     assert (await run(registry, [0], always("new"), seen=4)).changed[0].epoch == 5
 
 
-async def test_what_others_change_meanwhile_is_kept(clients):  # noqa: F811
+async def test_what_others_change_meanwhile_is_kept(clients):
     """The question about the copy is asked between the reading and the writing: there somebody comes in between."""
     registry, other = clients
     await write(registry, *(route_of(slot) for slot in range(20)))
@@ -149,7 +149,7 @@ async def test_what_others_change_meanwhile_is_kept(clients):  # noqa: F811
     assert all(after[slot].epoch == 5 for slot in range(20) if slot != 7)
 
 
-async def test_a_move_that_begins_meanwhile_is_kept(clients):  # noqa: F811
+async def test_a_move_that_begins_meanwhile_is_kept(clients):
     registry, other = clients
     await write(registry, route_of(0))
     joint = route_of(0, epoch=5, state="joint", next_voters=(Member("n4", "disk-n4"),))
@@ -163,7 +163,7 @@ async def test_a_move_that_begins_meanwhile_is_kept(clients):  # noqa: F811
     assert await routes(registry) == {0: joint}
 
 
-async def test_a_route_that_changes_each_time_is_given_up_for_now(clients):  # noqa: F811
+async def test_a_route_that_changes_each_time_is_given_up_for_now(clients):
     registry, other = clients
     await write(registry, route_of(0))
     asked = []
@@ -180,7 +180,7 @@ async def test_a_route_that_changes_each_time_is_given_up_for_now(clients):  # n
     assert (await routes(other))[0].voters == OLD
 
 
-async def test_two_nodes_come_back_at_once(clients):  # noqa: F811
+async def test_two_nodes_come_back_at_once(clients):
     registry, other = clients
     await write(registry, *(route_of(slot) for slot in range(SLOTS)))
     one, two = await asyncio.gather(
@@ -193,7 +193,7 @@ async def test_two_nodes_come_back_at_once(clients):  # noqa: F811
         assert sorted(member.since for member in route.voters) == [1, 5, 6]
 
 
-async def test_a_registry_that_is_away(backend, clients):  # noqa: F811
+async def test_a_registry_that_is_away(backend, clients):
     registry, _ = clients
     await write(registry, route_of(0))
     with backend.outage(), pytest.raises(RegistryUnavailable):
@@ -201,7 +201,7 @@ async def test_a_registry_that_is_away(backend, clients):  # noqa: F811
     assert await routes(registry) == {0: route_of(0)}
 
 
-async def test_a_route_that_is_not_there(clients):  # noqa: F811
+async def test_a_route_that_is_not_there(clients):
     registry, _ = clients
     await write(registry, *(route_of(slot) for slot in range(30)))
     for slots in ([3, 40], [*range(30), 40]):
@@ -226,7 +226,7 @@ class Broken:
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
-async def test_broken_off_and_done_again(clients, after):  # noqa: F811
+async def test_broken_off_and_done_again(clients, after):
     registry, _ = clients
     await write(registry, *(route_of(slot) for slot in range(SLOTS)))
     with pytest.raises(RegistryUnavailable):

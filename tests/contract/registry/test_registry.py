@@ -1,16 +1,13 @@
-"""What every registry does. A new backend adds a class to BACKENDS: several clients of one registry, and its clock."""
+"""What every registry does, on all of :data:`tests.contract.registry.backends.BACKENDS`."""
 
 import asyncio
 import contextlib
-import os
-from collections.abc import AsyncIterator
+import signal
 from contextlib import aclosing
-from pathlib import Path
 
 import pytest
 
 from amberblob.errors import RegistryUnavailable
-from registry.embedded import EmbeddedRegistry
 from registry.interface import (
     TRANSACTION_OPS_MAX,
     Change,
@@ -23,71 +20,31 @@ from registry.interface import (
     Registry,
     put,
 )
-from registry.memory import MemoryRegistry, MemoryStore
+from tests.contract.registry.backends import (
+    CALL_TIMEOUT_S,
+    HISTORY_MAX,
+    LATE_S,
+    RESUME_S,
+    Embedded,
+    Etcd,
+    Memory,
+    OnServer,
+    Redis,
+)
+from tests.contract.registry.servers import Patience
 
-HISTORY_MAX = 20
-
-
-class ManualClock:
-    """Time moves only when told to."""
-
-    def __init__(self) -> None:
-        self.now_s = 1_000_000.0
-
-    def wall_ms(self) -> int:
-        return int(self.now_s * 1000)
-
-    def monotonic_s(self) -> float:
-        return self.now_s
-
-
-class Memory:
-    def __init__(self, folder: Path) -> None:
-        self.clock = ManualClock()
-        self.store = MemoryStore(history_max=HISTORY_MAX)
-
-    def client(self) -> Registry:
-        return MemoryRegistry(self.store, clock=self.clock)
-
-    @contextlib.contextmanager
-    def outage(self):
-        self.store.set_down(True)
-        yield
-        self.store.set_down(False)
+on_servers = pytest.mark.parametrize("backend", [Etcd, Redis], indirect=True, ids=["etcd", "redis"])
+"""For what only a server can do: stop, stand still, come back with other data."""
 
 
-class Embedded:
-    """Each client has a connection of its own, as a process of its own would."""
-
-    def __init__(self, folder: Path) -> None:
-        self.clock = ManualClock()
-        self.path = folder / "registry.sqlite3"
-
-    def client(self) -> Registry:
-        return EmbeddedRegistry(str(self.path), clock=self.clock, poll_s=0.01, history_max=HISTORY_MAX)
-
-    @contextlib.contextmanager
-    def outage(self):
-        away = self.path.with_suffix(".away")
-        os.rename(self.path, away)
-        yield
-        os.rename(away, self.path)
-
-
-BACKENDS = [Memory, Embedded]
-
-
-@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.__name__.lower())
-def backend(request, tmp_path):
-    return request.param(tmp_path)
-
-
-@pytest.fixture
-async def clients(backend) -> AsyncIterator[tuple[Registry, Registry]]:
-    first, second = backend.client(), backend.client()
-    yield first, second
-    await first.close()
-    await second.close()
+async def until(condition, *, deadline_s: float = 10.0):
+    """Ask again until the answer is true, and return it."""
+    async with asyncio.timeout(deadline_s):
+        while True:
+            answer = await condition()
+            if answer:
+                return answer
+            await asyncio.sleep(0.02)
 
 
 async def collect(registry: Registry, prefix: str, from_revision: int, count: int) -> list[Change | Compacted]:
@@ -111,7 +68,8 @@ async def test_an_empty_registry_has_nothing(clients):
     registry, _ = clients
     assert await registry.get("a") is None
     snapshot = await registry.range("")
-    assert (snapshot.entries, snapshot.revision) == ((), 0)
+    assert snapshot.entries == ()
+    assert snapshot.revision >= 0
 
 
 async def test_what_one_client_sets_the_other_gets(clients):
@@ -251,14 +209,16 @@ async def test_a_watch_from_a_snapshot_misses_nothing(clients):
 
 async def test_a_transaction_is_one_change(clients):
     one, two = clients
+    before = (await one.range("")).revision
     revision = await one.transact([cas("p/b", 0), cas("q/x", 0), cas("p/a", 0)])
-    (change,) = await collect(two, "p/", 1, 1)
+    (change,) = await collect(two, "p/", before + 1, 1)
     assert change == Change(revision, (Put("p/b", b"v"), Put("p/a", b"v")))
 
 
 async def test_two_watches_see_the_same(clients):
     one, two = clients
-    tasks = [asyncio.create_task(collect(registry, "", 1, 10)) for registry in (one, two, two)]
+    start = (await one.range("")).revision + 1
+    tasks = [asyncio.create_task(collect(registry, "", start, 10)) for registry in (one, two, two)]
     for i in range(10):
         await clients[i % 2].compare_and_set(f"k{i}", 0, b"")
     first, second, third = await asyncio.gather(*tasks)
@@ -266,7 +226,22 @@ async def test_two_watches_see_the_same(clients):
     assert [change.revision for change in first] == sorted({change.revision for change in first})
 
 
-async def test_a_compacted_revision_is_told(clients):
+async def test_a_compacted_revision_is_told(clients, backend):
+    one, two = clients
+    await one.compare_and_set("a", 0, b"")
+    start = (await one.range("")).revision
+    await one.compare_and_set("b", 0, b"")
+    revision = await one.compare_and_set("c", 0, b"")
+    backend.compact()
+    assert await collect(two, "", start, 1) == [Compacted(revision)]
+    after = await one.compare_and_set("d", 0, b"")
+    assert await collect(two, "", revision + 1, 1) == [Change(after, (Put("d", b""),))]
+    assert [entry.key for entry in (await two.range("")).entries] == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("backend", [Memory, Embedded, Redis], indirect=True, ids=["memory", "embedded", "redis"])
+async def test_history_is_bounded(clients):
+    """By ourselves; etcd forgets when its operator lets it (--auto-compaction-retention)."""
     one, two = clients
     for i in range(HISTORY_MAX + 5):
         await one.compare_and_set(f"k{i}", 0, b"")
@@ -286,17 +261,21 @@ async def test_a_revision_of_the_future_is_of_another_store(clients):
 
 async def test_keys_vanish_with_their_lease(clients, backend):
     one, two = clients
-    lease = await one.lease(10)
-    assert lease.ttl_s == 10
+    ttl_s = backend.ttl_s
+    lease = await one.lease(ttl_s)
+    assert lease.ttl_s == ttl_s
     await one.compare_and_set("p/lasting", 0, b"")
     start = await one.compare_and_set("p/a", 0, b"1", lease_id=lease.id)
-    backend.clock.now_s += 9
+    await backend.elapse(0.5 * ttl_s)
     assert await two.get("p/a") is not None
     watching = asyncio.create_task(collect(two, "p/", start + 1, 1))
-    backend.clock.now_s += 2
-    assert await two.get("p/a") is None
+    await backend.elapse(0.7 * ttl_s)
+
+    async def gone() -> bool:
+        return await two.get("p/a") is None
+
+    await until(gone, deadline_s=LATE_S)
     assert [entry.key for entry in (await two.range("p/")).entries] == ["p/lasting"]
-    await two.compare_and_set("wake", 0, b"")
     (change,) = await watching
     assert change.events == (Delete("p/a"),)
     assert not await lease.keepalive()
@@ -304,12 +283,30 @@ async def test_keys_vanish_with_their_lease(clients, backend):
     assert await two.compare_and_set("p/a", 0, b"free again") is not None
 
 
+async def test_a_watch_alone_sees_a_lease_end(clients, backend):
+    """Nobody reads or writes meanwhile."""
+    one, two = clients
+    lease = await one.lease(backend.ttl_s)
+    start = await one.compare_and_set("a", 0, b"", lease_id=lease.id)
+    watching = asyncio.create_task(collect(two, "", start + 1, 1))
+    await asyncio.sleep(0.05)
+    if isinstance(backend, OnServer):
+        patience = Patience()
+        (change,) = await watching
+        assert 0.5 * backend.ttl_s < patience.took_s < backend.ttl_s + LATE_S
+    else:
+        await backend.elapse(1.1 * backend.ttl_s)
+        await one.range("wakes the other's watch: these clocks move without a sound")
+        (change,) = await watching
+    assert change.events == (Delete("a"),)
+
+
 async def test_keepalive_keeps_alive(clients, backend):
     one, two = clients
-    lease = await one.lease(10)
+    lease = await one.lease(backend.ttl_s)
     await one.compare_and_set("a", 0, b"", lease_id=lease.id)
-    for _ in range(5):
-        backend.clock.now_s += 8
+    for _ in range(3):
+        await backend.elapse(0.5 * backend.ttl_s)
         assert await lease.keepalive()
     assert await two.get("a") is not None
 
@@ -330,11 +327,12 @@ async def test_revoke_ends_a_lease_at_once(clients):
 
 async def test_a_key_that_changed_its_lease_outlives_the_old_one(clients, backend):
     one, two = clients
-    old = await one.lease(10)
+    old = await one.lease(backend.ttl_s)
     revision = await one.compare_and_set("a", 0, b"1", lease_id=old.id)
     new = await two.lease(1000)
     assert await two.compare_and_set("a", revision, b"2", lease_id=new.id) is not None
-    backend.clock.now_s += 11
+    await old.revoke()
+    assert not await old.keepalive()
     assert (await one.get("a")).value == b"2"
     free = await put(one, "a", b"3")
     await new.revoke()
@@ -364,10 +362,179 @@ async def test_an_outage_is_told_and_survived(clients, backend):
     assert await two.compare_and_set("b", 0, b"") is not None
 
 
+@on_servers
+async def test_a_watch_goes_on_across_a_restart(clients, server):
+    """By itself, or from where its reader was: nothing is missed, nothing comes in another order."""
+    one, two = clients
+    start = (await one.range("")).revision + 1
+    seen: list[Change] = []
+
+    async def follow() -> None:
+        following = start
+        while len(seen) < 4:
+            with contextlib.suppress(RegistryUnavailable):
+                async with aclosing(two.watch("k", following)) as changes:
+                    async for change in changes:
+                        assert isinstance(change, Change)
+                        seen.append(change)
+                        following = change.revision + 1
+                        if len(seen) == 4:
+                            return
+
+    task = asyncio.create_task(follow())
+    made = [await one.compare_and_set("k0", 0, b"")]
+
+    async def first_came() -> bool:
+        return len(seen) == 1
+
+    await until(first_came)
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        await asyncio.to_thread(server.stop, number)
+        await asyncio.to_thread(server.start)
+
+        async def written() -> bool:
+            with contextlib.suppress(RegistryUnavailable):
+                made.append(await one.compare_and_set(f"k{len(made)}", 0, b""))
+                return True
+            return False
+
+        await until(written)
+    await one.compare_and_set("other", 0, b"")
+    made.append(await two.compare_and_set(f"k{len(made)}", 0, b""))
+    await asyncio.wait_for(task, 10)
+    assert [(change.revision, change.events[0].key) for change in seen] == [(at, f"k{i}") for i, at in enumerate(made)]
+
+
+@on_servers
+async def test_what_was_acknowledged_survives_a_crash(clients, server):
+    _, two = clients
+    acknowledged: dict[str, int] = {}
+
+    async def write(who: int) -> None:
+        with contextlib.suppress(RegistryUnavailable):
+            for i in range(10_000):
+                revision = await clients[who % 2].compare_and_set(f"{who}/{i}", 0, b"")
+                assert revision is not None
+                acknowledged[f"{who}/{i}"] = revision
+
+    tasks = [asyncio.create_task(write(who)) for who in range(4)]
+    await asyncio.sleep(0.3)
+    await asyncio.to_thread(server.restart)
+    await asyncio.gather(*tasks)
+
+    async def read() -> dict[str, int]:
+        with contextlib.suppress(RegistryUnavailable):
+            return {entry.key: entry.revision for entry in (await two.range("")).entries}
+        return {}
+
+    found = await until(read)
+    assert len(acknowledged) > 10
+    assert acknowledged.items() <= found.items()
+    assert len(found) <= len(acknowledged) + 4
+
+
+@on_servers
+async def test_a_server_that_is_away_is_told_in_bounded_time(clients, server):
+    one, two = clients
+    await one.get("a")
+    watching = asyncio.create_task(collect(two, "", (await two.range("")).revision + 1, 1))
+    await asyncio.sleep(0.1)
+    server.stop()
+    patience = Patience()
+    calls = [one.get("a"), one.range(""), one.compare_and_set("a", 0, b""), one.lease(10), watching]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(result) for result in results if not isinstance(result, RegistryUnavailable)] == []
+    assert patience.took_s < RESUME_S + 2 * CALL_TIMEOUT_S + 2
+    server.start()
+    assert await backend_back(two) is not None
+
+
+async def backend_back(registry: Registry) -> object:
+    """The first snapshot after an outage."""
+
+    async def read() -> object:
+        with contextlib.suppress(RegistryUnavailable):
+            return await registry.range("")
+        return None
+
+    return await until(read)
+
+
+@on_servers
+async def test_a_server_that_stands_still_is_told_in_bounded_time(clients, server):
+    one, two = clients
+    revision = await one.compare_and_set("a", 0, b"1")
+    await two.get("a")
+    lease = await one.lease(1000)
+    watching = asyncio.create_task(collect(two, "", revision + 1, 1))
+    await asyncio.sleep(0.1)
+    server.send(signal.SIGSTOP)
+    try:
+        patience = Patience()
+        calls = [
+            one.get("a"),
+            one.range(""),
+            one.compare_and_set("b", 0, b""),
+            lease.keepalive(),
+            two.lease(10),
+            watching,
+        ]
+        # More than there are connections or threads: those that have to queue are bounded too.
+        calls += [one.get(f"{i}") for i in range(40)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(result) for result in results if not isinstance(result, RegistryUnavailable)] == []
+        assert patience.took_s < 3 * CALL_TIMEOUT_S + 2
+    finally:
+        server.send(signal.SIGCONT)
+    assert await backend_back(two) is not None
+    assert (await one.get("a")).value == b"1"
+    entry = await two.get("b")  # made or not, it was not told
+    assert await two.compare_and_set("b", entry.revision if entry else 0, b"2") is not None
+    assert (await one.get("b")).value == b"2"
+    assert await lease.keepalive()
+
+
+@on_servers
+async def test_a_store_that_comes_back_empty_is_recognised(clients, server):
+    one, two = clients
+    for i in range(3):
+        await one.compare_and_set(f"k{i}", 0, b"")
+    revision = (await two.range("")).revision
+    watching = asyncio.create_task(collect(two, "", revision + 1, 1))
+    await asyncio.sleep(0.1)
+    await asyncio.to_thread(server.empty)
+    with pytest.raises(RegistryUnavailable):
+        await watching
+    for call in (two.range(""), one.get("k0"), one.compare_and_set("new", 0, b"")):
+        with pytest.raises(RegistryUnavailable, match=r"older than it was|another one than before"):
+            await call
+
+
+@on_servers
+async def test_a_store_that_was_set_back_is_recognised(clients, server):
+    one, two = clients
+    await one.compare_and_set("a", 0, b"")
+    await asyncio.to_thread(server.save, "backup")
+    assert await backend_back(one) is not None
+    for i in range(3):
+        await one.compare_and_set(f"k{i}", 0, b"")
+    await two.range("")
+    await asyncio.to_thread(server.set_back, "backup")
+
+    async def refused() -> str:
+        try:
+            await two.range("")
+        except RegistryUnavailable as error:
+            return error.detail if "older than it was" in error.detail else ""
+        raise AssertionError("an older store was taken")
+
+    await until(refused)
+
+
 async def test_close_ends_watches_and_calls(backend):
     registry = backend.client()
-    await registry.compare_and_set("a", 0, b"")
-    task = asyncio.create_task(collect(registry, "", 1, 2))
+    revision = await registry.compare_and_set("a", 0, b"")
+    task = asyncio.create_task(collect(registry, "", revision, 2))
     await registry.get("a")
     await registry.close()
     with contextlib.suppress(RegistryUnavailable):

@@ -105,7 +105,9 @@ async def test_open_registry():
     assert isinstance(first, MemoryRegistry)
     await first.compare_and_set("a", 0, b"")
     assert await second.get("a") is not None
-    with pytest.raises(ConfigError, match=r"embedded://, memory://\. Did you mean embedded://\?"):
+    with pytest.raises(
+        ConfigError, match=r"embedded://, etcd://, memory://, redis://, rediss://\. Did you mean embedded://\?"
+    ):
         open_registry("embeded:///a")
     with pytest.raises(ConfigError, match="no such kind"):
         open_registry("/just/a/path")

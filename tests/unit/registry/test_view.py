@@ -8,10 +8,12 @@ from amberblob.clock import SeededRandomness, SystemClock
 from amberblob.errors import NotReady
 from registry.bootstrap import ClusterSettings, ensure_cluster, ensure_routes, register_node
 from registry.cache import load_cache
-from registry.interface import put
+from registry.interface import Entry, put
 from registry.keys import Keys
 from registry.memory import MemoryRegistry, MemoryStore
-from registry.routes import Membership, Move, NodeInfo, NodeState, RouteTable, encode
+from registry.readmit import readmit
+from registry.routes import Liveness, Member, Membership, Move, NodeInfo, NodeState, RouteTable, encode
+from registry.trust import RegistryRefused, check_known
 from registry.view import RouteWatcher
 
 KEYS = Keys("test")
@@ -130,14 +132,33 @@ async def test_an_older_epoch_is_never_taken(world, tmp_path: Path):
     await watcher.wait_table(timeout_s=10)
     await world.change_route(0, 9)
     await until(lambda: watcher.require_table().route(0).epoch == 9)
-    await world.change_route(0, 3)
-    await world.change_route(1, 5)
-    await until(lambda: watcher.require_table().route(1).epoch == 5)
-    assert watcher.require_table().epochs() == (9, 5, 1, 1)
     await until(lambda: load_cache(cache) == watcher.table)
+    await world.change_route(0, 3)
+    await until(lambda: watcher.registry_refused)
+    assert not watcher.registry_ok
+    assert "epoch 3 there, and epoch 9 was seen" in watcher.registry_error
+    await world.change_route(1, 5)
     restarted = world.watcher(table=load_cache(cache))
-    await until(lambda: restarted.registry_ok)
-    assert restarted.require_table().epochs() == (9, 5, 1, 1)
+    await until(lambda: restarted.registry_refused)
+    assert watcher.require_table().epochs() == restarted.require_table().epochs() == (9, 1, 1, 1)
+    # Its newest state comes back.
+    await world.change_route(0, 9)
+    await until(lambda: watcher.registry_ok and restarted.registry_ok)
+    assert not watcher.registry_refused
+    assert watcher.require_table().epochs() == restarted.require_table().epochs() == (9, 5, 1, 1)
+
+
+async def test_an_epoch_given_twice_is_refused(world):
+    await world.bootstrap()
+    watcher = world.watcher()
+    await watcher.wait_table(timeout_s=10)
+    await until(lambda: watcher.registry_ok)
+    table = watcher.require_table()
+    other = msgspec.structs.replace(table.route(1), voters=(Member("n1", "another-copy"),))
+    await put(world.registry, KEYS.route(1), encode(other))
+    await until(lambda: watcher.registry_refused)
+    assert "slot 1 has other members" in watcher.registry_error
+    assert watcher.table == table
 
 
 async def test_another_cluster_in_the_registry_is_not_taken(world):
@@ -145,9 +166,88 @@ async def test_another_cluster_in_the_registry_is_not_taken(world):
     watcher = world.watcher()
     await until(lambda: watcher.registry_ok)
     await put(world.registry, KEYS.cluster, encode(msgspec.structs.replace(table.cluster, cluster_id="01OTHER")))
-    await until(lambda: not watcher.registry_ok)
+    await until(lambda: watcher.registry_refused)
     assert "01OTHER" in watcher.registry_error
     assert watcher.table == table
+
+
+def set_back(store: MemoryStore, kept: dict[str, Entry], revision: int) -> None:
+    """The store is what it was; the clients notice when they are connected again."""
+    store.set_down(True)
+    store.entries = dict(kept)
+    store.owners.clear()
+    store.leases.clear()
+    store.history.clear()
+    store.revision = store.compacted = revision
+    store.set_down(False)
+
+
+@pytest.mark.parametrize("later", [False, True])
+async def test_a_registry_that_came_back_empty_is_refused(world, later: bool):
+    """Also when others wrote so much that its revision is beyond what was seen."""
+    table = await world.bootstrap()
+    kept, revision = dict(world.store.entries), world.store.revision
+    watcher = world.watcher(me=info("n1"), alive_ttl_s=0.2)
+    await until(lambda: watcher.registry_ok and watcher.alive == {"n1"})
+    set_back(world.store, {}, 1000 if later else 0)
+    await until(lambda: watcher.registry_refused)
+    assert ("came back empty" if later else "restored from a backup") in watcher.registry_error
+    assert watcher.table == table
+    # Nothing is written into it, whatever the node's sign of life would like.
+    await asyncio.sleep(0.5)
+    assert world.store.entries == {}
+    set_back(world.store, kept, revision + 1000)
+    await until(lambda: watcher.registry_ok and watcher.alive == {"n1"})
+
+
+async def test_a_registry_whose_revision_went_back_is_refused(world):
+    """Though its routes are those that are known: somebody restored a backup, and is to look at it."""
+    table = await world.bootstrap()
+    kept, revision = dict(world.store.entries), world.store.revision
+    watcher = world.watcher()
+    await until(lambda: watcher.registry_ok)
+    for i in range(5):
+        await put(world.registry, f"test/alive/x{i}", encode(Liveness(disk_id="d", started_at_ms=0)))
+    await until(lambda: len(watcher.alive) == 5)
+    set_back(world.store, kept, revision)
+    await until(lambda: watcher.registry_refused)
+    assert f"revision {revision}, and {revision + 5} was seen" in watcher.registry_error
+    assert watcher.table == table
+    restarted = world.watcher(table=table)
+    await until(lambda: restarted.registry_ok)
+    assert not watcher.registry_ok
+
+
+async def test_a_registry_that_lost_a_route_is_refused(world):
+    table = await world.bootstrap()
+    kept = dict(world.store.entries)
+    watcher = world.watcher()
+    await until(lambda: watcher.registry_ok)
+    del kept[KEYS.route(2)]
+    set_back(world.store, kept, 1000)
+    await until(lambda: watcher.registry_refused)
+    assert "no route for slot 2" in watcher.registry_error
+    assert watcher.table == table
+
+
+async def test_nothing_is_written_into_another_clusters_registry(world):
+    table = await world.bootstrap()
+    cluster = msgspec.structs.replace(table.cluster, cluster_id="01MINE")
+    before = world.store.revision
+    with pytest.raises(RegistryRefused, match="01CLUSTER"):
+        await register_node(world.registry, cluster, info("n1", disk="another"))
+    with pytest.raises(RegistryRefused, match="01CLUSTER"):
+
+        async def never(slot: int, named: str) -> str:
+            raise AssertionError("asked")
+
+        await readmit(world.registry, cluster, "n1", [0], never, seen_epoch=lambda slot: 0)
+    with pytest.raises(RegistryRefused, match="01CLUSTER"):
+        await ensure_cluster(world.registry, SETTINGS, mint=lambda: "01NEW", now_ms=0, known_cluster_id="01MINE")
+    known = msgspec.structs.replace(table, cluster=cluster)
+    with pytest.raises(RegistryRefused, match="01CLUSTER"):
+        await check_known(world.registry, known)
+    assert world.store.revision == before
 
 
 async def test_what_cannot_be_read_is_told_and_the_table_kept(world):

@@ -1,0 +1,320 @@
+"""What is asked of etcd and of Redis beyond the contract: users, several members, a server that will not do."""
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import structlog
+
+from amberblob.errors import RegistryUnavailable
+from registry.factory import open_registry
+from registry.interface import Registry
+from tests.cluster.harness import HOST, ROOT, environment, free_ports, until, until_sync
+from tests.contract.registry.servers import EtcdServer, Patience, RedisServer, program
+
+
+@pytest.fixture
+async def opened():
+    """Opens registries, and closes them at the end."""
+    made: list[Registry] = []
+
+    def opener(url: str) -> Registry:
+        made.append(open_registry(url))
+        return made[-1]
+
+    yield opener
+    for registry in made:
+        await registry.close()
+
+
+@pytest.fixture
+def redis(tmp_path: Path):
+    """Starts Redis servers with options."""
+    started: list[RedisServer] = []
+
+    def start(*options: str, durable: bool = True) -> RedisServer:
+        started.append(RedisServer(tmp_path / f"redis-{len(started)}", *options, durable=durable))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory) -> Path:
+    """A folder with a CA, and a certificate of it for a server on this machine, and for its clients."""
+    folder: Path = tmp_path_factory.mktemp("tls")
+    openssl = program("openssl", "openssl")
+    (folder / "names").write_text(f"subjectAltName=IP:{HOST}\nextendedKeyUsage=serverAuth,clientAuth\n")
+    for line in (
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=ca",
+        "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout key.pem -out it.csr -subj /CN=it",
+        "x509 -req -in it.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out cert.pem -days 2 -extfile names",
+    ):
+        subprocess.run([openssl, *line.split()], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+# -- Redis
+
+
+async def test_redis_by_tls(redis, opened, certificates):
+    (port,) = free_ports(1)
+    files = (f"--tls-{name}-file {certificates / file}" for name, file in (("cert", "cert.pem"), ("key", "key.pem")))
+    redis("--tls-port", str(port), "--tls-ca-cert-file", str(certificates / "ca.pem"), *" ".join(files).split())
+    url = f"rediss://{HOST}:{port}/0?ca={certificates / 'ca.pem'}"
+    with pytest.raises(RegistryUnavailable):
+        await opened(url).get("a")  # the server wants to know its clients
+    registry = opened(f"{url}&cert={certificates / 'cert.pem'}&key={certificates / 'key.pem'}")
+    assert await registry.compare_and_set("a", 0, b"1") == 1
+    with pytest.raises(RegistryUnavailable):
+        await opened(f"rediss://{HOST}:{port}/0").get("a")  # whose CA is not known
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "appendonly off"),
+        (("--appendonly", "yes"), "appendfsync everysec"),
+        (("--appendonly", "yes", "--appendfsync", "no"), "appendfsync no"),
+    ],
+)
+async def test_a_redis_that_forgets_is_refused(redis, opened, options, words):
+    server = redis(*options, durable=False)
+    with pytest.raises(RegistryUnavailable, match=words):
+        await opened(server.url).compare_and_set("a", 0, b"")
+    assert await opened(server.url + "?durability=weak").compare_and_set("a", 0, b"") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"), "Set noeviction"),
+        (("--cluster-enabled", "yes"), "Redis Cluster"),
+        (("--replicaof", HOST, "1"), "it is a replica"),
+    ],
+)
+async def test_a_redis_that_cannot_be_a_registry_is_refused(redis, opened, options, words):
+    server = redis(*options)
+    for url in (server.url, server.url + "?durability=weak"):
+        with pytest.raises(RegistryUnavailable, match=words):
+            await opened(url).range("")
+
+
+async def test_a_redis_that_becomes_a_replica_is_refused(redis, opened):
+    """Also on connections that were made before: a read there may not know of what was acknowledged."""
+    primary, other = redis(), redis()
+    registry = opened(primary.url)
+    await registry.compare_and_set("a", 0, b"")
+    primary.ask("REPLICAOF", HOST, str(other.port))
+    with pytest.raises(RegistryUnavailable):
+        await registry.get("a")
+    with pytest.raises(RegistryUnavailable):
+        await registry.compare_and_set("b", 0, b"")
+
+
+async def test_a_redis_that_sentinel_watches_is_refused(redis, opened, tmp_path):
+    server = redis()
+    (port,) = free_ports(1)
+    config = tmp_path / "sentinel.conf"
+    config.write_text(f"port {port}\nbind {HOST}\ndir {tmp_path}\nsentinel monitor it {HOST} {server.port} 1\n")
+    sentinel = subprocess.Popen([server.program, str(config), "--sentinel"], stdout=subprocess.DEVNULL)
+    try:
+        until_sync(lambda: "sentinel-" in _clients(server), "Sentinel watches")
+        with pytest.raises(RegistryUnavailable, match="Sentinel watches it"):
+            await opened(server.url).get("a")
+    finally:
+        sentinel.kill()
+        sentinel.wait()
+
+
+def _clients(server: RedisServer) -> str:
+    import redis
+
+    with contextlib.closing(redis.Redis(port=server.port)) as client:
+        return str([found["name"] for found in client.client_list()])
+
+
+async def test_a_password_and_a_user_who_may_not_ask_all(redis, opened):
+    """What the server does not tell is warned of, once."""
+    server = redis(
+        "--requirepass",
+        "hunter2",
+        "--user",
+        *["blob", "on", ">hunter3", "~amberblob:*", "+@all", "-config", "-client|list"],
+    )
+    host = server.url.removeprefix("redis://")
+    for user in ("", ":wrong@", "blob:wrong@"):
+        with pytest.raises(RegistryUnavailable, match="refuses") as caught:
+            await opened(f"redis://{user}{host}").get("a")
+        assert "wrong" not in caught.value.detail
+    assert await opened(f"redis://:hunter2@{host}").get("a") is None
+    with structlog.testing.capture_logs() as logs:
+        registry = opened(f"redis://blob:hunter3@{host}")
+        await asyncio.gather(*(registry.compare_and_set(f"{i}", 0, b"") for i in range(8)))
+    warnings = [entry for entry in logs if entry["log_level"] == "warning"]
+    assert len(warnings) == 1
+    assert "appendfsync" in warnings[0]["why"]
+    assert "hunter" not in str(logs)
+
+
+async def test_many_calls_and_watches_at_once_take_few_connections(redis, opened):
+    server = redis()
+    registry = opened(server.url)
+
+    async def watch(i: int) -> None:
+        async for _ in registry.watch(f"{i}/", 1):
+            return
+
+    watches = [asyncio.create_task(watch(i)) for i in range(20)]
+    results = await asyncio.gather(*(registry.compare_and_set(f"{i}/a", 0, b"") for i in range(300)))
+    assert None not in results
+    assert _clients(server).count(",") < 60
+    await asyncio.wait_for(asyncio.gather(*watches), 20)
+
+
+# -- etcd
+
+
+@pytest.fixture
+def three(tmp_path: Path):
+    """An etcd cluster of three members."""
+    members = [EtcdServer(tmp_path / f"etcd-{i}") for i in range(3)]
+    initial = ",".join(f"m{i}={member.peer_url}" for i, member in enumerate(members))
+    for i, member in enumerate(members):
+        # Three on a busy machine: elections take their time.
+        member.options = (
+            f"--name=m{i}",
+            f"--initial-cluster={initial}",
+            "--heartbeat-interval=100",
+            "--election-timeout=1000",
+        )
+        member.begin()
+    for member in members:
+        member.wait()
+    yield members
+    for member in members:
+        member.close()
+
+
+async def test_another_member_of_etcd_is_used_when_one_is_away(three, opened):
+    registry = opened("etcd://" + ",".join(f"{HOST}:{member.port}" for member in three))
+    revision = await registry.compare_and_set("a", 0, b"")
+    seen: list[int] = []
+
+    async def follow() -> None:
+        async for change in registry.watch("k", revision + 1):
+            seen.append(change.revision)
+
+    following = asyncio.create_task(follow())
+    made: list[int] = []
+
+    async def write(count: int) -> None:
+        while len(made) < count:
+            with contextlib.suppress(RegistryUnavailable):
+                made.append(await registry.compare_and_set(f"k{len(made)}", 0, b""))
+
+    async with asyncio.timeout(30):
+        await write(3)
+        three[0].stop()
+        assert await registry.get("a") is not None  # the call itself goes on with another member
+        await write(6)
+        await asyncio.to_thread(three[0].start)
+        three[1].stop()
+        await write(9)
+        while len(seen) < 9 and not following.done():
+            await asyncio.sleep(0.02)
+    assert seen == made
+    # Without a majority nothing is answered, and in bounded time.
+    three[2].stop()
+    patience = Patience()
+    with pytest.raises(RegistryUnavailable):
+        await registry.get("a")
+    with pytest.raises(RegistryUnavailable):
+        await registry.compare_and_set("b", 0, b"")
+    assert patience.took_s < 13
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_a_user_of_etcd_and_a_token_that_was_lost(servers, opened, tmp_path):
+    server = EtcdServer(tmp_path / "etcd")
+    server.start()
+    try:
+        server.enable_users("hunter2")
+        with pytest.raises(RegistryUnavailable) as caught:
+            await opened(server.url).get("a")
+        assert "refuses" in caught.value.detail
+        with pytest.raises(RegistryUnavailable, match="refuses") as caught:
+            await opened(f"etcd://root:wrong@{HOST}:{server.port}").get("a")
+        assert "wrong" not in caught.value.detail
+        registry = opened(f"etcd://root:hunter2@{HOST}:{server.port}")
+        revision = await registry.compare_and_set("a", 0, b"")
+        assert revision is not None
+        await asyncio.to_thread(server.restart)  # forgets its tokens
+        assert await registry.get("a") is not None
+        watching = asyncio.ensure_future(anext(registry.watch("", revision + 1)))
+        await asyncio.sleep(0.1)
+        made = await registry.compare_and_set("b", 0, b"")
+        assert (await asyncio.wait_for(watching, 10)).revision == made
+    finally:
+        server.close()
+
+
+async def test_etcd_by_tls(opened, certificates, tmp_path):
+    server = EtcdServer(
+        tmp_path / "etcd",
+        f"--cert-file={certificates / 'cert.pem'}",
+        f"--key-file={certificates / 'key.pem'}",
+        f"--trusted-ca-file={certificates / 'ca.pem'}",
+        "--client-cert-auth",
+        scheme="https",
+    )
+    server.begin()
+    try:
+        url = f"etcd://{HOST}:{server.port}?ca={certificates / 'ca.pem'}"
+        registry = opened(f"{url}&cert={certificates / 'cert.pem'}&key={certificates / 'key.pem'}")
+
+        async def made() -> bool:
+            with contextlib.suppress(RegistryUnavailable):
+                return await registry.compare_and_set("a", 0, b"") is not None
+            return False
+
+        await until(made, "etcd serves")
+        with pytest.raises(RegistryUnavailable):
+            await opened(url).get("a")
+        with pytest.raises(RegistryUnavailable):
+            await opened(server.url).get("a")
+    finally:
+        server.close()
+
+
+async def test_a_range_of_several_pages_is_of_one_revision(servers, opened, monkeypatch):
+    import registry.etcd
+
+    monkeypatch.setattr(registry.etcd, "PAGE_ENTRIES", 3)
+    store = opened(servers(EtcdServer).url)
+    for i in range(10):
+        await store.compare_and_set(f"k{i}", 0, b"")
+    snapshot = await store.range("k")
+    assert [entry.key for entry in snapshot.entries] == [f"k{i}" for i in range(10)]
+    assert snapshot.revision == (await store.get("k9")).revision
+
+
+def test_etcd_is_told_from_a_protobuf_that_was_imported_before():
+    """With what to do, instead of a traceback from generated code."""
+    code = (
+        "import google.protobuf.descriptor_pb2\n"
+        "from amberblob.errors import ConfigError\n"
+        "from registry.factory import open_registry\n"
+        "try:\n    open_registry('etcd://h')\n"
+        "except ConfigError as error:\n    print(error.detail)\n"
+    )
+    free = {name: value for name, value in environment().items() if not name.startswith("PROTOCOL_BUFFERS")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=free, capture_output=True, text=True)
+    assert "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION" in done.stdout, done.stderr
