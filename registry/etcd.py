@@ -43,6 +43,8 @@ from registry.lineage import Lineage
 from registry.urls import ServerUrl, address_of, server_url
 
 os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
+# Nobody goes on with gRPC in a forked child; its handlers at a fork stop its threads for that, and start some in the child.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 try:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # hundreds, about how its messages were generated

@@ -13,6 +13,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -21,6 +22,9 @@ import pytest
 from tests.cluster.harness import HOST, _die_with_parent, free_ports, until_sync
 
 _T = TypeVar("_T")
+
+_STARTER = ThreadPoolExecutor(1)
+"""The kernel ends such a child with the thread that started it, and a test's threads end with the test."""
 
 REQUIRED = "AMBERBLOB_REQUIRE_SERVERS"
 
@@ -84,14 +88,15 @@ class Server:
         assert not self.running
         self.data.mkdir(exist_ok=True)
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
+            self.process = _STARTER.submit(
+                subprocess.Popen,
                 [self.program, *self.arguments()],
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 preexec_fn=_die_with_parent,
-            )
+            ).result()
 
     def wait(self) -> None:
         """Until it serves."""
@@ -138,20 +143,26 @@ class Server:
         self.stop()
 
 
-def _rpc() -> Any:
-    """etcd's messages and stubs, imported as the registry does it."""
+def _etcd_module(name: str) -> Any:
+    """A module of etcd's client, imported as the registry does it."""
     import registry.etcd
 
-    return vars(registry.etcd)["rpc"]
+    return vars(registry.etcd)[name]
+
+
+def _rpc() -> Any:
+    """etcd's messages and stubs."""
+    return _etcd_module("rpc")
 
 
 class EtcdServer(Server):
     PROGRAM = "etcd"
     PACKAGE = "etcd-server"
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, scheme: str = "http") -> None:
         super().__init__(folder)
         self.options = options
+        self.scheme = scheme
 
     @property
     def url(self) -> str:
@@ -159,7 +170,7 @@ class EtcdServer(Server):
 
     @property
     def client_url(self) -> str:
-        return f"http://{HOST}:{self.port}"
+        return f"{self.scheme}://{HOST}:{self.port}"
 
     @property
     def peer_url(self) -> str:
@@ -189,8 +200,7 @@ class EtcdServer(Server):
 
     def call(self, ask: Callable[[Any], _T]) -> _T:
         """``ask`` with a channel to the server: for what no registry does, like compaction."""
-        import grpc
-
+        grpc = _etcd_module("grpc")
         with grpc.insecure_channel(f"{HOST}:{self.port}", (("grpc.use_local_subchannel_pool", 1),)) as channel:
             return ask(channel)
 

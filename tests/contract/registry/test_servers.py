@@ -12,8 +12,8 @@ import structlog
 from amberblob.errors import RegistryUnavailable
 from registry.factory import open_registry
 from registry.interface import Registry
-from tests.cluster.harness import HOST, ROOT, environment, free_ports, until_sync
-from tests.contract.registry.servers import EtcdServer, Patience, RedisServer
+from tests.cluster.harness import HOST, ROOT, environment, free_ports, until, until_sync
+from tests.contract.registry.servers import EtcdServer, Patience, RedisServer, program
 
 
 @pytest.fixture
@@ -45,7 +45,35 @@ def redis(tmp_path: Path):
         server.close()
 
 
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory) -> Path:
+    """A folder with a CA, and a certificate of it for a server on this machine, and for its clients."""
+    folder: Path = tmp_path_factory.mktemp("tls")
+    openssl = program("openssl", "openssl")
+    (folder / "names").write_text(f"subjectAltName=IP:{HOST}\nextendedKeyUsage=serverAuth,clientAuth\n")
+    for line in (
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=ca",
+        "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout key.pem -out it.csr -subj /CN=it",
+        "x509 -req -in it.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out cert.pem -days 2 -extfile names",
+    ):
+        subprocess.run([openssl, *line.split()], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
 # -- Redis
+
+
+async def test_redis_by_tls(redis, opened, certificates):
+    (port,) = free_ports(1)
+    files = (f"--tls-{name}-file {certificates / file}" for name, file in (("cert", "cert.pem"), ("key", "key.pem")))
+    redis("--tls-port", str(port), "--tls-ca-cert-file", str(certificates / "ca.pem"), *" ".join(files).split())
+    url = f"rediss://{HOST}:{port}/0?ca={certificates / 'ca.pem'}"
+    with pytest.raises(RegistryUnavailable):
+        await opened(url).get("a")  # the server wants to know its clients
+    registry = opened(f"{url}&cert={certificates / 'cert.pem'}&key={certificates / 'key.pem'}")
+    assert await registry.compare_and_set("a", 0, b"1") == 1
+    with pytest.raises(RegistryUnavailable):
+        await opened(f"rediss://{HOST}:{port}/0").get("a")  # whose CA is not known
 
 
 @pytest.mark.parametrize(
@@ -234,6 +262,34 @@ async def test_a_user_of_etcd_and_a_token_that_was_lost(servers, opened, tmp_pat
         await asyncio.sleep(0.1)
         made = await registry.compare_and_set("b", 0, b"")
         assert (await asyncio.wait_for(watching, 10)).revision == made
+    finally:
+        server.close()
+
+
+async def test_etcd_by_tls(opened, certificates, tmp_path):
+    server = EtcdServer(
+        tmp_path / "etcd",
+        f"--cert-file={certificates / 'cert.pem'}",
+        f"--key-file={certificates / 'key.pem'}",
+        f"--trusted-ca-file={certificates / 'ca.pem'}",
+        "--client-cert-auth",
+        scheme="https",
+    )
+    server.begin()
+    try:
+        url = f"etcd://{HOST}:{server.port}?ca={certificates / 'ca.pem'}"
+        registry = opened(f"{url}&cert={certificates / 'cert.pem'}&key={certificates / 'key.pem'}")
+
+        async def made() -> bool:
+            with contextlib.suppress(RegistryUnavailable):
+                return await registry.compare_and_set("a", 0, b"") is not None
+            return False
+
+        await until(made, "etcd serves")
+        with pytest.raises(RegistryUnavailable):
+            await opened(url).get("a")
+        with pytest.raises(RegistryUnavailable):
+            await opened(server.url).get("a")
     finally:
         server.close()
 
