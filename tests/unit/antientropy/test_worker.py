@@ -260,18 +260,29 @@ def begin_to_learn(node: Node, slot: int) -> None:
     node.places.begun[slot] = node.places.at_epoch = EPOCH + 1
 
 
-async def test_a_learner_is_filled_and_neither_followed_nor_compared(node):
+async def test_a_learner_is_filled_once_and_then_kept_up(node):
+    """Without that it would go on wanting the bytes of what expired since, and have more to do when its slot moves."""
     begin_to_learn(node, SLOT)
+
+    def compared() -> set[int]:
+        return {slot for request in node.cluster.replicas[1].asked if isinstance(request, CompareRoots)
+                for slot in slots_in(request.slots)}  # fmt: skip
+
+    node.cluster.replicas[1].away = node.cluster.replicas[2].away = True
+    await node.run(10)
+    assert compared() <= {SLOT + 1}, "not before it is filled"
+    node.cluster.replicas[1].away = node.cluster.replicas[2].away = False
     await node.run(30)
     assert node.cluster[0].slot_state(SLOT).synced_epoch == EPOCH + 1
     assert await node.cluster.contents(0) == await node.cluster.contents(1)
-    asked = {slot for request in node.cluster.replicas[1].asked if isinstance(request, CompareRoots)
-             for slot in slots_in(request.slots)}  # fmt: skip
-    assert asked == {SLOT + 1}
-    assert node.worker.compared_ms(SLOT) == 0
-    # It is filled once; and once more when its slot moves.
     pulls = node.asked(PullSlot)
+    record = node.cluster.register(1, f"p/{SLOT}/1").record
+    node.cluster.write(f"p/{SLOT}/1", delete(record), ballot(20), at=[1, 2])
     await node.run(30)
+    assert node.cluster.register(0, f"p/{SLOT}/1").record.head is None
+    assert compared() == {SLOT, SLOT + 1}
+    assert node.worker.compared_ms(SLOT) == 0, "it is none of the copies that count"
+    # It is filled once more when its slot moves.
     assert node.asked(PullSlot) == pulls
     node.places.learns, node.places.moving, node.places.at_epoch = (), (SLOT,), EPOCH + 2
     await node.run(10)
