@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from amberblob.ballot import Ballot
-from amberblob.config.sections import Keep, RetentionSection
+from amberblob.config import Keep, RetentionSection
 from amberblob.errors import NotFound, PeerError, PreconditionFailed
 from amberblob.wire import (
     Commit,
