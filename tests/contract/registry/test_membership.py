@@ -11,9 +11,18 @@ from registry.interface import TRANSACTION_OPS_MAX, CompareAndDelete, CompareAnd
 from registry.keys import Keys
 from registry.membership import PATIENCE_MS, Action, Outcome, change, resume, sweep_removed
 from registry.placement import place
-from registry.routes import ClusterInfo, Liveness, Member, NodeInfo, NodeState, Route, RouteTable, encode
+from registry.routes import (
+    FORMAT_VERSION,
+    ClusterInfo,
+    Liveness,
+    Member,
+    NodeInfo,
+    NodeState,
+    Route,
+    RouteTable,
+    encode,
+)
 from registry.snapshot import table_of
-from tests.contract.registry.test_registry import backend, clients  # noqa: F401
 
 SLOTS = 256
 KEYS = Keys("c")
@@ -40,7 +49,7 @@ def now() -> Time:
 def info(name: str) -> NodeInfo:
     return NodeInfo(
         node_id=name, disk_id=f"disk-{name}", zone="z", host="", http_address="h:1", peer_address="h:2",
-        capacity_bytes=100, version="0", started_at_ms=0,
+        capacity_bytes=100, version="0", started_at_ms=0, registry_format=FORMAT_VERSION,
     )  # fmt: skip
 
 
@@ -107,7 +116,7 @@ def wanted_sets(found: RouteTable) -> dict[int, set[str]]:
     }
 
 
-async def test_join_drain_remove_forget(clients, now):  # noqa: F811
+async def test_join_drain_remove_forget(clients, now):
     registry, other = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4", "n5"))
     outcome = await ask(registry, now, "join", "n4", "n5")
@@ -145,7 +154,7 @@ async def test_join_drain_remove_forget(clients, now):  # noqa: F811
     assert (await table(registry)).state_of("n1") is ACTIVE
 
 
-async def test_a_dry_run_changes_nothing(clients, now):  # noqa: F811
+async def test_a_dry_run_changes_nothing(clients, now):
     registry, _ = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4",))
     before = (await registry.range("")).revision
@@ -173,7 +182,7 @@ async def test_a_dry_run_changes_nothing(clients, now):  # noqa: F811
         ("forget", ["n1"], {}, MembershipConflict, "not removed"),
     ],
 )
-async def test_what_is_refused(clients, now, action, nodes, options, error, told):  # noqa: F811
+async def test_what_is_refused(clients, now, action, nodes, options, error, told):
     registry, _ = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4", "n5"))
     await die(registry, "n5")
@@ -185,7 +194,7 @@ async def test_what_is_refused(clients, now, action, nodes, options, error, told
     assert (await registry.range("")).revision == before
 
 
-async def test_below_the_number_of_copies_by_force(clients, now):  # noqa: F811
+async def test_below_the_number_of_copies_by_force(clients, now):
     registry, _ = clients
     await begin(registry, "n1", "n2", "n3")
     outcome = await ask(registry, now, "drain", "n2", "n3", force=True)
@@ -201,7 +210,7 @@ async def test_below_the_number_of_copies_by_force(clients, now):  # noqa: F811
     assert outcome.plan.copies == SLOTS
 
 
-async def test_a_dead_node_is_removed_by_force(clients, now):  # noqa: F811
+async def test_a_dead_node_is_removed_by_force(clients, now):
     registry, _ = clients
     await begin(registry, "n1", "n2", "n3", "n4")
     await die(registry, "n2")
@@ -225,7 +234,7 @@ async def test_a_dead_node_is_removed_by_force(clients, now):  # noqa: F811
     assert "n2" not in (await table(registry)).nodes
 
 
-async def test_a_new_plan_supersedes_the_one_before(clients, now):  # noqa: F811
+async def test_a_new_plan_supersedes_the_one_before(clients, now):
     registry, _ = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4",))
     await ask(registry, now, "join", "n4")
@@ -238,7 +247,7 @@ async def test_a_new_plan_supersedes_the_one_before(clients, now):  # noqa: F811
     assert all(nodes == {"n1", "n2", "n3"} for nodes in wanted_sets(found).values())
 
 
-async def test_a_joint_slot_keeps_a_move(clients, now):  # noqa: F811
+async def test_a_joint_slot_keeps_a_move(clients, now):
     registry, _ = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4",))
     route = (await table(registry)).route(7)
@@ -254,7 +263,7 @@ async def test_a_joint_slot_keeps_a_move(clients, now):  # noqa: F811
     assert set(found.moves[7].nodes) == {"n1", "n2", "n3"}
 
 
-async def test_an_older_registry_is_refused(clients, now):  # noqa: F811
+async def test_an_older_registry_is_refused(clients, now):
     registry, _ = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4",))
     with pytest.raises(RegistryUnavailable, match=r"Slot 9: .*epoch 2 was seen"):
@@ -262,7 +271,7 @@ async def test_an_older_registry_is_refused(clients, now):  # noqa: F811
     assert (await table(registry)).membership is None
 
 
-async def test_without_routes_there_is_nothing_to_change(clients, now):  # noqa: F811
+async def test_without_routes_there_is_nothing_to_change(clients, now):
     registry, _ = clients
     await put(registry, KEYS.cluster, encode(CLUSTER))
     await register(registry, "n1")
@@ -291,7 +300,7 @@ class Dying:
 
 @pytest.mark.parametrize("by", ["a node", "the operator", "another operator"])
 @pytest.mark.parametrize("after", [1, 2, 3])
-async def test_a_change_that_is_left_half_written(clients, now, after, by):  # noqa: F811
+async def test_a_change_that_is_left_half_written(clients, now, after, by):
     registry, other = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4", "n5"))
     plan = (await ask(registry, now, "join", "n4", dry_run=True)).plan
@@ -356,7 +365,7 @@ class Halting:
 
 
 @pytest.mark.parametrize("superseded", [False, True])
-async def test_who_slept_writes_no_move_of_an_older_plan(clients, now, superseded):  # noqa: F811
+async def test_who_slept_writes_no_move_of_an_older_plan(clients, now, superseded):
     registry, other = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4", "n5"))
     sleeper = Halting(registry, 2)
@@ -379,7 +388,7 @@ async def test_who_slept_writes_no_move_of_an_older_plan(clients, now, supersede
     assert bool((await table(registry)).moves) is not superseded
 
 
-async def test_two_operators_at_once(clients, now):  # noqa: F811
+async def test_two_operators_at_once(clients, now):
     registry, other = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4", "n5"))
     results = await asyncio.gather(
@@ -393,7 +402,7 @@ async def test_two_operators_at_once(clients, now):  # noqa: F811
     assert len(found.membership.nodes) == 5 - len(losers)
 
 
-async def test_many_who_resume_at_once(clients, now):  # noqa: F811
+async def test_many_who_resume_at_once(clients, now):
     registry, other = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4",))
     plan = (await ask(registry, now, "join", "n4", dry_run=True)).plan
@@ -406,7 +415,7 @@ async def test_many_who_resume_at_once(clients, now):  # noqa: F811
     assert (found.membership.planning, found.membership.moves) == (False, len(plan.targets))
 
 
-async def test_a_registry_that_is_away(backend, clients, now):  # noqa: F811
+async def test_a_registry_that_is_away(backend, clients, now):
     registry, _ = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4",))
     with backend.outage():
@@ -415,3 +424,17 @@ async def test_a_registry_that_is_away(backend, clients, now):  # noqa: F811
         with pytest.raises(RegistryUnavailable):
             await resume(registry, CLUSTER, now_ms=now)
     assert (await table(registry)).membership is None
+
+
+async def test_nodes_of_the_version_before_are_to_be_upgraded_first(clients, now):
+    registry, _ = clients
+    await begin(registry, "n1", "n2", "n3", spare=("n4",))
+    old = msgspec.structs.replace(info("n2"), registry_format=1)
+    await put(registry, KEYS.node("n2"), encode(old))
+    with pytest.raises(NotReady, match="n2") as refused:
+        await ask(registry, now, "join", "n4")
+    assert refused.value.code == "nodes-too-old"
+    assert (await table(registry)).membership is None
+    await put(registry, KEYS.node("n2"), encode(info("n2")))
+    await ask(registry, now, "join", "n4")
+    assert (await table(registry)).cluster.format_version == FORMAT_VERSION
