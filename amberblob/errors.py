@@ -10,12 +10,13 @@ Every error says whose fault it is, whether trying again can help, what was seen
     │   ├── NotFound            404  no-such-object, no-such-version, nothing-to-restore
     │   ├── MethodNotAllowed    405  method-not-allowed
     │   ├── VersionConflict     409  version-conflict
+    │   ├── MembershipConflict  409  membership-conflict
     │   ├── PreconditionFailed  412  precondition-failed
     │   ├── RangeNotSatisfiable 416  range-not-satisfiable
     │   └── DigestMismatch      422  digest-mismatch
     ├── ClusterError                 the cluster's: the same request may succeed later
     │   ├── QuorumUnavailable   503  quorum-unavailable (nothing was applied)
-    │   ├── NotReady            503  not-ready, shutting-down
+    │   ├── NotReady            503  not-ready, shutting-down, nodes-too-old
     │   ├── RegistryUnavailable 503  registry-unavailable (membership cannot change; data goes on)
     │   ├── OutcomeUnknown      504  outcome-unknown (may yet be applied: retry with the same write id)
     │   └── InsufficientStorage 507  insufficient-storage
@@ -116,6 +117,14 @@ class VersionConflict(RequestError):
     code = "version-conflict"
     status = 409
     title = "Version conflict"
+
+
+class MembershipConflict(RequestError):
+    """What is asked of a node does not go with what the cluster is now; the detail says what would."""
+
+    code = "membership-conflict"
+    status = 409
+    title = "Membership conflict"
 
 
 class PreconditionFailed(RequestError):

@@ -216,6 +216,7 @@ class SlotHealth(msgspec.Struct, gc=False, frozen=True, array_like=True):
         compared_ms: when it was last known to lack nothing that another voter had; 0: never since the start.
         scrubbed_ms: when it was last read and checked as a whole; 0: never.
         unrecoverable: of the wanted, those of which no replica could give some bytes when last asked.
+        moving: it is not one of the voters yet (a learner, or of the new set only while the slot moves): what it lacks is on its way.
     """
 
     slot: Slot
@@ -229,6 +230,7 @@ class SlotHealth(msgspec.Struct, gc=False, frozen=True, array_like=True):
     compared_ms: int
     scrubbed_ms: int
     unrecoverable: int = 0
+    moving: bool = False
 
 
 class HealthReply(Message, frozen=True, array_like=True, kw_only=True, tag="6"):

@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar, assert_never
 
 from amberblob.clock import Clock
 from amberblob.errors import ClusterError, PeerError
-from amberblob.mutations import Installed, Synced
+from amberblob.mutations import EpochSeen, Installed, Synced
 from amberblob.wire import Reply, encode
 from amberblob.wire_repair import ItemsReply, RepairRequest
 from antientropy.checks import Belongs, check_reply
@@ -28,6 +28,7 @@ from antientropy.needs import (
     OwnRoots,
     OwnState,
     OwnSums,
+    OwnUndecided,
     Refresh,
     Rest,
     Settle,
@@ -191,6 +192,8 @@ class Running(Generic[T]):
                 return await store.items(slot, paths, below=below)
             case OwnRegisters(slot, paths):
                 return [store.peek(slot, path) or await store.load(slot, path) for path in paths]
+            case OwnUndecided(slot):
+                return await store.undecided(slot)
             case OwnState(slot):
                 return store.slot_state(slot)
             case Install(mutations, incarnation):
@@ -223,7 +226,7 @@ class Running(Generic[T]):
         await self._world.pace.turn(asked + answered)
         return reply
 
-    async def _install(self, mutations: tuple[Installed | Synced, ...], incarnation: str) -> bool:
+    async def _install(self, mutations: tuple[Installed | Synced | EpochSeen, ...], incarnation: str) -> bool:
         store = self._world.store
         if incarnation and any(store.slot_state(one.slot).incarnation != incarnation for one in mutations):
             return False

@@ -3,13 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
+from amberblob.ballot import SlotState
 from amberblob.clock import Clock
 from chunkstore.interface import ReplicaStore
 
 Pair = tuple[str, str]
 """The incarnations of two copies of a slot, the own one first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Naming:
+    """How the newest route names a copy of this node's (rfc/0013).
+
+    Attributes:
+        incarnation: of the copy that is named.
+        since: the epoch in which it was first named; above 1 it began blank.
+        epoch: the route's.
+        sources: node to incarnation: the voters of whom a majority has whatever was chosen; this copy, too, if it is one of them.
+            While the slot moves they are those of the *old* set.
+        joins: the slot moves, and the copy is one of the new set: it has to be filled in this very epoch.
+    """
+
+    incarnation: str
+    since: int
+    epoch: int
+    sources: Mapping[str, str]
+    joins: bool = False
+
+    def to_fill_in(self, synced_epoch: int) -> int:
+        """The epoch in or after which a copy that was last filled in ``synced_epoch`` is to be filled; 0: it need not be."""
+        needed = max(self.since if self.since > 1 else 0, self.epoch if self.joins else 0)
+        return needed if synced_epoch < needed else 0
 
 
 class Places(Protocol):
@@ -21,19 +48,19 @@ class Places(Protocol):
         ...
 
     def slots(self) -> Iterable[int]:
-        """The slots whose route names this node as a voter, whichever copy it names."""
+        """The slots whose route names this node as a voter, whichever copy it names; while one moves, in either of both sets."""
+        ...
+
+    def learning(self) -> Iterable[int]:
+        """The slots whose route names this node as a learner, whichever copy it names."""
         ...
 
     def voters(self, slot: int) -> Mapping[str, str]:
-        """Node to incarnation, this node included."""
+        """Node to incarnation, this node included if it is a voter; while the slot moves, of both sets. No learners."""
         ...
 
-    def epoch(self, slot: int) -> int:
-        """The route's epoch."""
-        ...
-
-    def since(self, slot: int) -> int:
-        """The epoch in which the own copy was first named."""
+    def naming(self, slot: int) -> Naming | None:
+        """How the route names this node's copy; None: it does not."""
         ...
 
     def belongs(self, slot: int, path: str) -> bool:
@@ -43,6 +70,11 @@ class Places(Protocol):
     def reachable(self, node: str) -> bool:
         """Whether there is a connection. A hint."""
         ...
+
+
+def is_blank(naming: Naming, state: SlotState) -> bool:
+    """Whether the copy that is named began blank and was not filled since."""
+    return 1 < naming.since > state.synced_epoch
 
 
 class Ground:
@@ -60,24 +92,44 @@ class Ground:
         return self.places.node
 
     def is_named(self, slot: int) -> bool:
-        """Whether the route names the copy that is here, not one that was lost."""
+        """Whether the route names the copy that is here as a voter, not one that was lost."""
         return self.places.voters(slot).get(self.node) == self.store.slot_state(slot).incarnation
-
-    def is_blank(self, slot: int) -> bool:
-        """Whether the copy that is here began blank and was not filled since."""
-        since = self.places.since(slot)
-        return since > 1 and self.store.slot_state(slot).synced_epoch < since
 
     def counts(self, slot: int) -> bool:
         """Whether the copy that is here has a vote."""
-        return self.is_named(slot) and not self.is_blank(slot)
+        if not self.is_named(slot):
+            return False
+        naming = self.places.naming(slot)
+        return naming is not None and not is_blank(naming, self.store.slot_state(slot))
+
+    def has_learned(self, slot: int) -> bool:
+        """Whether the copy that is here is a learner that was filled."""
+        naming, state = self.places.naming(slot), self.store.slot_state(slot)
+        return (
+            naming is not None
+            and naming.incarnation == state.incarnation
+            and self.node not in self.places.voters(slot)
+            and not is_blank(naming, state)
+        )
+
+    def to_fill(self, slot: int) -> tuple[Naming, int] | None:
+        """How the copy that is here is named, and in or after which epoch it is to be filled; None: it is not named, or is filled."""
+        naming, state = self.places.naming(slot), self.store.slot_state(slot)
+        if naming is None or naming.incarnation != state.incarnation:
+            return None
+        needed = naming.to_fill_in(state.synced_epoch)
+        return (naming, needed) if needed else None
 
     def shared(self) -> dict[str, dict[int, Mapping[str, str]]]:
-        """By peer: the slots of which both it and this node hold a copy that counts (here), with their voters."""
+        """By peer: the slots of which it is a voter and this node holds a copy that counts here, with their voters.
+
+        A learner that was filled is kept up as well, and taken for one of the voters: what expires, or is written, while it still
+        fetches bytes would leave it wanting what nobody has any more, and give its slot all the more to do once that moves.
+        """
         found: dict[str, dict[int, Mapping[str, str]]] = {}
-        for slot in self.places.slots():
-            if self.counts(slot):
-                voters = self.places.voters(slot)
+        for slot in (*self.places.slots(), *self.places.learning()):
+            if self.counts(slot) or self.has_learned(slot):
+                voters = {**self.places.voters(slot), self.node: self.store.slot_state(slot).incarnation}
                 for peer in voters:
                     if peer != self.node:
                         found.setdefault(peer, {})[slot] = voters

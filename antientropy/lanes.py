@@ -17,7 +17,7 @@ from amberblob.errors import AmberError, ClusterError, PeerError
 from antientropy.compare import Compared, compare
 from antientropy.driving import Running, World
 from antientropy.follow import Cursor, Followed, follow
-from antientropy.ground import Ground, Pair
+from antientropy.ground import Ground, Naming, Pair, is_blank
 from antientropy.needs import Steps
 from antientropy.remake import remake
 from antientropy.sync import Progress, SyncResult, sync
@@ -30,10 +30,10 @@ RETRY_FIRST_S = 10.0
 RETRY_MAX_S = 60.0
 
 SYNC_RETRY_S = 5.0
-"""When a blank copy that cannot be filled now is tried again."""
+"""When a copy that cannot be filled now is tried again."""
 
 SYNCS_AT_ONCE = 8
-"""Blank copies that are filled at the same time while no client is served; each holds one page of another copy in memory."""
+"""Copies that are filled at the same time while no client is served; each holds one page of another copy in memory."""
 
 WRONG_MAX = 10_000
 """Damaged paths that wait. More are found again by the next scrub."""
@@ -293,33 +293,40 @@ class Remakes(Lane[dict[str, str]]):
 
 
 @dataclass(slots=True)
-class _Blank:
+class _Filling:
+    """A copy that is to be filled, and in or after which epoch: ``progress.since``."""
+
     progress: Progress
+    joins: bool = False
+    """Its slot moves, and needs majorities of both sets until this is done: it comes first."""
     due_s: float = 0.0
     why: str = ""
     running: Running[SyncResult] | None = None
 
 
 class Syncs:
-    """Copies that began blank, several slots at a time: filling one is mostly waiting for disks and peers."""
+    """Copies that are to be filled, several slots at a time: filling one is mostly waiting for disks and peers.
+
+    Those are voters and learners that began blank, and, while a slot moves, the members of its new set.
+    """
 
     def __init__(self, ground: Ground, world: World, compares: Compares) -> None:
         self._ground = ground
         self._world = world
         self._compares = compares
-        self._blank: dict[int, _Blank] = {}
+        self._fillings: dict[int, _Filling] = {}
         self._looked_s = float("-inf")
 
     def why(self, slot: int) -> str:
-        """Why a blank copy could not be filled when last tried; empty: it was not tried, or is filled."""
-        known = self._blank.get(slot)
+        """Why a copy could not be filled when last tried; empty: it was not tried, or is filled."""
+        known = self._fillings.get(slot)
         return known.why if known is not None else ""
 
     def now(self) -> None:
         """Try all of them at once."""
         self._looked_s = float("-inf")
-        for blank in self._blank.values():
-            blank.due_s = 0.0
+        for filling in self._fillings.values():
+            filling.due_s = 0.0
 
     async def turn(self) -> bool:
         """Meet one need of each session under way, after beginning those that are due. Whether there was anything to do.
@@ -330,9 +337,9 @@ class Syncs:
         now_s = self._world.clock.monotonic_s()
         self._begin(now_s)
         ready = [
-            (slot, blank, blank.running)
-            for slot, blank in self._blank.items()
-            if blank.running is not None and blank.running.due_s <= now_s
+            (slot, filling, filling.running)
+            for slot, filling in self._fillings.items()
+            if filling.running is not None and filling.running.due_s <= now_s
         ]
         outcomes = await asyncio.gather(*(self._advance(*one) for one in ready), return_exceptions=True)
         for outcome in outcomes:
@@ -344,71 +351,80 @@ class Syncs:
         if now_s >= self._looked_s + 1.0:
             self._looked_s = now_s
             self._look()
-        free = (1 if self._world.pace.busy else SYNCS_AT_ONCE) - sum(
-            blank.running is not None for blank in self._blank.values()
-        )
-        if free <= 0:
+        running = sum(filling.running is not None for filling in self._fillings.values())
+        if running >= SYNCS_AT_ONCE:
             return
-        due = [(b.due_s, slot) for slot, b in self._blank.items() if b.running is None and b.due_s <= now_s]
-        for _, slot in heapq.nsmallest(free, due):
-            blank, places = self._blank[slot], self._ground.places
-            if not self._is_of(blank.progress):
+        due = [
+            (not one.joins, one.due_s, slot)
+            for slot, one in self._fillings.items()
+            if one.running is None and one.due_s <= now_s
+        ]
+        for waits, _, slot in heapq.nsmallest(SYNCS_AT_ONCE - running, due):
+            filling = self._fillings[slot]
+            if waits and running and self._world.pace.busy:
+                return
+            running += 1
+            wanted = self._ground.to_fill(slot)
+            if wanted is None or wanted[0].incarnation != filling.progress.incarnation:
                 # The route, or the copy, changed since the last look.
                 self._looked_s = float("-inf")
                 continue
-            voters = dict(places.voters(slot))
-            # Not all blank copies of a node from the same peer.
-            others = sorted(voters)
-            turned = [others[(at + slot) % len(others)] for at in range(len(others))]
-            order = sorted(turned, key=lambda peer: not places.reachable(peer))
-            session = sync(self._ground.node, blank.progress, places.epoch(slot), voters, order)
-            blank.running = Running(self._world, session)
+            naming, filling.progress.since = wanted
+            filling.running = Running(self._world, self._session(filling.progress, naming))
+
+    def _session(self, progress: Progress, naming: Naming) -> Steps[SyncResult]:
+        ground, slot = self._ground, progress.slot
+        # Not all copies of a node from the same peer.
+        others = sorted(naming.sources)
+        turned = [others[(at + slot) % len(others)] for at in range(len(others))]
+        order = sorted(turned, key=lambda peer: not ground.places.reachable(peer))
+        counts = ground.node in naming.sources and not is_blank(naming, ground.store.slot_state(slot))
+        return sync(ground.node, progress, naming.epoch, naming.sources, order, counts=counts)
 
     def _look(self) -> None:
-        """Which copies are blank now; what was read for one stays with it, and so does what is under way."""
-        found: dict[int, _Blank] = {slot: blank for slot, blank in self._blank.items() if blank.running is not None}
-        for slot in self._ground.places.slots():
-            if slot in found or not self._ground.is_named(slot) or not self._ground.is_blank(slot):
+        """Which copies are to be filled now; what was read for one stays with it, and so does what is under way."""
+        found = {slot: filling for slot, filling in self._fillings.items() if filling.running is not None}
+        places = self._ground.places
+        for slot in (*places.slots(), *places.learning()):
+            wanted = None if slot in found else self._ground.to_fill(slot)
+            if wanted is None:
                 continue
-            known = self._blank.get(slot)
-            if known is None or not self._is_of(known.progress):
-                incarnation = self._ground.store.slot_state(slot).incarnation
-                known = _Blank(Progress(slot, incarnation, self._ground.places.since(slot)))
+            naming, needed = wanted
+            known = self._fillings.get(slot)
+            if known is None or known.progress.incarnation != naming.incarnation:
+                known = _Filling(Progress(slot, naming.incarnation, needed))
+            elif known.progress.since != needed:
+                # What was in the way before need not be now.
+                known.due_s = 0.0
+            known.joins = naming.joins
             found[slot] = known
-        self._blank = found
+        self._fillings = found
 
-    def _is_of(self, progress: Progress) -> bool:
-        """Whether this was read for the copy that is here, and that the route names now."""
-        slot = progress.slot
-        return (
-            self._ground.is_named(slot)
-            and self._ground.store.slot_state(slot).incarnation == progress.incarnation
-            and self._ground.places.since(slot) == progress.since
-        )
-
-    async def _advance(self, slot: int, blank: _Blank, running: Running[SyncResult]) -> None:
+    async def _advance(self, slot: int, filling: _Filling, running: Running[SyncResult]) -> None:
         try:
             await running.advance()
         except (PeerError, ClusterError) as error:
-            self._ended(slot, blank, SyncResult(why=str(error)))
+            self._ended(slot, filling, SyncResult(why=str(error)))
         except BaseException:
-            blank.running = None
+            filling.running = None
             raise
         else:
             if running.over:
-                self._ended(slot, blank, running.result)
+                self._ended(slot, filling, running.result)
 
-    def _ended(self, slot: int, blank: _Blank, result: SyncResult) -> None:
-        blank.running = None
+    def _ended(self, slot: int, filling: _Filling, result: SyncResult) -> None:
+        filling.running = None
         if result.why:
-            blank.why = result.why
-            blank.due_s = self._world.clock.monotonic_s() + SYNC_RETRY_S
+            filling.why = result.why
+            filling.due_s = self._world.clock.monotonic_s() + SYNC_RETRY_S
             log.info("copy not filled yet", slot=slot, why=result.why)
             return
-        if self._blank.get(slot) is blank:
-            del self._blank[slot]
-        taken = blank.progress.taken
-        log.info("copy filled", slot=slot, paths=taken.paths, bytes=taken.size_bytes)
+        if self._fillings.get(slot) is filling:
+            del self._fillings[slot]
+        taken = filling.progress.taken
+        log.info("copy filled", slot=slot, epoch=filling.progress.since, paths=taken.paths, bytes=taken.size_bytes)
+        if slot not in self._ground.places.slots():
+            return
         for peer in self._ground.places.voters(slot):
             if peer != self._ground.node:
                 self._compares.want(peer, {slot})

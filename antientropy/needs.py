@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from amberblob.ballot import Register, SlotState
 from amberblob.errors import PeerError, WireError
-from amberblob.mutations import Installed, Synced
+from amberblob.mutations import EpochSeen, Installed, Synced
 from amberblob.wire import Failed, Refused, Reply
 from amberblob.wire_repair import ItemsReply, PathItem, PullPaths, RepairRequest
 
@@ -85,6 +85,13 @@ class OwnRegisters:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnUndecided:
+    """The paths whose record is not known to be chosen here, ascending; with everything that was applied here."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
 class OwnState:
     """The slot's own state."""
 
@@ -98,7 +105,7 @@ class Install:
     With ``incarnation`` only if the copy is still that one; answered with whether it was.
     """
 
-    mutations: tuple[Installed | Synced, ...]
+    mutations: tuple[Installed | Synced | EpochSeen, ...]
     incarnation: str = ""
 
 
@@ -145,6 +152,7 @@ Need = (
     | OwnFingerprints
     | OwnItems
     | OwnRegisters
+    | OwnUndecided
     | OwnState
     | Install
     | Flush
@@ -221,6 +229,12 @@ def own_registers(slot: int, paths: Sequence[str]) -> Steps[list[Register]]:
     return registers
 
 
+def own_undecided(slot: int) -> Steps[list[str]]:
+    """The paths whose record is not known to be chosen here."""
+    paths: list[str] = yield OwnUndecided(slot)
+    return paths
+
+
 def own_state(slot: int) -> Steps[SlotState]:
     """The slot's own state."""
     state: SlotState = yield OwnState(slot)
@@ -236,6 +250,13 @@ def install(mutations: Sequence[Installed]) -> Steps[None]:
 def make_voter(incarnation: str, done: Synced) -> Steps[bool]:
     """Say, durably, that the copy of this incarnation is filled; False: it was lost meanwhile."""
     still: bool = yield Install((done,), incarnation)
+    yield Flush()
+    return still
+
+
+def see_epoch(incarnation: str, slot: int, epoch: int) -> Steps[bool]:
+    """Have the copy of this incarnation leave all older epochs, durably; False: it was lost meanwhile."""
+    still: bool = yield Install((EpochSeen(slot, epoch),), incarnation)
     yield Flush()
     return still
 

@@ -27,6 +27,10 @@ class Source(Protocol):
         """All of the nodes, the best to ask for so many bytes first; those that are ``likely`` to have them if possible."""
         ...
 
+    def reachable(self, node: str) -> bool:
+        """Whether there is a connection. A hint."""
+        ...
+
     async def fetch_chunk(self, node: str, slot: int, version: Version, chunk: ChunkRef) -> bytes:
         """The bytes of a chunk, verified."""
         ...

@@ -95,7 +95,7 @@ class Applier:
         self.waiting_bytes = 0
         self.index: ListingIndex | None = None
         self.on_slot_lost: Callable[[LostSlot, SlotState], None] = lambda lost, state: None
-        pool.on_lost = self._slot_lost
+        pool.on_lost, pool.on_emptied = self._slot_lost, self._slot_emptied
 
     def _slot_lost(self, lost: LostSlot, state: SlotState) -> None:
         for key in [key for key in self._listing if key[0] == lost.slot]:
@@ -104,9 +104,13 @@ class Applier:
             if isinstance(entry, OfRegister):
                 self._listing[lost.slot, entry.path] = None
         self.on_slot_lost(lost, state)
+
+    def _slot_emptied(self, slot: int) -> None:
         if self.index is not None and self.index.complete:
-            self._to_forget.add(lost.slot)
+            self._to_forget.add(slot)
             self._forget_lost(self.index)
+            # Nor may a power cut bring the rows back: nothing would tell of them any more.
+            self.with_room(self.index.checkpoint)
 
     def _forget_lost(self, index: ListingIndex) -> None:
         """Take the rows of lost slots out of the index. Without room for that they are still to be forgotten."""

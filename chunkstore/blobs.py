@@ -504,6 +504,16 @@ class Blobs:
             finally:
                 self.discarding.discard(blob)
 
+    async def put_away(self, slot: int) -> None:
+        """Take the files of all blobs of a slot out of sight; nothing refers to any of them."""
+        await self.to_the_end(self._put_away(slot))
+
+    async def _put_away(self, slot: int) -> None:
+        await self.run_reading(lambda: self._files.put_away(slot))
+        self._core.overlay.forget_files(slot)
+        for blob in [blob for blob in self.mending if blob[0] == slot]:
+            del self.mending[blob]
+
     async def sweep_staged(self, older_than_ms: int, limit: int) -> int:
         """See the interface."""
         staged = self._core.overlay.staged

@@ -211,19 +211,28 @@ class DiskCore:
             self.journal.flush()
         return await self._database.call(run, slot=slot, barrier=barrier, on_result=on_result)
 
-    async def begin_anew(self, slot: int) -> str:
-        """See the interface."""
+    async def is_blank(self, slot: int) -> bool:
+        """Whether the slot's database says nothing of any path, and was never filled."""
+        overlay = self.overlay
+        if slot not in overlay.known():
+            return True
+        return await self.ask(slot, lambda database: database.is_blank(), barrier=overlay.slot_position(slot))
+
+    async def begin_anew(self, slot: int, *, keep: bool = True) -> str:
+        """See the interface. ``keep``: the database goes to quarantine; else it is removed."""
         overlay = self.overlay
         if slot not in overlay.known():
             return overlay.slot_state(slot).incarnation
         barrier = overlay.slot_position(slot)
         why = "not the copy that the slot's route names: it begins anew, blank, and is filled from the others"
+        if not keep:
+            why = "the slot's route does not name this node any more, and all voters have what it held"
 
         def run() -> str:
             database = self._pool.get(slot)
             if not database.is_blank():
                 # The journal may hold what made it: none of that may come back after a restart.
-                database = self._pool.retire(slot, why, applied=database.applied, damaged=False)
+                database = self._pool.retire(slot, why, applied=database.applied, damaged=False, keep=keep)
             return database.state.incarnation
 
         if barrier > self.journal.durable_position:

@@ -23,6 +23,9 @@ from chunkstore.fileops import FileOps
 
 _log = structlog.get_logger(__name__)
 
+LEFT = "left-"
+"""How the names of folders in ``staging`` begin that hold what was left; no blob's does."""
+
 MANIFEST_NAME = "manifest.json"
 INCOMPLETE_NAME = "incomplete"
 
@@ -41,6 +44,11 @@ def checked_hash(text: str) -> str:
     if not valid_hash(text):
         raise ValueError(f"{text!r} is no chunk id and cannot name a file")
     return text
+
+
+def _size_of(folder: Path) -> int:
+    """How many bytes the files in a folder have."""
+    return sum(os.stat(os.path.join(at, name)).st_size for at, _, names in os.walk(folder) for name in names)
 
 
 def _read_into(path: Path, place: memoryview) -> str | None:
@@ -266,6 +274,38 @@ class BlobFiles:
         self._ops.fsync_dir(folder.parent)
         self._ops.remove_tree(gone)
         return True
+
+    def has_blobs(self, slot: int) -> bool:
+        """Whether there is any blob's folder in place."""
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.slot_folder(slot) / "blobs") as entries:
+            return next(entries, None) is not None
+        return False
+
+    def put_away(self, slot: int) -> None:
+        """Take all blobs of a slot out of sight, durably, by one rename; :meth:`sweep_left` removes them, or the next start."""
+        if self.has_blobs(slot):
+            self.prepare_slot(slot)
+            blobs = self.slot_folder(slot) / "blobs"
+            self._ops.rename(blobs, self.staging_folder(slot) / f"{LEFT}{self._mint()}")
+            self._ops.make_dirs(blobs)
+            self._ops.fsync_dir(self.staging_folder(slot))
+            self._ops.fsync_dir(blobs.parent)
+
+    def sweep_left(self, slot: int, limit: int) -> tuple[int, int]:
+        """Remove up to ``limit`` blobs that were put away; how many went, and how many bytes they had."""
+        count = size_bytes = 0
+        staging = self.staging_folder(slot)
+        for name in os.listdir(staging) if staging.is_dir() else []:
+            if not name.startswith(LEFT):
+                continue
+            for blob in os.listdir(staging / name)[: limit - count]:
+                size_bytes += _size_of(staging / name / blob)
+                self._ops.remove_tree(staging / name / blob)
+                count += 1
+            if count >= limit:
+                break
+            self._ops.remove_tree(staging / name)
+        return count, size_bytes
 
     def clear_staging(self) -> int:
         """At start: remove everything that was on its way in, and how many folders that were."""

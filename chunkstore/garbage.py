@@ -84,6 +84,21 @@ class Garbage:
             claimed |= found
         return claimed
 
+    # -- what was left
+
+    async def holds(self, slot: int) -> bool:
+        if not self._is_known(slot):
+            return False
+        return not await self._core.is_blank(slot) or await self._blobs.run_reading(lambda: self._files.has_blobs(slot))
+
+    async def leave(self, slot: int) -> str:
+        incarnation = await self._core.begin_anew(slot, keep=False)
+        await self._blobs.put_away(slot)
+        return incarnation
+
+    async def sweep_left(self, slot: int, limit: int) -> tuple[int, int]:
+        return await self._blobs.run_reading(lambda: self._files.sweep_left(slot, limit))
+
     # -- orphans
 
     async def orphans(self, slot: int, older_than_ms: int) -> list[str]:

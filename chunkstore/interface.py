@@ -448,6 +448,21 @@ class ReplicaStore(Protocol):
         """
         ...
 
+    async def holds(self, slot: int) -> bool:
+        """Whether there is anything that :meth:`leave` would take away."""
+        ...
+
+    async def leave(self, slot: int) -> str:
+        """Have the slot be blank, as :meth:`begin_anew` does, and keep nothing of what it held: no route names it, and nobody needs it.
+
+        Durable on return. The bytes are out of sight then; :meth:`sweep_left` gives their room back, as does the next start.
+        """
+        ...
+
+    async def sweep_left(self, slot: int, limit: int) -> tuple[int, int]:
+        """Remove up to ``limit`` blobs of what was left; how many went, and how many bytes they had. (0, 0): there is nothing more."""
+        ...
+
     async def close(self) -> None:
         """Make everything durable, apply it, checkpoint, and let go of the disk."""
         ...

@@ -119,6 +119,21 @@ class MemoryStore(MemoryDamage):
             self._slots[slot].state = replace(state, incarnation=incarnation, synced_epoch=0)
         return self._slots[slot].state.incarnation
 
+    async def holds(self, slot: int) -> bool:
+        known = self._slots.get(slot)
+        return known is not None and bool(known.registers or known.paths or known.state.synced_epoch or known.files)
+
+    async def leave(self, slot: int) -> str:
+        incarnation = await self.begin_anew(slot)
+        known = self._slots.get(slot)
+        if known is not None:
+            known.files.clear()
+            known.incomplete.clear()
+        return incarnation
+
+    async def sweep_left(self, slot: int, limit: int) -> tuple[int, int]:
+        return 0, 0
+
     def peek(self, slot: int, path: str) -> Register | None:
         known = self._slots.get(slot)
         return known.registers.get(path, EMPTY_REGISTER) if known else EMPTY_REGISTER

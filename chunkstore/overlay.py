@@ -247,6 +247,11 @@ class Overlay:
         if len(self._complete) > _COMPLETE_MAX:
             self._complete.popitem(last=False)
 
+    def forget_files(self, slot: int) -> None:
+        """No blob of the slot has its files in place any more."""
+        for blob in [blob for blob in self._complete if blob[0] == slot]:
+            del self._complete[blob]
+
     def is_complete(self, slot: int, blob_id: str) -> bool:
         """Whether the blob's files were seen in place. False says nothing."""
         return (slot, blob_id) in self._complete

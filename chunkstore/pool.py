@@ -20,12 +20,14 @@ import msgspec
 import structlog
 
 from amberblob.ballot import SlotState
+from amberblob.errors import DiskMismatch
 from chunkstore.fileops import FileOps
+from chunkstore.files import LEFT
 from chunkstore.identity import DiskIdentity, write_identity
 from chunkstore.interface import SlotTally
 from chunkstore.process import trim_memory
 from chunkstore.slotdb import SlotDatabase
-from chunkstore.sqlite import is_corrupt
+from chunkstore.sqlite import SchemaTooNew, is_corrupt
 
 _log = structlog.get_logger(__name__)
 
@@ -51,12 +53,14 @@ class LostSlot:
     Attributes:
         incarnation: of the fresh database.
         quarantine: folder with what was left, relative to the disk; None when nothing was.
+        damaged: False: there was nothing wrong with it, it only is not wanted any more.
     """
 
     slot: int
     incarnation: str
     why: str
     quarantine: str | None
+    damaged: bool = True
 
 
 class SlotPool:
@@ -81,6 +85,8 @@ class SlotPool:
         """By slot; written on the database thread, read anywhere."""
         self.on_lost: Callable[[LostSlot, SlotState], None] = lambda lost, state: None
         """Called on the database thread for each slot that is lost."""
+        self.on_emptied: Callable[[int], None] = lambda slot: None
+        """The same, when its database is gone and there is no fresh one yet."""
 
     def folder(self, slot: int) -> Path:
         """``slots/<slot>``."""
@@ -99,6 +105,7 @@ class SlotPool:
         """The slot's database, opened or created. A lost one is replaced.
 
         Raises:
+            DiskMismatch: it was written by a later version of this software.
             sqlite3.Error, OSError: it cannot be opened for another reason than damage.
         """
         self._used.add(slot)
@@ -119,6 +126,11 @@ class SlotPool:
                 # Half a database that a killed retire() left must not get the first incarnation.
                 fresh = None if slot in self._identity.slots_created else self._identity.disk_id
                 database = SlotDatabase(slot, path, fresh, create=False, tallies=self.tallies)
+        except SchemaTooNew as error:
+            raise DiskMismatch(
+                f"{path} has {error}. Nothing is damaged and nothing was changed: start the version of AmberBlob that wrote "
+                "it. To go back to this version all the same, give the node an empty disk; it is filled from the other nodes."
+            ) from error
         except (sqlite3.Error, msgspec.DecodeError) as error:
             if not is_damage(error):
                 raise
@@ -157,12 +169,13 @@ class SlotPool:
             self._ops.unlink(path.with_name(path.name + part))
         return True
 
-    def retire(self, slot: int, why: str, *, applied: int = 0, damaged: bool = True) -> SlotDatabase:
+    def retire(self, slot: int, why: str, *, applied: int = 0, damaged: bool = True, keep: bool = True) -> SlotDatabase:
         """Give the slot's database up: move it to quarantine, begin a fresh one with a new incarnation.
 
         Args:
             applied: entries of the journal up to here are not to be applied to the fresh one, now or after a restart.
             damaged: False: there is nothing wrong with it, and the log says so.
+            keep: False: it is removed. (It goes by way of ``staging``, which every start clears.)
 
         Raises:
             sqlite3.Error, OSError: it could not be done, for want of room perhaps; the next :meth:`get` goes on.
@@ -176,7 +189,12 @@ class SlotPool:
         path = self.folder(slot) / DATABASE_NAME
         # From here on the slot counts as lost, even if this process dies before the fresh database is there.
         self._record_created({slot})
-        quarantine = self._move_away(slot, path, incarnation)
+        aside = self._disk / "quarantine" / f"{slot}-{incarnation}"
+        if not keep:
+            aside = self.folder(slot) / "staging" / f"{LEFT}{incarnation}"
+        quarantine = self._move_away(path, aside)
+        # Before there is a fresh database: a process that dies in between begins here again, and one that found a fresh one would not.
+        self.on_emptied(slot)
         self._ops.make_dirs(path.parent)
         try:
             database = self._begin_anew(slot, path, incarnation, applied)
@@ -187,7 +205,12 @@ class SlotPool:
             raise
         self._half_retired.pop(slot, None)
         self._open[slot] = database
-        lost = LostSlot(slot=slot, incarnation=incarnation, why=why, quarantine=quarantine)
+        lost = LostSlot(slot=slot, incarnation=incarnation, why=why, quarantine=quarantine, damaged=damaged)
+        if not keep:
+            _log.info("slot-left", slot=slot, why=why, incarnation=incarnation)
+            self.on_lost(lost, database.state)
+            self._ops.remove_tree(aside)
+            return database
         self.lost.append(lost)
         # What was damaged is for an operator to look at. What only is not wanted any more is in order: a disk that came back, or
         # what the journal held of a slot whose database was lost.
@@ -218,11 +241,10 @@ class SlotPool:
             raise
         return database
 
-    def _move_away(self, slot: int, path: Path, incarnation: str) -> str | None:
+    def _move_away(self, path: Path, target: Path) -> str | None:
         left = [part for part in _PARTS if path.with_name(path.name + part).exists()]
         if not left:
             return None
-        target = self._disk / "quarantine" / f"{slot}-{incarnation}"
         self._ops.make_dirs(target)
         # The main file last: while it is there and damaged, a crash in between begins here again.
         for part in sorted(left, reverse=True):

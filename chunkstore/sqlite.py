@@ -5,13 +5,14 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class SchemaTooNew(Exception):
-    """The database was written by a later version of this software."""
+    """The database was written by a later version of this software. Not damage: it must stay as it is."""
 
 
 def _primary_code(error: sqlite3.Error) -> int:
@@ -108,7 +109,5 @@ def iso_of(at_ms: int) -> str:
 
 def ms_of(text: str) -> int:
     """The inverse of :func:`iso_of`."""
-    from datetime import datetime
-
     moment = datetime.fromisoformat(text)
     return int(moment.timestamp()) * 1000 + moment.microsecond // 1000

@@ -383,6 +383,15 @@ class DiskStore:
     async def begin_anew(self, slot: int) -> str:
         return await self._core.begin_anew(slot)
 
+    async def holds(self, slot: int) -> bool:
+        return await self._garbage.holds(slot)
+
+    async def leave(self, slot: int) -> str:
+        return await self._garbage.leave(slot)
+
+    async def sweep_left(self, slot: int, limit: int) -> tuple[int, int]:
+        return await self._garbage.sweep_left(slot, limit)
+
     async def set_wanted(self, slot: int, path: str, version: Version, *, damaged: bool) -> None:
         await self._bulk.set_wanted(slot, path, version, damaged=damaged)
 

@@ -23,6 +23,7 @@ from chunkstore.interface import ReplicaStore
 from node.coordinator import Coordinator
 from node.finishes import Finishes
 from node.health import ClusterHealth, Facts, own_health
+from node.moving import Plans, RouteChanges
 from node.objects.bytes import Reading
 from node.objects.lookup import Lookup
 from node.objects.service import Objects
@@ -34,6 +35,10 @@ from node.served import Served
 from node.sources import PeerSource
 from node.transport.interface import Peers
 from node.upkeep import Upkeep, upkeep_of
+from node.workers.caretaker import Caretaker
+from node.workers.movedecision import LOST_S
+from node.workers.mover import Mover
+from node.workers.newcomer import Newcomer
 from node.workers.puller import Puller
 from node.workers.rejoin import Readmit, Rejoin
 from node.workers.resolver import Resolver
@@ -48,7 +53,13 @@ STAGED_TTL_S = 900.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts(Generic[P]):
-    """What a node consists of, between its disk and its sockets."""
+    """What a node consists of, between its disk and its sockets.
+
+    Attributes:
+        rejoin: None where copies that are not those of the routes are never named.
+        newcomer, mover: None where no slot ever moves.
+        caretaker: None where nobody ever changes the set of nodes.
+    """
 
     peers: P
     replica: Replica
@@ -60,6 +71,9 @@ class Parts(Generic[P]):
     resolver: Resolver
     sweeper: Sweeper
     rejoin: Rejoin | None
+    newcomer: Newcomer | None
+    mover: Mover | None
+    caretaker: Caretaker | None
     repairer: Repairer
     upkeep: Upkeep
     runner: Runner
@@ -67,14 +81,27 @@ class Parts(Generic[P]):
 
     def workers(self) -> tuple[Worker, ...]:
         """The background work, in the order in which it is started."""
-        rejoin = () if self.rejoin is None else (self.rejoin,)
-        return (self.resolver, *rejoin, self.repairer, self.puller, self.sweeper, *self.upkeep.workers())
+        return (
+            self.resolver,
+            *self._movers(),
+            self.repairer,
+            self.puller,
+            self.sweeper,
+            *self.upkeep.workers(),
+        )
+
+    def _movers(self) -> tuple[Worker, ...]:
+        """Those that change routes."""
+        return tuple(
+            worker for worker in (self.rejoin, self.newcomer, self.mover, self.caretaker) if worker is not None
+        )
 
     def routes_changed(self) -> None:
-        """There is a new route table: a copy may have been lost, or be named now."""
-        if self.rejoin is not None:
-            self.rejoin.wake.set()
+        """There is a new route table: a copy may have been lost, be named now, or be wanted elsewhere."""
+        for worker in self._movers():
+            worker.wake.set()
         self.repairer.wake.set()
+        self.upkeep.leaver.wake.set()
 
     def start_workers(self) -> None:
         """Begin the background work."""
@@ -94,6 +121,9 @@ def assemble(
     peer_timeout_s: float,
     request_timeout_s: float,
     readmit: Readmit | None = None,
+    changes: RouteChanges | None = None,
+    plans: Plans | None = None,
+    move_lost_s: float = LOST_S,
     repair: RepairSection | None = None,
     retention: RetentionSection | None = None,
 ) -> Parts[P]:
@@ -104,6 +134,9 @@ def assemble(
         peer_timeout_s: how long one request to one peer may take.
         request_timeout_s: how long a read or write may take.
         readmit: how copies that are not those of the routes are named there; None: they never are.
+        changes: how slots are moved; None: they never are.
+        plans: how what operators left undone is finished; None: it never is.
+        move_lost_s: see :data:`node.workers.movedecision.LOST_S`.
         repair, retention: what the operator set; None: the defaults.
     """
     repair, retention = repair or RepairSection(), retention or RetentionSection()
@@ -112,7 +145,13 @@ def assemble(
     puller = Puller(store, routing, clock, pace=fetching, parallel=repair.pull_parallel)
     repairs = Repairs(store, mute=routing.mute)
     replica = Replica(
-        store, mute=routing.mute, newcomers=routing.newcomers, pulls=puller, repairs=repairs, clock=hybrid
+        store,
+        mute=routing.mute,
+        newcomers=routing.newcomers,
+        epoch_of=routing.epoch,
+        pulls=puller,
+        repairs=repairs,
+        clock=hybrid,
     )
     replica.pace = Yielding(clock, served.count, repair.busy_bytes_per_s)
     peers = connect(replica)
@@ -187,6 +226,11 @@ def assemble(
         objects=Objects(coordinator, routing, lookup, reading, inline_bytes_max=INLINE_BYTES_MAX),
         puller=puller,
         rejoin=None if readmit is None else Rejoin(store, routing, readmit),
+        newcomer=None if changes is None else Newcomer(store, routing, changes),
+        mover=None
+        if changes is None
+        else Mover(routing, peers, changes, clock, timeout_s=peer_timeout_s, lost_s=move_lost_s),
+        caretaker=None if plans is None else Caretaker(routing, plans, clock, reachable=peers.reachable),
         resolver=resolver,
         sweeper=Sweeper(store, clock, ttl_s=STAGED_TTL_S),
         runner=Runner(),

@@ -100,11 +100,12 @@ class Coordinator:
         operation: Operation,
         *,
         write_id: str | None = None,
+        repeat: bool = False,
         body: bytes | None = None,
         holders: frozenset[str] | None = None,
         hear: str | None = None,
     ) -> Applied:
-        """Run one write to its end.
+        """Run one write to its end. The arguments are those of :class:`~node.protocol.write.WriteRound`.
 
         Raises: whatever it was rejected with (PreconditionFailed, VersionConflict, NotFound, QuorumUnavailable,
         OutcomeUnknown, InsufficientStorage).
@@ -124,6 +125,7 @@ class Coordinator:
             body=body,
             holders=holders,
             may_be_retry=write_id is not None,
+            repeat=repeat,
             hear=hear,
         )
         run = Run(self, path, round_)

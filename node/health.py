@@ -128,6 +128,7 @@ def own_health(
                 wanted_bytes=tally.wanted_bytes,
                 damaged=tally.damaged,
                 unsynced=is_unsynced(table.route(slot), routing.node, store.slot_state(slot)),
+                moving=routing.node not in table.route(slot).voter_nodes,
                 compared_ms=facts.compared.compared_ms(slot) if facts.compared is not None else 0,
                 scrubbed_ms=facts.scrubbed.scrubbed_ms(slot) if facts.scrubbed is not None else 0,
                 unrecoverable=fetched.unrecoverable(slot) if fetched is not None else 0,

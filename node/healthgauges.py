@@ -14,13 +14,15 @@ from amberblob.metrics import Metrics
 from amberblob.wire_repair import HealthReply, SlotHealth
 from antientropy.driving import Costs
 
-STATES = ("complete", "wanting", "unsynced", "damaged")
+STATES = ("complete", "moving", "wanting", "unsynced", "damaged")
 
 
 def state_of(health: SlotHealth) -> str:
     """What a copy is by itself: whether it is behind only the others can tell (``/cluster``)."""
     if health.damaged or health.unrecoverable:
         return "damaged"
+    if health.moving and (health.unsynced or health.wanted):
+        return "moving"
     if health.unsynced:
         return "unsynced"
     return "wanting" if health.wanted else "complete"
@@ -44,6 +46,8 @@ class HealthGauges(Collector):
             copies.add_metric((state,), counts[state])
         yield copies
         slots = health.slots
+        # A copy that is to become a voter is compared and scrubbed once it is one.
+        voting = [s for s in slots if not s.moving]
         for name, text, number in (
             ("amberblob_wanted_versions", "Versions whose bytes are not all here.", sum(s.wanted for s in slots)),
             (
@@ -64,12 +68,12 @@ class HealthGauges(Collector):
             (
                 "amberblob_last_compare_age_seconds",
                 "Since the copy for which it is longest ago lacked nothing that another had; +Inf: never since the start.",
-                _age_s(health.now_ms, [s.compared_ms for s in slots]),
+                _age_s(health.now_ms, [s.compared_ms for s in voting]),
             ),
             (
                 "amberblob_last_scrub_age_seconds",
                 "Since the copy for which it is longest ago was read and checked as a whole; +Inf: never.",
-                _age_s(health.now_ms, [s.scrubbed_ms for s in slots]),
+                _age_s(health.now_ms, [s.scrubbed_ms for s in voting]),
             ),
         ):
             yield GaugeMetricFamily(name, text, number)

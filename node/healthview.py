@@ -38,6 +38,11 @@ def heal_json(view: ClusterView, *, at_ms: int, since_ms: int) -> dict[str, Any]
         "last_full_scrub": time_or_none(view.last_scrub_ms),
         "silent_nodes": list(view.silent),
         "full_nodes": list(view.full),
+        "target": view.target,
+        "slots_below_target": view.slots_below_target,
+        "fewest_copies": view.fewest_copies,
+        "slots_moving": view.slots_moving,
+        "bytes_moving": view.moving_bytes,
     }
 
 
@@ -64,6 +69,9 @@ def slots_json(views: Iterable[SlotView]) -> list[dict[str, Any]]:
             "epoch": view.epoch,
             "state": view.state,
             "target": view.target,
+            "voters": view.voters,
+            "moving": view.moving,
+            "bytes_moving": view.moving_bytes,
             "present": view.present,
             "unsynced": view.unsynced,
             "behind": view.behind,
@@ -82,7 +90,7 @@ def slots_json(views: Iterable[SlotView]) -> list[dict[str, Any]]:
 
 
 def _copy(copy: CopyView) -> dict[str, Any]:
-    told: dict[str, Any] = {"node": copy.node, "voter": copy.voter, "state": copy.state}
+    told: dict[str, Any] = {"node": copy.node, "voter": copy.voter, "role": copy.role, "state": copy.state}
     health = copy.health
     if health is not None:
         told |= {

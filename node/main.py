@@ -31,10 +31,13 @@ from amberblob.metrics import Metrics
 from chunkstore.identity import read_identity
 from chunkstore.store import DiskStore
 from node.assembly import assemble
+from node.epochs import seen_epoch
 from node.healthgauges import add_costs
 from node.http.app import build_app
 from node.http.server import HttpServer
 from node.logs import configure_logs
+from node.membership import MembershipChanges
+from node.plans import RegistryPlans
 from node.routing import Routing
 from node.status import Status
 from node.transport.clients import PeerClients
@@ -44,8 +47,9 @@ from registry.bootstrap import ClusterSettings, ensure_cluster, ensure_routes, r
 from registry.cache import load_cache
 from registry.factory import open_registry
 from registry.interface import Registry
+from registry.moves import RegistryRouteChanges
 from registry.readmit import readmit
-from registry.routes import ClusterInfo, NodeInfo, RouteTable
+from registry.routes import FORMAT_VERSION, ClusterInfo, NodeInfo, RouteTable
 from registry.trust import check_known
 from registry.view import RouteWatcher
 
@@ -227,6 +231,8 @@ class Node:
             peer_timeout_s=config.limits.peer_timeout_s,
             request_timeout_s=config.limits.request_timeout_s,
             readmit=partial(readmit, registry, cluster, node),
+            changes=RegistryRouteChanges(registry, cluster, node),
+            plans=RegistryPlans(registry, cluster, now_ms=self._clock.wall_ms, seen_epoch=routing.epoch),
             repair=config.repair,
             retention=config.retention,
         )
@@ -242,6 +248,9 @@ class Node:
             resolver=parts.resolver,
             health=parts.health,
             runner=parts.runner,
+            membership=MembershipChanges(
+                registry, cluster, self._clock, seen_epoch=partial(seen_epoch, routing, store)
+            ),
             version=software_version(),
             compare_every_s=config.repair.compare_every_s,
         )
@@ -288,6 +297,7 @@ class Node:
             capacity_bytes=_capacity_bytes(config.node.disk),
             version=software_version(),
             started_at_ms=self._clock.wall_ms(),
+            registry_format=FORMAT_VERSION,
         )
         table = await self._enter(registry, settings, cluster, me, status)
         self._watcher = RouteWatcher(
@@ -299,11 +309,19 @@ class Node:
             cache_path=config.node.disk / ROUTE_CACHE,
             me=me,
         )
-        self._watcher.add_listener(lambda table: parts.routes_changed())
+
+        def meet(known: RouteTable) -> None:
+            for other in known.nodes:
+                peers.reachable(other)  # begins to connect
+
+        def routes_changed(known: RouteTable) -> None:
+            meet(known)
+            parts.routes_changed()
+
+        self._watcher.add_listener(routes_changed)
         self._watcher.start()
         self._closers.push_async_callback(self._watcher.stop)
-        for other in table.nodes:
-            peers.reachable(other)  # begins to connect
+        meet(table)
         parts.start_workers()
         status.phase = None
         log.info(

@@ -44,3 +44,15 @@ class RouteChanges(Protocol):
     async def forget_move(self, slot: int, epoch: int) -> Changed:
         """Delete the slot's move, if the stable route of this epoch is what it asks for, without learners."""
         ...
+
+
+class Plans(Protocol):
+    """What is done about changes of membership by whoever is there. Methods raise AmberError, RegistryUnavailable among them."""
+
+    async def resume(self) -> bool:
+        """Finish a plan that was left half written, unless somebody still works at it; whether there was one to finish."""
+        ...
+
+    async def sweep_removed(self) -> Sequence[str]:
+        """Forget the addresses of removed nodes that no route and no move names any more; which nodes."""
+        ...

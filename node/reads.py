@@ -1,7 +1,7 @@
 """One quorum read on its way, and which voters it asks first.
 
-A read needs a majority of registers, not all: it asks as many voters as it needs, this node and the quickest of the
-others, and the rest only when one fails or is late. Now and then it asks them all, so that a voter that was slow is
+A read needs a majority of registers (of both sets, while a slot moves), not all: it asks as many voters as it needs, this
+node and the quickest of the others, and the rest only when one fails or is late. Now and then it asks them all, so that a voter that was slow is
 found to be quick again, and one that is behind is found by somebody.
 """
 
@@ -107,10 +107,10 @@ class ReadRun:
         self._round = ReadRound(electorate)
         self._loop = asyncio.get_running_loop()
         self._began_s = self._loop.time()
-        self._spared = quickness.order(electorate)
+        order = quickness.order(electorate)
         # A history is asked of all: it is rare, and more answers settle sooner what is being written.
         asks_all = quickness.asks_all() or isinstance(request, QueryHistory)
-        self._first = len(self._spared) if asks_all else electorate.read_quorum or electorate.majority
+        self._first, self._spared = (order, []) if asks_all else electorate.split(order)
         self._result: Read | NoQuorum | Outdated | None = None
         self._undecided: Read | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -118,8 +118,7 @@ class ReadRun:
 
     async def result(self) -> Read | NoQuorum | Outdated:
         """The majority's word, or that there is none, or that others are to be asked."""
-        first, self._spared = self._spared[: self._first], self._spared[self._first :]
-        for node in first:
+        for node in self._first:
             self._ask(node)
         if self._spared:
             self._timer = self._loop.call_later(LATE_S, self._ask_spared)

@@ -6,6 +6,7 @@ durable (``store.position`` then ``store.durable``), because what an answer show
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -84,6 +85,10 @@ INSPECT_ROWS_MAX = 100
 INSPECT_WANTED_MAX = 10_000
 """How many wanted versions of a slot are looked through for those of one path."""
 
+ROUTE_POLL_S = 0.02
+ROUTE_LOOKS_MAX = 50
+"""How often, and how many times, a copy that has no voice by this node's route looks for the newer one that it was asked by."""
+
 NOBODY = ""
 """The incarnation that a mute copy tells where it cannot refuse: no route names it."""
 
@@ -103,8 +108,12 @@ def _fitting(rows: list[HistoryRow]) -> list[HistoryRow]:
 
 
 def _looks_back(message: Prepare, record: Record | None) -> bool:
-    """Whether what the write id did has to be looked up in the database: the record's own list does not reach back."""
-    return bool(message.write_id) and record is not None and record.revision > len(record.writes)
+    """Whether what the write id did has to be looked up in the database: the record's own list does not reach back,
+    or the path may have been forgotten since the write was applied (its write ids stay).
+    """
+    if not message.write_id:
+        return False
+    return message.repeated or (record is not None and record.revision > len(record.writes))
 
 
 def _ignore(slot: int, path: str) -> None:
@@ -118,6 +127,7 @@ class Replica:
         store: the disk.
         mute: why the copy of this state has no voice here; None: it has one (:meth:`node.routing.Routing.mute`).
         newcomers: slots whose copy may be mute for want of a sync (:meth:`node.routing.Routing.newcomers`).
+        epoch_of: the epoch of a slot's newest route here, 0 without one (:meth:`node.routing.Routing.epoch`).
         pulls: where to ask for bytes that are missing here.
         repairs: answers those who compare their copies with this one.
         clock: the node's hybrid clock.
@@ -135,6 +145,7 @@ class Replica:
         *,
         mute: Callable[[SlotState], RefusalReason | None],
         newcomers: Callable[[], Iterable[int]],
+        epoch_of: Callable[[int], int],
         pulls: PullRequests,
         repairs: Repairs,
         clock: HybridClock,
@@ -146,6 +157,7 @@ class Replica:
         self._store = store
         self._mute = mute
         self._newcomers = newcomers
+        self._epoch_of = epoch_of
         self._pulls = pulls
         self._repairs = repairs
         self._clock = clock
@@ -264,12 +276,41 @@ class Replica:
 
         self._store.when_durable(position, durable)
 
+    # ---- copies without a voice
+
+    def _muted(self, slot: int, epoch: int) -> Refused | None:
+        """The refusal of a copy that has no voice, to a request of this epoch; None: it has one.
+
+        Who goes by an older route than this node's is told so, and not that the copy does not count: it comes again with the newer one.
+        """
+        state = self._store.slot_state(slot)
+        mute = self._mute(state)
+        if mute is None:
+            return None
+        known = self._epoch_of(slot)
+        if epoch < known:
+            return Refused(
+                incarnation=state.incarnation, reason="epoch", ballot=state.ballot_floor, epoch=max(known, state.epoch)
+            )
+        return self._refused(slot, mute)
+
+    def _lags(self, slot: int, epoch: int) -> bool:
+        """Whether the copy has no voice by a route that is older than the asker's: by that one it may have."""
+        return epoch > self._epoch_of(slot) and self._mute(self._store.slot_state(slot)) is not None
+
+    async def _catch_up(self, slot: int, epoch: int) -> None:
+        """Wait a moment for the route that the asker goes by. The registry tells every node, each at its own time."""
+        for _ in range(ROUTE_LOOKS_MAX):
+            if not self._lags(slot, epoch):
+                return
+            await asyncio.sleep(ROUTE_POLL_S)
+
     # ---- phase one
 
     def _prepare_refused(self, message: Prepare) -> Refused | None:
-        mute = self._mute(self._store.slot_state(message.slot))
-        if mute is not None:
-            return self._refused(message.slot, mute)
+        muted = self._muted(message.slot, message.epoch)
+        if muted is not None:
+            return muted
         if self._store.failed is not None:
             # Nothing that is promised or accepted from now on would survive a restart.
             return self._refused(message.slot, "disk-failed", self._store.failed)
@@ -280,6 +321,8 @@ class Replica:
     def _prepare_now(self, message: Prepare, respond: Respond) -> bool:
         refused = self._prepare_refused(message)
         if refused is not None:
+            if self._lags(message.slot, message.epoch):
+                return False
             respond(refused)
             return True
         register = self._store.peek(message.slot, message.path)
@@ -290,6 +333,7 @@ class Replica:
         return True
 
     async def _prepare(self, message: Prepare) -> Reply:
+        await self._catch_up(message.slot, message.epoch)
         refused = self._prepare_refused(message)
         if refused is not None:
             return refused
@@ -303,24 +347,22 @@ class Replica:
     async def _register_and_prior(self, message: Prepare) -> tuple[Register, WriteMark | None]:
         """The register as of now and what the write id did, both of the same moment."""
         register = await self._store.load(message.slot, message.path)
-        while True:
-            record = register.record
-            if record is None or not _looks_back(message, record):
-                return register, None
+        while _looks_back(message, register.record):
             prior = await self._store.find_write(message.slot, message.path, message.write_id)
             now = await self._store.load(message.slot, message.path)
-            if prior is not None or now.record is None or now.record.revision == record.revision:
+            if prior is not None or now.accepted == register.accepted:
                 return now, prior
             register = now
+        return register, None
 
     # ---- phase two
 
     def _commit_refused(self, message: Commit) -> Refused | None:
         """Why the COMMIT is not even looked at. Raises: DigestMismatch."""
         slot, added = message.slot, message.record.added
-        mute = self._mute(self._store.slot_state(slot))
-        if mute is not None:
-            return self._refused(slot, mute)
+        muted = self._muted(slot, message.epoch)
+        if muted is not None:
+            return muted
         if self._store.failed is not None:
             return self._refused(slot, "disk-failed", self._store.failed)
         if added is not None and added.size > 0 and message.body is not None:
@@ -339,6 +381,8 @@ class Replica:
             return False
         refused = self._commit_refused(message)
         if refused is not None:
+            if self._lags(message.slot, message.epoch):
+                return False
             respond(refused)
         else:
             here = NOTHING_NEEDED if added is None or added.size == 0 else BODY_ALONG
@@ -347,6 +391,7 @@ class Replica:
 
     async def _commit(self, message: Commit) -> Reply:
         slot, path, added = message.slot, message.path, message.record.added
+        await self._catch_up(slot, message.epoch)
         refused = self._commit_refused(message)
         if refused is not None:
             return refused
@@ -368,9 +413,9 @@ class Replica:
 
     def _decide(self, message: Commit, register: Register, here: BytesHere, respond: Respond) -> None:
         slot, path = message.slot, message.path
-        mute = self._mute(self._store.slot_state(slot))
-        if mute is not None:  # since it was asked: the bytes took a while
-            respond(self._refused(slot, mute))
+        muted = self._muted(slot, message.epoch)
+        if muted is not None:  # since it was asked: the bytes took a while
+            respond(muted)
             return
         actions = self.slot(slot).commit(self._store.slot_state(slot), message, register, here)
         if len(actions) > 1:  # something is to be persisted
@@ -462,11 +507,10 @@ class Replica:
         Nothing may be awaited between this and the look at the register: what an older epoch is told must be from
         before a newer one was. And the answer must wait for the register's position, which then is the epoch's too.
         """
-        state = self._store.slot_state(slot)
-        mute = self._mute(state)
-        if mute is not None:
-            return self._refused(slot, mute)
-        action = ReplicaSlot.enter(state, slot, epoch)
+        muted = self._muted(slot, epoch)
+        if muted is not None:
+            return muted
+        action = ReplicaSlot.enter(self._store.slot_state(slot), slot, epoch)
         if action is None:
             return None
         if not isinstance(action, Persist):
@@ -484,6 +528,8 @@ class Replica:
             return False
         refused = self._enter(slot, message.epoch)
         if refused is not None:
+            if self._lags(slot, message.epoch):
+                return False
             respond(refused)
             return True
         self._respond_durably(slot, path, self._register_reply(message, register), respond)
@@ -491,9 +537,10 @@ class Replica:
 
     async def _query(self, message: Query) -> Reply:
         slot = message.slot
-        mute = self._mute(self._store.slot_state(slot))
-        if mute is not None:
-            return self._refused(slot, mute)
+        await self._catch_up(slot, message.epoch)
+        muted = self._muted(slot, message.epoch)
+        if muted is not None:
+            return muted
         register = await self._store.load(slot, message.path)
         refused = self._enter(slot, message.epoch)
         if refused is not None:
@@ -512,9 +559,10 @@ class Replica:
 
     async def _history(self, message: QueryHistory) -> Reply:
         slot, path = message.slot, message.path
-        mute = self._mute(self._store.slot_state(slot))
-        if mute is not None:
-            return self._refused(slot, mute)
+        await self._catch_up(slot, message.epoch)
+        muted = self._muted(slot, message.epoch)
+        if muted is not None:
+            return muted
         limit = max(1, min(message.limit, HISTORY_PAGE_MAX))
         # The register first: rows that appear after it was read are only ever newer than what it says.
         register = await self._store.load(slot, path)
@@ -535,23 +583,36 @@ class Replica:
         )
 
     async def _scan(self, message: QueryScan) -> Reply:
+        # One that is filled, or named, while the page is read may be told of in part.
+        unheard = [slot for slot in self._newcomers() if self._mute(self._store.slot_state(slot)) is not None]
         page = await self._store.scan(
             message.prefix, message.start, message.delimiter, max(1, message.limit), dead=message.dead
         )
+        incarnations, epochs = self._standing()
+        incarnations.update(dict.fromkeys(unheard, NOBODY))
         return ScanReply(
             incarnation=self._store.disk_id,
             entries=tuple(page.entries),
             next_start=page.next_start,
-            incarnations=self._told_incarnations(),
+            incarnations=incarnations,
+            epochs=epochs,
         )
 
-    def _told_incarnations(self) -> dict[int, str]:
-        """Of the copies that do not bear the disk's id, or that do and have no voice: nobody's, so that nobody counts them."""
+    def _standing(self) -> tuple[dict[int, str], dict[int, int]]:
+        """The incarnations that a listing is told, and the epochs.
+
+        Of copies that have no voice: nobody's incarnation, so that nobody counts them. Those are learners and new voters that are not
+        filled, also if nothing was ever written there, and what lies here of slots whose route does not name this node any more.
+        """
         told = self._store.incarnations()
-        for slot in self._newcomers():
-            if self._mute(self._store.slot_state(slot)) is not None:
+        epochs: dict[int, int] = {}
+        for slot in {*self._store.slots(), *self._newcomers()}:
+            state = self._store.slot_state(slot)
+            if state.epoch > 1:
+                epochs[slot] = state.epoch
+            if self._mute(state) is not None:
                 told[slot] = NOBODY
-        return told
+        return told, epochs
 
     async def _inspect(self, message: Inspect) -> Reply:
         slot, path = message.slot, message.path
@@ -627,9 +688,11 @@ class Replica:
         slot = message.slot
         if not valid_ulid(message.blob_id) or not CHUNK_BYTES_MIN <= message.chunk_bytes <= CHUNK_BYTES_MAX:
             raise BadRequest("a blob id or chunk size that cannot be")
-        mute = self._mute(self._store.slot_state(slot))
-        if mute is not None:
-            return self._refused(slot, mute)
+        await self._catch_up(slot, message.epoch)
+        muted = self._muted(slot, message.epoch)
+        # One that was left behind by a route that the sender has not seen yet takes the bytes: they are fetched from here then.
+        if muted is not None and muted.reason != "epoch":
+            return muted
         try:
             staging = await self._store.stage(slot, message.blob_id, chunk_bytes=message.chunk_bytes, size=message.size)
         except DiskFull as error:

@@ -118,17 +118,15 @@ class Run:
         sends = {action.node: action for action in actions if isinstance(action, Send)}
         quickness = self._driving.quickness
         order = quickness.order(self._round.electorate)
-        needed = self._round.electorate.read_quorum or self._round.electorate.majority
         if len(sends) != len(order) or self._round.hear is not None:
             return actions
-        if quickness.asks_all():
-            needed = len(order)
-        self._spared = [sends[node] for node in order[needed:]]
-        self._awaited = set(order[:needed])
+        first, spared = (order, []) if quickness.asks_all() else self._round.electorate.split(order)
+        self._spared = [sends[node] for node in spared]
+        self._awaited = set(first)
         self._asked_s = self._loop.time()
-        if self._spared:
+        if spared:
             self._loop.call_later(LATE_S, self._ask_spared, self._spared)
-        return [sends[node] for node in order[:needed]]
+        return [sends[node] for node in first]
 
     def _ask_spared(self, spared: list[Send]) -> None:
         if spared is self._spared and self._round.phase is Phase.PREPARING:

@@ -41,6 +41,9 @@ class PeerSource:
     def order(self, nodes: Sequence[str], size_bytes: int, likely: Sequence[str]) -> list[str]:
         return self._holders.order(nodes, size_bytes, reachable=self._peers.reachable, likely=likely)
 
+    def reachable(self, node: str) -> bool:
+        return self._peers.reachable(node)
+
     async def fetch_chunk(self, node: str, slot: int, version: Version, chunk: ChunkRef) -> bytes:
         request = ReadChunk(slot=slot, blob_id=version.blob_id, chunk=chunk, repair=True)
         with self._asking(node, chunk.len):

@@ -13,9 +13,11 @@ from node.health import ClusterHealth, Gathering
 from node.healthgauges import HealthGauges
 from node.healthview import heal_json, slots_json, unknown_heal_json
 from node.http.times import rfc3339
+from node.membership import ChangeMembership
+from node.membershipview import membership_json
 from node.protocol.quorum import Electorate
 from node.routing import Routing
-from node.service import SlotsWanted
+from node.service import MembershipAction, SlotsWanted
 from node.transport.interface import Peers
 from node.wholeness import view_cluster, view_slot
 from node.workers.resolver import Resolver
@@ -47,6 +49,7 @@ class Status:
         resolver: Resolver,
         health: ClusterHealth,
         runner: Runner,
+        membership: ChangeMembership,
         version: str,
         compare_every_s: float,
     ) -> None:
@@ -59,6 +62,7 @@ class Status:
         self._resolver = resolver
         self._health = health
         self._runner = runner
+        self._membership = membership
         self._version = version
         self._in_step_ms = int(IN_STEP_ROUNDS * compare_every_s * 1000)
 
@@ -76,8 +80,10 @@ class Status:
             there = self._voting(electorate)
             if not (electorate.is_write_quorum(there) and electorate.is_read_quorum(there)):
                 away = ", ".join(sorted(set(electorate.voters) - set(there)))
-                wanted = max(electorate.write_quorum, electorate.read_quorum)
-                return f"{len(there)} of the {wanted} replicas that are needed are reachable; waiting for {away}"
+                wanted, got = max(
+                    (electorate.writes_short(there), electorate.reads_short(there)), key=lambda pair: pair[0] - pair[1]
+                )
+                return f"{got} of the {wanted} replicas that are needed are reachable; waiting for {away}"
         return None
 
     def warning(self) -> str | None:
@@ -149,6 +155,12 @@ class Status:
             "nodes": [self._node_view(table, node, watcher) for node in sorted(table.nodes)],
             "zones": sorted({info.zone for info in table.nodes.values()}),
             "slots": self._slots(table),
+            "membership": membership_json(
+                table,
+                {node: told.slots for node, told in gathered.nodes.items() if told is not None},
+                reachable=self._peers.reachable,
+                rate_bytes_per_s=gathered.rate_bytes_per_s,
+            ),
             "heal": await _heal(table, gathered, slots=slots, since_ms=since_ms),
         }
 
@@ -161,11 +173,18 @@ class Status:
             "silent_nodes": sorted(node for node, told in gathered.nodes.items() if told is None),
         }
 
+    async def change_membership(
+        self, action: MembershipAction, nodes: tuple[str, ...], *, dry_run: bool, force: bool
+    ) -> dict[str, Any]:
+        """The answer of ``POST /cluster/membership``: see :class:`node.membership.MembershipChanges`."""
+        return await self._membership(action, nodes, dry_run=dry_run, force=force)
+
     def _node_view(self, table: RouteTable, node: str, watcher: RouteWatcher | None) -> dict[str, Any]:
         info = table.nodes[node]
         mine = table.slots_of(node)
         return {
             "node": node,
+            "wanted": "spare" if (state := table.state_of(node)) is None else state.value,
             "zone": info.zone,
             "host": info.host,
             "http": info.http_address,
@@ -180,13 +199,17 @@ class Status:
         }
 
     def _slots(self, table: RouteTable) -> dict[str, Any]:
-        """Slots by who can be reached: all voters, a majority (degraded), or fewer. It says nothing of their content."""
+        """Slots by who can be reached: all voters, a majority (degraded; of both sets while it moves), or fewer.
+
+        It says nothing of their content.
+        """
         counts = {"reachable": 0, "degraded": 0, "unavailable": 0, "joint": 0}
         for route in table.routes:
-            there = len(self._voting(self._routing.electorate(route.slot)))
-            if there == len(route.voters):
+            electorate = self._routing.electorate(route.slot)
+            there = self._voting(electorate)
+            if len(there) == len(electorate.voters):
                 counts["reachable"] += 1
-            elif there >= route.majority:
+            elif electorate.is_majority(there):
                 counts["degraded"] += 1
             else:
                 counts["unavailable"] += 1
@@ -218,7 +241,12 @@ async def _heal(table: RouteTable, gathered: Gathering, *, slots: SlotsWanted, s
     views = []
     for route in table.routes:
         views.append(
-            view_slot(route, {node: slots.get(route.slot) for node, slots in known.items()}, since_ms=since_ms)
+            view_slot(
+                route,
+                {node: slots.get(route.slot) for node, slots in known.items()},
+                since_ms=since_ms,
+                replicas=table.cluster.replicas,
+            )
         )
         if len(views) % SLOTS_AT_ONCE == 0:
             await asyncio.sleep(0)

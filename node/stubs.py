@@ -1,7 +1,7 @@
 """How the stub of a deleted path goes, once nothing is left of what it was about (rfc/0012; ``sim.model.garbage`` is the proof).
 
 To remove a register is to forget: whoever asks a majority afterwards must not find anything older either. So every
-voter is asked, in a settled epoch, and the stub goes only if all hold it at one ballot and know that it is chosen. Each
+voter is asked, in a settled epoch (one set of voters, no learners), and the stub goes only if all hold it at one ballot and know that it is chosen. Each
 then removes it if it still does, and raises its floors. A voter that is away, or behind, is waited for: another time.
 """
 

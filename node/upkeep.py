@@ -1,4 +1,4 @@
-"""The workers that keep a disk in order: scrub, the expirer, and garbage; made together from what the operator set."""
+"""The workers that keep a disk in order: scrub, the expirer, garbage and the leaver; made together from what the operator set."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from node.coordinator import Coordinator
 from node.routing import Routing
 from node.workers.expirer import Expirer
 from node.workers.garbage import EVERY_S, Garbage
+from node.workers.leaver import Leaver
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,10 +27,11 @@ class Upkeep:
     scrub: Scrub
     expirer: Expirer
     garbage: Garbage
+    leaver: Leaver
 
     def workers(self) -> tuple[Worker, ...]:
         """All of them."""
-        return (self.scrub, self.expirer, self.garbage)
+        return (self.scrub, self.expirer, self.garbage, self.leaver)
 
     def add_counts(self, metrics: Metrics) -> None:
         """Show what they did since the start on ``/metrics``."""
@@ -37,6 +39,7 @@ class Upkeep:
             ("scrub", self.scrub.counts),
             ("retention", self.expirer.counts),
             ("garbage", self.garbage.counts),
+            ("leaver", self.leaver.counts),
         ):
             for field in fields(counts):
                 text = f"Counted by {name} since the node started: {field.name.replace('_', ' ')}."
@@ -82,4 +85,5 @@ def upkeep_of(
         ),
         # What expired is removed as soon as it is looked for.
         garbage=Garbage(store, clock, every_s=min(EVERY_S, retention.check_every_s)),
+        leaver=Leaver(store, routing, clock, call=coordinator.call),
     )

@@ -13,6 +13,10 @@ unavailable    less than a majority of the voters answered and is synced: reads 
 unrecoverable  no replica could give some bytes of a version
 =============  ========================================================================================================
 
+While a slot moves, its voters are those of the old set; but for ``unavailable``, which looks at both. What the new copies lack is on its way and
+keeps no slot from being whole. Nor does it that there are fewer voters than there are to be copies: there are too few nodes, and
+nothing to heal. That is told beside the state (:attr:`ClusterView.slots_below_target`).
+
 The worst that holds is told. *Healed* is said of the cluster only when every slot is whole. Databases lag behind the journal by some
 seconds and the roots with them, so a slot that is written without a pause is in-step and not whole most of the time.
 """
@@ -28,7 +32,8 @@ from amberblob.wire_repair import SlotHealth
 from registry.routes import Route
 
 SlotCondition = Literal["whole", "in-step", "healing", "degraded", "corrupt", "unavailable", "unrecoverable"]
-CopyCondition = Literal["whole", "in-step", "behind", "wanting", "unsynced", "damaged", "unknown"]
+CopyCondition = Literal["whole", "in-step", "moving", "behind", "wanting", "unsynced", "damaged", "unknown"]
+Role = Literal["voter", "joining", "learner"]
 
 CONDITIONS: tuple[SlotCondition, ...] = (
     "whole",
@@ -47,16 +52,22 @@ class CopyView:
     """One copy of a slot, seen beside the others.
 
     Attributes:
-        voter: False: it is being filled and decides nothing yet (a learner).
+        role: ``voter``; ``joining``: of the new set only, while the slot moves; ``learner``: it decides nothing yet.
         state: the worst that holds: ``unknown`` (its node did not answer, or not for this slot), ``damaged``, ``unsynced`` (no vote
             before it was filled from a majority), ``wanting`` (bytes), ``behind`` (its root is not that of most), ``in-step``, ``whole``.
+            Of one that is no voter: ``moving`` while it is not filled, or lacks something.
         health: what its node told; None: nothing.
     """
 
     node: str
-    voter: bool
+    role: Role
     state: CopyCondition
     health: SlotHealth | None
+
+    @property
+    def voter(self) -> bool:
+        """Whether it has a vote, on either side of a slot that moves."""
+        return self.role != "learner"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +75,9 @@ class SlotView:
     """All copies of one slot.
 
     Attributes:
-        target: how many copies there are to be: one per voter.
+        target: how many copies there are to be: the cluster's ``replicas``.
+        voters: how many there are.
+        moving: it has learners, or is on its way from one set of voters to another; ``moving_bytes``: what the new copies want.
         present: voters' copies that answered and are synced.
         unsynced: voters' copies that answered and are not.
         behind: present copies whose root is not that of most, while that is not explained by writes under way.
@@ -75,13 +88,16 @@ class SlotView:
         objects_below: how many of them have fewer than ``target`` good copies; where the counts do not tell it
             exactly, an estimate upwards.
         compared: every voter's copy was compared since the moment asked for and lacked nothing.
-        copies: the voters in the route's order, then learners.
+        copies: the voters in the route's order, then those that join, then learners.
     """
 
     slot: int
     epoch: int
     state: SlotCondition
     target: int
+    voters: int
+    moving: bool
+    moving_bytes: int
     present: int
     unsynced: int
     behind: int
@@ -111,6 +127,9 @@ class ClusterView:
         last_compare_ms, last_scrub_ms: of the copy for which it is longest ago; 0: one has never been (or none told).
         silent: nodes that hold copies and did not answer.
         full: nodes whose disk refuses new bytes: their copies are not mended before there is room.
+        target: how many copies there are to be of each slot.
+        slots_below_target: how many have fewer voters than that, and ``fewest_copies`` how many voters the one has that has fewest.
+        slots_moving: how many are on their way to other nodes; ``moving_bytes``: what the new copies want.
     """
 
     state: SlotCondition
@@ -130,16 +149,25 @@ class ClusterView:
     last_scrub_ms: int
     silent: tuple[str, ...]
     full: tuple[str, ...]
+    target: int
+    slots_below_target: int
+    fewest_copies: int
+    slots_moving: int
+    moving_bytes: int
 
 
-def view_slot(route: Route, told: Mapping[str, SlotHealth | None], *, since_ms: int) -> SlotView:
+def view_slot(
+    route: Route, told: Mapping[str, SlotHealth | None], *, since_ms: int, replicas: int | None = None
+) -> SlotView:
     """What the copies of one slot add up to.
 
     Args:
         told: by node; a node that is missing or None did not answer, or does not know of its copy.
         since_ms: copies that differ are taken to be in step if each was compared since then and lacked nothing.
+        replicas: how many copies there are to be; None: one per voter.
     """
-    voters = tuple(dict.fromkeys(member.node for member in (*route.voters, *route.next_voters)))
+    voters = route.voter_nodes
+    target = len(voters) if replicas is None else replicas
     answered = [health for node in voters if (health := told.get(node)) is not None]
     present = [health for health in answered if not health.unsynced]
     root = _reference(present)
@@ -156,7 +184,7 @@ def view_slot(route: Route, told: Mapping[str, SlotHealth | None], *, since_ms: 
     state: SlotCondition
     if unrecoverable:
         state = "unrecoverable"
-    elif not route.is_quorum({node for node in voters if (health := told.get(node)) and not health.unsynced}):
+    elif not route.is_quorum({node for node, health in told.items() if health and not health.unsynced}):
         state = "unavailable"
     elif damaged:
         state = "corrupt"
@@ -166,12 +194,19 @@ def view_slot(route: Route, told: Mapping[str, SlotHealth | None], *, since_ms: 
         state = "whole" if whole else "in-step" if in_step else "healing"
     behind = 0 if in_step else unlike
     objects = max((health.objects for health in present), default=0)
-    learners = [member.node for member in route.learners if member.node not in voters]
+    roles: dict[str, Role] = dict.fromkeys(voters, "voter")
+    for member in route.next_voters:
+        roles.setdefault(member.node, "joining")
+    roles.update((member.node, "learner") for member in route.learners)
+    newcomers = [told.get(node) for node in roles if node not in voters]
     return SlotView(
         slot=route.slot,
         epoch=route.epoch,
         state=state,
-        target=len(voters),
+        target=target,
+        voters=len(voters),
+        moving=bool(route.next_voters or route.learners),
+        moving_bytes=sum(health.wanted_bytes for health in newcomers if health is not None),
         present=len(present),
         unsynced=len(answered) - len(present),
         behind=behind,
@@ -181,16 +216,20 @@ def view_slot(route: Route, told: Mapping[str, SlotHealth | None], *, since_ms: 
         wanted=wanted,
         wanted_bytes=sum(health.wanted_bytes for health in answered),
         objects=objects,
-        objects_below=_objects_below(present, objects, root, all_here=all_here, in_step=in_step),
+        objects_below=(
+            objects
+            if len(voters) < target
+            else _objects_below(present, objects, root, all_here=all_here, in_step=in_step)
+        ),
         compared=compared and lacks_nothing,
         copies=tuple(
             CopyView(
                 node=node,
-                voter=node in voters,
-                state=_copy_condition(told.get(node), root, in_step=in_step),
+                role=role,
+                state=_copy_condition(told.get(node), root, in_step=in_step, votes=role == "voter"),
                 health=told.get(node),
             )
-            for node in (*voters, *learners)
+            for node, role in roles.items()
         ),
     )
 
@@ -217,11 +256,13 @@ def _objects_below(present: list[SlotHealth], objects: int, root: bytes, *, all_
     return 0 if in_step else min(objects, below)
 
 
-def _copy_condition(health: SlotHealth | None, root: bytes, *, in_step: bool) -> CopyCondition:
+def _copy_condition(health: SlotHealth | None, root: bytes, *, in_step: bool, votes: bool) -> CopyCondition:
     if health is None:
         return "unknown"
     if health.damaged or health.unrecoverable:
         return "damaged"
+    if not votes:
+        return "moving" if health.unsynced or health.wanted or health.root != root else "whole"
     if health.unsynced:
         return "unsynced"
     if health.wanted:
@@ -249,7 +290,7 @@ def view_cluster(
     counts: dict[SlotCondition, int] = dict.fromkeys(CONDITIONS, 0)
     for view in views:
         counts[view.state] += 1
-    told = [copy.health for view in views for copy in view.copies if copy.voter and copy.health is not None]
+    told = [copy.health for view in views for copy in view.copies if copy.role == "voter" and copy.health is not None]
     wanted_bytes = sum(view.wanted_bytes for view in views)
     healed = counts["whole"] == len(views)
     seconds_left: float | None = None
@@ -275,4 +316,9 @@ def view_cluster(
         last_scrub_ms=min((health.scrubbed_ms for health in told), default=0),
         silent=tuple(sorted(silent)),
         full=tuple(sorted(full)),
+        target=max(view.target for view in views),
+        slots_below_target=sum(view.voters < view.target for view in views),
+        fewest_copies=min(view.voters for view in views),
+        slots_moving=sum(view.moving for view in views),
+        moving_bytes=sum(view.moving_bytes for view in views),
     )

@@ -12,8 +12,10 @@ Read in this order:
 4. :mod:`registry.bootstrap`: how a cluster comes to be, and how a node enters it.
 5. :mod:`registry.view`: how a running node follows the registry, and outlives it.
 6. :mod:`registry.readmit`: how a copy that lost its memory is named in the routes again.
-7. :mod:`registry.trust`: what a registry must not show after what was seen; :mod:`registry.lineage`: the same for one client.
-8. The leaves: :mod:`registry.embedded` (one machine, SQLite), :mod:`registry.etcd`, :mod:`registry.redis`, :mod:`registry.memory`
+7. :mod:`registry.moves`: the steps by which a slot moves; :mod:`registry.planning`: where slots are to go (pure);
+   :mod:`registry.membership`: what operators ask for: join, drain, remove, forget.
+8. :mod:`registry.trust`: what a registry must not show after what was seen; :mod:`registry.lineage`: the same for one client.
+9. The leaves: :mod:`registry.embedded` (one machine, SQLite), :mod:`registry.etcd`, :mod:`registry.redis`, :mod:`registry.memory`
    (tests and simulation); :func:`registry.factory.open_registry` picks one by the URL's scheme.
 
 This package must not know what a blob, a ballot or a disk's layout is, nor how nodes talk: it is a sibling of

@@ -25,7 +25,19 @@ from amberblob.errors import ConfigError, NotReady, RegistryUnavailable
 from registry.interface import TRANSACTION_OPS_MAX, CompareAndSet, Registry, Snapshot
 from registry.keys import Keys
 from registry.placement import place
-from registry.routes import FORMAT_VERSION, ClusterInfo, Liveness, NodeInfo, Route, RouteTable, decode, encode
+from registry.routes import (
+    FORMAT_VERSION_OLDEST,
+    ClusterInfo,
+    Liveness,
+    Membership,
+    NodeInfo,
+    NodeState,
+    Route,
+    RouteTable,
+    decode,
+    encode,
+    unknown_format,
+)
 from registry.snapshot import table_of
 from registry.trust import RegistryRefused, check_cluster
 
@@ -97,7 +109,7 @@ async def ensure_cluster(
     Raises:
         RegistryUnavailable: it cannot be reached.
         RegistryRefused: it has no cluster, although the disk belongs to one.
-        ConfigError: slot count or replicas are not what the cluster was made with, or its format is newer.
+        ConfigError: slot count or replicas are not what the cluster was made with, or its format is not known.
     """
     key = Keys(settings.name).cluster
     entry = await registry.get(key)
@@ -113,7 +125,7 @@ async def ensure_cluster(
             slot_count=settings.slot_count,
             replicas=settings.replicas,
             chunk_bytes=settings.chunk_bytes,
-            format_version=FORMAT_VERSION,
+            format_version=FORMAT_VERSION_OLDEST,
             created_at_ms=now_ms,
         )
         if await registry.compare_and_set(key, 0, encode(cluster)) is not None:
@@ -128,11 +140,8 @@ async def ensure_cluster(
 
 
 def _check_settings(cluster: ClusterInfo, settings: ClusterSettings) -> None:
-    if cluster.format_version > FORMAT_VERSION:
-        raise ConfigError(
-            f"Cluster {cluster.name!r} has format {cluster.format_version}; this software knows {FORMAT_VERSION}. "
-            "Install a newer version."
-        )
+    if (unknown := unknown_format(cluster)) is not None:
+        raise ConfigError(unknown)
     for name, wanted, is_ in (
         ("slot_count", settings.slot_count, cluster.slot_count),
         ("replicas", settings.replicas, cluster.replicas),
@@ -155,13 +164,16 @@ async def register_node(
     lease runs out, or two machines are configured alike.
 
     Raises:
-        ConfigError: the id stays in use by another disk for ``takeover_timeout_s``.
+        ConfigError: the node was removed from the cluster, or the id stays in use by another disk for ``takeover_timeout_s``.
         RegistryUnavailable: it cannot be reached.
         RegistryRefused: it does not hold this cluster.
     """
     await check_cluster(registry, cluster)
     keys = Keys(cluster.name)
     key = keys.node(me.node_id)
+    wanted = await registry.get(keys.membership)
+    if wanted is not None:
+        _check_not_removed(decode(wanted.value, Membership, keys.membership), me.node_id)
     while True:
         entry = await registry.get(key)
         previous = decode(entry.value, NodeInfo, key) if entry else None
@@ -175,6 +187,14 @@ async def register_node(
     log = _log.warning if registration.arrival is Arrival.NEW_DISK else _log.info
     log("node registered", what=str(registration))
     return registration
+
+
+def _check_not_removed(membership: Membership, node: str) -> None:
+    if membership.nodes.get(node) is NodeState.REMOVED:
+        raise ConfigError(
+            f"[node] id = {node!r}: this node was removed from the cluster, and its copies were given to others. Give it a new id and an "
+            f"empty disk, start it and join it; or have the cluster forget the id (amberblob cluster forget {node}) first."
+        )
 
 
 def _arrival(me: NodeInfo, previous: NodeInfo | None) -> Arrival:
@@ -212,7 +232,6 @@ async def ensure_routes(
 
     Raises:
         NotReady: ``timeout_s`` is over; the detail names who is missing.
-        ConfigError: fewer bootstrap nodes than replicas.
         RegistryUnavailable: it cannot be reached.
     """
     keys = Keys(cluster.name)
@@ -251,9 +270,14 @@ async def _make_progress(
         return False
     wanted = sorted(set(settings.bootstrap_nodes))
     nodes = tuple(decode(by_key[keys.node(node)], NodeInfo, keys.node(node)) for node in wanted)
-    place(nodes, cluster.slot_count, cluster.replicas)  # refuses what cannot be placed, before it is decided
     if await registry.compare_and_set(keys.plan, 0, msgspec.json.encode(_Plan(nodes=nodes))) is not None:
         _log.info("first routes planned", nodes=wanted, slot_count=cluster.slot_count)
+        if len(nodes) < cluster.replicas:
+            _log.warning(
+                "FEWER NODES THAN COPIES: each object has as many copies as there are nodes; join nodes to have more",
+                nodes=len(nodes),
+                replicas=cluster.replicas,
+            )
     return True
 
 

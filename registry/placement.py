@@ -29,7 +29,7 @@ BALANCE_BOUND: Final = 1
 
 
 def place(nodes: Sequence[NodeInfo], slot_count: int, replicas: int) -> tuple[Route, ...]:
-    """A stable route of epoch 1 for each slot, each with ``replicas`` voters on different nodes.
+    """A stable route of epoch 1 for each slot, each with :func:`voters_per_slot` voters on different nodes.
 
     Spread: no zone holds more replicas of one slot than :func:`spread_limits` tells, which is the least possible
     (one each, where there are at least ``replicas`` zones); likewise no host, given that.
@@ -38,9 +38,10 @@ def place(nodes: Sequence[NodeInfo], slot_count: int, replicas: int) -> tuple[Ro
     ``slot_count * replicas * capacity / total capacity`` unless the spread limits bind (see :func:`shares`).
 
     Raises:
-        ConfigError: fewer nodes than replicas.
+        ConfigError: there is no node.
     """
-    line = _line(nodes, replicas)
+    line = _line(nodes)
+    replicas = voters_per_slot(line, replicas)
     wheel: list[list[Member]] = [[] for _ in range(slot_count)]
     position = 0
     for node, quota in zip(line, _quotas(line, slot_count, replicas), strict=True):
@@ -51,14 +52,20 @@ def place(nodes: Sequence[NodeInfo], slot_count: int, replicas: int) -> tuple[Ro
     return tuple(Route(slot=slot, epoch=1, voters=_rotated(voters, slot)) for slot, voters in enumerate(wheel))
 
 
+def voters_per_slot(nodes: Sequence[NodeInfo], replicas: int) -> int:
+    """``replicas``, or as many as there are nodes if they are fewer: one machine is a cluster with one copy."""
+    return min(replicas, len(nodes))
+
+
 def quotas(nodes: Sequence[NodeInfo], slot_count: int, replicas: int) -> dict[str, int]:
     """How many slots each node gets, by node id: its share rounded down or up; their sum is exact.
 
     Raises:
-        ConfigError: fewer nodes than replicas.
+        ConfigError: there is no node.
     """
-    line = _line(nodes, replicas)
-    return {node.node_id: quota for node, quota in zip(line, _quotas(line, slot_count, replicas), strict=True)}
+    line = _line(nodes)
+    found = _quotas(line, slot_count, voters_per_slot(line, replicas))
+    return {node.node_id: quota for node, quota in zip(line, found, strict=True)}
 
 
 def shares(nodes: Sequence[NodeInfo], slot_count: int, replicas: int) -> dict[str, Fraction]:
@@ -68,20 +75,21 @@ def shares(nodes: Sequence[NodeInfo], slot_count: int, replicas: int) -> dict[st
     limit, and the rest is shared anew among the others.
 
     Raises:
-        ConfigError: fewer nodes than replicas.
+        ConfigError: there is no node.
     """
-    line = _line(nodes, replicas)
-    return {node.node_id: share for node, share in zip(line, _shares(line, slot_count, replicas), strict=True)}
+    line = _line(nodes)
+    found = _shares(line, slot_count, voters_per_slot(line, replicas))
+    return {node.node_id: share for node, share in zip(line, found, strict=True)}
 
 
 def spread_limits(nodes: Sequence[NodeInfo], replicas: int) -> tuple[int, int]:
     """(replicas of one slot per zone, and per host): the least that is possible, zones first.
 
     Raises:
-        ConfigError: fewer nodes than replicas.
+        ConfigError: there is no node.
     """
-    zones = _zones(_line(nodes, replicas))
-    return _limits(zones, replicas)
+    line = _line(nodes)
+    return _limits(_zones(line), voters_per_slot(line, replicas))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +104,10 @@ _Host = list[NodeInfo]
 _Zone = list[_Host]
 
 
-def _line(nodes: Sequence[NodeInfo], replicas: int) -> list[NodeInfo]:
-    assert replicas >= 1
+def _line(nodes: Sequence[NodeInfo]) -> list[NodeInfo]:
     assert len({node.node_id for node in nodes}) == len(nodes), "a node is given twice"
-    if len(nodes) < replicas:
-        raise ConfigError(f"{replicas} replicas need as many nodes; there are {len(nodes)}.")
+    if not nodes:
+        raise ConfigError("There is no node to place slots on.")
     return sorted(nodes, key=lambda node: (*_host_of(node), node.node_id))
 
 

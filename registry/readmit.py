@@ -63,6 +63,13 @@ def with_blank_copy(route: Route, node: str, incarnation: str) -> Route:
     return msgspec.structs.replace(route, epoch=epoch, voters=voters)
 
 
+def set_back(route: Route, seen_epoch: int) -> str | None:
+    """What is wrong when the registry shows an older route than was seen; None: nothing."""
+    if route.epoch >= seen_epoch:
+        return None
+    return f"the registry shows epoch {route.epoch}, and epoch {seen_epoch} was seen: restore its newest state"
+
+
 def why_not(route: Route, node: str, seen_epoch: int) -> str | None:
     """Why the node must not change this route; None when it may.
 
@@ -70,8 +77,8 @@ def why_not(route: Route, node: str, seen_epoch: int) -> str | None:
         seen_epoch: the highest epoch of the slot that the node has seen. A registry that was set back to an older state shows
             a lower one: a route made from that would give an epoch a second time, with other voters.
     """
-    if route.epoch < seen_epoch:
-        return f"the registry shows epoch {route.epoch}, and epoch {seen_epoch} was seen: restore its newest state"
+    if (why := set_back(route, seen_epoch)) is not None:
+        return why
     if route.state == "joint":
         return "the slot is being moved"
     if named_in(route, node) is None:

@@ -32,6 +32,10 @@ _log = structlog.get_logger(__name__)
 
 Listener = Callable[[RouteTable], None]
 
+TABLES_APART_S = 0.05
+"""Changes of the table that follow each other faster are taken in together: thousands of moves are written and done one by one, and each
+new table costs every node time in proportion to the number of slots."""
+
 
 class RouteWatcher:
     """The registry as one node sees it.
@@ -185,20 +189,45 @@ class RouteWatcher:
         self._alive = frozenset(picture.alive)
         self._note(None)
         backoff.reset()
-        async with aclosing(self._registry.watch(self._keys.root, snapshot.revision + 1)) as items:
+        changed = asyncio.Event()
+        tasks = [
+            asyncio.create_task(self._watch_on(picture, snapshot.revision, changed), name="registry-watch"),
+            asyncio.create_task(self._take_on(picture, changed), name="registry-take"),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            # What was not taken yet is in the next snapshot.
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _watch_on(self, picture: Picture, revision: int, changed: asyncio.Event) -> None:
+        """Keep the picture up to date from a revision on. Returns when a new snapshot is to be read at once."""
+        async with aclosing(self._registry.watch(self._keys.root, revision + 1)) as items:
             async for item in items:
                 match item:
                     case Change():
                         picture.apply(item)
                         self._alive = frozenset(picture.alive)
                         if touches_table(item, self._keys):
-                            await self._take(picture)
+                            changed.set()
                         self._revision = item.revision
                     case Compacted():
                         return
                     case _:
                         assert_never(item)
         raise RegistryUnavailable("The registry client is closed.")
+
+    async def _take_on(self, picture: Picture, changed: asyncio.Event) -> None:
+        """Take the picture whenever it changed: the first time at once, and then all that came in meanwhile together."""
+        while True:
+            await changed.wait()
+            changed.clear()
+            await self._take(picture)
+            await asyncio.sleep(TABLES_APART_S)
 
     async def _enroll(self) -> None:
         """Register this node, should the registry not know it as it is (it was down at start, or lost something).

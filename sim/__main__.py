@@ -20,7 +20,7 @@ import typer
 
 from sim.check import WrongHistory
 from sim.mutants import MUTANTS
-from sim.shape import FAULTS, FAULTS_OF_COPIES
+from sim.shape import FAULTS, FAULTS_OF_COPIES, FAULTS_OF_MEMBERS
 from sim.world import World
 
 SEEDS_PER_PROCESS = 25
@@ -28,6 +28,7 @@ FIRING_SEEDS = 200
 FIRES = (
     *FAULTS,
     *FAULTS_OF_COPIES,
+    *FAULTS_OF_MEMBERS,
     "acknowledged versions",
     "agreements",
     "blobs swept",
@@ -39,13 +40,24 @@ FIRES = (
     "cut message",
     "disk full",
     "doubled message",
+    "joint aborted",
+    "joint begun",
+    "joint finished",
     "late message",
+    "learner named",
+    "learners dropped",
     "lost answer",
+    "lost answer of the registry",
     "lost database",
     "lost folder entry",
     "lost message",
     "lost write",
+    "moves done",
+    "operator died",
+    "operator refused",
     "paths expired",
+    "races for a route lost",
+    "slots left",
     "slots scrubbed",
     "stubs collected",
     "torn write",

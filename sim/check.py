@@ -69,7 +69,7 @@ async def judge(world: World) -> None:
     for machine in world.machines:
         machine.count()
     for machine in world.machines:
-        lost = {slot.slot for slot in machine.store.lost_slots} if machine.store is not None else set()
+        lost = {slot.slot for slot in machine.store.lost_slots if slot.damaged} if machine.store is not None else set()
         if lost - machine.disk.damaged:
             raise Violation(
                 f"{machine.name} gave up the databases of slots {sorted(lost)} although nobody damaged them"

@@ -146,9 +146,6 @@ class Client:
             call.story += (f"{machine.name}: {told}",)
             if call.result is not None or call.tries >= world.shape.retries:
                 break
-            if call.doubtful and world.shape.expires:
-                # What it may have written can be forgotten already, and with it the write id: a repeat would be a new write.
-                break
             await asyncio.sleep(self._random.random() * 0.5 * call.tries)
         if call.result is None:
             call.void = not call.doubtful
@@ -200,17 +197,22 @@ class Client:
                     conditions=conditions,
                     digests=(),
                     write_id=write_id,
+                    repeat=repeat,
                 )
                 view = await outcome_of(objects.put(path, pieces(body), options), repeat=repeat)
                 if view.version.etag != call.content:
                     raise Violation(f"{call} was told the etag {view.version.etag}")
                 return ("ok", view.version.version)
             case "restore":
-                restoring = objects.restore(path, version=version, conditions=conditions, write_id=write_id)
+                restoring = objects.restore(
+                    path, version=version, conditions=conditions, write_id=write_id, repeat=repeat
+                )
                 view = await outcome_of(restoring, repeat=repeat)
                 return ("done", view.version.version)
             case _:
-                deleting = objects.delete(path, version=version, conditions=conditions, write_id=write_id)
+                deleting = objects.delete(
+                    path, version=version, conditions=conditions, write_id=write_id, repeat=repeat
+                )
                 await outcome_of(deleting, repeat=repeat)
                 return ("ok",)
 

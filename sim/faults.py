@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from sim.clients import Violation
 from sim.machine import Machine
+from sim.operators import Operators
+from sim.shape import FAULTS_OF_MEMBERS
 
 if TYPE_CHECKING:
     from sim.world import World
@@ -35,6 +37,8 @@ class Faults:
         self._undo: dict[int, Callable[[], None]] = {}
         self._numbers = 0
         self._may_damage = world.machines[random.randrange(len(world.machines))]
+        self._operators = Operators(world, Random(f"operators {world.seed}"))
+        self._watches_joint = False
         self._to_damage = False
         self._to_replace = False
         self._at_worst = False
@@ -161,6 +165,11 @@ class Faults:
                     network.loss, network.spikes = self._world.shape.loss, self._world.shape.spikes
 
                 self._for_a_while(f"bad network: loses {network.loss}", back)
+            case _ if fault in FAULTS_OF_MEMBERS:
+                self._spawn(self._operators.change(fault))
+                if fault == "killed in joint" and not self._watches_joint:
+                    self._watches_joint = True
+                    self._spawn(self._kill_in_joint())
             case _:
                 raise AssertionError(fault)
 
@@ -195,6 +204,21 @@ class Faults:
         if not self._over:
             cut -= links
         self._at_worst = False
+
+    async def _kill_in_joint(self) -> None:
+        """As soon as a slot is in a joint epoch, or a little later, members of it die; one of them may lose its disk."""
+        route = await self._operators.joint()
+        await asyncio.sleep(self._random.choice((0.0, 0.05, 0.5)))
+        self._watches_joint = False
+        if route is None or self._over:
+            return
+        self._note(f"slot {route.slot} is in joint epoch {route.epoch}")
+        for machine in self._operators.victims(route, self._may_damage):
+            if machine.process and machine.process.alive and not machine.process.paused:
+                if machine is self._may_damage and "new disk" in self._world.shape.faults:
+                    self._to_replace = True
+                self._crash(machine, self._random.choice(("kill", "power cut")))
+                self._world.fired["killed in joint"] += 1
 
     def _links_of(self, machine: Machine) -> set[tuple[str, str]]:
         others = [other.name for other in self._world.machines if other is not machine]
@@ -287,7 +311,7 @@ class Faults:
         undo, self._undo = self._undo, {}
         for number in undo:
             undo[number]()
-        self._world.registry.down = False
+        self._world.registry.down = self._world.registry.unlucky = False
         network = self._world.network
         network.cut.clear()
         network.slow.clear()

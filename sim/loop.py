@@ -21,8 +21,8 @@ from greenlet import GreenletExit, getcurrent, greenlet
 
 T = TypeVar("T")
 
-_numbers = itertools.count()
-"""Begins anew with each loop: the order of a set depends on the hashes themselves, not only on their order."""
+TASKS_DONE_MAX = 64
+"""So many tasks of a process that are done are kept at least before they are forgotten, all at once."""
 
 
 class Gone(GreenletExit):
@@ -36,16 +36,25 @@ class Deadlock(AssertionError):
 class Process:
     """One simulated process: what it runs can be killed and paused as a whole."""
 
-    __slots__ = ("alive", "greenlets", "held", "name", "on_death", "paused", "tasks")
+    __slots__ = ("alive", "greenlets", "held", "name", "on_death", "paused", "tasks", "tasks_max")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.alive = True
         self.paused = False
-        self.held: list[asyncio.Handle] = []
+        self.held: list[SimHandle] = []
         self.greenlets: dict[greenlet, None] = {}
-        self.tasks: dict[SimTask, None] = {}
+        self.tasks: dict[int, SimTask] = {}
+        """By number; some of them are done."""
+        self.tasks_max = TASKS_DONE_MAX
         self.on_death: dict[int, Callable[[], None]] = {}
+
+    def own(self, task: SimTask) -> None:
+        """Remember a task until it is done. (A callback of each that is done would be every eighth turn of the loop.)"""
+        self.tasks[task._number] = task
+        if len(self.tasks) > self.tasks_max:
+            self.tasks = {number: task for number, task in self.tasks.items() if not task.done()}
+            self.tasks_max = 2 * len(self.tasks) + TASKS_DONE_MAX
 
     def context(self) -> contextvars.Context:
         """A fresh context whose callbacks belong to this process."""
@@ -58,50 +67,60 @@ PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("proces
 
 
 class SimTask(asyncio.Task[Any]):
-    """A task that sorts into sets in the same way in each run: sets of tasks are walked, and addresses differ."""
+    """A task that sorts into sets in the same way in each run: sets of tasks are walked, and addresses differ.
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], **options: Any) -> None:
-        self._number = next(_numbers)
-        super().__init__(coroutine, **options)
-        context = options.get("context")
-        self.process = PROCESS.get() if context is None else context.get(PROCESS)
-        if self.process is not None:
-            self.process.tasks[self] = None
-            self.add_done_callback(self.process.tasks.pop, context=_NO_PROCESS)
+    Numbered by :meth:`SimLoop.create_task`, before it is initialised.
+    """
+
+    _number: int
 
     def __hash__(self) -> int:
         return self._number
 
 
 class SimFuture(asyncio.Future[Any]):
-    """As :class:`SimTask`."""
+    """As :class:`SimTask`, by :meth:`SimLoop.create_future`."""
 
-    def __init__(self, **options: Any) -> None:
-        self._number = next(_numbers)
-        super().__init__(**options)
+    _number: int
 
     def __hash__(self) -> int:
         return self._number
 
 
-_NO_PROCESS = contextvars.Context()
+class SimHandle(asyncio.TimerHandle):
+    """What :class:`asyncio.Handle` and :class:`asyncio.TimerHandle` are, without what only debugging needs."""
+
+    __slots__ = ()
+
+    def __init__(self, callback: Callable[..., Any], args: tuple[Any, ...], context: contextvars.Context) -> None:
+        self._callback = callback
+        self._args = args
+        self._context = context
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        # Its arguments are let go at once: it stays among the timers until its time.
+        self._cancelled = True
+        self._callback = self._args = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<SimHandle {self._callback!r}{' cancelled' if self._cancelled else ''}>"
 
 
 class SimLoop(asyncio.BaseEventLoop):
     """See the module."""
 
     def __init__(self) -> None:
-        global _numbers
         super().__init__()
-        _numbers = itertools.count()
+        # Begins anew with each loop: the order of a set depends on the hashes themselves, not only on their order.
+        self._numbers = itertools.count()
         self._now = 0.0
         self._hub = getcurrent()
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._timers: list[tuple[float, int, SimHandle]] = []
         self._order = itertools.count()
         self.turns = 0
         self.turns_max = 0
         """How many callbacks may run in all; 0: any number. A livelock in virtual time ends here."""
-        self.set_task_factory(lambda loop, coroutine, **options: SimTask(coroutine, loop=loop, **options))
         self.graveyard: list[Any] = []
 
     # -- what asyncio asks of a loop
@@ -109,22 +128,52 @@ class SimLoop(asyncio.BaseEventLoop):
     def time(self) -> float:
         return self._now
 
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        if self._closed:  # type: ignore[attr-defined]
+            raise RuntimeError("Event loop is closed")
+        handle = SimHandle(callback, args, contextvars.copy_context() if context is None else context)
+        self._ready.append(handle)  # type: ignore[attr-defined]
+        return handle
+
+    call_soon_threadsafe = call_soon  # type: ignore[assignment]
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self._now + delay, callback, *args, context=context)
+
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
-        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        timer = SimHandle(callback, args, contextvars.copy_context() if context is None else context)
+        timer._when = when  # type: ignore[attr-defined]
         # Timers of one instant go in the order in which they were set.
         heapq.heappush(self._timers, (when, next(self._order), timer))
         return timer
 
     def create_future(self) -> SimFuture:
-        return SimFuture(loop=self)
+        future = SimFuture(loop=self)
+        future._number = next(self._numbers)
+        return future
+
+    def create_task(  # type: ignore[override]
+        self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: contextvars.Context | None = None
+    ) -> asyncio.Task[T]:
+        if self._closed:  # type: ignore[attr-defined]
+            raise RuntimeError("Event loop is closed")
+        task = SimTask.__new__(SimTask)
+        # Its initialisation puts it into a set.
+        task._number = next(self._numbers)
+        task.__init__(coro, loop=self, name=name, context=context)  # type: ignore[misc]
+        process = PROCESS.get() if context is None else context.get(PROCESS)
+        if process is not None:
+            process.own(task)
+        return task
 
     def _write_to_self(self) -> None:
         """Nobody has to be woken: there is one thread."""
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It is passed over when its time comes."""
 
     def _process_events(self, event_list: list[Any]) -> None:
         """There are none."""
@@ -138,7 +187,7 @@ class SimLoop(asyncio.BaseEventLoop):
             if not timer._cancelled:
                 self._now = max(self._now, when)
                 ready.append(timer)
-        now = self._now
+        now, turns = self._now, 0
         while timers and timers[0][0] <= now:
             timer = heapq.heappop(timers)[2]
             if not timer._cancelled:
@@ -155,8 +204,14 @@ class SimLoop(asyncio.BaseEventLoop):
                 if process.paused:
                     process.held.append(handle)
                     continue
-            self.turns += 1
-            handle._run()
+            turns += 1
+            try:
+                handle._context.run(handle._callback, *handle._args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                self.call_exception_handler({"message": f"in {handle!r}", "exception": error, "handle": handle})
+        self.turns += turns
         if self.turns_max and self.turns > self.turns_max:
             raise Deadlock(f"{self.turns} callbacks have run: something goes round in circles")
 
@@ -237,7 +292,9 @@ class SimLoop(asyncio.BaseEventLoop):
             if not waiting.dead:
                 waiting.throw(Gone)
         # Coroutines that are dropped would run their cleaning up, which a kill does not do.
-        for task in process.tasks:
+        for task in process.tasks.values():
+            if task.done():
+                continue
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             self.graveyard.append(task)
         told = list(process.on_death.values())

@@ -12,12 +12,14 @@ from amberblob.errors import AmberError
 from amberblob.ids import UlidMint
 from chunkstore.store import DiskStore
 from node.assembly import Parts, assemble
+from node.plans import RegistryPlans
 from node.routing import Routing
+from registry.moves import RegistryRouteChanges
 from registry.routes import RouteTable
 from sim.disk import SimDisk, SimFileOps
 from sim.loop import Process, SimLoop
 from sim.network import Network, Peer, SimPeers
-from sim.registry import SimRegistry
+from sim.registry import SimKeys, SimRegistry
 from sim.threads import SimThreads
 
 CLUSTER_ID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -54,6 +56,7 @@ class Settings:
     open_databases_max: int = 8
     linger_s: float = 1.0
     body_cache_bytes: int = 1 << 20
+    move_lost_s: float = 60.0
     repair: RepairSection = field(default_factory=RepairSection)
     retention: RetentionSection = field(default_factory=RetentionSection)
 
@@ -63,6 +66,7 @@ class Machine:
 
     Args:
         registry: of the routes, once there are any.
+        keys: the way to it.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Machine:
         network: Network,
         settings: Settings,
         registry: SimRegistry,
+        keys: SimKeys,
     ) -> None:
         self.name = name
         self.disk = disk
@@ -90,6 +95,7 @@ class Machine:
         self._network = network
         self._settings = settings
         self._registry = registry
+        self._keys = keys
         self._starting: asyncio.Task[None] | None = None
 
     def _routes(self) -> RouteTable | None:
@@ -148,6 +154,7 @@ class Machine:
             write_quorum=settings.write_quorum,
             read_quorum=settings.read_quorum,
         )
+        cluster = routing.table().cluster
         parts = assemble(
             routing=routing,
             store=store,
@@ -159,6 +166,9 @@ class Machine:
             peer_timeout_s=settings.peer_timeout_s,
             request_timeout_s=settings.request_timeout_s,
             readmit=self._registry.readmit_for(self.name),
+            changes=RegistryRouteChanges(self._keys, cluster, self.name),
+            plans=RegistryPlans(self._keys, cluster, now_ms=self.clock.wall_ms, seen_epoch=routing.epoch),
+            move_lost_s=settings.move_lost_s,
             repair=settings.repair,
             retention=settings.retention,
         )
@@ -175,6 +185,9 @@ class Machine:
             fired["blobs swept"] += upkeep.garbage.counts.blobs
             fired["slots scrubbed"] += upkeep.scrub.counts.slots_checked
             fired["bytes repaired"] += self.parts.puller.received_bytes
+            fired["slots left"] += upkeep.leaver.counts.slots_left
+            if self.parts.mover is not None:
+                fired["races for a route lost"] += self.parts.mover.counts.lost_races
 
     def kill(self, *, power: bool) -> None:
         """End the process at this very moment; with ``power``, what was not synced is at risk too."""

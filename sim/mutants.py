@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
+from msgspec.structs import replace
+
 from amberblob.ballot import EMPTY_REGISTER, Register
 from amberblob.errors import DiskFailed
 from amberblob.manifest import Record
@@ -26,10 +28,13 @@ from chunkstore.pathfilter import PathFilter
 from chunkstore.pool import SlotPool
 from chunkstore.staging import ChunkWriter
 from chunkstore.store import DiskStore
-from node.protocol.quorum import Finding
+from node.protocol.quorum import Electorate, Finding
 from node.protocol.read import Read, ReadRound
 from node.protocol.replica import ReplicaSlot
-from node.routing import Routing
+from node.routing import Electorates, Routing
+from node.workers import leaver, movedecision
+from node.workers.leaver import Leaver
+from registry.routes import Member, Route
 from sim.disk import SimFileOps
 
 MUTANTS: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {}
@@ -178,4 +183,77 @@ def the_head_expires() -> contextlib.AbstractContextManager[Any]:
 @mutant
 def a_copy_is_filled_from_one_voter() -> contextlib.AbstractContextManager[Any]:
     """Whoever it is: it may have been away when the copy that was lost helped to choose something."""
-    return mock.patch.object(sync, "needed", lambda voters: min(1, voters - 1))
+    return mock.patch.object(sync, "needed", lambda voters, *, among, counts: min(1, voters - among))
+
+
+@mutant
+def a_joint_epoch_counts_only_the_old_set() -> contextlib.AbstractContextManager[Any]:
+    """What is written while a slot moves is written to those who go."""
+    return _one_set(lambda route: route.voters)
+
+
+@mutant
+def a_joint_epoch_counts_only_the_new_set() -> contextlib.AbstractContextManager[Any]:
+    """The others may still be taken for the voters by whoever has old news."""
+    return _one_set(lambda route: route.next_voters)
+
+
+def _one_set(members_of: Callable[[Route], tuple[Member, ...]]) -> contextlib.AbstractContextManager[Any]:
+    original = Electorates._of
+
+    def of(self: Electorates, route: Route) -> Electorate:
+        if route.state == "joint":
+            route = replace(route, voters=members_of(route), next_voters=(), state="stable")
+        return original(self, route)
+
+    return mock.patch.object(Electorates, "_of", of)
+
+
+@mutant
+def final_without_the_syncs_of_the_joint_epoch() -> contextlib.AbstractContextManager[Any]:
+    """A new member has what it had when it learned, and that is taken to be enough."""
+
+    def is_whole(self: movedecision._Look, member: Member, epoch: int) -> bool:
+        return self.is_good(member)
+
+    return mock.patch.object(movedecision._Look, "is_whole", is_whole)
+
+
+@mutant
+def a_learner_is_made_a_voter_blank_and_answers() -> contextlib.AbstractContextManager[Any]:
+    """Two guards against one mistake: nobody asks whether it was filled, neither who leads nor the copy itself."""
+
+    def is_synced(self: movedecision._Look, member: Member, epoch: int) -> bool:
+        copy = self.copies.get(member.node)
+        return copy is not None and copy.incarnation == member.incarnation
+
+    def lacks(self: movedecision._Look, member: Member, epoch: int) -> str:
+        return "" if self.is_synced(member, epoch) else "it is not the copy"
+
+    def mute(self: Routing, state: Any) -> Any:
+        member = self.own_votes().get(state.slot)
+        return None if member is not None and member.incarnation == state.incarnation else "unsynced"
+
+    stack = contextlib.ExitStack()
+    for owner, name, instead in (
+        (movedecision._Look, "is_synced", is_synced),
+        (movedecision._Look, "lacks", lacks),
+        (Routing, "mute", mute),
+    ):
+        stack.enter_context(mock.patch.object(owner, name, instead))
+    return stack
+
+
+@mutant
+def a_copy_is_given_up_as_soon_as_its_node_goes() -> contextlib.AbstractContextManager[Any]:
+    """The joint epoch is enough to go; who comes may want bytes of it yet, and it may come to nothing."""
+
+    def is_left(self: Leaver, slot: int) -> bool:
+        table = self._routing.table()
+        move = table.moves.get(slot)
+        return move is not None and self._routing.node not in move.nodes and slot not in self._clean
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(mock.patch.object(Leaver, "_is_left", is_left))
+    stack.enter_context(mock.patch.object(leaver, "_needs_nothing", lambda member, copy: True))
+    return stack

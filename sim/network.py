@@ -26,6 +26,9 @@ PIECE_BYTES = 50_000
 SILENCE_S = 6.0
 """How long a stream that goes nowhere stays open at its receiver: what unanswered pings would take."""
 
+DIAL_EVERY_S = 1.0
+"""A node that was asked about and is out of reach is dialled this often until it answers, as :mod:`node.transport.link` does."""
+
 
 @dataclass(slots=True)
 class Peer:
@@ -88,6 +91,27 @@ class Network:
             stage.peer_died(name)
 
 
+class Waiting:
+    """A request whose answer is awaited. What :func:`asyncio.timeout` does, at a third of its price."""
+
+    __slots__ = ("kind", "late", "node", "result", "timeout_s", "timer")
+
+    timer: asyncio.TimerHandle
+
+    def __init__(self, node: str, kind: str, timeout_s: float, result: asyncio.Future[Any]) -> None:
+        self.node = node
+        self.kind = kind
+        self.timeout_s = timeout_s
+        self.result = result
+        self.late: PeerTimeout | None = None
+
+    def expire(self) -> None:
+        """The time is over: also an answer of which nobody has heard yet comes too late now."""
+        self.late = _no_answer(self.node, self.kind, self.timeout_s)
+        if not self.result.done():
+            self.result.set_exception(self.late)
+
+
 class SimPeers:
     """:class:`node.transport.interface.Peers` of one node in one of its lives."""
 
@@ -97,12 +121,26 @@ class SimPeers:
         self._process = process
         self._handler = handler
         self._failed: set[str] = set()
+        self._dialling: set[str] = set()
         self._asking: set[asyncio.Task[None]] = set()
 
     def ask(self, node: str, request: Request, told: Told, *, timeout_s: float) -> None:
-        task = self._network.loop.create_task(self._ask_and_tell(node, request, told, timeout_s))
+        loop = self._network.loop
+        if node != self._me:
+            # Most of what nodes say to each other: without a task for each of them.
+            loop.call_soon(self._ask_other, node, request, told, timeout_s)
+            return
+        task = loop.create_task(self._ask_and_tell(node, request, told, timeout_s))
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
+
+    def _ask_other(self, node: str, request: Request, told: Told, timeout_s: float) -> None:
+        waiting = self._request(node, request, timeout_s, self._handle)
+
+        def answered(done: asyncio.Future[Any]) -> None:
+            told(self._outcome(waiting))
+
+        waiting.result.add_done_callback(answered)
 
     async def _ask_and_tell(self, node: str, request: Request, told: Told, timeout_s: float) -> None:
         try:
@@ -134,23 +172,45 @@ class SimPeers:
         return await answer(handler.handle_read(peer, request), request)
 
     async def _ask(self, node: str, request: Request, timeout_s: float, serve: Callable[..., Any]) -> Reply | bytes:
-        kind = type(request).__name__
-        try:
-            async with asyncio.timeout(timeout_s):
-                if node == self._me:
+        if node == self._me:
+            try:
+                async with asyncio.timeout(timeout_s):
                     found: Reply | bytes = await serve(self._handler, self._me, request)
                     return found
-                result: asyncio.Future[Reply | bytes] = self._network.loop.create_future()
-                self._send(node, kind, wire.encode(request), serve, result)
-                reply = await result
-                self._failed.discard(node)
-                return reply
-        except TimeoutError:
-            self._failed.add(node)
-            raise PeerTimeout(f"{node} did not answer {kind} within {timeout_s:.3g} s") from None
-        except PeerUnreachable:
-            self._failed.add(node)
-            raise
+            except TimeoutError:
+                self._failed.add(node)
+                raise _no_answer(node, type(request).__name__, timeout_s) from None
+        waiting = self._request(node, request, timeout_s, serve)
+        try:
+            await waiting.result
+        except PeerError:
+            # The outcome says it, too.
+            pass
+        finally:
+            waiting.timer.cancel()
+        outcome: Reply | bytes | PeerError = self._outcome(waiting)
+        if isinstance(outcome, PeerError):
+            raise outcome
+        return outcome
+
+    def _request(self, node: str, request: Request, timeout_s: float, serve: Callable[..., Any]) -> Waiting:
+        """Send a request on its way."""
+        loop, kind = self._network.loop, type(request).__name__
+        waiting = Waiting(node, kind, timeout_s, loop.create_future())
+        waiting.timer = loop.call_later(timeout_s, waiting.expire)
+        self._send(node, kind, wire.encode(request), serve, waiting.result)
+        return waiting
+
+    def _outcome(self, waiting: Waiting) -> Any:
+        """The answer, or why there is none; once one of them is there."""
+        waiting.timer.cancel()
+        error = waiting.result.exception()
+        error = waiting.late or error
+        if error is None:
+            self._failed.discard(waiting.node)
+            return waiting.result.result()
+        self._failed.add(waiting.node)
+        return error
 
     def _send(
         self, node: str, kind: str, payload: bytes, serve: Callable[..., Any], result: asyncio.Future[Any]
@@ -222,7 +282,41 @@ class SimPeers:
         return SimStage(network, self._me, self._process, node, peer, decoded, timeout_s)
 
     def reachable(self, node: str) -> bool:
-        return node == self._me or node not in self._failed
+        """Whether the last contact went well. If not, the node is dialled from now on: whoever only talks to those that can be
+        reached would never talk again to one that failed once.
+        """
+        if node == self._me or node not in self._failed:
+            return True
+        if node not in self._dialling:
+            self._dialling.add(node)
+            self._dial_later(node)
+        return False
+
+    def _dial_later(self, node: str) -> None:
+        self._network.later(DIAL_EVERY_S, self._process.context(), self._dial, node)
+
+    def _dial(self, node: str) -> None:
+        """One attempt, unless the node was heard of meanwhile."""
+        network, me = self._network, self._me
+        if node in self._failed and (network.up(node) is None or network.loses(me, node, "handshake")):
+            self._dial_later(node)
+            return
+        there_s = network.delay_s(me, node)
+        network.later(there_s + network.delay_s(node, me), self._process.context(), self._dialled, node)
+
+    def _dialled(self, node: str) -> None:
+        network = self._network
+        if node in self._failed and (
+            network.up(node) is None or network.loses(node, self._me, "answer to the handshake")
+        ):
+            self._dial_later(node)
+            return
+        self._dialling.discard(node)
+        self._failed.discard(node)
+
+
+def _no_answer(node: str, kind: str, timeout_s: float) -> PeerTimeout:
+    return PeerTimeout(f"{node} did not answer {kind} within {timeout_s:.3g} s")
 
 
 class SimStage:

@@ -29,6 +29,9 @@ FAULTS = (
 FAULTS_OF_COPIES = ("new disk", "registry down")
 """Drawn after all others, so that the worlds of older seeds stay what they were but for these."""
 
+FAULTS_OF_MEMBERS = ("join", "drain", "replace", "remove", "two operators", "killed in joint")
+"""Drawn after those. What operators do to the set of nodes, and who dies of it; worlds that know one of these have nodes to spare."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
@@ -41,8 +44,9 @@ class Shape:
         staged: the part of all bodies that are too large to travel in messages.
         routes_late_s: how late a node hears of a change of the routes, on average.
         expires: superseded and deleted versions are collected after ``keep_s``, and the stubs of deleted paths. Then clients
-            do nothing that needs old versions: what they would be told is a matter of time. Nor do they repeat a write that
-            may have been done, since its write id is forgotten with the path.
+            do nothing that needs old versions: what they would be told is a matter of time.
+        spares: nodes that hold nothing at first.
+        move_lost_s: after which silence a new member is given up.
     """
 
     nodes: int
@@ -78,6 +82,8 @@ class Shape:
     expires: bool
     keep_s: float
     keep_versions: int
+    spares: int = 0
+    move_lost_s: float = 60.0
 
     @classmethod
     def draw(cls, random: Random, operations: int) -> Shape:
@@ -126,9 +132,13 @@ class Shape:
         more = tuple(fault for fault in FAULTS_OF_COPIES if random.random() < 0.3)
         if "new disk" in more:
             votes = replicas - 1
+        members = tuple(fault for fault in FAULTS_OF_MEMBERS if random.random() < 0.3)
+        spares, move_lost_s = random.choice((1, 1, 2)), random.choice((5.0, 15.0, 60.0))
         return replace(
             shape,
-            faults=(*known, *more),
+            faults=(*known, *more, *members),
+            spares=spares if members else 0,
+            move_lost_s=move_lost_s,
             write_quorum=min(shape.write_quorum, votes),
             read_quorum=min(shape.read_quorum, votes),
             # One of four would open a database for every second question: half of the world's time for nothing new.

@@ -144,6 +144,7 @@ class World:
             open_databases_max=shape.open_databases_max,
             linger_s=shape.linger_s,
             body_cache_bytes=shape.body_cache_bytes,
+            move_lost_s=shape.move_lost_s,
             repair=RepairSection(
                 follow_every_s=shape.follow_every_s,
                 compare_every_s=shape.compare_every_s,
@@ -178,8 +179,9 @@ class World:
                 network=self.network,
                 settings=settings,
                 registry=self.registry,
+                keys=self.registry.for_node(name, self._chance(f"registry {name}")),
             )
-            for name in (f"n{number}" for number in range(1, shape.nodes + 1))
+            for name in (f"n{number}" for number in range(1, shape.nodes + shape.spares + 1))
         ]
 
     async def _play(self) -> None:
@@ -216,7 +218,7 @@ class World:
     def _routes(self) -> RouteTable:
         shape = self.shape
         disks = {machine.name: machine.store.disk_id for machine in self.machines if machine.store is not None}
-        names = list(disks)
+        names = list(disks)[: shape.nodes]
         info = ClusterInfo(
             cluster_id=CLUSTER_ID,
             name="sim",

@@ -20,6 +20,7 @@ from amberblob.cli.clusterview import (
     status_lines,
 )
 from amberblob.cli.heal import heal
+from amberblob.cli.membership import drain, forget, join, remove
 from amberblob.cli.options import Endpoint, Json, wants_json, with_client
 from amberblob.cli.output import human_size, on_terminal, printable, say, say_json
 from amberblob.cli.table import print_table
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from amberblob.client import AsyncClient
     from amberblob.client.types import SlotsShown
 
-_SHOWN = ("zone", "host", "address", "http", "slots", "votes", "bytes", "state")
+_SHOWN = ("wanted", "zone", "host", "address", "http", "slots", "votes", "bytes", "state")
 _A_DATE_MS = 10**12
 """Milliseconds since 1970 beyond this are a date of after 2001; less is a duration."""
 
@@ -145,6 +146,10 @@ def slots(
 
 
 app.command("heal")(heal)
+app.command("join")(join)
+app.command("drain")(drain)
+app.command("remove")(remove)
+app.command("forget")(forget)
 
 
 def _title(name: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from amberblob.cli.heal import bytes_left
 from amberblob.cli.healing import duration
+from amberblob.cli.moving import moving_text
 from amberblob.cli.output import human_size, printable
 
 SLOT_STATES = ("whole", "in-step", "healing", "degraded", "corrupt", "unavailable", "unrecoverable")
@@ -68,11 +69,15 @@ def status_lines(document: Mapping[str, Any]) -> list[str]:
     """The screen: ``name: what``, a line each, and at the end what to do."""
     heal = _heal(document)
     lines = [("cluster", _cluster(document)), ("nodes", _nodes(document)), ("registry", _registry(document))]
+    if moving := _moving(document):
+        lines.append(("moving", moving))
     if heal:
         lines += [
             ("slots", _slots(document, heal)),
             ("healed", HEALED.get(str(heal["state"]), f"no: {heal['state']}")),
         ]
+    if heal.get("slots_below_target"):
+        lines.append(("copies", _fewer(heal)))
     if "objects_below_target" in heal:
         lines += [
             ("below target", f"{heal['objects_below_target']:,} of {heal.get('objects', 0):,} objects"),
@@ -190,6 +195,21 @@ def _nodes(document: Mapping[str, Any]) -> str:
     nodes, down = nodes_of(document), down_in(document)
     up = sum(name_of(node) not in down for node in nodes)
     return f"{up} of {len(nodes)} reachable" + (f"; down: {', '.join(down)}" if down else "")
+
+
+def _fewer(heal: Mapping[str, Any]) -> str:
+    """That there are fewer voters than there are to be copies."""
+    return f"{heal.get('fewest_copies')} of {heal.get('target')} in {heal['slots_below_target']} slots"
+
+
+def _moving(document: Mapping[str, Any]) -> str:
+    """How far the slots are that are on their way; empty: none is."""
+    membership = document.get("membership")
+    moves = membership.get("moves") if isinstance(membership, Mapping) else None
+    if not isinstance(moves, Mapping) or not moves.get("left"):
+        return ""
+    action = str(membership.get("action") or "") if isinstance(membership, Mapping) else ""
+    return f"{action}: {moving_text(moves, int(moves.get('total') or 0))}"
 
 
 def _registry(document: Mapping[str, Any]) -> str:

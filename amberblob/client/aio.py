@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from amberblob.client.bodies import BytesBody, Hashed, Source, prepare_body
 from amberblob.client.http import CONNECTIONS_MAX, READ_BUFFER_BYTES, Http, Request, Timeouts
 from amberblob.client.reader import ObjectReader
 from amberblob.client.retry import ATTEMPT_HEADER, Endpoints, Retrying, RetryPolicy
-from amberblob.client.targets import HEAL_TARGET, cluster_target, listing_target, object_target
+from amberblob.client.targets import HEAL_TARGET, MEMBERSHIP_TARGET, cluster_target, listing_target, object_target
 from amberblob.client.types import (
     META_PREFIX,
     ByteRange,
@@ -362,6 +363,30 @@ class AsyncClient:
         The answer's ``since`` is for :meth:`cluster`; ``silent_nodes`` could not be asked. Raises NotReady, PeerError.
         """
         return _mapping((await self._retrying().fetch(Request(method="POST", target=HEAL_TARGET))).json())
+
+    async def change_membership(
+        self, action: str, nodes: Sequence[str], *, dry_run: bool = False, force: bool = False
+    ) -> Mapping[str, Any]:
+        """Have nodes join, drain, be removed, or removed ones be forgotten; returns the plan, before the nodes have carried it out.
+
+        How far the slots are tells :meth:`cluster` (``membership.moves``). Asking for the same again is safe.
+
+        Args:
+            action: join, drain, remove or forget.
+            dry_run: plan, and change nothing.
+            force: although it leaves fewer copies than there should be, or a node cannot be reached.
+
+        Raises:
+            MembershipConflict: it does not go with what the cluster is now. NotFound: a node that is not known.
+        """
+        wanted = {"action": action, "nodes": list(nodes), "dry_run": dry_run, "force": force}
+        request = Request(
+            method="POST",
+            target=MEMBERSHIP_TARGET,
+            headers={"Content-Type": "application/json"},
+            body=BytesBody(json.dumps(wanted).encode()),
+        )
+        return _mapping((await self._retrying().fetch(request)).json())
 
     async def ready(self) -> Mapping[str, str | None]:
         """For each endpoint why it does not serve; None when it does. Asks each once, all at the same time."""

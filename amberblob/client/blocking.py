@@ -225,6 +225,12 @@ class Client:
         """Have every node compare its copies with the others now; returns before they have."""
         return self._runner.run(self._client.heal())
 
+    def change_membership(
+        self, action: str, nodes: Sequence[str], *, dry_run: bool = False, force: bool = False
+    ) -> Mapping[str, Any]:
+        """Have nodes join, drain, be removed or forgotten; returns the plan before it is carried out."""
+        return self._runner.run(self._client.change_membership(action, nodes, dry_run=dry_run, force=force))
+
     def ready(self) -> Mapping[str, str | None]:
         """For each endpoint why it does not serve; None when it does."""
         return self._runner.run(self._client.ready())

@@ -23,6 +23,7 @@ def listing_target(query: Mapping[str, str]) -> str:
 
 
 HEAL_TARGET = "/cluster/heal"
+MEMBERSHIP_TARGET = "/cluster/membership"
 
 
 def cluster_target(query: Mapping[str, str]) -> str:

@@ -107,13 +107,6 @@ class Checks:
                 )
         if len(set(nodes)) != len(nodes):
             raise self._error("cluster", "bootstrap_nodes", nodes, "a node is named twice")
-        if nodes and len(nodes) < cluster.replicas:
-            raise self._error(
-                "cluster",
-                "bootstrap_nodes",
-                nodes,
-                f"wants at least as many nodes as replicas ({cluster.replicas}), or none",
-            )
 
     def _rest(self, config: NodeConfig) -> None:
         if not valid_node_id(config.node.id):

@@ -181,8 +181,8 @@ class RetentionSection(Struct, frozen=True, kw_only=True):
         keep: how long a version is kept once a newer one took its place or it was deleted; "all": for ever.
         versions: of each path this many of the newest versions are kept in any case.
         stub_keep: how long, at the least, a deleted path of which nothing is left is remembered. A retry of a write that comes
-            later than this may be done a second time. (A version is kept at least as long, but for this reason not longer than
-            15 minutes, whatever ``keep`` says.)
+            later than this, and later than a day, may be done a second time. (A version is kept at least as long, but for this
+            reason not longer than 15 minutes, whatever ``keep`` says: a retry that comes later is not told what it made.)
         check_every_s: between two searches for what may go.
         rules: others for some prefixes.
     """

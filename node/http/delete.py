@@ -21,6 +21,7 @@ async def delete(context: Context, call: Call) -> Answer:
             version=version_of(query),
             conditions=write_conditions(call.headers),
             write_id=write_id_of(call.headers),
+            repeat=repeat,
         ),
         repeat=repeat,
     )

@@ -27,7 +27,7 @@ _STATUS_TITLES = {
     "404": "no-such-object, no-such-version, nothing-to-restore, no-such-resource",
     "405": "method-not-allowed",
     "408": "request-timeout: the client stopped sending",
-    "409": "version-conflict: the version is not greater than every one before",
+    "409": "version-conflict: the version is not greater than every one before; membership-conflict: not as the cluster is now",
     "412": "precondition-failed; the headers are the current head's, X-Amber-Version 0 when there is none",
     "416": "range-not-satisfiable; Content-Range tells the size",
     "417": "expectation-failed",
@@ -67,6 +67,7 @@ def document() -> dict[str, Any]:
             ),
             Resource.CLUSTER.value: _cluster_item(),
             Resource.HEAL.value: _heal_item(),
+            Resource.MEMBERSHIP.value: _membership_item(),
             Resource.OPENAPI.value: _node_item("openapi", "This document.", ("401",)),
         },
         "components": {
@@ -282,6 +283,47 @@ def _heal_item() -> Schema:
     }
 
 
+def _membership_item() -> Schema:
+    wanted: Schema = {
+        "type": "object",
+        "required": ["action", "nodes"],
+        "additionalProperties": False,
+        "properties": {
+            "action": {"enum": ["join", "drain", "remove", "forget"]},
+            "nodes": {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": 64},
+            "dry_run": {"type": "boolean", "description": "Plan, and change nothing."},
+            "force": {
+                "type": "boolean",
+                "description": "Although it leaves fewer copies, or the node cannot be reached.",
+            },
+        },
+    }
+    count: Schema = {"type": "integer", "minimum": 0}
+    planned = {
+        "action": _TEXT,
+        "dry_run": {"type": "boolean"},
+        "generation": count,
+        "voters": {**count, "description": "Copies of each slot afterwards."},
+        "moves": {**count, "description": "Slots that are to move."},
+        "copies": {**count, "description": "Copies that come to be where none is now."},
+        "warnings": {"type": "array", "items": _TEXT},
+        "nodes": {"type": "array", "items": {"type": "object"}},
+    }
+    content = {"application/json": {"schema": _struct(planned)}}
+    return {
+        "post": {
+            "operationId": "changeMembership",
+            "summary": "Have nodes join, drain, or be removed; the slots move by themselves, GET /cluster tells how far they are.",
+            "requestBody": {"required": True, "content": {"application/json": {"schema": wanted}}},
+            "responses": {
+                "200": {"description": "The plan of a dry run.", "headers": _common_headers(), "content": content},
+                "202": {"description": "It is decided.", "headers": _common_headers(), "content": content},
+                **_problems("400", "401", "404", "409", "503"),
+            },
+        }
+    }
+
+
 def _heal_schema() -> Schema:
     count: Schema = {"type": "integer", "minimum": 0}
     conditions = list(CONDITIONS)
@@ -318,6 +360,11 @@ def _heal_schema() -> Schema:
             "items": _TEXT,
             "description": "Their disks refuse new bytes: nothing is mended there.",
         },
+        "target": {**count, "description": "How many copies there are to be of each slot."},
+        "slots_below_target": {**count, "description": "With fewer voters than that: the cluster has too few nodes."},
+        "fewest_copies": {**count, "description": "How many voters the slot has that has fewest."},
+        "slots_moving": {**count, "description": "On their way to other nodes."},
+        "bytes_moving": {**count, "description": "What the new copies of those lack."},
         "by_slot": {"type": "array", "items": {"type": "object"}, "description": "Only with ?slots."},
     }
     return _struct({**known, **more}, optional=tuple(more))

@@ -30,13 +30,12 @@ async def put(context: Context, call: Call) -> Answer:
     path = call.path()
     query = call.query(PARAMETERS)
     options = _options(call, version_of(query))
-    repeat = may_be_repeat(call.headers)
     expects_continue = _expects_continue(call)
     # From here on the request itself is fine. The client is told to go on when the body is first asked for.
     body: AsyncIterator[bytes] | bytes | None = call.exchange.whole_body
     if body is None:
         body = call.exchange.body(invite=expects_continue, stall_s=context.body_stall_s)
-    view = await outcome_of(context.service.put(path, body, options), repeat=repeat)
+    view = await outcome_of(context.service.put(path, body, options), repeat=options.repeat)
     headers = version_headers(view.version)
     headers["Location"] = "/objects/" + encode_path(path)
     return json_answer(201, written_json(view), headers)
@@ -111,6 +110,7 @@ def _options(call: Call, version: int | None) -> PutOptions:
         conditions=write_conditions(headers),
         digests=digests_of(headers),
         write_id=write_id_of(headers),
+        repeat=may_be_repeat(headers),
     )
 
 

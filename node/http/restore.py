@@ -25,6 +25,7 @@ async def restore(context: Context, call: Call) -> Answer:
             version=restored_version_of(query),
             conditions=write_conditions(call.headers),
             write_id=write_id_of(call.headers),
+            repeat=repeat,
         ),
         repeat=repeat,
     )

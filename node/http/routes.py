@@ -10,6 +10,7 @@ from node.http.call import Handler
 from node.http.delete import delete
 from node.http.get import get
 from node.http.listing import list_objects
+from node.http.membership import membership
 from node.http.put import put
 from node.http.restore import restore
 from node.http.target import Resource
@@ -28,6 +29,7 @@ ROUTES: Mapping[Resource, Mapping[str, tuple[str, Handler]]] = {
     Resource.METRICS: {"GET": ("metrics", endpoints.metrics), "HEAD": ("metrics", endpoints.metrics)},
     Resource.CLUSTER: {"GET": ("cluster", endpoints.cluster), "HEAD": ("cluster", endpoints.cluster)},
     Resource.HEAL: {"POST": ("heal", endpoints.heal)},
+    Resource.MEMBERSHIP: {"POST": ("membership", membership)},
     Resource.OPENAPI: {"GET": ("openapi", endpoints.openapi), "HEAD": ("openapi", endpoints.openapi)},
 }
 """Resource → method → (the operation's name in metrics and logs, its handler)."""

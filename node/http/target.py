@@ -24,6 +24,7 @@ class Resource(StrEnum):
     METRICS = "/metrics"
     CLUSTER = "/cluster"
     HEAL = "/cluster/heal"
+    MEMBERSHIP = "/cluster/membership"
     OPENAPI = "/openapi.json"
     NOTHING = ""
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -216,13 +216,21 @@ class Reading:
         raise bytes_unavailable("the manifest", failures)
 
     async def chunk(
-        self, slot: int, version: Version, chunk: ChunkRef, into: memoryview | None = None
+        self,
+        slot: int,
+        version: Version,
+        chunk: ChunkRef,
+        into: memoryview | None = None,
+        holders: Collection[str] = (),
     ) -> bytes | memoryview:
-        """One chunk, verified, perhaps as a view of ``into``. Raises: ClusterError when no replica that answers has it."""
+        """One chunk, verified, perhaps as a view of ``into``; ``holders`` are asked first.
+
+        Raises: ClusterError when no replica that answers has it.
+        """
         data: bytes | memoryview
         self.served += 1
         failures: dict[str, str] = {}
-        for node in self._candidates(slot):
+        for node in self._candidates(slot, holders):
             try:
                 if node == self._coordinator.node:
                     if into is None:
@@ -243,7 +251,10 @@ class Reading:
 
     def _notice(self, node: str, slot: int, version: Version, error: Exception) -> None:
         """A copy did not have what it should: this node's is mended in passing, any other by whoever was asked for it."""
-        if not isinstance(error, ChunkMissing | ChunkCorrupt):
+        if (
+            not isinstance(error, ChunkMissing | ChunkCorrupt)
+            or node not in self._routing.table().route(slot).all_nodes
+        ):
             return
         if node != self._coordinator.node:
             log.warning("bytes not readable", node=node, slot=slot, blob_id=version.blob_id, error=str(error))
@@ -269,14 +280,19 @@ class Reading:
             raise DigestMismatch(f"{len(data)} bytes came that are not manifest {version.manifest_id}")
         return data
 
-    def _candidates(self, slot: int) -> list[str]:
-        """Who may have the bytes, nearest first: this node, reachable voters, then the rest."""
+    def _candidates(self, slot: int, holders: Collection[str] = ()) -> list[str]:
+        """Who may have the bytes, nearest first: ``holders``, this node, reachable voters of both sets and learners, then the rest.
+
+        The last resort are the nodes that the route does not name: one that it named until lately still has them, perhaps as the only one.
+        """
         me = self._coordinator.node
-        peers = self._coordinator.peers
-        nodes = [member.node for member in self._routing.table().route(slot).voters if member.node != me]
-        nodes += [member.node for member in self._routing.table().route(slot).learners if member.node != me]
-        nodes.sort(key=lambda node: not peers.reachable(node))
-        return [me, *nodes]
+        reachable = self._coordinator.peers.reachable
+        table = self._routing.table()
+        named = [node for node in table.route(slot).all_nodes if node != me]
+        named.sort(key=lambda node: not reachable(node))
+        others = [node for node in table.nodes if node != me and node not in named and reachable(node)]
+        nodes = [me, *named, *others]
+        return sorted(nodes, key=lambda node: node not in holders) if holders else nodes
 
     async def _fetch(self, node: str, request: ReadChunk | ReadManifest) -> bytes:
         parts = [part async for part in self._coordinator.peers.fetch(node, request, timeout_s=FRAME_TIMEOUT_S)]

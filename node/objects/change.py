@@ -18,20 +18,22 @@ class Changing:
         self._routing = routing
         self._lookup = lookup
 
-    async def delete(self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None) -> None:
+    async def delete(
+        self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None, repeat: bool = False
+    ) -> None:
         """See :meth:`node.service.ObjectService.delete`."""
         operation = (
             Delete(conditions=conditions) if version is None else DeleteVersion(version=version, conditions=conditions)
         )
-        await self._coordinator.write(self._routing.of(path), path, operation, write_id=write_id)
+        await self._coordinator.write(self._routing.of(path), path, operation, write_id=write_id, repeat=repeat)
 
     async def restore(
-        self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None
+        self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None, repeat: bool = False
     ) -> ObjectView:
         """See :meth:`node.service.ObjectService.restore`."""
         operation = Restore(version=version, conditions=conditions)
         electorate = self._routing.of(path)
-        applied = await self._coordinator.write(electorate, path, operation, write_id=write_id)
+        applied = await self._coordinator.write(electorate, path, operation, write_id=write_id, repeat=repeat)
         record, mark = applied.record, applied.mark
         if (
             mark is not None

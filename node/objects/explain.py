@@ -19,7 +19,7 @@ HEAL = "amberblob cluster heal --wait."
 
 
 class Explaining:
-    """Asks every voter what it has of one path."""
+    """Asks every voter, and every learner, what it has of one path."""
 
     def __init__(self, coordinator: Coordinator, routing: Routing) -> None:
         self._coordinator = coordinator
@@ -28,21 +28,27 @@ class Explaining:
     async def explain(self, path: str) -> dict[str, Any]:
         """See :meth:`node.service.ObjectService.explain`. Raises: NotFound."""
         electorate = self._routing.of(path)
-        nodes = sorted(electorate.voters)
+        learners = {member.node for member in self._routing.table().route(electorate.slot).learners}
+        nodes = sorted(electorate.voters.keys() | learners)
         answers = dict(zip(nodes, await asyncio.gather(*(self._ask(n, electorate, path) for n in nodes)), strict=True))
         replies = {node: answer for node, answer in answers.items() if isinstance(answer, InspectReply)}
         best = max(
-            (reply for reply in replies.values() if reply.accepted is not None),
+            (reply for node, reply in replies.items() if node in electorate.voters and reply.accepted is not None),
             key=lambda reply: reply.accepted,  # type: ignore[arg-type,return-value]  # None was filtered out
             default=None,
         )
         record = best.record if best is not None else None
-        if record is None and len(replies) >= electorate.majority:
+        if record is None and electorate.is_majority([node for node in replies if node in electorate.voters]):
             raise no_such_object(path, None)
         versions = _versions(record, replies)
         copies = {number: {node: _copy(answers[node], number) for node in nodes} for number in versions}
         replicas = [_replica(node, answers[node], electorate, best) for node in nodes]
-        advice = _advice(replicas, copies, answers)
+        # What a learner lacks is on its way to it: no news, and nothing to do.
+        advice = _advice(
+            [replica for replica in replicas if replica["node"] in electorate.voters],
+            {n: {node: copy for node, copy in by.items() if node in electorate.voters} for n, by in copies.items()},
+            {node: answer for node, answer in answers.items() if node in electorate.voters},
+        )
         return {
             "path": path,
             "slot": electorate.slot,
@@ -92,7 +98,9 @@ def _replica(
 ) -> dict[str, Any]:
     if isinstance(answer, str):
         return {"node": node, "state": "unreachable", "detail": answer}
-    if answer.unsynced or not electorate.counts(node, answer.incarnation):
+    if node not in electorate.voters:
+        state, detail = "learning", "it is being filled from the voters and has no vote yet"
+    elif answer.unsynced or not electorate.counts(node, answer.incarnation):
         state, detail = "unsynced", "its copy lost its memory and has no vote before it is filled from the others"
     elif best is None or answer.accepted == best.accepted:
         state = "chosen" if answer.chosen else "accepted"

@@ -1,6 +1,6 @@
 """LIST: pages of the nodes' indexes, merged so that the result is complete.
 
-Each slot has to be covered by a majority of its voters. Within the stretch that all of them told, a path's
+Each slot has to be covered by a majority of its voters (of both sets, while it moves). Within the stretch that all of them told, a path's
 entries are votes of a quorum read: the highest accepted ballot is the state; it is decided if a voter says so or
 a majority reports it, and otherwise the path is read strongly. So every acknowledged write that ended before the
 listing began is in it. It is no snapshot: writes during the listing may or may not be.
@@ -12,6 +12,9 @@ it is read strongly, too. An object that lives was accepted by a majority, so at
 No more nodes are asked than a majority of every slot needs, this one first; the others when one of those fails or is
 slow, or when so much is undecided that one more page is cheaper than the reads.
 
+One stretch goes by the routes of one moment. A copy that has seen a later epoch of its slot does not count by them: whatever
+was acknowledged in a later one, some copy of each majority of the voters before has seen it. Then the newer routes are waited for.
+
 With a delimiter each node tells one witness per group. A group is live when a majority names the same witness at
 the same ballot; if they differ, the group is looked through without the delimiter until a live path is found.
 """
@@ -22,14 +25,15 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from amberblob.ballot import Ballot
 from amberblob.errors import NotFound, PeerError, QuorumUnavailable
 from amberblob.limits import LIST_LIMIT_MAX
 from amberblob.prefixes import after_prefix, group_of
 from amberblob.wire import QueryScan, ScanEntry, ScanReply
 from node.coordinator import Coordinator
 from node.objects.lookup import Lookup
-from node.protocol.quorum import Electorate
-from node.routing import Routing
+from node.protocol.quorum import Electorate, enough_of
+from node.routing import Electorates, Routing
 from node.service import ListedObject, ListPage
 
 SCAN_LIMIT = LIST_LIMIT_MAX + 1
@@ -39,6 +43,9 @@ PATIENCE_S = 0.2
 """When those that were asked first take longer, all others are asked, too."""
 UNSURE_MAX = PARALLEL_READS
 """With more undecided paths than this in a stretch the rest of the nodes is asked, too ..."""
+ROUTE_PATIENCE_S = 2.0
+ROUTE_POLL_S = 0.02
+"""How long, and how often, is looked for the newer routes of which a node knows, or which others have not seen yet."""
 REST_PATIENCE_S = 0.5
 """... and so long is waited for them. What is undecided then is read strongly."""
 
@@ -77,22 +84,32 @@ class _Stretch:
     """Whether they told of paths that are deleted for certain."""
     entries: dict[str, list[ScanEntry]] = field(default_factory=dict)
     """By path: what each node told whose copy of the entry's slot counts."""
-    majorities: dict[int, int] = field(default_factory=dict)
+    tellers: dict[str, list[str]] = field(default_factory=dict)
+    """By path: which nodes told the entries, in their order. Only of slots that move: there it matters who they are."""
+    electorates: dict[int, Electorate] = field(default_factory=dict)
     """By slot."""
+
+    def _by_majority(self, path: str, slot: int, ballot: Ballot | None = None) -> bool:
+        """Whether a majority told of the path; with a ballot: told of it at that ballot."""
+        votes, electorate = self.entries[path], self.electorates[slot]
+        if not electorate.joint:
+            told = len(votes) if ballot is None else sum(entry.ballot == ballot for entry in votes)
+            return told >= electorate.sets[0].majority
+        tellers = zip(self.tellers[path], votes, strict=True)
+        return electorate.is_majority([node for node, entry in tellers if ballot is None or entry.ballot == ballot])
 
     def decided(self, path: str) -> ScanEntry | None:
         """The entry at the highest ballot if it is known to be chosen, else None."""
         votes = self.entries[path]
-        best, same, chosen = votes[0], 0, False
+        best, chosen = votes[0], False
         for entry in votes:
             if entry.ballot == best.ballot:
-                same, chosen = same + 1, chosen or entry.chosen
+                chosen = chosen or entry.chosen
             elif entry.ballot > best.ballot:
-                best, same, chosen = entry, 1, entry.chosen
-        majority = self.majorities[best.slot]
-        if not self.dead and len(votes) < majority:
+                best, chosen = entry, entry.chosen
+        if not self.dead and not self._by_majority(path, best.slot):
             return None
-        return best if chosen or same >= majority else None
+        return best if chosen or self._by_majority(path, best.slot, best.ballot) else None
 
     def has_witness(self, paths: Iterable[str]) -> bool:
         """Whether a majority names the same of these paths as the witness of their group."""
@@ -100,8 +117,7 @@ class _Stretch:
             votes = self.entries[path]
             best = max(votes, key=lambda entry: entry.ballot)
             # Nodes that name another witness say nothing of this one, so only a majority's word is enough.
-            same = sum(entry.ballot == best.ballot for entry in votes)
-            if best.version and same >= self.majorities[best.slot]:
+            if best.version and self._by_majority(path, best.slot, best.ballot):
                 return True
         return False
 
@@ -118,15 +134,22 @@ class _Stretch:
 
 def _enough(nodes: Iterable[str], electorates: Sequence[Electorate]) -> list[str]:
     """Of the nodes, in their order, those that make a majority of every electorate if none fails."""
-    lacking = [electorate.majority for electorate in electorates]
-    chosen = []
-    for node in nodes:
-        helped = [at for at, electorate in enumerate(electorates) if lacking[at] and node in electorate.voters]
-        if helped:
-            chosen.append(node)
-            for at in helped:
-                lacking[at] -= 1
-    return chosen
+    return enough_of(nodes, {each: each.majority for electorate in electorates for each in electorate.sets})
+
+
+def _counts(electorate: Electorate, node: str, reply: ScanReply) -> bool:
+    """Whether what the node told of the slot is of a copy that counts."""
+    slot = electorate.slot
+    incarnation = reply.incarnations.get(slot, reply.incarnation)
+    return electorate.counts(node, incarnation) and reply.epochs.get(slot, 1) <= electorate.epoch
+
+
+class _RoutesDiffer(Exception):
+    """All answered, and too many go by other routes than this node; ``error`` is what to say if that lasts."""
+
+    def __init__(self, error: QuorumUnavailable) -> None:
+        super().__init__(error.detail)
+        self.error = error
 
 
 def _shown(entry: ScanEntry) -> ListedObject:
@@ -292,8 +315,26 @@ class Listing:
     # ---- asking the nodes
 
     async def _scan(self, prefix: str, start: str, delimiter: str, limit: int, *, dead: bool) -> _Stretch:
+        """What a majority of each slot tells. Raises: QuorumUnavailable."""
         request = QueryScan(prefix=prefix, start=start, delimiter=delimiter, limit=limit, dead=dead)
-        electorates = self._routing.distinct_electorates()
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + ROUTE_PATIENCE_S
+        while True:
+            known = self._routing.known()
+            try:
+                return await self._scan_by(known, request)
+            except _RoutesDiffer as differ:
+                if loop.time() >= end_s:
+                    raise differ.error from None
+            except QuorumUnavailable:
+                if known is self._routing.known() or loop.time() >= end_s:
+                    raise
+            if known is self._routing.known():
+                await asyncio.sleep(ROUTE_POLL_S)
+
+    async def _scan_by(self, known: Electorates, request: QueryScan) -> _Stretch:
+        """The same by the routes of one moment. Raises: QuorumUnavailable, _RoutesDiffer."""
+        electorates = known.distinct()
         replies: dict[str, ScanReply] = {}
         failures: dict[str, str] = {}
 
@@ -309,18 +350,12 @@ class Listing:
                 failures[node] = f"answered {reply!r}"
 
         def covered() -> bool:
-            # By the newest routes, as the merge: a copy that began anew since then does not count for either.
-            # Slots whose copy somewhere is not the disk's, or is mute, are looked at one by one; the others by sets of voters.
-            special = {slot for reply in replies.values() for slot in reply.incarnations}
-            slots = {electorate.slot for electorate in self._routing.distinct_electorates()}
-            for slot in slots | special:
-                electorate = self._routing.electorate(slot)
-                counting = [
-                    node
-                    for node, reply in replies.items()
-                    if electorate.counts(node, reply.incarnations.get(slot, reply.incarnation))
-                ]
-                if not electorate.is_majority(counting):
+            # Slots whose copy somewhere is not the disk's, is mute or has seen a later epoch, are looked at one by one; the others
+            # by sets of voters.
+            special = {slot for reply in replies.values() for slot in (*reply.incarnations, *reply.epochs)}
+            for slot in {electorate.slot for electorate in electorates} | special:
+                electorate = known.electorate(slot)
+                if not electorate.is_majority([node for node in replies if _counts(electorate, node, replies[node])]):
                     return False
             return True
 
@@ -336,33 +371,43 @@ class Listing:
                     pending |= {spawn(ask(node)) for node in rest}
                     rest = []
                 if not pending:
-                    wanted = max(electorate.majority for electorate in electorates)
-                    raise QuorumUnavailable.of(wanted, len(replies), failures)
+                    raise self._uncovered(known, replies, failures)
                 done, pending = await asyncio.wait(
                     pending, timeout=PATIENCE_S if rest else None, return_when=asyncio.FIRST_COMPLETED
                 )
                 late = not done
-            stretch = self._merge(replies, dead=dead)
+            stretch = self._merge(known, replies, dead=request.dead)
             if (rest or pending) and stretch.is_unsure():
                 pending |= {spawn(ask(node)) for node in rest}
                 _, pending = await asyncio.wait(pending, timeout=REST_PATIENCE_S)
-                if covered():  # else the routes changed, and what was told before is as good as ever
-                    stretch = self._merge(replies, dead=dead)
+                stretch = self._merge(known, replies, dead=request.dead)
         finally:
             for task in pending:
                 task.cancel()
         return stretch
+
+    @staticmethod
+    def _uncovered(known: Electorates, replies: dict[str, ScanReply], failures: dict[str, str]) -> Exception:
+        """Why everybody's answers are not enough: nodes are missing, or those that answered go by other routes than this one."""
+        short = [each.majority_short(replies.keys()) for each in known.distinct()]
+        wanted, got = max(short, key=lambda pair: pair[0] - pair[1])
+        error = QuorumUnavailable.of(wanted, got, failures)
+        newer = any(epoch > known.electorate(slot).epoch for r in replies.values() for slot, epoch in r.epochs.items())
+        moves = any(each.joint for each in known.distinct())
+        return _RoutesDiffer(error) if newer or moves or not failures else error
 
     def _in_order(self, nodes: Iterable[str]) -> list[str]:
         """The nodes, this one first, then those that can be reached, each node in another order."""
         own, peers = self._coordinator.node, self._coordinator.peers
         return sorted(nodes, key=lambda node: (node != own, not peers.reachable(node), node < own, node))
 
-    def _merge(self, replies: dict[str, ScanReply], *, dead: bool) -> _Stretch:
+    @staticmethod
+    def _merge(known: Electorates, replies: dict[str, ScanReply], *, dead: bool) -> _Stretch:
         ends = [reply.next_start for reply in replies.values() if reply.next_start is not None]
         end = min(ends) if ends else None
         stretch = _Stretch(end, dead)
-        entries, majorities = stretch.entries, stretch.majorities
+        moves = any(each.joint for each in known.distinct())
+        entries, electorates = stretch.entries, stretch.electorates
         for node, reply in replies.items():
             counting: dict[int, bool] = {}
             for entry in reply.entries:
@@ -371,11 +416,11 @@ class Listing:
                     break
                 counts = counting.get(slot)
                 if counts is None:
-                    electorate = self._routing.electorate(slot)
-                    majorities[slot] = electorate.majority
-                    incarnation = reply.incarnations.get(slot, reply.incarnation)
-                    counts = counting[slot] = electorate.counts(node, incarnation)
+                    electorate = electorates[slot] = known.electorate(slot)
+                    counts = counting[slot] = _counts(electorate, node, reply)
                 if counts:
+                    if moves:
+                        stretch.tellers.setdefault(path, []).append(node)
                     votes = entries.get(path)
                     if votes is None:
                         entries[path] = [entry]

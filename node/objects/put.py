@@ -9,25 +9,32 @@ from amberblob.ids import EMPTY_HASH, content_hash
 from amberblob.limits import INLINE_BYTES_MAX, MIB
 from amberblob.manifest import ChunkRef, Version
 from node.coordinator import Coordinator
+from node.objects.bytes import Reading
 from node.objects.lookup import Lookup
+from node.objects.restage import Restage
 from node.objects.upload import Digests, Upload
 from node.protocol.operations import Put
 from node.protocol.quorum import Electorate
-from node.protocol.write import Applied
+from node.protocol.write import Applied, BytesElsewhere
 from node.routing import Routing
 from node.service import ObjectView, PutOptions
 
 PIECE_BYTES = MIB
+MOVES_MAX = 4
+"""How many routes a slot may have while one upload ends."""
 
 
 class Putting:
     """Stores bodies. ``chunk_bytes`` is the cluster's chunk size."""
 
-    def __init__(self, coordinator: Coordinator, routing: Routing, lookup: Lookup, *, inline_bytes_max: int) -> None:
+    def __init__(
+        self, coordinator: Coordinator, routing: Routing, lookup: Lookup, reading: Reading, *, inline_bytes_max: int
+    ) -> None:
         assert inline_bytes_max <= INLINE_BYTES_MAX
         self._coordinator = coordinator
         self._routing = routing
         self._lookup = lookup
+        self._reading = reading
         self._inline_bytes_max = inline_bytes_max
 
     async def put(self, path: str, body: AsyncIterator[bytes] | bytes, options: PutOptions) -> ObjectView:
@@ -60,7 +67,10 @@ class Putting:
             blob_id, self._coordinator.clock.now_ms(), len(body), etag, options, chunks, None, len(chunks), inline=True
         )
         operation = Put(draft=draft, requested=options.version, conditions=options.conditions)
-        return await self._coordinator.write(electorate, path, operation, write_id=options.write_id, body=body), etag
+        applied = await self._coordinator.write(
+            electorate, path, operation, write_id=options.write_id, repeat=options.repeat, body=body
+        )
+        return applied, etag
 
     async def _put_staged(
         self,
@@ -71,9 +81,8 @@ class Putting:
         pieces: AsyncIterator[bytes],
         options: PutOptions,
     ) -> ObjectView:
-        upload = Upload(
-            self._coordinator, electorate, blob_id=blob_id, chunk_bytes=self._routing.table().cluster.chunk_bytes
-        )
+        chunk_bytes = self._routing.table().cluster.chunk_bytes
+        upload = Upload(self._coordinator, electorate, blob_id=blob_id, chunk_bytes=chunk_bytes)
         digests = Digests(name for name, _ in options.digests)
         keep = False
         try:
@@ -98,17 +107,37 @@ class Putting:
                 inline=False,
             )
             operation = Put(draft=draft, requested=options.version, conditions=options.conditions)
-            # From here on the bytes may be referred to by a COMMIT that we lose sight of, also when we are cancelled.
-            keep = True
-            try:
-                applied = await self._coordinator.write(
-                    electorate, path, operation, write_id=options.write_id, holders=holders
-                )
-            except OutcomeUnknown:
-                raise
-            except AmberError:
-                keep = False  # definite: nothing refers to them, and nothing will
-                raise
+            applied: Applied | None = None
+            for moves in range(MOVES_MAX):
+                # The body took its time: the slot may have moved meanwhile. Nothing refers to the bytes yet.
+                before, electorate = electorate, self._routing.electorate(electorate.slot)
+                holders = electorate.still(holders, before)
+                if not electorate.is_write_quorum(holders & electorate.voters.keys()):
+                    brought = Restage(
+                        self._coordinator,
+                        self._reading,
+                        electorate,
+                        draft,
+                        upload.chunks,
+                        upload.close,
+                        upload.manifest,
+                        chunk_bytes=chunk_bytes,
+                    )
+                    holders = await brought.bring(holders)
+                # From here on the bytes may be referred to by a COMMIT that we lose sight of, also when we are cancelled.
+                keep = True
+                try:
+                    applied = await self._coordinator.write(
+                        electorate, path, operation, write_id=options.write_id, repeat=options.repeat, holders=holders
+                    )
+                    break
+                except OutcomeUnknown:
+                    raise
+                except AmberError as error:
+                    keep = False  # definite: nothing refers to them, and nothing will
+                    if not isinstance(error, BytesElsewhere) or moves + 1 == MOVES_MAX:
+                        raise
+            assert applied is not None
             view = await self._view(electorate, path, applied)
             # An earlier try with the same write id may have been applied, with bytes of its own.
             keep = view.version.blob_id == blob_id
@@ -119,10 +148,10 @@ class Putting:
 
     async def _view(self, electorate: Electorate, path: str, applied: Applied) -> ObjectView:
         record, mark = applied.record, applied.mark
-        assert record is not None and mark is not None
-        if record.head is not None and record.head.version == mark.version:
+        assert mark is not None
+        if record is not None and record.head is not None and record.head.version == mark.version:
             return ObjectView(path=path, version=record.head)
-        # A retry whose version is no longer the head: the first answer is found in the history.
+        # A retry whose version is no longer the head: the first answer is found in the history, or nowhere any more.
         return await self._lookup.written(electorate, path, mark)
 
 

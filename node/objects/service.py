@@ -26,7 +26,7 @@ class Objects:
         self._routing = routing
         self._lookup = lookup
         self._reading = reading
-        self._putting = Putting(coordinator, routing, lookup, inline_bytes_max=inline_bytes_max)
+        self._putting = Putting(coordinator, routing, lookup, reading, inline_bytes_max=inline_bytes_max)
         self._changing = Changing(coordinator, routing, lookup)
         self._listing = Listing(coordinator, routing, lookup)
         self._explaining = Explaining(coordinator, routing)
@@ -34,13 +34,17 @@ class Objects:
     async def put(self, path: str, body: AsyncIterator[bytes] | bytes, options: PutOptions) -> ObjectView:
         return await self._putting.put(path, body, options)
 
-    async def delete(self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None) -> None:
-        await self._changing.delete(path, version=version, conditions=conditions, write_id=write_id)
+    async def delete(
+        self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None, repeat: bool = False
+    ) -> None:
+        await self._changing.delete(path, version=version, conditions=conditions, write_id=write_id, repeat=repeat)
 
     async def restore(
-        self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None
+        self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None, repeat: bool = False
     ) -> ObjectView:
-        return await self._changing.restore(path, version=version, conditions=conditions, write_id=write_id)
+        return await self._changing.restore(
+            path, version=version, conditions=conditions, write_id=write_id, repeat=repeat
+        )
 
     async def lookup(
         self, path: str, *, version: int | None, at_ms: int | None, consistency: Consistency

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import structlog
@@ -91,7 +91,13 @@ class ChunkHasher:
 
 
 class Upload:
-    """One blob on its way to the voters of a slot. Use :meth:`open`, :meth:`write`, then :meth:`finish` or :meth:`abort`."""
+    """One blob on its way to the voters of a slot. Use :meth:`open`, :meth:`write`, then :meth:`finish` or :meth:`abort`.
+
+    While the slot moves, it goes to the voters of both sets, and "a write quorum" is one of each.
+
+    Attributes:
+        chunks, close, manifest: once finished, all chunks in order, and how the blob was closed.
+    """
 
     def __init__(self, coordinator: Coordinator, electorate: Electorate, *, blob_id: str, chunk_bytes: int) -> None:
         self._coordinator = coordinator
@@ -102,6 +108,9 @@ class Upload:
         self._out: dict[str, str] = {}
         self._full: set[str] = set()
         self._hasher = ChunkHasher(chunk_bytes)
+        self.chunks: tuple[ChunkRef, ...] = ()
+        self.close = StageClose(chunks=(), manifest_id=None)
+        self.manifest: bytes | None = None
 
     async def open(self, size: int | None) -> None:
         """Open a stream to every voter. Raises: QuorumUnavailable."""
@@ -165,6 +174,7 @@ class Upload:
         all_chunks = self._hasher.finish()
         chunks, manifest_id, manifest = place_chunks(all_chunks)
         message = StageClose(chunks=chunks, manifest_id=manifest_id)
+        self.chunks, self.close, self.manifest = all_chunks, message, manifest
         staged: set[str] = set()
 
         async def one(node: str, stage: OutgoingStage) -> None:
@@ -185,7 +195,7 @@ class Upload:
             done=staged,
         )
         if not self._electorate.is_write_quorum(staged):
-            raise self._error(len(staged))
+            raise self._error(staged)
         return chunks, manifest_id, len(all_chunks), frozenset(staged)
 
     async def abort(self) -> None:
@@ -249,9 +259,9 @@ class Upload:
 
     def _need_quorum(self) -> None:
         if not self._electorate.is_write_quorum(self._live):
-            raise self._error(len(self._live))
+            raise self._error(self._live)
 
-    def _error(self, got: int) -> AmberError:
+    def _error(self, got: Collection[str]) -> AmberError:
         if self._full and not self._electorate.write_quorum_possible(self._full):
             return InsufficientStorage.of(self._full)
-        return QuorumUnavailable.of(self._electorate.write_quorum, got, self._out)
+        return QuorumUnavailable.of(*self._electorate.writes_short(got), self._out)

@@ -73,9 +73,7 @@ class ReadRound:
         self.out[node] = why
         if self.electorate.read_quorum_possible(self.out):
             return None
-        return NoQuorum(
-            QuorumUnavailable.of(self.electorate.read_quorum or self.electorate.majority, len(self.replies), self.out)
-        )
+        return NoQuorum(QuorumUnavailable.of(*self.electorate.reads_short(self.replies), self.out))
 
 
 def lacks_rows(reply: HistoryReply, told: Iterable[RegisterReply | HistoryReply]) -> bool:

@@ -188,11 +188,11 @@ class ReplicaSlot:
     def learn(self, state: SlotState, item: Learnt, register: Register) -> list[Action]:
         """A record became chosen. Nobody waits for the answer."""
         self._meet(item.ballot)
-        if item.ballot <= state.ballot_floor:
-            return []
         if register.accepted == item.ballot:
+            # Also below the floor: what is here was not collected, another path's stub was. A mark brings nothing back, and
+            # without it the record would stay undecided here for ever, however often it is finished: a majority holds it.
             return [] if register.chosen else [Persist(Chosen(item.slot, item.path, item.ballot))]
-        if item.record is None:
+        if item.record is None or item.ballot <= state.ballot_floor:
             return []
         return [Persist(Chosen(item.slot, item.path, item.ballot, item.record))]
 

@@ -13,6 +13,9 @@ States and what moves between them::
     any, refused for its epoch ──this node's route shows it──▶ PREPARING with the new electorate
     any ──deadline──▶ FINISHED (unavailable if no COMMIT of our own record was ever sent, else unknown)
 
+While the slot moves (rfc/0013), a majority, a read quorum and a write quorum are one of each of the two sets of voters. The round
+does not know the difference: it asks the electorate.
+
 A new record is only ever built on one that is *known* to be chosen: an undecided one is first proposed again
 as it is. That costs a round in a rare case, and buys that an accepted record vouches for its predecessor.
 
@@ -144,6 +147,10 @@ Outcome = Applied | Rejected
 Action = Send | Wait | AwaitRoute | Spread | Finished
 
 
+class BytesElsewhere(QuorumUnavailable):
+    """The route changed, too few of its voters have the staged bytes, and no COMMIT was sent: bring them there, and write again."""
+
+
 class Phase(enum.Enum):
     IDLE = "idle"
     PREPARING = "preparing"
@@ -182,8 +189,10 @@ class WriteRound:
         now_ms: the coordinator's hybrid time.
         counter: the highest ballot counter met in this slot so far.
         body: the bytes of an inline put.
-        holders: for a put with staged bytes: the voters that have them. COMMIT goes to these alone.
+        holders: for a put with staged bytes: the nodes that have them. COMMIT goes to these alone, until the route changes; from
+            then on the other voters are asked, too, and told where to fetch the bytes.
         may_be_retry: the write id came from outside, so an earlier try may have sent a COMMIT elsewhere.
+        repeat: somebody knows that an earlier try was sent, or cannot exclude it: what it did is looked for everywhere.
         hear: a voter whose promise must be among those that are weighed, if it answers at all: the one whose own
             undecided record is to be settled.
     """
@@ -202,6 +211,7 @@ class WriteRound:
         body: bytes | None = None,
         holders: frozenset[str] | None = None,
         may_be_retry: bool = False,
+        repeat: bool = False,
         hear: str | None = None,
     ) -> None:
         self.hear = hear
@@ -216,11 +226,14 @@ class WriteRound:
         self._now_ms = now_ms
         self._body = body
         self._staged_at = holders
+        self._fetches = False
+        """Whether voters that lack staged bytes are to fetch them: the route changed since they were staged."""
         self.counter = counter
         """The highest ballot counter met; worth remembering for the slot's next round."""
         self.sent_commit = False
         """Whether a COMMIT of a record of our own went out: from then on a failure is an unknown outcome."""
         self._may_linger = may_be_retry
+        self._repeat = repeat
         self._confirming: Applied | None = None
         self._fully = False
         self._full_ballot: Ballot | None = None
@@ -280,19 +293,23 @@ class WriteRound:
     def reroute(self, electorate: Electorate) -> list[Action]:
         """This node's route shows the epoch that :class:`AwaitRoute` asked for: begin anew with its voters.
 
-        An earlier try's record is found as it is within an epoch: what may be chosen below is shown by the promises above.
+        An earlier try's record is found as it is within an epoch: what may be chosen below is shown by the promises above, also when
+        the sets of voters differ. Until the old set has no say any more, both have to be asked, and before it has none, a majority of
+        the new one was filled from a majority of the old one in an epoch in which it takes nothing older.
         """
         if self.phase is Phase.FINISHED or electorate.epoch <= self.electorate.epoch:
             return []
-        before, self.electorate = self.electorate.voters, electorate
+        before, self.electorate = self.electorate, electorate
         self._full_ballot = None  # it was on a write quorum of other copies
         if self._staged_at is not None:
-            # A copy that began anew has lost what was staged.
-            self._staged_at = frozenset(n for n in self._staged_at if electorate.counts(n, before.get(n, "")))
-            if not self.sent_commit and not electorate.is_write_quorum(self._staged_at):
-                lack = dict.fromkeys(set(electorate.voters) - self._staged_at, "does not have the bytes")
-                self._tally = _Tally(out=lack)
-                return self._give_up()
+            self._staged_at = electorate.still(self._staged_at, before)
+            self._fetches = True
+            here = self._staged_at & electorate.voters.keys()
+            if not self.sent_commit and not electorate.is_write_quorum(here):
+                # Nobody knows of the write yet: whoever has the whole body in view brings it there better than many pulls.
+                wanted, got = electorate.writes_short(here)
+                lack = dict.fromkeys(electorate.voters.keys() - here, "does not have the bytes")
+                return self._end(Rejected(BytesElsewhere.of(wanted, got, lack)))
         return self._prepare()
 
     def answer(self, node: str, token: int, reply: Reply) -> list[Action]:
@@ -350,6 +367,7 @@ class WriteRound:
                 body_bytes=len(self._body or b""),
                 # Looking far back costs a query on each replica; a first try of a fresh id has nothing to find.
                 write_id=self._write_id if self._may_linger or self.sent_commit else "",
+                repeated=self.sent_commit or self._repeat,
             ),
         )
 
@@ -448,7 +466,8 @@ class WriteRound:
                     if self._operation.again and finding.record is not None:
                         return self._finish()
                     return [*self._tell(), *self._end(applied)]
-                if decision.mark is not None and not self._on_write_quorum():
+                # What was forgotten since has no copies to be counted.
+                if decision.mark is not None and finding.record is not None and not self._on_write_quorum():
                     return self._confirm(applied)
                 return self._end(applied)
 
@@ -484,7 +503,7 @@ class WriteRound:
         record has its copies, nothing is built on one that has not.
         """
         electorate = self.electorate
-        return electorate.write_quorum == electorate.majority or self._finding.ballot == self._full_ballot
+        return electorate.majority_writes or self._finding.ballot == self._full_ballot
 
     def _confirm(self, applied: Applied) -> list[Action]:
         """Our write was applied at an earlier try, perhaps by a majority only: bring it to the write quorum first."""
@@ -524,27 +543,30 @@ class WriteRound:
     def _commit(self, record: Record) -> list[Action]:
         self._proposal = record
         self.sent_commit = True
-        nodes: Iterable[str] = self.electorate.voters
-        if self._staged_at is not None and record.op == "put":
-            nodes = [node for node in nodes if node in self._staged_at]
+        staged = self._staged_at if record.op == "put" else None
         # No later attempt of this round uses the ballot that it asks to have promised.
         self.counter += 1
         self._next = Ballot(self.electorate.epoch, self.counter, self._node, self._operation_id)
-        actions = self._enter(
-            Phase.COMMITTING,
-            nodes,
-            Commit(
-                slot=self.electorate.slot,
-                path=self.path,
-                epoch=self.electorate.epoch,
-                ballot=self._ballot,
-                record=record,
-                body=self._body if record.op == "put" else None,
-                next=self._next,
-            ),
+        commit = Commit(
+            slot=self.electorate.slot,
+            path=self.path,
+            epoch=self.electorate.epoch,
+            ballot=self._ballot,
+            record=record,
+            body=self._body if record.op == "put" else None,
+            next=self._next,
         )
-        asked = {action.node for action in actions if isinstance(action, Send)}
-        self._tally.out = {node: "does not have the bytes" for node in self.electorate.voters if node not in asked}
+        voters = self.electorate.voters
+        if staged is None:
+            return self._enter(Phase.COMMITTING, voters, commit)
+        actions = self._enter(Phase.COMMITTING, [node for node in voters if node in staged], commit)
+        lacking = [node for node in voters if node not in staged]
+        if self._fetches:
+            # They are voters since the body was staged: they fetch it before they accept.
+            commit = msgspec.structs.replace(commit, holders=tuple(sorted(staged)))
+            actions += [Send(node, commit, self._token) for node in lacking]
+        else:
+            self._tally.out = dict.fromkeys(lacking, "does not have the bytes")
         return actions
 
     def _on_accepted(self, node: str) -> list[Action]:
@@ -662,8 +684,8 @@ class WriteRound:
             )
         if self._full and not self.electorate.write_quorum_possible(self._full):
             return self._end(Rejected(InsufficientStorage.of(self._full)))
-        got = len(self.electorate.voters) - len(failures)
-        return self._end(Rejected(QuorumUnavailable.of(self.electorate.write_quorum, max(got, 0), failures)))
+        wanted, got = self.electorate.writes_short(self.electorate.voters.keys() - failures.keys())
+        return self._end(Rejected(QuorumUnavailable.of(wanted, got, failures)))
 
     def _end(self, outcome: Outcome) -> list[Action]:
         self.phase = Phase.FINISHED

@@ -73,7 +73,11 @@ class Peers(Protocol):
         ...
 
     def reachable(self, node: str) -> bool:
-        """Whether the last contact with the node went well. A hint for ordering, never for quorums."""
+        """Whether the last contact with the node went well. A hint for ordering, never for quorums.
+
+        To ask about one that is out of reach has it contacted in the background from then on, until it answers: those who
+        leave such nodes alone rely on that, because nobody else might ever talk to it again.
+        """
         ...
 
 

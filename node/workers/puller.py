@@ -2,7 +2,11 @@
 
 What is wanted is written down by the disk (``store.wanted``), for rows that came without their bytes and for what failed
 its hash; it survives restarts. The queue here is a view of it: what was told lately, and as much of the table as there is
-room for. Several jobs are under way at once, each for one large version or for many small ones of a slot; how much of them is
+room for. Learners fetch like voters; what a node still holds of slots whose routes do not name it any more is left as it is.
+
+Bytes come from the voters; if those lack some, from any other node that can be reached: one that held the slot before may have kept them.
+
+ Several jobs are under way at once, each for one large version or for many small ones of a slot; how much of them is
 in memory is bounded.
 """
 
@@ -10,13 +14,22 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections.abc import Sequence
 from functools import partial
 from itertools import count
 
 import structlog
 
 from amberblob.clock import Clock
-from amberblob.errors import AmberError, PeerTimeout, StorageError
+from amberblob.errors import (
+    AmberError,
+    ChunkCorrupt,
+    ChunkMissing,
+    DigestMismatch,
+    PeerError,
+    PeerTimeout,
+    StorageError,
+)
 from amberblob.limits import KIB, READ_BLOBS_BYTES_MAX, READ_BLOBS_MAX
 from amberblob.manifest import Version
 from antientropy.failures import Failures
@@ -30,6 +43,8 @@ from node.routing import Routing
 
 log = structlog.get_logger(__name__)
 
+NOT_HAD = (ChunkMissing, ChunkCorrupt, DigestMismatch, PeerError)
+"""Of whom was asked, nobody gave it."""
 QUEUE_MAX = 10_000
 QUEUE_LOW = 1_000
 """The tables are looked through for more before the queue is empty."""
@@ -91,14 +106,14 @@ class Puller:
     def waiting(self) -> int:
         """How many versions are to be completed; those that were told of lately may be here and not in the table yet."""
         told = len(self._queue) + len(self._later) + len(self._doing)
-        return max(told, sum(self._store.tally(slot).wanted for slot in self._store.slots()))
+        return max(told, sum(self._store.tally(slot).wanted for slot in self._slots()))
 
     @property
     def waiting_bytes(self) -> int:
         """How many bytes those versions have; an upper bound of what has to be fetched."""
         others = [*(want for _, _, want in self._later), *self._doing.values()]
         told = self._queue.size_bytes + sum(want.version.size for want in others)
-        return max(told, sum(self._store.tally(slot).wanted_bytes for slot in self._store.slots()))
+        return max(told, sum(self._store.tally(slot).wanted_bytes for slot in self._slots()))
 
     @property
     def noting(self) -> bool:
@@ -170,8 +185,12 @@ class Puller:
         self._told_until_s = self._clock.monotonic_s() + TOLD_S
         self.wake.set()
 
+    def _slots(self) -> list[int]:
+        """The slots of which something is here and whose route names this node, in whatever role."""
+        return [slot for slot in self._store.slots() if self._routing.is_member(slot)]
+
     async def _note(self, slot: int, blob_id: str, damaged: bool) -> None:
-        found = await self._store.referred(slot, blob_id)
+        found = await self._store.referred(slot, blob_id) if self._routing.is_member(slot) else None
         if found is not None:
             path, version = found
             await self._store.set_wanted(slot, path, version, damaged=damaged)
@@ -233,7 +252,7 @@ class Puller:
             if now_s < self._look_at_s:
                 return Did.NOTHING
             self._look_at_s = now_s + (LOOK_SOON_S if now_s < self._told_until_s else LOOK_AGAIN_S)
-            self._unlooked = [slot for slot in self._store.slots() if self._store.tally(slot).wanted]
+            self._unlooked = [slot for slot in self._slots() if self._store.tally(slot).wanted]
             if not self._unlooked:
                 return Did.NOTHING
         slot = self._unlooked.pop()
@@ -255,7 +274,10 @@ class Puller:
         slot, version = want.slot, want.version
         others = self._others(slot, want.holders)
         try:
-            fetched = await complete(self._store, self.source, slot, version, others, self._room)
+            try:
+                fetched = await complete(self._store, self.source, slot, version, others, self._room)
+            except NOT_HAD as error:
+                fetched = await self._complete_elsewhere(want, others, error)
             self.received_bytes += fetched
             if not await self._store.is_whole(slot, version):
                 raise StorageError(f"blob {version.blob_id} is not whole although its chunks came")
@@ -273,6 +295,13 @@ class Puller:
         async with self._room.of(sum(version.size for version in versions)):
             try:
                 fetched, failed = await complete_small(self._store, self.source, slot, versions, others)
+                left = [version for version in versions if isinstance(failed.get(version.blob_id), NOT_HAD)]
+                if left and (strangers := self._strangers(others)):
+                    more, still = await complete_small(self._store, self.source, slot, left, strangers)
+                    fetched += more
+                    for version in left:
+                        if version.blob_id not in still:
+                            del failed[version.blob_id]
             except AmberError as error:
                 fetched, failed = 0, {version.blob_id: error for version in versions}
         self.received_bytes += fetched
@@ -303,7 +332,26 @@ class Puller:
         if want.tries < TRIES_MAX:
             heapq.heappush(self._later, (failed.due_s, next(self._later_count), want))
 
+    async def _complete_elsewhere(self, want: Want, others: list[str], error: AmberError) -> int:
+        """The same from nodes that are no voters; how many bytes came. Raises ``error``: whether nobody has it, voters say."""
+        assert self.source is not None
+        strangers = self._strangers(others)
+        if not strangers:
+            raise error
+        try:
+            return await complete(self._store, self.source, want.slot, want.version, strangers, self._room)
+        except NOT_HAD:
+            raise error from None
+
     def _others(self, slot: int, holders: tuple[str, ...]) -> list[str]:
-        """The holders, then every other voter, without this node."""
-        voters = self._routing.electorate(slot).voters
+        """The holders, then every other voter, those of the old set first, without this node."""
+        route = self._routing.table().route(slot)
+        voters = (member.node for member in (*route.voters, *route.next_voters))
         return [node for node in dict.fromkeys((*holders, *voters)) if node != self._routing.node]
+
+    def _strangers(self, asked: Sequence[str]) -> list[str]:
+        """Every node of the cluster that was not asked and can be reached."""
+        assert self.source is not None
+        not_to_ask = {self._routing.node, *asked}
+        nodes = sorted(self._routing.table().nodes)
+        return [node for node in nodes if node not in not_to_ask and self.source.reachable(node)]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -19,6 +20,7 @@ import structlog
 from amberblob.errors import RegistryUnavailable
 from antientropy.step import Did
 from chunkstore.interface import ReplicaStore
+from node.epochs import seen_epoch
 from node.routing import Routing
 from registry.readmit import IncarnationOf, Readmission
 from registry.routes import RouteTable
@@ -71,7 +73,9 @@ class Rejoin:
         if not slots:
             return Did.NOTHING
         try:
-            result = await self._readmit(slots, self._incarnation_of, seen_epoch=self._seen_epoch)
+            result = await self._readmit(
+                slots, self._incarnation_of, seen_epoch=partial(seen_epoch, self._routing, self._store)
+            )
         except RegistryUnavailable as error:
             log.info("copies not readmitted yet", slots=len(slots), error=str(error))
             return Did.NOTHING
@@ -84,6 +88,3 @@ class Rejoin:
     async def _incarnation_of(self, slot: int, named: str) -> str:
         incarnation = self._store.slot_state(slot).incarnation
         return incarnation if incarnation == named else await self._store.begin_anew(slot)
-
-    def _seen_epoch(self, slot: int) -> int:
-        return max(self._routing.table().route(slot).epoch, self._store.slot_state(slot).epoch)

@@ -237,10 +237,13 @@ class Copy:
             self.ceiling = ballot[1] + CEILING_STEP
 
     def learn(self, route: Route, path: int, ballot: Ballot, record: Record) -> None:
-        """A record became chosen. It may always be installed, whatever was promised, but never over a higher one."""
-        if ballot <= self.ballot_floor:
-            return
+        """A record became chosen. It may always be installed, whatever was promised, but never over a higher one.
+
+        Below the floor only what is held here is marked: its path was not collected, another's was.
+        """
         accepted = self.registers.get(path, EMPTY).accepted
+        if ballot <= self.ballot_floor and accepted != ballot:
+            return
         if accepted <= ballot:
             self.registers[path] = Register(ballot, record, True)
         self._keep(path, record, chosen=True)

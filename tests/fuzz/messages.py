@@ -136,7 +136,7 @@ def replies() -> list[Message]:
         Refused(incarnation="i", reason="ballot", ballot=BALLOT, epoch=1, detail="d"),
         RegisterReply(**known),
         HistoryReply(**known, rows=(ROW,), more=False),
-        ScanReply(incarnation="i", entries=(ENTRY,), next_start="q", incarnations={1: "i"}),
+        ScanReply(incarnation="i", entries=(ENTRY,), next_start="q", incarnations={1: "i"}, epochs={2: 7}),
         InspectReply(**known, rows=(ROW,), bytes_present={3: "all"}, disk="d"),
         StagedReply(incarnation="i"),
         Done(now_ms=1, size=2),

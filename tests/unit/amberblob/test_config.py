@@ -58,6 +58,12 @@ def test_the_example_loads():
     assert config.cluster.bootstrap_nodes == ("node-1", "node-2", "node-3")
 
 
+def test_a_cluster_may_begin_with_fewer_nodes_than_copies(tmp_path):
+    config = load_config(write(tmp_path, {"cluster": {"bootstrap_nodes": '["n1"]'}}), {})
+    assert config.cluster.bootstrap_nodes == ("n1",)
+    assert config.cluster.replicas == 3
+
+
 def test_the_example_shows_every_key_with_its_default(tmp_path):
     text = EXAMPLE.read_text().replace("\n# ", "\n#").replace("\n#", "\n# ")
     uncommented = "\n".join(
@@ -185,7 +191,6 @@ WRONG = [
     ("cluster", "name", '"a/b"', "lower-case"),
     ("cluster", "secret", '"short"', "at least 16"),
     ("cluster", "registry", '"/a/path"', "a URL"),
-    ("cluster", "bootstrap_nodes", '["n1"]', "at least as many nodes as replicas (3)"),
     ("cluster", "bootstrap_nodes", '["n1", "n2", "n2", "n3"]', "twice"),
     ("cluster", "bootstrap_nodes", '["n1", "N2", "n3"]', "'N2'"),
     ("cluster", "bootstrap_nodes", '"n1"', "the ids"),

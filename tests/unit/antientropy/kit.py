@@ -10,7 +10,7 @@ from amberblob.ballot import BALLOT_ZERO, Ballot, Register
 from amberblob.errors import PeerUnreachable, QuorumUnavailable
 from amberblob.ids import content_hash
 from amberblob.manifest import ChunkRef, Ranges, Record, Version, merge_ranges
-from amberblob.mutations import Accepted, Chosen
+from amberblob.mutations import Accepted, Chosen, EpochSeen
 from amberblob.wire import RefusalReason, Reply, decode_reply, decode_request, encode
 from amberblob.wire_repair import RepairRequest
 from antientropy.answers import Asked, answer
@@ -147,7 +147,7 @@ class Replica:
 
 
 class Cluster:
-    """Some replicas that all vote in all slots."""
+    """Some replicas that all vote in all slots, unless ``sets`` says otherwise."""
 
     def __init__(self, count: int) -> None:
         self.clock = Clock()
@@ -155,6 +155,9 @@ class Cluster:
             Replica(f"n{at}", MemoryStore(ulid(1000 + at), wall_ms=self.clock.wall_ms)) for at in range(count)
         ]
         self.by_node = {replica.node: replica for replica in self.replicas}
+        self.sets: tuple[frozenset[int], ...] = (frozenset(range(count)),)
+        """Of each of these a majority is needed."""
+        self.epoch = EPOCH
         self.counter = 1_000_000
         self.rounds_held = 0
         self.lazy = False
@@ -220,13 +223,23 @@ class Cluster:
     async def round(self, slot: int, path: str, *, again: bool = False, hear: str = "") -> None:
         """An ordinary round that writes nothing new, as a coordinator runs it."""
         self.rounds_held += 1
-        voting = [replica for replica in self.replicas if not replica.away and slot not in replica.standing]
-        if len(voting) < self.majority:
+        named = frozenset[int]().union(*self.sets)
+        voting = [
+            replica
+            for at, replica in enumerate(self.replicas)
+            if at in named and not replica.away and slot not in replica.standing
+        ]
+        if not self.is_quorum(voting):
             raise QuorumUnavailable("too few answer")
         if self.lazy:
             turn = self.rounds_held % len(voting)
             voting = [*voting[turn:], *voting[:turn]]
-            voting = sorted(voting, key=lambda replica: replica.node != hear)[: self.majority]
+            voting = sorted(voting, key=lambda replica: replica.node != hear)
+            for replica in reversed(voting[1:]):
+                if self.is_quorum(fewer := [other for other in voting if other is not replica]):
+                    voting = fewer
+        for replica in voting:
+            replica.store.apply(EpochSeen(slot, self.epoch))
         registers = [await replica.store.load(slot, path) for replica in voting]
         best = max(
             (register for register in registers if register.accepted is not None),
@@ -241,12 +254,16 @@ class Cluster:
             self.counter += 1
             floor = max(replica.store.slot_state(slot).ballot_floor for replica in voting)
             self.counter = max(self.counter, floor.counter + 1)
-            number = Ballot(max(EPOCH, floor.epoch), self.counter, "n0", ulid(self.counter))
+            number = Ballot(max(self.epoch, floor.epoch), self.counter, "n0", ulid(self.counter))
             for replica in voting:
                 replica.store.apply(Accepted(slot, path, number, best.record, self._body(path, best.record)))
         for replica in voting:
             if number > replica.store.slot_state(slot).ballot_floor:
                 replica.store.apply(Chosen(slot, path, number, best.record))
+
+    def is_quorum(self, replicas: Iterable[Replica]) -> bool:
+        nodes = {replica.node for replica in replicas}
+        return all(len([at for at in voters if f"n{at}" in nodes]) > len(voters) // 2 for voters in self.sets)
 
     def _body(self, path: str, record: Record) -> bytes | None:
         return body_of(path, record.added.version) if record.added is not None else None

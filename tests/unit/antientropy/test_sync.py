@@ -103,7 +103,7 @@ async def test_whatever_was_chosen_is_seen_by_every_majority_afterwards(world):
         return
     assert cluster[0].slot_state(SLOT).synced_epoch >= SINCE
     fenced = [at for at in range(1, count) if cluster[at].slot_state(SLOT).epoch >= SINCE]
-    assert len(fenced) >= needed(count)
+    assert len(fenced) >= needed(count, among=True, counts=False)
     for path, record in chosen.items():
         for voters in combinations(range(count), cluster.majority):
             seen = [cluster.register(at, path) for at in voters]
@@ -189,10 +189,15 @@ async def test_a_slot_that_nobody_else_has_cannot_be_filled():
 
 
 def test_how_many_have_to_be_read():
-    assert [needed(voters) for voters in (1, 2, 3, 4, 5, 7)] == [0, 1, 2, 3, 3, 4]
-    for voters in range(2, 9):
+    blank = [needed(voters, among=True, counts=False) for voters in (1, 2, 3, 4, 5, 7)]
+    assert blank == [0, 1, 2, 3, 3, 4]
+    for voters in range(1, 9):
+        majority = voters // 2 + 1
         # Whatever a majority accepted, one of those that are read has it, also if the copy that was lost was one of them.
-        assert needed(voters) + (voters // 2 + 1) - 1 > voters - 1
+        assert voters == 1 or needed(voters, among=True, counts=False) + majority - 1 > voters - 1
+        # One that is none of them has nothing to bring along; one that votes has what it accepted.
+        assert needed(voters, among=False, counts=False) + majority > voters
+        assert needed(voters, among=True, counts=True) + 1 + majority > voters
 
 
 async def test_what_was_undecided_is_finished_and_taken_over():

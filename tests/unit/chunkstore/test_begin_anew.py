@@ -110,3 +110,75 @@ async def test_killed_in_the_middle_and_done_again(kit, tmp_path: Path, step: in
     again = await kit.open(tmp_path / "copy")
     assert again.slot_state(1).incarnation == incarnation
     assert await blank(again, 1)
+
+
+# ---- a slot that the node left
+
+
+def files_of(folder: Path) -> list[str]:
+    """What lies there but the database."""
+    return sorted(
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "meta" not in path.name
+    )
+
+
+async def staged(kit, store: DiskStore, slot: int, count: int) -> None:
+    for _ in range(count):
+        await kit.stage(store, slot, kit.mint(), b"x" * 50_000)
+
+
+async def test_the_room_of_what_was_left_comes_back(kit, tmp_path: Path):
+    disk = tmp_path / "d"
+    store = await used(kit, disk)
+    await staged(kit, store, 1, 5)
+    await staged(kit, store, 2, 1)
+    others = files_of(disk / "slots/2")
+    assert len(files_of(disk / "slots/1")) == 5 and len(others) == 1
+    incarnation = await store.leave(1)
+    assert not (disk / "quarantine").exists() or not list((disk / "quarantine").iterdir())
+    assert [await store.sweep_left(1, 3) for _ in range(3)] == [(3, 150_000), (2, 100_000), (0, 0)]
+    assert files_of(disk / "slots/1") == [] and list((disk / "slots/1/staging").iterdir()) == []
+    assert files_of(disk / "slots/2") == others
+    assert store.lost_slots == [], "nothing is wrong with it"
+    assert await blank(store, 1)
+    await store.close()
+    again = await kit.open(disk)
+    assert again.incarnations() == {1: incarnation} and await blank(again, 1)
+    assert not await again.holds(1) and await again.holds(2)
+
+
+async def test_what_was_left_and_not_removed_before_a_restart_is_removed_by_it(kit, tmp_path: Path):
+    store = await used(kit, tmp_path / "d")
+    await staged(kit, store, 1, 5)
+    incarnation = await store.leave(1)
+    again = await kit.open(kit.copy(tmp_path / "d", tmp_path / "copy"))
+    assert files_of(tmp_path / "copy/slots/1") == []
+    assert again.incarnations() == {1: incarnation}
+    assert not await again.holds(1)
+
+
+@pytest.mark.parametrize("step", range(1, 17))
+async def test_killed_while_it_leaves_and_done_again(kit, tmp_path: Path, step: int):
+    ops = Dying()
+    store = await used(kit, tmp_path / "d", ops=ops)
+    await staged(kit, store, 1, 2)
+    await store.rows(1, "p1")
+    ops.take = lambda: kit.copy(tmp_path / "d", tmp_path / "copy")
+    ops.left = step
+    await store.leave(1)
+    ops.left = -1
+    if not (tmp_path / "copy").exists():
+        kit.copy(tmp_path / "d", tmp_path / "copy")
+    again = await kit.open(tmp_path / "copy")
+    state = again.slot_state(1)
+    if state.incarnation == again.disk_id:
+        assert (await again.load(1, "p1")).chosen, "it had not left yet"
+    incarnation = await again.leave(1)
+    assert incarnation != again.disk_id
+    assert await blank(again, 1) and not await again.holds(1)
+    while (await again.sweep_left(1, 10))[0]:
+        pass
+    assert files_of(tmp_path / "copy/slots/1") == []
+    await again.close()
+    again = await kit.open(tmp_path / "copy")
+    assert again.slot_state(1).incarnation == incarnation and await blank(again, 1)

@@ -3,6 +3,7 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from amberblob.clock import HybridClock, SystemClock, SystemRandomness
 from amberblob.errors import ConfigError, NotReady, RegistryUnavailable
@@ -12,7 +13,7 @@ from registry.embedded import EmbeddedRegistry
 from registry.interface import Registry, put
 from registry.keys import Keys
 from registry.memory import MemoryRegistry, MemoryStore
-from registry.routes import Liveness, NodeInfo, RouteTable, encode
+from registry.routes import Liveness, Membership, NodeInfo, NodeState, RouteTable, encode
 
 NODES = ("n1", "n2", "n3", "n4")
 KEYS = Keys("test")
@@ -85,13 +86,41 @@ async def test_who_is_missing_is_told():
         await ensure_routes(registry, cluster, settings(bootstrap_nodes=()), timeout_s=0.05)
 
 
-async def test_too_few_bootstrap_nodes_are_refused_before_anything_is_decided():
+async def test_one_machine_is_a_cluster_with_one_copy():
     (registry,) = memory(1)
     cluster = await cluster_of(registry)
     await register_node(registry, cluster, info("n1"))
-    with pytest.raises(ConfigError):
-        await ensure_routes(registry, cluster, settings(bootstrap_nodes=("n1",)), timeout_s=5)
-    assert await registry.get(KEYS.plan) is None
+    with capture_logs() as logs:
+        table = await ensure_routes(registry, cluster, settings(bootstrap_nodes=("n1",)), timeout_s=5)
+    assert all(route.voter_nodes == ("n1",) for route in table.routes)
+    assert [log["replicas"] for log in logs if "FEWER NODES" in log["event"]] == [3]
+    assert table.state_of("n1") is NodeState.ACTIVE
+
+
+async def test_a_node_that_comes_later_is_a_spare_that_knows_the_routes():
+    (registry,) = memory(1)
+    cluster = await cluster_of(registry)
+    await register_node(registry, cluster, info("n1"))
+    first = await ensure_routes(registry, cluster, settings(bootstrap_nodes=("n1",)), timeout_s=5)
+    await register_node(registry, cluster, info("n2"))
+    table = await ensure_routes(registry, cluster, settings(bootstrap_nodes=()), timeout_s=5)
+    assert table.routes == first.routes
+    assert set(table.nodes) == {"n1", "n2"}
+    assert table.state_of("n2") is None
+
+
+async def test_a_removed_node_is_refused():
+    (registry,) = memory(1)
+    cluster = await cluster_of(registry)
+    await register_node(registry, cluster, info("n1"))
+    states = {"n1": NodeState.REMOVED, "n2": NodeState.DRAINING}
+    await put(registry, KEYS.membership, encode(Membership(generation=1, nodes=states)))
+    before = (await registry.range("")).revision
+    for disk in ("", "another"):
+        with pytest.raises(ConfigError, match="'n1': this node was removed"):
+            await register_node(registry, cluster, info("n1", disk))
+    assert (await registry.range("")).revision == before
+    assert (await register_node(registry, cluster, info("n2"))).arrival is Arrival.NEW
 
 
 class Dies(Exception):

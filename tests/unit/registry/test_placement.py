@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amberblob.errors import ConfigError
-from registry.placement import BALANCE_BOUND, place, quotas, shares, spread_limits
+from registry.placement import BALANCE_BOUND, place, quotas, shares, spread_limits, voters_per_slot
 from registry.routes import NodeInfo, Route
 
 
@@ -121,6 +121,15 @@ def test_one_machine_may_hold_all():
     assert len(place(nodes, 256, 3)) == 256
 
 
-def test_too_few_nodes_are_refused():
-    with pytest.raises(ConfigError, match="3 replicas need as many nodes; there are 2"):
-        place([node("a"), node("b")], 256, 3)
+@pytest.mark.parametrize("count", [1, 2])
+def test_too_few_nodes_hold_as_many_copies_as_they_are(count):
+    nodes = [node(f"n{i}") for i in range(count)]
+    assert voters_per_slot(nodes, 3) == count
+    assert all(len(route.voters) == count for route in place(nodes, 256, 3))
+    assert quotas(nodes, 256, 3) == {each.node_id: 256 for each in nodes}
+    assert spread_limits(nodes, 3) == (count, 1)
+
+
+def test_no_nodes_are_refused():
+    with pytest.raises(ConfigError, match="no node"):
+        place([], 256, 3)

@@ -12,7 +12,7 @@ from registry.interface import Entry, put
 from registry.keys import Keys
 from registry.memory import MemoryRegistry, MemoryStore
 from registry.readmit import readmit
-from registry.routes import Liveness, Member, NodeInfo, RouteTable, encode
+from registry.routes import Liveness, Member, Membership, Move, NodeInfo, NodeState, RouteTable, encode
 from registry.trust import RegistryRefused, check_known
 from registry.view import RouteWatcher
 
@@ -321,3 +321,36 @@ async def test_a_node_that_started_in_an_outage_registers_later(world):
     await until(lambda: watcher.registry_error != "not asked yet")
     world.store.set_down(False)
     await until(lambda: watcher.require_table().node("n1") == moved)
+
+
+async def test_many_changes_are_taken_together_and_none_is_lost(world):
+    await world.bootstrap()
+    watcher = world.watcher()
+    await watcher.wait_table(timeout_s=5)
+    tables: list[RouteTable] = []
+    watcher.add_listener(tables.append)
+    for generation in range(1, 301):
+        for slot in range(2):
+            await put(world.registry, KEYS.move(slot), encode(Move(slot=slot, generation=generation, nodes=("n1",))))
+        await asyncio.sleep(0)
+    await until(lambda: tables and tables[-1].moves.get(1, tables[-1].moves[0]).generation == 300, "the last move")
+    assert len(tables) < 60
+    entry = await world.registry.get(KEYS.move(1))
+    await world.registry.delete(entry.key, entry.revision)
+    await put(world.registry, KEYS.membership, encode(Membership(generation=1, nodes={"n1": NodeState.DRAINING})))
+    await until(lambda: watcher.require_table().membership is not None)
+    assert set(watcher.require_table().moves) == {0}
+    assert watcher.require_table().state_of("n1") is NodeState.DRAINING
+
+
+async def test_the_cache_keeps_moves_and_membership(world, tmp_path):
+    await world.bootstrap()
+    path = tmp_path / "routes.json"
+    move = Move(slot=1, generation=2, nodes=("n1",))
+    membership = Membership(generation=2, nodes={"n1": NodeState.ACTIVE}, planning=True, moves=1)
+    await put(world.registry, KEYS.move(1), encode(move))
+    await put(world.registry, KEYS.membership, encode(membership))
+    world.watcher(cache_path=path)
+    await until(path.exists)
+    kept = load_cache(path)
+    assert (kept.moves, kept.membership) == ({1: move}, membership)

@@ -18,9 +18,8 @@ from node import learns as learns_module
 from node.learns import Learns
 from node.protocol.operations import Conditions
 from node.protocol.write import Spread
-from node.status import Status
-from node.workers.runner import Runner
 from tests.unit.node.objects.kit import STAGED, cluster, content, delete, get, look, put, table_of, until
+from tests.unit.node.objects.status_kit import status_of
 
 # ---- Learns
 
@@ -194,22 +193,6 @@ async def test_quorums_are_never_below_a_majority_nor_above_all(wanted, given):
 
 
 # ---- Status
-
-
-def status_of(made, number: int = 1) -> Status:
-    node = made[number]
-    return Status(
-        node=node.name,
-        routing=node.routing,
-        watcher=lambda: None,
-        peers=node.peers,
-        store=node.store,
-        resolver=node.resolver,
-        health=node.parts.health,
-        runner=Runner(),
-        version="0",
-        compare_every_s=600.0,
-    )
 
 
 async def test_readiness():

@@ -109,6 +109,16 @@ def test_own_health_tells_only_what_the_route_gives_this_node():
     )
 
 
+def test_own_health_tells_which_copies_are_no_voters_yet():
+    store: Any = FakeStore()
+    learner = Member("n4", "disk1", 2)
+    for routes in ({"learners": (learner,)}, {"state": "joint", "next_voters": (learner,)}):
+        (told, _) = own_health(store, routing_of(table_of(epoch=2, **routes), "n4"), all_facts(), now_ms=NOW).slots
+        assert told.moving and told.unsynced
+        (told, _) = own_health(store, routing_of(table_of(epoch=2, **routes), "n1"), all_facts(), now_ms=NOW).slots
+        assert not told.moving
+
+
 def test_pages_of_own_health():
     store: Any = FakeStore()
     routing = routing_of(table_of(5))
@@ -336,6 +346,8 @@ def test_the_gauges():
             slot_health(1, compared_ms=NOW, scrubbed_ms=NOW, wanted=2, wanted_bytes=70),
             slot_health(2, compared_ms=NOW, scrubbed_ms=NOW, wanted=2, wanted_bytes=7, damaged=1),
             slot_health(3, compared_ms=NOW, scrubbed_ms=NOW, unsynced=True),
+            slot_health(4, compared_ms=0, scrubbed_ms=0, unsynced=True, moving=True),
+            slot_health(5, compared_ms=0, scrubbed_ms=0, moving=True),
         ),
         received_bytes=123,
         unrecoverable=1,
@@ -345,7 +357,8 @@ def test_the_gauges():
     metrics.registry.register(HealthGauges(lambda: replies[-1]))
     text = metrics.expose()[0].decode()
     for line in (
-        'amberblob_copies{state="complete"} 1.0',
+        'amberblob_copies{state="complete"} 2.0',
+        'amberblob_copies{state="moving"} 1.0',
         'amberblob_copies{state="wanting"} 1.0',
         'amberblob_copies{state="unsynced"} 1.0',
         'amberblob_copies{state="damaged"} 1.0',

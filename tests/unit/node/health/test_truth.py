@@ -10,29 +10,12 @@ import pytest
 from amberblob.cli.healing import Healed, HealWatch
 from amberblob.errors import AmberError, ChunkCorrupt, NotFound
 from node.http.times import parse_time_ms
-from node.status import Status
-from node.workers.runner import Runner
 from tests.unit.node.healing.healing_kit import round_of
 from tests.unit.node.objects.kit import STAGED, Cluster, cluster, content, delete, get, put
+from tests.unit.node.objects.status_kit import status_of
 
 PATHS = [f"p{n}" for n in range(24)]
 ROUNDS_MAX = 40
-
-
-def status_of(made: Cluster, number: int) -> Status:
-    node = made[number]
-    return Status(
-        node=node.name,
-        routing=node.routing,
-        watcher=lambda: None,
-        peers=node.peers,
-        store=node.store,
-        resolver=node.resolver,
-        health=node.parts.health,
-        runner=Runner(),
-        version="0",
-        compare_every_s=600.0,
-    )
 
 
 async def suffer(made: Cluster, dice: random.Random) -> dict[str, bytes]:

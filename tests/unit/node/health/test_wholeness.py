@@ -97,19 +97,52 @@ def test_without_a_moment_a_copy_that_was_never_compared_is_not_in_step():
     assert view(copy(compared_ms=1), copy(B), copy(), since_ms=0).state == "in-step"
 
 
-def test_in_a_joint_route_both_sides_are_needed_and_learners_are_shown_only():
+def test_learners_are_moving_and_keep_no_slot_from_being_whole():
+    learning = route(learners=(Member("n4", "disk4", 2), Member("n5", "disk5", 2)))
+    told = {f"n{i}": copy() for i in range(1, 4)}
+    away = view_slot(learning, {**told, "n4": None}, since_ms=NOW)
+    assert (away.state, away.target, away.voters, away.present, away.moving) == ("whole", 3, 3, 3, True)
+    behind = copy(B, unsynced=True, wanted=3, wanted_bytes=70, undecided=2, compared_ms=0, scrubbed_ms=0)
+    seen = view_slot(learning, {**told, "n4": behind, "n5": copy()}, since_ms=NOW)
+    assert (seen.state, seen.unsynced, seen.behind, seen.wanted, seen.undecided) == ("whole", 0, 0, 0, 0)
+    assert (seen.moving_bytes, seen.objects_below, seen.compared) == (70, 0, True)
+    assert [(one.node, one.voter, one.role, one.state) for one in seen.copies][3:] == [
+        ("n4", False, "learner", "moving"), ("n5", False, "learner", "whole"),
+    ]  # fmt: skip
+    damaged = view_slot(learning, {**told, "n4": copy(damaged=1)}, since_ms=NOW)
+    assert damaged.copies[3].state == "damaged"
+    total = view_cluster([seen])
+    assert total.healed and (total.slots_moving, total.moving_bytes) == (1, 70)
+    assert (total.last_compare_ms, total.last_scrub_ms) == (NOW, NOW), "learners are compared and scrubbed later"
+
+
+def test_in_a_joint_route_the_old_set_tells_how_it_is_and_both_sides_are_needed():
     joint = route(
-        state="joint",
-        next_voters=(Member("n3", "disk3"), Member("n4", "disk4"), Member("n5", "disk5")),
-        learners=(Member("n6", "disk6"),),
+        state="joint", next_voters=(Member("n3", "disk3"), Member("n4", "disk4", 2), Member("n5", "disk5", 2))
     )
     told = {f"n{i}": copy() for i in range(1, 6)}
-    learner = {"n6": copy(B, unsynced=True)}
-    seen = view_slot(joint, {**told, **learner}, since_ms=NOW)
-    assert (seen.state, seen.target, seen.present) == ("whole", 5, 5)
-    assert [(one.node, one.voter, one.state) for one in seen.copies][-1] == ("n6", False, "unsynced")
+    seen = view_slot(joint, {**told, "n4": copy(B, **OLD)}, since_ms=NOW)
+    assert (seen.state, seen.target, seen.voters, seen.present, seen.moving) == ("whole", 3, 3, 3, True)
+    assert [(one.voter, one.role, one.state) for one in seen.copies] == [
+        *[(True, "voter", "whole")] * 3, (True, "joining", "moving"), (True, "joining", "whole"),
+    ]  # fmt: skip
     assert view_slot(joint, {**told, "n2": None}, since_ms=NOW).state == "degraded"
+    assert view_slot(joint, {**told, "n4": None}, since_ms=NOW).state == "whole"
     assert view_slot(joint, {**told, "n4": None, "n5": None}, since_ms=NOW).state == "unavailable"
+    assert view_slot(joint, {**told, "n1": None, "n2": None}, since_ms=NOW).state == "unavailable"
+
+
+def test_fewer_voters_than_replicas_are_told_and_are_nothing_to_heal():
+    one = view_slot(route(1), {"n1": copy()}, since_ms=NOW, replicas=3)
+    assert (one.state, one.target, one.voters, one.present) == ("whole", 3, 1, 1)
+    assert one.objects_below == one.objects == 10
+    three = view_slot(route(3), {f"n{i}": copy() for i in range(1, 4)}, since_ms=NOW, replicas=3)
+    assert three.objects_below == 0
+    total = view_cluster([one, three])
+    assert total.healed and (total.target, total.slots_below_target, total.fewest_copies) == (3, 1, 1)
+    assert total.objects_below == 10
+    five = view_slot(route(5), {f"n{i}": copy() for i in range(1, 6)}, since_ms=NOW, replicas=3)
+    assert five.objects_below == 0
 
 
 copies = st.one_of(

@@ -12,7 +12,16 @@ from blake3 import blake3
 from amberblob.errors import DigestMismatch, NotFound, NotReady, PreconditionFailed, VersionConflict
 from amberblob.ids import content_hash
 from amberblob.manifest import Version
-from node.service import Conditions, Consistency, ListedObject, ListPage, ObjectView, PutOptions, SlotsWanted
+from node.service import (
+    Conditions,
+    Consistency,
+    ListedObject,
+    ListPage,
+    MembershipAction,
+    ObjectView,
+    PutOptions,
+    SlotsWanted,
+)
 
 START_MS = 1_700_000_000_123
 PIECE_BYTES = 1000
@@ -33,6 +42,7 @@ class FakeService:
         self.body_error: BaseException | None = None
         self.body_failed = asyncio.Event()
         self.last_options: PutOptions | None = None
+        self.last_repeat = False
         self.last_lookup: dict[str, Any] = {}
         self.last_list: dict[str, Any] = {}
         self.refuse_before_body: BaseException | None = None
@@ -72,6 +82,7 @@ class FakeService:
 
     async def put(self, path: str, body: AsyncIterator[bytes] | bytes, options: PutOptions) -> ObjectView:
         self.last_options = options
+        self.last_repeat = options.repeat
         if self.fail:
             raise self.fail
         if self.refuse_before_body:
@@ -113,7 +124,10 @@ class FakeService:
         history.append((version, data))
         return self._view(path, version)
 
-    async def delete(self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None) -> None:
+    async def delete(
+        self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None, repeat: bool = False
+    ) -> None:
+        self.last_repeat = repeat
         if self.fail:
             raise self.fail
         self._check(path, conditions)
@@ -125,8 +139,9 @@ class FakeService:
         self.tombstones |= {(path, number): self.now_ms for number in gone}
 
     async def restore(
-        self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None
+        self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None, repeat: bool = False
     ) -> ObjectView:
+        self.last_repeat = repeat
         if self.fail:
             raise self.fail
         self._check(path, conditions)
@@ -218,6 +233,7 @@ class FakeStatus:
         self.reason: str | None = None
         self.worry: str | None = None
         self.asked: list[tuple[str, int | None]] = []
+        self.wanted: list[tuple[MembershipAction, tuple[str, ...], bool, bool]] = []
 
     def not_ready(self) -> str | None:
         return self.reason
@@ -233,6 +249,12 @@ class FakeStatus:
         if self.reason is not None:
             raise NotReady(self.reason)
         return {"since": "2026-01-31T12:00:00.000Z", "nodes": ["node-1"], "silent_nodes": []}
+
+    async def change_membership(
+        self, action: MembershipAction, nodes: tuple[str, ...], *, dry_run: bool, force: bool
+    ) -> dict[str, Any]:
+        self.wanted.append((action, nodes, dry_run, force))
+        return {"action": f"{action} {' '.join(nodes)}", "dry_run": dry_run}
 
 
 Predicate = Callable[[], bool]

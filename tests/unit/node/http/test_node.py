@@ -309,3 +309,39 @@ async def test_a_node_with_too_much_to_do_hides_no_earlier_attempt() -> None:
         assert (answer.status, answer.problem["type"]) == (504, "outcome-unknown")
         answer = await world.ask("GET", "/objects/a", "X-Amber-Write-Id: w")
         assert (answer.status, answer.problem["type"]) == (503, "overloaded")
+
+
+# ---- membership
+
+
+async def test_a_change_of_membership_is_passed_on(world: World) -> None:
+    dry = await world.ask(
+        "POST", "/cluster/membership", body=b'{"action": "join", "nodes": ["n4", "n5"], "dry_run": true}'
+    )
+    assert (dry.status, json.loads(dry.body)) == (200, {"action": "join n4 n5", "dry_run": True})
+    real = await world.ask("POST", "/cluster/membership", body=b'{"action": "remove", "nodes": ["n4"], "force": true}')
+    assert real.status == 202
+    assert world.status.wanted == [("join", ("n4", "n5"), True, False), ("remove", ("n4",), False, True)]
+    assert (await world.ask("GET", "/cluster/membership")).status == 405
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"\xff",
+        b'{"action": "join"}',
+        b'{"action": "explode", "nodes": ["n4"]}',
+        b'{"action": "join", "nodes": []}',
+        b'{"action": "join", "nodes": ["../n4"]}',
+        b'{"action": "join", "nodes": ["n4"], "dryrun": true}',
+        b'{"action": "join", "nodes": [' + b",".join(b'"n%d"' % n for n in range(65)) + b"]}",
+        b'{"action": "join", "nodes": ["n4"]}' + b" " * 70_000,
+    ],
+)
+async def test_a_change_that_is_none_is_refused(world: World, body: bytes) -> None:
+    answer = await world.ask("POST", "/cluster/membership", body=body)
+    assert answer.status == 400
+    assert answer.problem["type"] == "bad-request"
+    assert world.status.wanted == []

@@ -401,8 +401,10 @@ async def test_no_refusal_of_a_repeated_write_hides_its_earlier_attempt(world: W
         answer = await world.ask(method, target, "X-Amber-Write-Id: w")
         assert (answer.status, answer.problem["type"]) == (504, "outcome-unknown")
         assert answer.problem["attempt"] == error.code
+        assert world.service.last_repeat, "what the earlier attempt did is to be looked for"
         answer = await world.ask(method, target, "X-Amber-Write-Id: w", "X-Amber-Attempt: first")
         assert (answer.status, answer.problem["type"]) == (error.status, error.code)
+        assert not world.service.last_repeat
         answer = await world.ask(method, target, "X-Amber-Write-Id: w", "X-Amber-Attempt: third")
         assert (answer.status, answer.problem["type"]) == (400, "bad-header")
 

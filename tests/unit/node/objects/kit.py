@@ -531,6 +531,7 @@ async def put(
     data: bytes = b"body",
     *,
     write_id: str | None = None,
+    repeat: bool = False,
     conditions: Conditions = NO_CONDITIONS,
     version: int | None = None,
     size: int | None = None,
@@ -546,6 +547,7 @@ async def put(
         conditions=conditions,
         digests=digests,
         write_id=write_id,
+        repeat=repeat,
     )
     return await node.objects.put(path, body_of(*pieces(data)), options)
 
@@ -556,9 +558,10 @@ async def delete(
     *,
     version: int | None = None,
     write_id: str | None = None,
+    repeat: bool = False,
     conditions: Conditions = NO_CONDITIONS,
 ) -> None:
-    await node.objects.delete(path, version=version, conditions=conditions, write_id=write_id)
+    await node.objects.delete(path, version=version, conditions=conditions, write_id=write_id, repeat=repeat)
 
 
 async def restore(
@@ -567,9 +570,10 @@ async def restore(
     *,
     version: int | None = None,
     write_id: str | None = None,
+    repeat: bool = False,
     conditions: Conditions = NO_CONDITIONS,
 ) -> ObjectView:
-    return await node.objects.restore(path, version=version, conditions=conditions, write_id=write_id)
+    return await node.objects.restore(path, version=version, conditions=conditions, write_id=write_id, repeat=repeat)
 
 
 async def look(

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from amberblob.ballot import Ballot
-from amberblob.errors import NotFound, VersionConflict
+from amberblob.errors import NotFound, OutcomeUnknown, VersionConflict
 from amberblob.manifest import Record
 from amberblob.wire import HistoryReply, QueryHistory, Refused
 from amberblob.wire_repair import ForgetStub
@@ -349,6 +349,54 @@ async def test_a_request_that_does_not_fit_is_refused(made: Cluster):
     assert isinstance(reply, Refused) and reply.reason == "disk-failed"
 
 
+@pytest.mark.parametrize("deleting", [False, True])
+async def test_a_round_that_goes_on_after_its_write_was_forgotten_does_not_write_again(deleting: bool):
+    """Its COMMIT was accepted by all, and it heard of none; before it came again, the path was deleted and collected."""
+    async with cluster(4, request_timeout_s=60.0) as made:
+        path = next(f"p{n}" for n in range(1000) if "n4" not in made[4].routing.of(f"p{n}").voters)
+        if deleting:
+            await put(made[1], path, b"0")
+            await made.settle()
+        lost = made.net.fault("Commit", "lose", source="n4", times=3)
+        hold = made.net.fault("Prepare", "hold", source="n4", when=lambda _: lost.hits == 3)
+        writing = asyncio.create_task(delete(made[4], path) if deleting else put(made[4], path, b"1"))
+        await until(lambda: hold.hits > 0)
+        if not deleting:
+            await delete(made[1], path)
+        await expire(made[1], path, *ALL)
+        await made.settle()
+        assert await collect(made[1], path)
+        if deleting:
+            # By one that holds no promise, and therefore begins with the first revision again.
+            await put(made[2], path, b"2")
+        made.net.heal()
+        if deleting:
+            await writing
+            assert record(made[2], path).revision == 1 and await get(made[1], path) == b"2"
+        else:
+            with pytest.raises(OutcomeUnknown):
+                await writing
+            with pytest.raises(NotFound):
+                await look(made[1], path)
+
+
+async def test_a_client_that_repeats_a_write_which_was_forgotten_does_not_write_again(made: Cluster):
+    first = await put(made[1], "p", b"0", write_id="w")
+    await delete(made[2], "p", write_id="d")
+    await expire(made[1], "p", *ALL)
+    await made.settle()
+    assert await collect(made[1])
+    with pytest.raises(OutcomeUnknown) as caught:
+        await put(made[3], "p", b"0", write_id="w", repeat=True)
+    assert caught.value.extra["version"] == first.version.version
+    await put(made[3], "p", b"1")
+    await delete(made[2], "p", write_id="d", repeat=True)
+    assert await get(made[1], "p") == b"1"
+    with pytest.raises(OutcomeUnknown):
+        await put(made[3], "p", b"0", write_id="w", repeat=True)
+    assert await get(made[1], "p") == b"1"
+
+
 async def test_a_copy_that_cannot_learn_below_its_floor_gets_it_by_a_round(made: Cluster):
     """n3 missed q's record, whose ballot is below that of the stub that was forgotten since."""
     await put(made[1], "q", b"0")
@@ -375,6 +423,29 @@ async def test_a_copy_that_cannot_learn_below_its_floor_gets_it_by_a_round(made:
     await made.settle()
     assert newest(made[3], "q") == 2
     assert await get(made[3], "q", consistency="local") == b"1"
+
+
+async def test_a_record_that_nobody_heard_to_be_chosen_before_the_floor_rose_is_decided(made: Cluster):
+    """Seed 5000652: all three held q's record undecided, below the ballot of a stub that was collected a moment later."""
+    await put(made[1], "q", b"0")
+    slot = made.slot("q")
+    other = next(f"o{n}" for n in range(1000) if made.slot(f"o{n}") == slot)
+    await made.settle()
+    made.net.fault("Learn", "drop", when=lambda learn: any(item.path == "q" for item in learn.items))
+    await put(made[1], "q", b"1")
+    await made.settle()
+    made.net.heal()
+    for _ in range(3):
+        await put(made[2], other, b"x")
+        await delete(made[2], other)
+    await expire(made[2], other, *ALL)
+    await made.settle()
+    assert await collect(made[2], other)
+    undecided = [node for node in made if not node.register("q").chosen]
+    assert undecided and accepted(made[1], "q") < made[1].store.slot_state(slot).ballot_floor
+    await made[1].coordinator.write(made[1].routing.of("q"), "q", Finish(), hear="n1")
+    await made.settle()
+    assert all(node.register("q").chosen and newest(node, "q") == 2 for node in made)
 
 
 async def test_real_disks(tmp_path):

@@ -130,7 +130,7 @@ class Readmission(Simulation):
 
     def conclude(self, name: str, told: dict[str, Snapshot]) -> None:
         node, electorate = self.nodes[name], self.electorates[self.last_epoch]
-        if not node.up or len(told) < (electorate.majority if self.asks_majority else 1):
+        if not node.up or (not electorate.is_majority(told) if self.asks_majority else not told):
             self.at(3.0, self.sync, name)
             return
         found: dict[str, Register] = {}

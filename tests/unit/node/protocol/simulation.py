@@ -12,7 +12,7 @@ import heapq
 import itertools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
@@ -119,7 +119,9 @@ class SimReplica(Replica):
     def handle(self, request: Request) -> Reply:
         disk = self.disk
         if self.sim.is_mute(self.node):
-            return self._refused("unsynced")
+            known = self.sim.nodes[self.node].epoch
+            outdated = isinstance(request, Prepare | Commit | Query | QueryHistory) and request.epoch < known
+            return self._outdated(known) if outdated else self._refused("unsynced")
         match request:
             case Prepare():
                 if request.body_bytes and self.full:
@@ -157,6 +159,9 @@ class SimReplica(Replica):
         self.disk.bytes_of.add(blob_id)
         self.disk.aborted.discard(blob_id)  # Staged(revived): fetched anew for a record that refers to it.
         return request
+
+    def _outdated(self, epoch: int) -> Reply:
+        return msgspec.structs.replace(self._refused("epoch"), epoch=epoch)
 
     def _refused_full(self) -> Reply:
         return self._refused("disk-full")
@@ -258,7 +263,7 @@ class Node:
         """The promise that this node holds, as the coordinator takes it: a crash forgets it."""
         hold = self.holds.take(round_.path)
         slot = self.replica.slot
-        voter = self.name in self.replica.sim.shape.nodes
+        voter = self.replica.sim.votes(self.name)
         return hold if hold is not None and (not voter or slot.promises(round_.path, hold.ballot)) else None
 
 
@@ -398,6 +403,31 @@ class Simulation:
         """Whether the node's copy has no voice: see ``readmission.py``."""
         return False
 
+    def votes(self, name: str) -> bool:
+        """Whether the node has a copy that counts, as far as it knows."""
+        return name in self.shape.nodes
+
+    def may_accept(self, name: str, ballot: Ballot) -> bool:
+        """Whether the node is a voter in the ballot's epoch."""
+        return name in self.shape.nodes
+
+    def is_enough(self, epoch: int, who: Collection[str]) -> bool:
+        """Whether accepts of these in that epoch make a record chosen. (Counted here: the electorate may be mutated.)"""
+        return len(who) >= len(self.shape.nodes) // 2 + 1
+
+    def staged_at(self, node: Node) -> frozenset[str] | None:
+        """The nodes that take a body in; None: too few can."""
+        shape = self.shape
+        up = [name for name in shape.nodes if self.nodes[name].up and not self.nodes[name].replica.full]
+        up = [name for name in up if not self.is_mute(name)]
+        if len(up) < shape.write_quorum:
+            return None
+        return frozenset(self.random.sample(up, self.random.randint(shape.write_quorum, len(up))))
+
+    def last_readers(self) -> Iterable[tuple[str, ...]]:
+        """The sets of nodes, each of which is enough to read by, at the end."""
+        return itertools.combinations(self.shape.nodes, self.shape.read_quorum or len(self.shape.nodes) // 2 + 1)
+
     def note(self, text: str) -> None:
         if self.log is not None:
             self.log.append(f"{self.now:7.2f} {text}")
@@ -488,7 +518,7 @@ class Simulation:
     # ---- what is watched while it runs
 
     def on_accepted(self, name: str, mutation: Accepted) -> None:
-        if name not in self.shape.nodes:
+        if not self.may_accept(name, mutation.ballot):
             raise Violation(f"{name} is no voter")
         added = mutation.record.added
         disk = self.nodes[name].replica.disk
@@ -496,7 +526,7 @@ class Simulation:
             raise Violation(f"{name} accepted {added.blob_id} without its bytes")
         who = self.accepts.setdefault((mutation.path, mutation.ballot), set())
         who.add(name)
-        if len(who) >= len(self.shape.nodes) // 2 + 1:
+        if self.is_enough(mutation.ballot.epoch, who):
             self.chosen[mutation.path].setdefault(mutation.ballot, mutation.record)
 
     def check_chain(self, path: str) -> None:
@@ -714,12 +744,10 @@ class Simulation:
             if call.inline:
                 options["body"] = b"x"
             else:
-                up = [name for name in shape.nodes if self.nodes[name].up and not self.nodes[name].replica.full]
-                up = [name for name in up if not self.is_mute(name)]
-                if len(up) < shape.write_quorum:
+                holders = self.staged_at(node)
+                if holders is None:
                     self.after_failure(call)
                     return
-                holders = frozenset(random.sample(up, random.randint(shape.write_quorum, len(up))))
                 for name in sorted(holders):
                     self.nodes[name].replica.disk.bytes_of.add(blob_id)
                 options["holders"] = holders
@@ -889,10 +917,9 @@ class Simulation:
             if not node_.up:
                 self.restart(name)
         self.play()
-        size = self.shape.read_quorum or len(self.shape.nodes) // 2 + 1
         number = 0
         for path in self.shape.paths:
-            for names in itertools.combinations(self.shape.nodes, size):
+            for names in self.last_readers():
                 self.now += 1.0
                 number -= 1
                 call = Call(number, path, "read-all", self.now)

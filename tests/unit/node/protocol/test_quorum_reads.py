@@ -45,7 +45,7 @@ def vote(node: str, counter: int = 0, of=None, chosen: bool = False) -> Vote:
 @pytest.mark.parametrize(("nodes", "majority"), [("a", 1), ("ab", 2), ("abc", 2), ("abcd", 3), ("abcde", 3)])
 def test_majorities(nodes, majority):
     voters = electorate(nodes)
-    assert voters.majority == majority
+    assert voters.sets[0].majority == majority
     assert not voters.is_majority(nodes[: majority - 1]) and voters.is_majority(nodes[:majority])
     assert voters.majority_possible(nodes[majority:]) and not voters.majority_possible(nodes[majority - 1 :])
 

@@ -379,6 +379,19 @@ def test_what_was_collected_is_not_learnt_again():
     assert copy.registers["p"].chosen
 
 
+def test_what_is_held_below_the_floor_is_marked_all_the_same():
+    """Another path's stub was collected above it. It would stay undecided for ever: finishing it again finds it chosen."""
+    copy = Copy()
+    copy.commit(ballot(3))
+    copy.state = msgspec.structs.replace(copy.state, ballot_floor=ballot(5))
+    copy.learn(ballot(2), DELETED)
+    copy.learn(ballot(4), DELETED)
+    assert copy.persisted == [] and copy.registers["p"] == Register(ballot(3), RECORD, False)
+    copy.learn(ballot(3), RECORD)
+    assert copy.persisted == [Chosen(0, "p", ballot(3))]
+    assert copy.registers["p"] == Register(ballot(3), RECORD, True)
+
+
 @pytest.mark.parametrize("counter", [0, 1])
 def test_floor_ballots_are_above_every_ballot_of_their_counter(counter):
     assert (

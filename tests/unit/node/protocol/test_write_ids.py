@@ -37,6 +37,7 @@ class Cluster:
                 store,
                 mute=lambda state: None,
                 newcomers=tuple,
+                epoch_of=lambda slot: 1,
                 pulls=NoPulls(),
                 repairs=Repairs(store, mute=lambda state: None),
                 clock=clock,

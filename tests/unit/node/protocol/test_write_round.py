@@ -40,6 +40,7 @@ from node.protocol.write import (
     UNREACHABLE_TRIES_MAX,
     Applied,
     AwaitRoute,
+    BytesElsewhere,
     Finished,
     Phase,
     Rejected,
@@ -671,10 +672,11 @@ def test_staged_bytes_are_where_the_copies_are_that_took_them():
     at = token(actions)
     for node in "ab":
         actions = round_.answer(node, at, promise(node))
-    assert set(sent(actions, Commit)) == set("ab")
+    told = {node: request.holders for node, request in sent(actions, Commit).items()}
+    assert told == {"a": (), "b": (), "c": ("a", "b")}, "who lacks them is told where they are"
     round_, _ = begin(holders=frozenset("ab"))
     error = ended(round_.reroute(later(b="b/2"))).error
-    assert isinstance(error, QuorumUnavailable) and "does not have the bytes" in error.detail
+    assert isinstance(error, BytesElsewhere) and "does not have the bytes" in error.detail
 
 
 def test_staged_bytes_that_were_lost_after_the_commit_leave_it_unknown():

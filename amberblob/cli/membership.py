@@ -1,0 +1,240 @@
+"""``amberblob cluster join``, ``drain``, ``remove`` and ``forget``: what an operator wants of the nodes, and how far it is."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from amberblob.cli.moving import Moved, MoveWatch, Moving, Stuck
+from amberblob.cli.options import Endpoint, Json, wants_json, with_client
+from amberblob.cli.output import CommandFailed, note, on_terminal, printable, say, say_json
+from amberblob.cli.table import print_table
+
+if TYPE_CHECKING:
+    from amberblob.client import AsyncClient
+
+POLL_S = 0.5
+LINE_S = 5.0
+"""Where there is no terminal: at most one line in so many seconds."""
+
+Nodes = Annotated[list[str], typer.Argument(metavar="NODE…", help="As amberblob cluster nodes lists them.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan, and change nothing.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Until all slots are where they are wanted.")]
+Timeout = Annotated[
+    float | None,
+    typer.Option("--timeout", metavar="SECONDS", min=0.0, help="With --wait: give up watching after so long."),
+]
+
+
+def join(
+    nodes: Nodes,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+    timeout_s: Timeout = None,
+    force: Annotated[bool, typer.Option("--force", help="Although a node gives no sign of life.")] = False,
+    endpoint: Endpoint = None,
+    json_output: Json = False,
+) -> None:
+    """Give nodes their share of the slots. They run already, with this cluster's registry and name, and hold nothing yet.
+
+    The slots move by themselves, one after the other, while clients read and write. The command may end, or be broken off, at any
+    time; asked for again it goes on. Several nodes at once move less than one after the other.
+
+    \b
+    Examples:
+      amberblob cluster join n4 n5 --dry-run
+      amberblob cluster join n4 n5 --wait
+    """
+    _change("join", nodes, dry_run, wait, timeout_s, force, endpoint, json_output)
+
+
+def drain(
+    nodes: Nodes,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+    timeout_s: Timeout = None,
+    force: Annotated[bool, typer.Option("--force", help="Although fewer nodes than copies remain.")] = False,
+    endpoint: Endpoint = None,
+    json_output: Json = False,
+) -> None:
+    """Have nodes give away all that they hold. They go on taking requests; after that they can be removed.
+
+    \b
+    Examples:
+      amberblob cluster drain n2 --dry-run
+      amberblob cluster drain n2 --wait && amberblob cluster remove n2
+    """
+    _change("drain", nodes, dry_run, wait, timeout_s, force, endpoint, json_output)
+
+
+def remove(
+    nodes: Nodes,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+    timeout_s: Timeout = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="The node is lost for good: the others make its copies anew from theirs.")
+    ] = False,
+    endpoint: Endpoint = None,
+    json_output: Json = False,
+) -> None:
+    """Take nodes out of the cluster: drained ones, or with --force one that is lost for good. It is refused if it comes back.
+
+    \b
+    Examples:
+      amberblob cluster remove n2
+      amberblob cluster remove n3 --force --wait
+    """
+    _change("remove", nodes, dry_run, wait, timeout_s, force, endpoint, json_output)
+
+
+def forget(nodes: Nodes, endpoint: Endpoint = None, json_output: Json = False) -> None:
+    """Free the names of removed nodes: a node of that name may register again, and be joined.
+
+    \b
+    Example:
+      amberblob cluster forget n3
+    """
+    _change("forget", nodes, False, False, None, False, endpoint, json_output)
+
+
+def _change(
+    action: str,
+    nodes: list[str],
+    dry_run: bool,
+    wait: bool,
+    timeout_s: float | None,
+    force: bool,
+    endpoint: str | None,
+    json_output: bool,
+) -> None:
+    if timeout_s is not None and not wait:
+        raise typer.BadParameter("it says how long to --wait; add that", param_hint="--timeout")
+    if dry_run and wait:
+        raise typer.BadParameter("a dry run changes nothing, so there is nothing to wait for", param_hint="--wait")
+    as_json = wants_json(json_output)
+
+    async def work(client: AsyncClient) -> tuple[Mapping[str, Any], Moved | Stuck | None]:
+        plan = await client.change_membership(action, nodes, dry_run=dry_run, force=force)
+        if not as_json:
+            for line in plan_lines(plan):
+                note(line) if wait else say(line)
+        if not wait:
+            return plan, None
+        with _bar(quiet=as_json) as show:
+            return plan, await _watch(client, int(plan.get("generation") or 0), timeout_s, show)
+
+    plan, end = with_client(endpoint, work)
+    if as_json:
+        say_json(plan)
+    elif not wait:
+        _print_nodes(plan)
+    if isinstance(end, Stuck):
+        raise CommandFailed(printable(end.why), printable(end.hint))
+    if as_json:
+        return
+    if isinstance(end, Moved):
+        say("done: every slot is where it is wanted")
+    elif not dry_run and plan.get("moves"):
+        say("The nodes carry it out now. How far they are: amberblob cluster status")
+
+
+def plan_lines(plan: Mapping[str, Any]) -> list[str]:
+    """The plan in sentences."""
+    moves, copies = int(plan.get("moves") or 0), int(plan.get("copies") or 0)
+    word = "would move" if plan.get("dry_run") else "move"
+    lines = [printable(f"warning: {warning}") for warning in plan.get("warnings") or ()]
+    if moves:
+        lines.append(
+            f"{moves} slots {word}; {copies} copies of slots are made anew; each slot has {plan.get('voters')} copies afterwards"
+        )
+    else:
+        lines.append("no slot has to move")
+    return lines
+
+
+def _print_nodes(plan: Mapping[str, Any]) -> None:
+    rows = [row for row in plan.get("nodes") or () if isinstance(row, Mapping)]
+    lines = [
+        [
+            printable(str(row.get("node"))),
+            str(row.get("state")),
+            str(row.get("slots_before")),
+            str(row.get("slots_after")),
+        ]
+        for row in rows
+    ]
+    header = ["node", "wanted", "slots now>", "slots then>"]
+    if on_terminal():
+        print_table(header, lines)
+    else:
+        for line in [[column.removesuffix(">") for column in header], *lines]:
+            say("\t".join(line))
+
+
+async def _watch(
+    client: AsyncClient, generation: int, timeout_s: float | None, show: Callable[[Moving], None]
+) -> Moved | Stuck:
+    """Look until the end."""
+    watch, began_s = MoveWatch(generation), time.monotonic()
+    while True:
+        document = await client.cluster()
+        account = document.get("membership")
+        now_s = time.monotonic() - began_s
+        seen = watch.look(account if isinstance(account, Mapping) else {"planning": True}, now_s)
+        if not isinstance(seen, Moving):
+            return seen
+        if timeout_s is not None and now_s >= timeout_s:
+            return Stuck(
+                f"not done within {timeout_s:g} s: {seen.text}",
+                "It goes on by itself. amberblob cluster status tells how far it is.",
+            )
+        show(seen)
+        await asyncio.sleep(POLL_S)
+
+
+@contextmanager
+def _bar(*, quiet: bool) -> Iterator[Callable[[Moving], None]]:
+    """Shows what is left: a bar on a terminal, a line now and then where stderr is none, nothing when ``quiet``."""
+    if quiet:
+        yield lambda moving: None
+        return
+    if not on_terminal(stderr=True):
+        yield _Lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    progress = Progress(
+        TextColumn("moving"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.description}"),
+        console=Console(stderr=True),
+    )
+    with progress:
+        task = progress.add_task("asking", total=None)
+
+        def show(moving: Moving) -> None:
+            progress.update(task, completed=moving.done, total=moving.total, description=moving.text)
+
+        yield show
+
+
+class _Lines:
+    """Lines on stderr: the first at once, then when something has changed, and not too often."""
+
+    def __init__(self) -> None:
+        self._last = ""
+        self._at_s = -LINE_S
+
+    def __call__(self, moving: Moving) -> None:
+        now_s = time.monotonic()
+        if moving.text != self._last and (not self._last or now_s - self._at_s >= LINE_S):
+            note(moving.text)
+            self._last, self._at_s = moving.text, now_s

@@ -1,0 +1,54 @@
+"""``POST /cluster/membership``: what an operator wants of the nodes."""
+
+from __future__ import annotations
+
+import msgspec
+
+from amberblob.errors import BadRequest
+from amberblob.ids import valid_node_id
+from node.http.call import Answer, Call, Context, json_answer
+from node.service import MembershipAction
+
+BODY_BYTES_MAX = 64 * 1024
+NODES_MAX = 64
+
+
+class _Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body."""
+
+    action: MembershipAction
+    nodes: tuple[str, ...]
+    dry_run: bool = False
+    force: bool = False
+
+
+async def membership(context: Context, call: Call) -> Answer:
+    """Plan a change, and unless it is a dry run have the nodes carry it out: how far they are tells ``GET /cluster``."""
+    wanted = await _wanted(context, call)
+    document = await context.status.change_membership(
+        wanted.action, wanted.nodes, dry_run=wanted.dry_run, force=wanted.force
+    )
+    return json_answer(200 if wanted.dry_run else 202, document)
+
+
+async def _wanted(context: Context, call: Call) -> _Wanted:
+    body = call.exchange.whole_body
+    if body is None:
+        parts: list[bytes] = []
+        size = 0
+        async for part in call.exchange.body(invite=False, stall_s=context.body_stall_s):
+            size += len(part)
+            if size > BODY_BYTES_MAX:
+                raise BadRequest(f"The body is longer than {BODY_BYTES_MAX} bytes.", code="bad-request")
+            parts.append(part)
+        body = b"".join(parts)
+    try:
+        wanted = msgspec.json.decode(body, type=_Wanted)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(
+            f'The body is not {{"action": "join", "drain", "remove" or "forget", "nodes": ["n4"]}}: {error}.',
+            code="bad-request",
+        ) from None
+    if not 1 <= len(wanted.nodes) <= NODES_MAX or not all(map(valid_node_id, wanted.nodes)):
+        raise BadRequest(f"Name 1 to {NODES_MAX} nodes, as amberblob cluster nodes lists them.", code="bad-request")
+    return wanted
