@@ -46,8 +46,12 @@ class Moving:
 
 @dataclass
 class MoveWatch:
-    """Looks at the moves over time."""
+    """Looks at the moves over time.
 
+    ``generation``: of the plan that is waited for; a node that has not heard of it yet cannot say that it is done.
+    """
+
+    generation: int = 0
     total: int = 0
     fewest: tuple[int, int] | None = None
     better_at_s: float = 0.0
@@ -59,7 +63,8 @@ class MoveWatch:
         moves = moves if isinstance(moves, Mapping) else {}
         left = int(moves.get("left") or 0)
         self.total = max(self.total, left)
-        if not left and not membership.get("planning"):
+        planned = int(membership.get("generation") or 0) >= self.generation and not membership.get("planning")
+        if not left and planned:
             return Moved(self.total)
         bytes_left = int(moves.get("bytes_left") or 0)
         best = self.fewest
