@@ -16,7 +16,7 @@ Every error says whose fault it is, whether trying again can help, what was seen
     │   └── DigestMismatch      422  digest-mismatch
     ├── ClusterError                 the cluster's: the same request may succeed later
     │   ├── QuorumUnavailable   503  quorum-unavailable (nothing was applied)
-    │   ├── NotReady            503  not-ready, shutting-down
+    │   ├── NotReady            503  not-ready, shutting-down, nodes-too-old
     │   ├── RegistryUnavailable 503  registry-unavailable (membership cannot change; data goes on)
     │   ├── OutcomeUnknown      504  outcome-unknown (may yet be applied: retry with the same write id)
     │   └── InsufficientStorage 507  insufficient-storage

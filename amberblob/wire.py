@@ -9,7 +9,8 @@ Bodies do not travel in messages (but for inline ones): they follow a request as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -19,7 +20,37 @@ from amberblob.manifest import ChunkRef, Record, Version, WriteMark
 from amberblob.message import Message
 from amberblob.wire_repair import RepairReply, RepairRequest
 
-WIRE_VERSION = 1
+
+@dataclass(frozen=True, slots=True)
+class WireVersions:
+    """The wire versions that a node speaks: every one from ``oldest`` to ``newest``."""
+
+    oldest: int
+    newest: int
+
+    def __str__(self) -> str:
+        if self.oldest == self.newest:
+            return f"wire version {self.newest}"
+        return f"wire versions {self.oldest} to {self.newest}"
+
+    def common(self, other: WireVersions) -> int | None:
+        """The newest version that both speak; None when there is none."""
+        newest = min(self.newest, other.newest)
+        return newest if newest >= max(self.oldest, other.oldest) else None
+
+
+WIRE_VERSIONS = WireVersions(1, 2)
+"""What this software speaks (rfc/0015).
+
+1: the first. 2: introductions tell a range of versions, and :data:`SINCE` says which requests may be sent.
+"""
+
+SINCE: Mapping[str, int] = {"AskCopies": 2}
+"""Requests that not every spoken version knows: the name of the message's class, and the first version with it.
+
+They are not sent to a peer with which an older version was agreed on. A field at the end of a message, with a default that says
+the same as its absence, needs no entry and no new version: older nodes skip it, newer ones fill it in.
+"""
 
 RefusalReason = Literal[
     "ballot", "epoch", "aborted", "bytes-missing", "not-a-member", "unsynced", "disk-full", "disk-failed"
@@ -300,7 +331,7 @@ class ScanReply(Message, frozen=True, array_like=True, kw_only=True, tag="s"):
     entries: tuple[ScanEntry, ...]
     next_start: str | None
     incarnations: dict[int, str]
-    epochs: dict[int, int] = {}
+    epochs: dict[int, int] = msgspec.field(default_factory=dict)
 
 
 class InspectReply(Message, frozen=True, array_like=True, kw_only=True, tag="i"):

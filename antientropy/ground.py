@@ -102,6 +102,16 @@ class Ground:
         naming = self.places.naming(slot)
         return naming is not None and not is_blank(naming, self.store.slot_state(slot))
 
+    def has_learned(self, slot: int) -> bool:
+        """Whether the copy that is here is a learner that was filled."""
+        naming, state = self.places.naming(slot), self.store.slot_state(slot)
+        return (
+            naming is not None
+            and naming.incarnation == state.incarnation
+            and self.node not in self.places.voters(slot)
+            and not is_blank(naming, state)
+        )
+
     def to_fill(self, slot: int) -> tuple[Naming, int] | None:
         """How the copy that is here is named, and in or after which epoch it is to be filled; None: it is not named, or is filled."""
         naming, state = self.places.naming(slot), self.store.slot_state(slot)
@@ -111,11 +121,15 @@ class Ground:
         return (naming, needed) if needed else None
 
     def shared(self) -> dict[str, dict[int, Mapping[str, str]]]:
-        """By peer: the slots of which both it and this node hold a copy that counts (here), with their voters."""
+        """By peer: the slots of which it is a voter and this node holds a copy that counts here, with their voters.
+
+        A learner that was filled is kept up as well, and taken for one of the voters: what expires, or is written, while it still
+        fetches bytes would leave it wanting what nobody has any more, and give its slot all the more to do once that moves.
+        """
         found: dict[str, dict[int, Mapping[str, str]]] = {}
-        for slot in self.places.slots():
-            if self.counts(slot):
-                voters = self.places.voters(slot)
+        for slot in (*self.places.slots(), *self.places.learning()):
+            if self.counts(slot) or self.has_learned(slot):
+                voters = {**self.places.voters(slot), self.node: self.store.slot_state(slot).incarnation}
                 for peer in voters:
                     if peer != self.node:
                         found.setdefault(peer, {})[slot] = voters

@@ -297,6 +297,8 @@ class _Filling:
     """A copy that is to be filled, and in or after which epoch: ``progress.since``."""
 
     progress: Progress
+    joins: bool = False
+    """Its slot moves, and needs majorities of both sets until this is done: it comes first."""
     due_s: float = 0.0
     why: str = ""
     running: Running[SyncResult] | None = None
@@ -349,14 +351,19 @@ class Syncs:
         if now_s >= self._looked_s + 1.0:
             self._looked_s = now_s
             self._look()
-        free = (1 if self._world.pace.busy else SYNCS_AT_ONCE) - sum(
-            filling.running is not None for filling in self._fillings.values()
-        )
-        if free <= 0:
+        running = sum(filling.running is not None for filling in self._fillings.values())
+        if running >= SYNCS_AT_ONCE:
             return
-        due = [(one.due_s, slot) for slot, one in self._fillings.items() if one.running is None and one.due_s <= now_s]
-        for _, slot in heapq.nsmallest(free, due):
+        due = [
+            (not one.joins, one.due_s, slot)
+            for slot, one in self._fillings.items()
+            if one.running is None and one.due_s <= now_s
+        ]
+        for waits, _, slot in heapq.nsmallest(SYNCS_AT_ONCE - running, due):
             filling = self._fillings[slot]
+            if waits and running and self._world.pace.busy:
+                return
+            running += 1
             wanted = self._ground.to_fill(slot)
             if wanted is None or wanted[0].incarnation != filling.progress.incarnation:
                 # The route, or the copy, changed since the last look.
@@ -389,6 +396,7 @@ class Syncs:
             elif known.progress.since != needed:
                 # What was in the way before need not be now.
                 known.due_s = 0.0
+            known.joins = naming.joins
             found[slot] = known
         self._fillings = found
 

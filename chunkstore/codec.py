@@ -25,10 +25,13 @@ from typing import Any
 
 import msgspec
 
-from amberblob.errors import JournalCorrupt
+from amberblob.errors import DiskMismatch, JournalCorrupt
 from amberblob.mutations import Accepted, Chosen, Forgotten, Installed, Mutation
 
 JOURNAL_FORMAT = 1
+"""In every header of a segment and a frame. Whatever a later format changes: magic, format and the header's checksum stay in
+their place, so that every version can tell a format that it does not know from damage."""
+
 FRAME_MAGIC = b"\xabAJb"
 SEGMENT_MAGIC = b"AMBERJNL"
 SEGMENT_HEADER_BYTES = 4096
@@ -92,6 +95,25 @@ def encode_segment_header(header: SegmentHeader) -> bytes:
     return bytes(block).ljust(SEGMENT_HEADER_BYTES, b"\0")
 
 
+def _foreign(version: int, crc: int, checked: bytes, seed: int) -> int | None:
+    """The format of a sound header, if it is one that this version does not know."""
+    return version if version != JOURNAL_FORMAT and crc == zlib.crc32(checked, seed) else None
+
+
+def _foreign_segment(data: bytes) -> int | None:
+    if len(data) < _SEGMENT.size:
+        return None
+    magic, version, *_, crc = _SEGMENT.unpack_from(data)
+    return _foreign(version, crc, data[:_SEGMENT_CHECKED], 0) if magic == SEGMENT_MAGIC else None
+
+
+def _foreign_frame(raw: bytes, salt_crc: int) -> int | None:
+    if len(raw) < FRAME_HEADER_BYTES:
+        return None
+    magic, version, *_, crc = _FRAME.unpack(raw)
+    return _foreign(version, crc, raw[:_FRAME_CHECKED], salt_crc) if magic == FRAME_MAGIC else None
+
+
 def decode_segment_header(data: bytes) -> SegmentHeader | None:
     """The header in the first bytes of a segment; None when they are not a valid one of a known format."""
     if len(data) < _SEGMENT.size:
@@ -148,6 +170,7 @@ class SegmentScan:
         stop: offset (bytes) at which the reading stopped.
         problem: why it stopped; empty at a clean end (zeros, or the end of the file).
         later_sequence: the highest sequence number of a valid frame header after ``stop``; 0 when there is none.
+        foreign_format: of the header at ``stop``, when that is sound and of a format that is not known.
     """
 
     number: int
@@ -157,6 +180,7 @@ class SegmentScan:
     stop: int
     problem: str
     later_sequence: int
+    foreign_format: int | None = None
 
 
 def _frame_at(data: Any, offset: int, salt_crc: int) -> tuple[int, int, int] | None:
@@ -201,15 +225,18 @@ def scan_segment(data: Any, number: int) -> SegmentScan:
         return SegmentScan(
             number=number, header=None, blank=_is_zero(data, SEGMENT_HEADER_BYTES), frames=(), stop=0,
             problem="the segment's header fails its checksum", later_sequence=0,
+            foreign_format=_foreign_segment(bytes(data[:SEGMENT_HEADER_BYTES])),
         )  # fmt: skip
     salt_crc = zlib.crc32(header.salt)
     frames: list[Frame] = []
     offset, expected, problem = SEGMENT_HEADER_BYTES, header.first_sequence, ""
+    foreign: int | None = None
     while offset < len(data):
         found = _frame_at(data, offset, salt_crc)
         if found is None:
             lead = bytes(data[offset : offset + FRAME_HEADER_BYTES])
             problem = "the frame's header fails its checksum" if lead.strip(b"\0") else ""
+            foreign = _foreign_frame(lead, salt_crc)
             break
         sequence, length, payload_crc = found
         if sequence != expected:
@@ -226,7 +253,7 @@ def scan_segment(data: Any, number: int) -> SegmentScan:
     stop = min(offset, len(data))
     return SegmentScan(
         number=number, header=header, blank=not frames and not problem, frames=tuple(frames), stop=stop, problem=problem,
-        later_sequence=_later_sequence(data, stop, salt_crc),
+        later_sequence=_later_sequence(data, stop, salt_crc), foreign_format=foreign,
     )  # fmt: skip
 
 
@@ -257,7 +284,15 @@ def decide(scans: Sequence[SegmentScan], disk_id: str) -> Verdict:
 
     Raises:
         JournalCorrupt: something that was durable is damaged or missing.
+        DiskMismatch: something is of a format that this version does not know. It is sound, and is neither cut nor dropped.
     """
+    for scan in scans:
+        if scan.foreign_format is not None:
+            raise DiskMismatch(
+                f"journal segment {scan.number:08d}.log, byte {scan.stop}: has format {scan.foreign_format}, and this version "
+                f"of AmberBlob knows format {JOURNAL_FORMAT}. Nothing is damaged and nothing was changed: start the version "
+                "that wrote it."
+            )
     cuts: list[tuple[int, int, str]] = []
     drops: list[int] = []
     expected = 0

@@ -152,6 +152,9 @@ def _examine_journal(disk: Path, identity: DiskIdentity, report: Report) -> None
     except JournalCorrupt as error:
         report.add("error", "journal", error.detail, "Rebuild the disk from its peers as told there.")
         return
+    except DiskMismatch as error:
+        report.add("error", "journal", error.detail, "Examine it with that version too.")
+        return
     except FileNotFoundError as error:
         if not report.in_use:
             raise

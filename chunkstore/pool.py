@@ -20,13 +20,14 @@ import msgspec
 import structlog
 
 from amberblob.ballot import SlotState
+from amberblob.errors import DiskMismatch
 from chunkstore.fileops import FileOps
 from chunkstore.files import LEFT
 from chunkstore.identity import DiskIdentity, write_identity
 from chunkstore.interface import SlotTally
 from chunkstore.process import trim_memory
 from chunkstore.slotdb import SlotDatabase
-from chunkstore.sqlite import is_corrupt
+from chunkstore.sqlite import SchemaTooNew, is_corrupt
 
 _log = structlog.get_logger(__name__)
 
@@ -104,6 +105,7 @@ class SlotPool:
         """The slot's database, opened or created. A lost one is replaced.
 
         Raises:
+            DiskMismatch: it was written by a later version of this software.
             sqlite3.Error, OSError: it cannot be opened for another reason than damage.
         """
         self._used.add(slot)
@@ -124,6 +126,11 @@ class SlotPool:
                 # Half a database that a killed retire() left must not get the first incarnation.
                 fresh = None if slot in self._identity.slots_created else self._identity.disk_id
                 database = SlotDatabase(slot, path, fresh, create=False, tallies=self.tallies)
+        except SchemaTooNew as error:
+            raise DiskMismatch(
+                f"{path} has {error}. Nothing is damaged and nothing was changed: start the version of AmberBlob that wrote "
+                "it. To go back to this version all the same, give the node an empty disk; it is filled from the other nodes."
+            ) from error
         except (sqlite3.Error, msgspec.DecodeError) as error:
             if not is_damage(error):
                 raise

@@ -12,7 +12,7 @@ _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class SchemaTooNew(Exception):
-    """The database was written by a later version of this software."""
+    """The database was written by a later version of this software. Not damage: it must stay as it is."""
 
 
 def _primary_code(error: sqlite3.Error) -> int:

@@ -49,7 +49,7 @@ from registry.factory import open_registry
 from registry.interface import Registry
 from registry.moves import RegistryRouteChanges
 from registry.readmit import readmit
-from registry.routes import ClusterInfo, NodeInfo, RouteTable
+from registry.routes import FORMAT_VERSION, ClusterInfo, NodeInfo, RouteTable
 from registry.trust import check_known
 from registry.view import RouteWatcher
 
@@ -297,6 +297,7 @@ class Node:
             capacity_bytes=_capacity_bytes(config.node.disk),
             version=software_version(),
             started_at_ms=self._clock.wall_ms(),
+            registry_format=FORMAT_VERSION,
         )
         table = await self._enter(registry, settings, cluster, me, status)
         self._watcher = RouteWatcher(
@@ -308,11 +309,19 @@ class Node:
             cache_path=config.node.disk / ROUTE_CACHE,
             me=me,
         )
-        self._watcher.add_listener(lambda table: parts.routes_changed())
+
+        def meet(known: RouteTable) -> None:
+            for other in known.nodes:
+                peers.reachable(other)  # begins to connect
+
+        def routes_changed(known: RouteTable) -> None:
+            meet(known)
+            parts.routes_changed()
+
+        self._watcher.add_listener(routes_changed)
         self._watcher.start()
         self._closers.push_async_callback(self._watcher.stop)
-        for other in table.nodes:
-            peers.reachable(other)  # begins to connect
+        meet(table)
         parts.start_workers()
         status.phase = None
         log.info(

@@ -26,7 +26,7 @@ from registry.interface import TRANSACTION_OPS_MAX, CompareAndSet, Registry, Sna
 from registry.keys import Keys
 from registry.placement import place
 from registry.routes import (
-    FORMAT_VERSION,
+    FORMAT_VERSION_OLDEST,
     ClusterInfo,
     Liveness,
     Membership,
@@ -36,6 +36,7 @@ from registry.routes import (
     RouteTable,
     decode,
     encode,
+    unknown_format,
 )
 from registry.snapshot import table_of
 from registry.trust import RegistryRefused, check_cluster
@@ -108,7 +109,7 @@ async def ensure_cluster(
     Raises:
         RegistryUnavailable: it cannot be reached.
         RegistryRefused: it has no cluster, or another one, although the disk belongs to one.
-        ConfigError: slot count or replicas are not what the cluster was made with, or its format is newer.
+        ConfigError: slot count or replicas are not what the cluster was made with, or its format is not known.
     """
     key = Keys(settings.name).cluster
     entry = await registry.get(key)
@@ -124,7 +125,7 @@ async def ensure_cluster(
             slot_count=settings.slot_count,
             replicas=settings.replicas,
             chunk_bytes=settings.chunk_bytes,
-            format_version=FORMAT_VERSION,
+            format_version=FORMAT_VERSION_OLDEST,
             created_at_ms=now_ms,
         )
         if await registry.compare_and_set(key, 0, encode(cluster)) is not None:
@@ -144,11 +145,8 @@ async def ensure_cluster(
 
 
 def _check_settings(cluster: ClusterInfo, settings: ClusterSettings) -> None:
-    if cluster.format_version > FORMAT_VERSION:
-        raise ConfigError(
-            f"Cluster {cluster.name!r} has format {cluster.format_version}; this software knows {FORMAT_VERSION}. "
-            "Install a newer version."
-        )
+    if (unknown := unknown_format(cluster)) is not None:
+        raise ConfigError(unknown)
     for name, wanted, is_ in (
         ("slot_count", settings.slot_count, cluster.slot_count),
         ("replicas", settings.replicas, cluster.replicas),

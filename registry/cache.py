@@ -9,15 +9,18 @@ from pathlib import Path
 import structlog
 
 from amberblob.errors import RegistryUnavailable
-from registry.routes import RouteTable, decode, encode
+from registry.routes import RouteTable, decode, encode, unknown_format
 
 _log = structlog.get_logger(__name__)
 
 
 def load_cache(path: Path) -> RouteTable | None:
-    """The table in the file; None when there is none or it cannot be read (which is logged). Blocks briefly."""
+    """The table in the file; None when there is none or it cannot be read or relied on (which is logged). Blocks briefly."""
     try:
-        return decode(path.read_bytes(), RouteTable, str(path))
+        table = decode(path.read_bytes(), RouteTable, str(path))
+        if (unknown := unknown_format(table.cluster)) is not None:
+            raise RegistryUnavailable(unknown)
+        return table
     except FileNotFoundError:
         return None
     except (OSError, RegistryUnavailable) as error:

@@ -16,8 +16,14 @@ import msgspec
 from amberblob.errors import NotReady, RegistryUnavailable
 from amberblob.ids import slot_of
 
-FORMAT_VERSION = 1
-"""Of what this version writes into a registry."""
+FORMAT_VERSION = 2
+"""The newest format of a registry's contents that this version knows. 2: members of routes change (rfc/0013)."""
+
+FORMAT_VERSION_OLDEST = 1
+"""The oldest that it can work with, and the one in which a cluster is made; ``registry.formats`` raises it when that is needed.
+
+Fields that are added with a default do not make a new format (rfc/0015).
+"""
 
 
 class ClusterInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +59,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
         capacity_bytes: the weight of its disk in placement.
         version: of the software.
         started_at_ms: since the Unix epoch.
+        registry_format: the newest format of the registry's contents that it knows; 1: also one that does not tell.
     """
 
     node_id: str
@@ -64,6 +71,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     capacity_bytes: int
     version: str
     started_at_ms: int
+    registry_format: int = 1
 
 
 class Liveness(msgspec.Struct, frozen=True, kw_only=True):
@@ -281,8 +289,10 @@ def advance(seen: RouteTable | None, read: RouteTable) -> RouteTable:
     broke the registry's rules). Nodes are as read, and those that are still named by a kept route stay known.
 
     Raises:
-        RegistryUnavailable: ``read`` is of another cluster.
+        RegistryUnavailable: ``read`` is of another cluster, or of a format that this version does not know.
     """
+    if (unknown := unknown_format(read.cluster)) is not None:
+        raise RegistryUnavailable(f"{unknown} Until then this node goes on with the routes that it has.")
     if seen is None:
         return read
     if seen.cluster.cluster_id != read.cluster.cluster_id:
@@ -300,6 +310,25 @@ def advance(seen: RouteTable | None, read: RouteTable) -> RouteTable:
         moves=read.moves,
         membership=read.membership,
     )
+
+
+def unknown_format(cluster: ClusterInfo) -> str | None:
+    """What is wrong with the format of the registry's contents, and what to do; None when this version knows it."""
+    found = cluster.format_version
+    if FORMAT_VERSION_OLDEST <= found <= FORMAT_VERSION:
+        return None
+    known = (
+        f"{FORMAT_VERSION_OLDEST} to {FORMAT_VERSION}"
+        if FORMAT_VERSION_OLDEST < FORMAT_VERSION
+        else f"{FORMAT_VERSION}"
+    )
+    older = found < FORMAT_VERSION_OLDEST
+    todo = (
+        "Upgrade the cluster through the versions in between."
+        if older
+        else "Install the newer version of AmberBlob that wrote it on this node."
+    )
+    return f"Cluster {cluster.name!r} has format {found} in the registry; this version knows {known}. {todo}"
 
 
 def build_table(

@@ -76,6 +76,8 @@ def status_lines(document: Mapping[str, Any]) -> list[str]:
             ("slots", _slots(document, heal)),
             ("healed", HEALED.get(str(heal["state"]), f"no: {heal['state']}")),
         ]
+    if heal.get("slots_below_target"):
+        lines.append(("copies", _fewer(heal)))
     if "objects_below_target" in heal:
         lines += [
             ("below target", f"{heal['objects_below_target']:,} of {heal.get('objects', 0):,} objects"),
@@ -193,6 +195,11 @@ def _nodes(document: Mapping[str, Any]) -> str:
     nodes, down = nodes_of(document), down_in(document)
     up = sum(name_of(node) not in down for node in nodes)
     return f"{up} of {len(nodes)} reachable" + (f"; down: {', '.join(down)}" if down else "")
+
+
+def _fewer(heal: Mapping[str, Any]) -> str:
+    """That there are fewer voters than there are to be copies."""
+    return f"{heal.get('fewest_copies')} of {heal.get('target')} in {heal['slots_below_target']} slots"
 
 
 def _moving(document: Mapping[str, Any]) -> str:

@@ -180,7 +180,7 @@ def _print_nodes(plan: Mapping[str, Any]) -> None:
 async def _watch(
     client: AsyncClient, generation: int, timeout_s: float | None, show: Callable[[Moving], None]
 ) -> Moved | Stuck:
-    """Look until the plan of this generation, or one that took its place, is carried out."""
+    """Look until the end."""
     watch, began_s = MoveWatch(generation), time.monotonic()
     while True:
         document = await client.cluster()

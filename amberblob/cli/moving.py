@@ -46,10 +46,7 @@ class Moving:
 
 @dataclass
 class MoveWatch:
-    """Looks at the moves over time.
-
-    ``generation``: of the plan that is waited for; a node that has not heard of it yet cannot say that it is done.
-    """
+    """Looks at the moves over time. ``generation``: of the plan; who knows only of an older one has not heard of the moves yet."""
 
     generation: int = 0
     total: int = 0
@@ -63,8 +60,8 @@ class MoveWatch:
         moves = moves if isinstance(moves, Mapping) else {}
         left = int(moves.get("left") or 0)
         self.total = max(self.total, left)
-        planned = int(membership.get("generation") or 0) >= self.generation and not membership.get("planning")
-        if not left and planned:
+        heard = int(membership.get("generation") or 0) >= self.generation
+        if not left and heard and not membership.get("planning"):
             return Moved(self.total)
         bytes_left = int(moves.get("bytes_left") or 0)
         best = self.fewest

@@ -13,6 +13,9 @@ States and what moves between them::
     any, refused for its epoch ──this node's route shows it──▶ PREPARING with the new electorate
     any ──deadline──▶ FINISHED (unavailable if no COMMIT of our own record was ever sent, else unknown)
 
+While the slot moves (rfc/0013), a majority, a read quorum and a write quorum are one of each of the two sets of voters. The round
+does not know the difference: it asks the electorate.
+
 A new record is only ever built on one that is *known* to be chosen: an undecided one is first proposed again
 as it is. That costs a round in a rare case, and buys that an accepted record vouches for its predecessor.
 

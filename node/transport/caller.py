@@ -9,7 +9,7 @@ from functools import partial
 import msgspec
 
 from amberblob import wire
-from amberblob.errors import AmberError, PeerError, PeerTimeout, WireError
+from amberblob.errors import AmberError, PeerError, PeerRefused, PeerTimeout, WireError
 from amberblob.limits import PEER_REQUESTS_MAX
 from amberblob.wire import Done, Failed, Reply, Request, StageClose, StageOpen
 from node.transport import frames
@@ -51,8 +51,10 @@ class CallerConnection(Connection):
         self._last_stream = 0
 
     def ask(self, payload: bytes, kind: str, told: Told, *, timeout_s: float) -> None:
-        """One request (:func:`frames.pack_request`), one answer. ``kind`` names it in errors."""
-        if len(self._calls) + len(self._streams) >= PEER_REQUESTS_MAX:
+        """One request (:func:`frames.pack_request`), one answer. ``kind`` is the name of its class."""
+        if (unknown := self._unknown(kind)) is not None:
+            self._loop.call_soon(told, unknown)
+        elif len(self._calls) + len(self._streams) >= PEER_REQUESTS_MAX:
             self._loop.call_soon(told, OVERLOADED)
         elif self.is_congested():
             task = self._loop.create_task(self._ask_later(payload, kind, told, timeout_s))
@@ -67,10 +69,12 @@ class CallerConnection(Connection):
                 self._loop.call_soon(told, error)
 
     async def call(self, request: Request, *, request_id: str, timeout_s: float) -> Reply:
-        """One request, one answer. Raises PeerUnreachable, PeerTimeout, WireError."""
+        """One request, one answer. Raises PeerUnreachable, PeerTimeout, PeerRefused, WireError."""
+        kind = type(request).__name__
+        if (unknown := self._unknown(kind)) is not None:
+            raise unknown
         if len(self._calls) + len(self._streams) >= PEER_REQUESTS_MAX:
             return OVERLOADED
-        kind = type(request).__name__
         payload = frames.pack_request(request_id, wire.encode(request))
         if self.is_congested():
             timeout_s = await self._room(kind, timeout_s)
@@ -103,14 +107,14 @@ class CallerConnection(Connection):
 
     def stage(self, message: StageOpen, *, request_id: str, stall_s: float) -> RemoteStage:
         """Open a stream for a blob. Raises PeerError."""
-        stage = RemoteStage(self, self._open(), stall_s)
+        stage = RemoteStage(self, self._open(message), stall_s)
         self._streams[stage.stream] = stage
         self.send(Kind.REQUEST, stage.stream, frames.pack_request(request_id, wire.encode(message)))
         return stage
 
     async def fetch(self, request: Request, *, request_id: str, timeout_s: float) -> AsyncGenerator[bytes, None]:
         """The bytes that follow the ``Done`` answer. Raises PeerError, ChunkMissing, ChunkCorrupt."""
-        stream = self._open()
+        stream = self._open(request)
         fetch = _Fetch(self, stream)
         self._streams[stream] = fetch
         try:
@@ -210,7 +214,19 @@ class CallerConnection(Connection):
             raise PeerTimeout(_overdue(self.peer, kind, timeout_s), extra={"sent": False}) from None
         return max(0.0, deadline_s - self._loop.time())
 
-    def _open(self) -> int:
+    def _unknown(self, kind: str) -> PeerRefused | None:
+        """Why this kind of request is not sent: the peer's version does not know it."""
+        since = wire.SINCE.get(kind)
+        if since is None or since <= self.wire_version or not self.established:
+            return None
+        return PeerRefused(
+            f"{self.peer} speaks wire version {self.wire_version}, and {kind} needs {since}: upgrade {self.peer}",
+            extra={"reason": "wire-version", "sent": False},
+        )
+
+    def _open(self, request: Request) -> int:
+        if (unknown := self._unknown(type(request).__name__)) is not None:
+            raise unknown
         if self._error is not None:
             raise again(self._error, sent=False)
         if len(self._calls) + len(self._streams) >= PEER_REQUESTS_MAX:

@@ -57,12 +57,14 @@ class Connection(asyncio.BufferedProtocol):
     Attributes:
         peer: the node id on the other side; what it claims to be until ``established``.
         established: the handshake is complete, and the connection not lost.
+        wire_version: what both sides speak; 0 before the handshake is complete.
         lost: done as soon as the connection is gone, with the reason.
     """
 
     def __init__(self, identity: Identity, refusals: RefusalLog, *, ping_interval_s: float = PING_INTERVAL_S) -> None:
         self.peer = "an unknown peer"
         self.established = False
+        self.wire_version = 0
         self._loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[PeerError] = self._loop.create_future()
         self._identity = identity
@@ -275,6 +277,7 @@ class Connection(asyncio.BufferedProtocol):
                 case Send():
                     self.send(action.kind, 0, action.payload)
                 case Established():
+                    self.wire_version = action.version
                     self._begin(action.peer, action.lane)
                 case Refuse():
                     self._refuse(action)

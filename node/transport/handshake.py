@@ -3,16 +3,19 @@
 ::
 
     dialler                                         listener
-      Hello {version, cluster, ids, lane, nonce, time}  →
-                    ←  Challenge {version, cluster, id, lane, nonce, time}
+      Hello {versions, cluster, ids, lane, nonce, time}  →
+                    ←  Challenge {versions, cluster, id, lane, nonce, time}
       Proof  HMAC(secret, "dialler"  · Hello · Challenge)  →
                     ←  Welcome  HMAC(secret, "listener" · Hello · Challenge)
 
-Both proofs cover both messages byte for byte, so they bind the nonces, node ids, cluster id, wire version,
+Both proofs cover both messages byte for byte, so they bind the nonces, node ids, cluster id, wire versions,
 lane and time of both sides, and the label binds the role. The dialler proves first: a stranger who merely
 connects learns nothing that was made with the secret.
 
-What differs openly (version, cluster, node id) is told to the peer. A wrong secret is not: the connection is
+Each side tells the range of wire versions that it speaks, and both conclude the same: the newest that they have in
+common (rfc/0015). Nobody on the way can talk them down to an older one, because the proofs cover the ranges.
+
+What differs openly (versions, cluster, node id) is told to the peer. A wrong secret is not: the connection is
 closed without a word, and the dialler, whose proof got no answer, concludes it. A peer's time moves our hybrid
 clock only after it proved the secret.
 
@@ -33,7 +36,7 @@ import msgspec
 from amberblob.clock import HybridClock
 from amberblob.ids import valid_node_id
 from amberblob.limits import CLOCK_AHEAD_MAX_S, KIB
-from amberblob.wire import WIRE_VERSION
+from amberblob.wire import WIRE_VERSIONS, WireVersions
 from node.transport.frames import Kind
 
 UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError)
@@ -61,16 +64,22 @@ class Identity:
         node_id: names the node.
         secret: what all nodes of the cluster know and nobody else.
         clock: its time travels in each handshake and ping.
+        versions: the wire versions that it speaks.
     """
 
     cluster_id: str
     node_id: str
     secret: bytes = field(repr=False)
     clock: HybridClock = field(repr=False)
+    versions: WireVersions = WIRE_VERSIONS
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="amber-hello"):
-    """The dialler introduces itself. New fields go to the end: every version must be able to read the first."""
+    """The dialler introduces itself. New fields go to the end: every version must be able to read the first.
+
+    ``wire_version`` is the oldest version that it speaks: a node of version 1 knows no ranges, and wants to see a 1 here.
+    ``wire_version_newest`` is the newest; 0, or absent: the same.
+    """
 
     wire_version: int
     cluster_id: str
@@ -79,10 +88,11 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="amb
     lane: str
     nonce: bytes
     now_ms: int
+    wire_version_newest: int = 0
 
 
 class Challenge(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="amber-challenge"):
-    """The listener introduces itself."""
+    """The listener introduces itself, as in :class:`Hello`."""
 
     wire_version: int
     cluster_id: str
@@ -90,6 +100,7 @@ class Challenge(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag=
     lane: str
     nonce: bytes
     now_ms: int
+    wire_version_newest: int = 0
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="amber-refusal"):
@@ -109,10 +120,11 @@ class Send:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Established:
-    """The peer is who it says."""
+    """The peer is who it says. ``version``: the wire version to speak with it."""
 
     peer: str
     lane: Lane
+    version: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,14 +197,8 @@ def _bad(detail: str, peer: str, *, tell: bool = True) -> Refuse:
 def _introduction_refused(identity: Identity, said: Hello | Challenge) -> Refuse | None:
     """What both sides check of what the other says of itself, before any proof."""
     name = said.node_id if valid_node_id(said.node_id) else "a node without a valid id"
-    if said.wire_version != WIRE_VERSION:
-        return Refuse(
-            reason="wire-version",
-            detail=f"{name} speaks wire version {said.wire_version}, {identity.node_id} speaks {WIRE_VERSION}: "
-            "upgrade the older one",
-            peer=name,
-            tell=True,
-        )
+    if identity.versions.common(versions_of(said)) is None:
+        return _no_common_version(identity, name, versions_of(said))
     if said.cluster_id != identity.cluster_id:
         return Refuse(
             reason="other-cluster",
@@ -215,6 +221,22 @@ def _introduction_refused(identity: Identity, said: Hello | Challenge) -> Refuse
     return None
 
 
+def versions_of(said: Hello | Challenge) -> WireVersions:
+    """The versions that the other side speaks, by what it says of itself."""
+    return WireVersions(said.wire_version, max(said.wire_version, said.wire_version_newest))
+
+
+def _no_common_version(identity: Identity, name: str, theirs: WireVersions) -> Refuse:
+    older = name if theirs.newest < identity.versions.oldest else identity.node_id
+    return Refuse(
+        reason="wire-version",
+        detail=f"{name} speaks {theirs}, {identity.node_id} speaks {identity.versions}: they have none in common. "
+        f"Upgrade {older}, which is the older one; if it is more than one version behind, through the versions in between",
+        peer=name,
+        tell=True,
+    )
+
+
 def _wrong_secret(peer: str) -> Refuse:
     return Refuse(
         reason="wrong-secret",
@@ -235,17 +257,19 @@ class DiallerHandshake:
         self._state = _State.START
         self._hello = msgspec.msgpack.encode(
             Hello(
-                wire_version=WIRE_VERSION,
+                wire_version=identity.versions.oldest,
                 cluster_id=identity.cluster_id,
                 node_id=identity.node_id,
                 expects=expects,
                 lane=lane,
                 nonce=nonce,
                 now_ms=identity.clock.now_ms(),
+                wire_version_newest=identity.versions.newest,
             )
         )
         self._challenge = b""
         self._peer_ms = 0
+        self._version = 0
 
     def begin(self) -> list[Action]:
         """The connection is made."""
@@ -291,6 +315,7 @@ class DiallerHandshake:
             return [_bad(f"the peer answers on lane {challenge.lane}, not {self._lane}", self._expects)]
         self._challenge = payload
         self._peer_ms = challenge.now_ms
+        self._version = self._identity.versions.common(versions_of(challenge)) or 0
         self._state = _State.PROOF_SENT
         proof = _proof(self._identity.secret, b"dialler", self._hello, payload)
         return [Send(kind=Kind.PROOF, payload=proof)]
@@ -302,7 +327,7 @@ class DiallerHandshake:
         clock = self._identity.clock
         if not clock.observe(self._peer_ms, ahead_max_ms=CLOCK_AHEAD_MAX_MS):
             return [clock_refusal(self._expects, self._peer_ms, clock.now_ms())]
-        return [Established(peer=self._expects, lane=self._lane)]
+        return [Established(peer=self._expects, lane=self._lane, version=self._version)]
 
 
 class ListenerHandshake:
@@ -317,6 +342,7 @@ class ListenerHandshake:
         self._challenge = b""
         self._peer = "an unknown peer"
         self._peer_ms = 0
+        self._version = 0
         self._lane: Lane = "control"
 
     def receive(self, kind: int, payload: bytes) -> list[Action]:
@@ -349,16 +375,18 @@ class ListenerHandshake:
             return [_unexpected(hello.expects[:64], self._identity.node_id, peer=hello.node_id)]
         self._peer = hello.node_id
         self._peer_ms = hello.now_ms
+        self._version = self._identity.versions.common(versions_of(hello)) or 0
         self._lane = "bulk" if hello.lane == "bulk" else "control"
         self._hello = payload
         self._challenge = msgspec.msgpack.encode(
             Challenge(
-                wire_version=WIRE_VERSION,
+                wire_version=self._identity.versions.oldest,
                 cluster_id=self._identity.cluster_id,
                 node_id=self._identity.node_id,
                 lane=self._lane,
                 nonce=self._nonce,
                 now_ms=self._identity.clock.now_ms(),
+                wire_version_newest=self._identity.versions.newest,
             )
         )
         self._state = _State.CHALLENGE_SENT
@@ -372,7 +400,10 @@ class ListenerHandshake:
         if not clock.observe(self._peer_ms, ahead_max_ms=CLOCK_AHEAD_MAX_MS):
             return [clock_refusal(self._peer, self._peer_ms, clock.now_ms())]
         welcome = _proof(self._identity.secret, b"listener", self._hello, self._challenge)
-        return [Send(kind=Kind.WELCOME, payload=welcome), Established(peer=self._peer, lane=self._lane)]
+        return [
+            Send(kind=Kind.WELCOME, payload=welcome),
+            Established(peer=self._peer, lane=self._lane, version=self._version),
+        ]
 
 
 def _unexpected(wanted: str, found: str, *, peer: str | None = None) -> Refuse:

@@ -6,6 +6,8 @@ import asyncio
 import contextvars
 from collections.abc import Callable
 
+import structlog
+
 from amberblob.clock import Randomness
 from amberblob.errors import PeerError, PeerUnreachable
 from node.transport.answers import again
@@ -13,6 +15,8 @@ from node.transport.caller import CallerConnection
 from node.transport.connection import PING_INTERVAL_S
 from node.transport.handshake import NONCE_BYTES, Identity, Lane
 from node.transport.refusals import RefusalLog
+
+_log = structlog.get_logger(__name__)
 
 Address = tuple[str, int]
 
@@ -164,6 +168,7 @@ class Link:
         """Until the connection breaks, or the node has another address."""
         if connection.established:
             self.connection = connection
+            _log.info("peer connected", peer=self._node, lane=self._lane, wire_version=connection.wire_version)
             self._failure = None
             self._settle(None)
         while not connection.lost.done():

@@ -110,12 +110,12 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("AMBERBLOB_")}
 
 
-def spawn(*arguments: str, output: Any, errors: Any = subprocess.STDOUT) -> subprocess.Popen[bytes]:
-    """``amberblob <arguments>`` as a process that does not outlive this one."""
+def spawn(*arguments: str, output: Any, errors: Any = subprocess.STDOUT, code: Path = ROOT) -> subprocess.Popen[bytes]:
+    """``amberblob <arguments>`` as a process that does not outlive this one. ``code``: the checkout that is run."""
     return subprocess.Popen(
         [sys.executable, "-m", "amberblob", *arguments],
-        cwd=ROOT,
-        env=environment(),
+        cwd=code,
+        env={**environment(), "PYTHONPATH": str(code)},
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=errors,
@@ -137,7 +137,7 @@ def run_serve(config: Path, *, timeout_s: float = DEADLINE_S) -> tuple[int, str]
 
 @dataclass
 class Node:
-    """One node: its folder, its ports, and its process if it runs."""
+    """One node: its folder, its ports, its process if it runs, and the checkout that it is started from."""
 
     name: str
     folder: Path
@@ -145,6 +145,7 @@ class Node:
     peer_port: int
     process: subprocess.Popen[bytes] | None = None
     paused: bool = False
+    code: Path = ROOT
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -243,7 +244,7 @@ class Cluster:
         node = self.nodes[index]
         assert not node.running, f"{node.name} runs already"
         with open(node.log, "ab") as log:
-            node.process = spawn("serve", "--config", str(node.config), output=log)
+            node.process = spawn("serve", "--config", str(node.config), output=log, code=node.code)
         node.paused = False
 
     def kill(self, index: int) -> None:

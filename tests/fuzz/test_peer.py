@@ -128,7 +128,7 @@ def identity(node: Victim, **other: Any) -> Identity:
 def hello(node: Victim, **other: Any) -> bytes:
     """The payload of a HELLO, in order but for what is given otherwise."""
     known: dict[str, Any] = {
-        "wire_version": wire.WIRE_VERSION,
+        "wire_version": wire.WIRE_VERSIONS.oldest,
         "cluster_id": read_identity(node.cluster.nodes[0].disk).cluster_id,
         "node_id": "node-9",
         "expects": "node-1",

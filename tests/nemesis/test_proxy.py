@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from amberblob.wire import WIRE_VERSION
+from amberblob.wire import WIRE_VERSIONS
 from node.transport import frames
 from node.transport.handshake import Hello
 from tests.cluster.harness import HOST, until
@@ -21,7 +21,7 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 def greeting(caller: str) -> bytes:
     hello = Hello(
-        wire_version=WIRE_VERSION,
+        wire_version=WIRE_VERSIONS.oldest,
         cluster_id="c",
         node_id=caller,
         expects="b",

@@ -13,7 +13,6 @@ from registry.membership import PATIENCE_MS, Action, Outcome, change, resume, sw
 from registry.placement import place
 from registry.routes import ClusterInfo, Liveness, Member, NodeInfo, NodeState, Route, RouteTable, encode
 from registry.snapshot import table_of
-from tests.contract.registry.test_registry import backend, clients  # noqa: F401
 
 SLOTS = 256
 KEYS = Keys("c")
@@ -107,7 +106,7 @@ def wanted_sets(found: RouteTable) -> dict[int, set[str]]:
     }
 
 
-async def test_join_drain_remove_forget(clients, now):  # noqa: F811
+async def test_join_drain_remove_forget(clients, now):
     registry, other = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4", "n5"))
     outcome = await ask(registry, now, "join", "n4", "n5")
@@ -145,7 +144,7 @@ async def test_join_drain_remove_forget(clients, now):  # noqa: F811
     assert (await table(registry)).state_of("n1") is ACTIVE
 
 
-async def test_a_dry_run_changes_nothing(clients, now):  # noqa: F811
+async def test_a_dry_run_changes_nothing(clients, now):
     registry, _ = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4",))
     before = (await registry.range("")).revision
@@ -173,7 +172,7 @@ async def test_a_dry_run_changes_nothing(clients, now):  # noqa: F811
         ("forget", ["n1"], {}, MembershipConflict, "not removed"),
     ],
 )
-async def test_what_is_refused(clients, now, action, nodes, options, error, told):  # noqa: F811
+async def test_what_is_refused(clients, now, action, nodes, options, error, told):
     registry, _ = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4", "n5"))
     await die(registry, "n5")
@@ -185,7 +184,7 @@ async def test_what_is_refused(clients, now, action, nodes, options, error, told
     assert (await registry.range("")).revision == before
 
 
-async def test_below_the_number_of_copies_by_force(clients, now):  # noqa: F811
+async def test_below_the_number_of_copies_by_force(clients, now):
     registry, _ = clients
     await begin(registry, "n1", "n2", "n3")
     outcome = await ask(registry, now, "drain", "n2", "n3", force=True)
@@ -201,7 +200,7 @@ async def test_below_the_number_of_copies_by_force(clients, now):  # noqa: F811
     assert outcome.plan.copies == SLOTS
 
 
-async def test_a_dead_node_is_removed_by_force(clients, now):  # noqa: F811
+async def test_a_dead_node_is_removed_by_force(clients, now):
     registry, _ = clients
     await begin(registry, "n1", "n2", "n3", "n4")
     await die(registry, "n2")
@@ -225,7 +224,7 @@ async def test_a_dead_node_is_removed_by_force(clients, now):  # noqa: F811
     assert "n2" not in (await table(registry)).nodes
 
 
-async def test_a_new_plan_supersedes_the_one_before(clients, now):  # noqa: F811
+async def test_a_new_plan_supersedes_the_one_before(clients, now):
     registry, _ = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4",))
     await ask(registry, now, "join", "n4")
@@ -238,7 +237,7 @@ async def test_a_new_plan_supersedes_the_one_before(clients, now):  # noqa: F811
     assert all(nodes == {"n1", "n2", "n3"} for nodes in wanted_sets(found).values())
 
 
-async def test_a_joint_slot_keeps_a_move(clients, now):  # noqa: F811
+async def test_a_joint_slot_keeps_a_move(clients, now):
     registry, _ = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4",))
     route = (await table(registry)).route(7)
@@ -254,7 +253,7 @@ async def test_a_joint_slot_keeps_a_move(clients, now):  # noqa: F811
     assert set(found.moves[7].nodes) == {"n1", "n2", "n3"}
 
 
-async def test_an_older_registry_is_refused(clients, now):  # noqa: F811
+async def test_an_older_registry_is_refused(clients, now):
     registry, _ = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4",))
     with pytest.raises(RegistryUnavailable, match=r"Slot 9: .*epoch 2 was seen"):
@@ -262,7 +261,7 @@ async def test_an_older_registry_is_refused(clients, now):  # noqa: F811
     assert (await table(registry)).membership is None
 
 
-async def test_without_routes_there_is_nothing_to_change(clients, now):  # noqa: F811
+async def test_without_routes_there_is_nothing_to_change(clients, now):
     registry, _ = clients
     await put(registry, KEYS.cluster, encode(CLUSTER))
     await register(registry, "n1")
@@ -291,7 +290,7 @@ class Dying:
 
 @pytest.mark.parametrize("by", ["a node", "the operator", "another operator"])
 @pytest.mark.parametrize("after", [1, 2, 3])
-async def test_a_change_that_is_left_half_written(clients, now, after, by):  # noqa: F811
+async def test_a_change_that_is_left_half_written(clients, now, after, by):
     registry, other = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4", "n5"))
     plan = (await ask(registry, now, "join", "n4", dry_run=True)).plan
@@ -356,7 +355,7 @@ class Halting:
 
 
 @pytest.mark.parametrize("superseded", [False, True])
-async def test_who_slept_writes_no_move_of_an_older_plan(clients, now, superseded):  # noqa: F811
+async def test_who_slept_writes_no_move_of_an_older_plan(clients, now, superseded):
     registry, other = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4", "n5"))
     sleeper = Halting(registry, 2)
@@ -379,7 +378,7 @@ async def test_who_slept_writes_no_move_of_an_older_plan(clients, now, supersede
     assert bool((await table(registry)).moves) is not superseded
 
 
-async def test_two_operators_at_once(clients, now):  # noqa: F811
+async def test_two_operators_at_once(clients, now):
     registry, other = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4", "n5"))
     results = await asyncio.gather(
@@ -393,7 +392,7 @@ async def test_two_operators_at_once(clients, now):  # noqa: F811
     assert len(found.membership.nodes) == 5 - len(losers)
 
 
-async def test_many_who_resume_at_once(clients, now):  # noqa: F811
+async def test_many_who_resume_at_once(clients, now):
     registry, other = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4",))
     plan = (await ask(registry, now, "join", "n4", dry_run=True)).plan
@@ -406,7 +405,7 @@ async def test_many_who_resume_at_once(clients, now):  # noqa: F811
     assert (found.membership.planning, found.membership.moves) == (False, len(plan.targets))
 
 
-async def test_a_registry_that_is_away(backend, clients, now):  # noqa: F811
+async def test_a_registry_that_is_away(backend, clients, now):
     registry, _ = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4",))
     with backend.outage():

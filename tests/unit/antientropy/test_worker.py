@@ -9,7 +9,7 @@ import pytest
 
 from amberblob.clock import SeededRandomness
 from amberblob.errors import DiskFailed, NotReady, PeerTimeout, QuorumUnavailable
-from amberblob.wire_repair import CompareRoots, LogHeads, PullPaths, PullSlot
+from amberblob.wire_repair import CompareRoots, LogHeads, PullPaths, PullSlot, slots_in
 from antientropy.ground import Naming
 from antientropy.step import Did
 from antientropy.worker import Repairer
@@ -26,21 +26,31 @@ class Places:
     named: dict[tuple[str, int], str] = field(default_factory=dict)
     begun: dict[int, int] = field(default_factory=dict)
     at_epoch: int = EPOCH
+    learns: tuple[int, ...] = ()
+    moving: tuple[int, ...] = ()
 
     def slots(self):
         if not self.ready:
             raise NotReady("no routes")
-        return SLOTS
+        return [slot for slot in SLOTS if slot not in self.learns]
 
-    def voters(self, slot: int):
+    def copies(self, slot: int):
         return {node: self.named.get((node, slot), inc) for node, inc in self.cluster.voters(slot).items()}
 
+    def voters(self, slot: int):
+        return {node: inc for node, inc in self.copies(slot).items() if slot not in self.learns or node != self.node}
+
     def learning(self):
-        return ()
+        return self.learns
 
     def naming(self, slot: int) -> Naming | None:
-        voters = self.voters(slot)
-        return Naming(incarnation=voters[self.node], since=self.begun.get(slot, 1), epoch=self.at_epoch, sources=voters)
+        return Naming(
+            incarnation=self.copies(slot)[self.node],
+            since=self.begun.get(slot, 1),
+            epoch=self.at_epoch,
+            sources=self.voters(slot),
+            joins=slot in self.moving,
+        )
 
     def belongs(self, slot: int, path: str) -> bool:
         return self.cluster.belongs(slot, path)
@@ -240,6 +250,77 @@ async def test_a_blank_copy_that_cannot_be_filled_says_why_and_does_not_hold_up_
     await node.run(10)
     assert node.worker.unsynced_why(SLOT) == ""
     assert node.cluster[0].slot_state(SLOT).synced_epoch == EPOCH + 1
+
+
+def begin_to_learn(node: Node, slot: int) -> None:
+    node.cluster[0].lose_slot(slot, ulid(77))
+    node.cluster.replicas[0].standing[slot] = "unsynced"
+    node.cluster.sets = (frozenset({1, 2}),)
+    node.places.learns = (slot,)
+    node.places.begun[slot] = node.places.at_epoch = EPOCH + 1
+
+
+async def test_a_learner_is_filled_once_and_then_kept_up(node):
+    """Without that it would go on wanting the bytes of what expired since, and have more to do when its slot moves."""
+    begin_to_learn(node, SLOT)
+
+    def compared() -> set[int]:
+        return {slot for request in node.cluster.replicas[1].asked if isinstance(request, CompareRoots)
+                for slot in slots_in(request.slots)}  # fmt: skip
+
+    node.cluster.replicas[1].away = node.cluster.replicas[2].away = True
+    await node.run(10)
+    assert compared() <= {SLOT + 1}, "not before it is filled"
+    node.cluster.replicas[1].away = node.cluster.replicas[2].away = False
+    await node.run(30)
+    assert node.cluster[0].slot_state(SLOT).synced_epoch == EPOCH + 1
+    assert await node.cluster.contents(0) == await node.cluster.contents(1)
+    pulls = node.asked(PullSlot)
+    record = node.cluster.register(1, f"p/{SLOT}/1").record
+    node.cluster.write(f"p/{SLOT}/1", delete(record), ballot(20), at=[1, 2])
+    await node.run(30)
+    assert node.cluster.register(0, f"p/{SLOT}/1").record.head is None
+    assert compared() == {SLOT, SLOT + 1}
+    assert node.worker.compared_ms(SLOT) == 0, "it is none of the copies that count"
+    # It is filled once more when its slot moves.
+    assert node.asked(PullSlot) == pulls
+    node.places.learns, node.places.moving, node.places.at_epoch = (), (SLOT,), EPOCH + 2
+    await node.run(10)
+    assert node.cluster[0].slot_state(SLOT).synced_epoch == EPOCH + 2
+
+
+async def test_a_voter_of_a_slot_that_moves_is_filled_in_each_such_epoch_and_stays_one_meanwhile(node):
+    for epoch in (EPOCH + 1, EPOCH + 3):
+        node.places.moving, node.places.at_epoch = (SLOT,), epoch
+        node.cluster.replicas[1].away = node.cluster.replicas[2].away = True
+        await node.run(10)
+        assert node.cluster[0].slot_state(SLOT).synced_epoch < epoch and node.worker.unsynced_why(SLOT)
+        node.cluster.replicas[1].away = node.cluster.replicas[2].away = False
+        await node.run(20)
+        assert node.cluster[0].slot_state(SLOT).synced_epoch == node.cluster[0].slot_state(SLOT).epoch == epoch
+        assert node.cluster[0].slot_state(SLOT + 1).synced_epoch == 0
+        assert node.worker.compared_ms(SLOT) > 0
+    node.places.moving, node.places.at_epoch = (), EPOCH + 4
+    await node.run(20)
+    assert node.cluster[0].slot_state(SLOT).synced_epoch == EPOCH + 3
+
+
+async def test_while_clients_are_served_a_slot_that_moves_does_not_wait_for_one_that_is_learnt(node):
+    node.pace.busy = True
+    begin_to_learn(node, SLOT + 1)
+    node.places.moving = (SLOT,)
+    held = []
+
+    async def hold(peer, request):
+        if isinstance(request, PullSlot):
+            held.append(request.slot)
+            if request.slot == SLOT + 1:
+                raise PeerTimeout("it takes long")
+
+    node.cluster.before_call = hold
+    await node.run()
+    assert held[0] == SLOT and node.cluster[0].slot_state(SLOT).synced_epoch == EPOCH + 1
+    assert SLOT + 1 in held
 
 
 async def test_a_copy_that_the_route_does_not_name_is_left_alone(node):

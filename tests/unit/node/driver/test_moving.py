@@ -6,8 +6,10 @@ import asyncio
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from amberblob.ballot import Ballot
+from amberblob.config import Keep, RetentionSection
 from amberblob.errors import NotFound, PeerError, PreconditionFailed
 from amberblob.wire import (
     Commit,
@@ -21,10 +23,14 @@ from amberblob.wire import (
     Refused,
     StageOpen,
 )
+from antientropy.step import Did
 from node.objects.put import PIECE_BYTES
 from node.protocol.operations import Conditions
+from node.routing import Routing
 from node.service import PutOptions
+from registry.moves import to_final, with_learner
 from tests.unit.node.driver.moving_kit import Mover
+from tests.unit.node.driver.test_driver import status_of
 from tests.unit.node.driver.test_epochs import STUB, everything, questions
 from tests.unit.node.objects.kit import (
     CHUNK,
@@ -402,3 +408,125 @@ async def test_one_and_two_copies_do_all_that_three_do(copies, count):
             assert (await restore(node, path)).version.version == 2
             assert (await node.objects.explain(path))["healthy"] or copies > 1
         await made.settle()
+
+
+async def test_old_versions_and_dead_paths_go_where_there_is_one_copy():
+    async with cluster(1, replicas=1, slots=1, retention=RetentionSection(keep=Keep(0))) as made:
+        node = made[1]
+        for seed in range(3):
+            await put(node, "p", content(100, seed))
+        await delete(node, "p")
+        await put(node, "q", b"stays")
+        await made.settle()
+        for _ in range(6):
+            made.clock.ahead_s += 30 * 86_400.0
+            for worker in (node.parts.upkeep.expirer, node.parts.upkeep.garbage):
+                for _ in range(50):
+                    if await worker.step() is Did.NOTHING:
+                        made.clock.ahead_s += min(worker.pause_s, 10.0)
+            await made.settle()
+        assert node.register("p").accepted is None, "its stub is collected, too"
+        assert await walk(node, limit=10) == (["q"], []) and await get(node, "q") == b"stays"
+
+
+# ---- what routes say
+
+
+async def test_a_route_that_moves_is_one_electorate_of_two_sets():
+    async with cluster(6, slots=2, write_quorum=3, read_quorum=2) as made:
+        mover = Mover(made, 0)
+        routing = {node.name: node.routing for node in made}
+        disks = {node.name: node.store.disk_id for node in made}
+        mover.change(lambda route: with_learner(route, "n4", "fresh"))
+        assert not routing["n1"].electorate(0).settled and routing["n1"].electorate(1).settled
+        assert set(routing["n1"].electorate(0).voters) == {*names("123")}
+        assert routing["n4"].own_learning()[0].incarnation == "fresh" and 0 not in routing["n4"].own_votes()
+        assert routing["n4"].newcomers() == {0: 2} and routing["n4"].is_member(0)
+        assert routing["n1"].own_learning() == {} and routing["n1"].newcomers() == {}
+        await mover.join(["n4", "n1"])
+        electorate = routing["n5"].electorate(0)
+        assert dict(electorate.voters) == {**{name: disks[name] for name in names("123")}, "n4": "fresh"}
+        assert (electorate.old, electorate.new, electorate.settled) == ({*names("123")}, {"n1", "n4"}, False)
+        assert [each.write_quorum for each in electorate.sets] == [3, 2] and electorate.epoch == routing["n1"].epoch(0)
+        assert routing["n4"].own_votes()[0].since == 2 and routing["n4"].newcomers() == {0: 2}
+        assert routing["n4"].own_learning() == {}
+        assert len(routing["n1"].distinct_electorates()) == 2, "the same nodes, but two sets"
+        mover.change(to_final)
+        electorate = routing["n5"].electorate(0)
+        assert set(electorate.voters) == {"n1", "n4"} and electorate.settled and not electorate.joint
+        assert electorate.write_quorum == 2, "clamped: there are two"
+        assert routing["n2"].mute(made[2].store.slot_state(0)) == "not-a-member"
+        assert not routing["n2"].is_member(0) and 0 not in routing["n2"].own_votes()
+        assert Routing(node="n1", disk_id="d", table=lambda: None).epoch(0) == 0
+
+
+async def test_a_copy_of_a_joint_route_has_a_voice_once_it_was_filled_since_it_was_named():
+    async with cluster(6, slots=1) as made:
+        mover = await moved_to(made, 0, "123")
+        await mover.learn(["n4"])
+        state = made[4].store.slot_state(0)
+        assert made[4].routing.mute(state) == "unsynced", "a learner never has"
+        await mover.join(names("124"))
+        assert made[4].routing.mute(state) is None
+        assert made[4].routing.mute(replace(state, synced_epoch=state.synced_epoch - 1)) == "unsynced"
+        assert made[4].routing.mute(replace(state, incarnation="other")) == "unsynced"
+        assert made[3].routing.mute(made[3].store.slot_state(0)) is None
+        assert made[5].routing.mute(made[5].store.slot_state(0)) == "not-a-member"
+        await mover.abort()
+        assert made[4].routing.mute(state) == "unsynced"
+
+
+async def test_readiness_asks_for_both_sets():
+    async with cluster(6, slots=1) as made:
+        mover = await moved_to(made, 0, "123")
+        status = status_of(made, 6)
+        status.phase = None
+        await mover.learn(names("45"))
+        made.net.down = {"n4", "n5", "n1"}
+        assert status.not_ready() is None
+        assert (await status.cluster())["slots"] == {
+            "total": 1, "reachable": 0, "degraded": 1, "unavailable": 0, "joint": 0,
+        }  # fmt: skip
+        await mover.join(names("345"))
+        assert "1 of the 2 replicas" in status.not_ready()
+        assert (await status.cluster())["slots"]["unavailable"] == 1
+        made.net.down = {"n1", "n5"}
+        assert status.not_ready() is None
+        slots = (await status.cluster())["slots"]
+        assert (slots["degraded"], slots["joint"]) == (1, 1)
+
+
+async def test_explain_shows_learners_and_they_are_nothing_to_mend():
+    async with cluster(6, slots=1) as made:
+        mover = await moved_to(made, 0, "123")
+        await put(made[1], "p", b"1")
+        await made.settle()
+        incarnation = await made[4].store.begin_anew(0)
+        mover.change(lambda route: with_learner(route, "n4", incarnation))
+        told = await made[5].objects.explain("p")
+        assert told["healthy"] and [replica["state"] for replica in told["replicas"]] == ["chosen"] * 3 + ["learning"]
+        assert told["versions"][0]["copies"] == {**dict.fromkeys(names("123"), "all"), "n4": "none"}
+
+
+async def test_nothing_is_collected_while_a_slot_moves():
+    async with cluster(6, slots=1) as made:
+        mover = await moved_to(made, 0, "123")
+        await mover.learn(["n4"])
+        assert not await made[1].coordinator.collect_stub(made[1].routing.electorate(0), "p")
+        await mover.join(names("124"))
+        assert not await made[1].coordinator.collect_stub(made[1].routing.electorate(0), "p")
+        await mover.end()
+        assert await made[1].coordinator.collect_stub(made[1].routing.electorate(0), "p"), "there is none"
+
+
+async def test_bytes_that_only_a_node_has_that_was_left_are_read_there():
+    async with cluster(6, slots=1) as made:
+        mover = await moved_to(made, 0, "123")
+        await put(made[1], "p", content(STAGED))
+        await made.settle()
+        await mover.learn(["n4"])
+        await mover.join(["n4"])
+        await mover.fill("n4")
+        mover.change(to_final)
+        assert made[4].store.tally(0).wanted == 1
+        assert await get(made[6], "p") == content(STAGED)

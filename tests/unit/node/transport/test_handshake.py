@@ -1,10 +1,11 @@
 import msgspec
 import pytest
 
-from amberblob.wire import WIRE_VERSION
+from amberblob.wire import WIRE_VERSIONS, WireVersions
 from node.transport.frames import Kind
 from node.transport.handshake import (
     HANDSHAKE_BYTES_MAX,
+    Challenge,
     DiallerHandshake,
     Established,
     Hello,
@@ -12,6 +13,7 @@ from node.transport.handshake import (
     Refuse,
     RefusedByPeer,
     Send,
+    versions_of,
 )
 from tests.unit.node.transport.transport_kit import identity
 
@@ -45,8 +47,8 @@ def pair(a, b, *, expects="n2", lane="control"):
 
 def test_both_sides_agree():
     concluded, sent = run(*pair(identity("n1"), identity("n2"), lane="bulk"))
-    assert concluded["dialler"] == [Established(peer="n2", lane="bulk")]
-    assert concluded["listener"] == [Established(peer="n1", lane="bulk")]
+    assert concluded["dialler"] == [Established(peer="n2", lane="bulk", version=WIRE_VERSIONS.newest)]
+    assert concluded["listener"] == [Established(peer="n1", lane="bulk", version=WIRE_VERSIONS.newest)]
     assert sum(len(frame.payload) + 9 for frame in sent) < HANDSHAKE_BYTES_MAX
 
 
@@ -54,7 +56,7 @@ def test_the_longest_names_fit():
     concluded, sent = run(
         *pair(identity("a" * 63, cluster="c" * 64), identity("b" * 63, cluster="c" * 64), expects="b" * 63)
     )
-    assert concluded["listener"] == [Established(peer="a" * 63, lane="control")]
+    assert concluded["listener"] == [Established(peer="a" * 63, lane="control", version=WIRE_VERSIONS.newest)]
     assert sum(len(frame.payload) + 9 for frame in sent if frame.kind in (Kind.HELLO, Kind.PROOF)) < HANDSHAKE_BYTES_MAX
 
 
@@ -114,15 +116,73 @@ def test_a_stranger_does_not_move_the_clock():
     assert b.clock.now_ms() < before + 40_000
 
 
-def test_other_version():
-    def tamper(kind, payload):
-        if kind != Kind.HELLO:
-            return payload
-        hello = msgspec.msgpack.decode(payload, type=Hello)
-        return msgspec.msgpack.encode(msgspec.structs.replace(hello, wire_version=WIRE_VERSION + 1))
+@pytest.mark.parametrize(
+    ("a", "b", "version"),
+    [((1, 1), (1, 2), 1), ((1, 2), (2, 3), 2), ((1, 3), (2, 5), 3), ((2, 3), (2, 3), 3), ((1, 4), (2, 3), 3)],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_newest_version_that_both_speak(a, b, version, turned):
+    a, b = (b, a) if turned else (a, b)
+    concluded, _ = run(*pair(identity("n1", versions=WireVersions(*a)), identity("n2", versions=WireVersions(*b))))
+    assert [made.version for made in concluded["dialler"] + concluded["listener"]] == [version, version]
 
-    concluded, _ = run(*pair(identity("n1"), identity("n2")), tamper=tamper)
-    assert concluded["listener"][0].reason == "wire-version"
+
+@pytest.mark.parametrize(("a", "b", "older"), [((1, 1), (2, 3), "n1"), ((4, 5), (1, 3), "n2"), ((9, 9), (1, 2), "n2")])
+def test_without_a_common_version_the_older_one_is_named(a, b, older):
+    concluded, _ = run(*pair(identity("n1", versions=WireVersions(*a)), identity("n2", versions=WireVersions(*b))))
+    [refuse] = concluded["listener"]
+    assert refuse.reason == "wire-version" and refuse.tell
+    for text in (f"n1 speaks {WireVersions(*a)}", f"n2 speaks {WireVersions(*b)}", f"Upgrade {older}"):
+        assert text in refuse.detail
+    dialler = DiallerHandshake(identity("n1", versions=WireVersions(*a)), expects="n2", lane="control", nonce=NONCE)
+    dialler.begin()
+    challenge = Challenge(
+        wire_version=b[0],
+        cluster_id="c1",
+        node_id="n2",
+        lane="control",
+        nonce=NONCE,
+        now_ms=1,
+        wire_version_newest=b[1],
+    )
+    [refuse] = dialler.receive(Kind.CHALLENGE, msgspec.msgpack.encode(challenge))
+    assert refuse.reason == "wire-version" and f"Upgrade {older}" in refuse.detail
+
+
+class HelloOf1(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="amber-hello"):
+    """As version 1 had it."""
+
+    wire_version: int
+    cluster_id: str
+    node_id: str
+    expects: str
+    lane: str
+    nonce: bytes
+    now_ms: int
+
+
+def test_version_1_reads_this_introduction_and_is_read():
+    dialler, listener = pair(identity("n1"), identity("n2"))
+    [sent] = dialler.begin()
+    read = msgspec.msgpack.decode(sent.payload, type=HelloOf1)
+    assert read.wire_version == 1, "a node of version 1 refuses anything else"
+    [challenge] = listener.receive(Kind.HELLO, msgspec.msgpack.encode(read))
+    # Version 1 compares this field with its own version, and skips what it does not know.
+    assert msgspec.msgpack.decode(challenge.payload)[1] == 1
+    assert versions_of(msgspec.msgpack.decode(msgspec.msgpack.encode(read), type=Hello)) == WireVersions(1, 1)
+
+
+def test_nobody_on_the_way_talks_them_down():
+    for kind, type_ in ((Kind.HELLO, Hello), (Kind.CHALLENGE, Challenge)):
+
+        def tamper(sent, payload, kind=kind, type_=type_):
+            if sent != kind:
+                return payload
+            said = msgspec.msgpack.decode(payload, type=type_)
+            return msgspec.msgpack.encode(msgspec.structs.replace(said, wire_version_newest=1))
+
+        concluded, _ = run(*pair(identity("n1"), identity("n2")), tamper=tamper)
+        assert not any(isinstance(made, Established) for made in concluded["dialler"] + concluded["listener"])
 
 
 @pytest.mark.parametrize("kind", [Kind.HELLO, Kind.CHALLENGE])

@@ -14,10 +14,14 @@ import structlog
 
 from amberblob.errors import PeerRefused, PeerUnreachable, WireError
 from amberblob.limits import FRAME_BYTES_MAX, STREAM_WINDOW_BYTES
+from amberblob.manifest import ChunkRef
+from amberblob.wire import Done, Ping, ReadChunk, WireVersions
 from node.transport import frames
 from node.transport.frames import HEADER, HEADER_BYTES, Kind
 from node.transport.handshake import DiallerHandshake, Established, ListenerHandshake, Send
 from tests.unit.node.transport.transport_kit import Cluster, cluster, identity, incarnation, query, stage_open, until
+
+READ = ReadChunk(slot=1, blob_id="b", chunk=ChunkRef("0" * 64, 1))
 
 
 async def refused(c: Cluster) -> PeerRefused:
@@ -36,6 +40,8 @@ async def refused(c: Cluster) -> PeerRefused:
         (identity("n3"), identity("n1"), "unexpected-node", "n3 answers where n2 was expected"),
         (identity("n2"), identity("n1", ahead_ms=90_000), "clock-ahead", "clock of n1 is"),
         (identity("n2", ahead_ms=90_000), identity("n1"), "clock-ahead", "clock of n2 is"),
+        (identity("n2"), identity("n1", versions=WireVersions(8, 9)), "wire-version", "Upgrade n2"),
+        (identity("n2", versions=WireVersions(8, 9)), identity("n1"), "wire-version", "Upgrade n1"),
     ],
 )
 async def test_refused_with_a_reason(server, client, reason, words):
@@ -51,25 +57,36 @@ async def test_refused_with_a_reason(server, client, reason, words):
     assert told and len(told) == len(set(told)), "once per reason, however many attempts"
 
 
-async def test_another_wire_version(monkeypatch):
+async def test_a_request_that_the_peers_version_does_not_know_is_not_sent(monkeypatch):
+    monkeypatch.setattr("amberblob.wire.SINCE", {"Query": 2, "StageOpen": 2, "ReadChunk": 2})
+    async with cluster(identity("n2", versions=WireVersions(1, 1)), identity("n1")) as c:
+        told: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        errors = []
+        for asked in range(2):  # before the connection stands, and after
+            with pytest.raises(PeerRefused) as caught:
+                await c.clients.call("n2", query(), timeout_s=5)
+            errors.append(caught.value)
+            if asked:
+                c.clients.ask("n2", query(), told.set_result, timeout_s=5)
+        errors.append(await told)
+        with pytest.raises(PeerRefused) as caught:
+            await c.clients.stage("n2", stage_open(), timeout_s=5)
+        errors.append(caught.value)
+        with pytest.raises(PeerRefused) as caught:
+            async for _ in c.clients.fetch("n2", READ, timeout_s=5):
+                pass
+        errors.append(caught.value)
+        for error in errors:
+            assert error.extra == {"reason": "wire-version", "sent": False}
+            assert "upgrade n2" in error.detail
+        assert c.handler.started == 0
+        assert isinstance(await c.clients.call("n2", Ping(now_ms=1), timeout_s=5), Done), "others are sent as ever"
+
+
+async def test_a_request_is_sent_to_a_peer_whose_version_knows_it(monkeypatch):
+    monkeypatch.setattr("amberblob.wire.SINCE", {"Query": 2})
     async with cluster() as c:
-        listener = ListenerHandshake.__init__
-
-        def older(self, *args, **options):
-            monkeypatch.setattr("node.transport.handshake.WIRE_VERSION", 1)
-            listener(self, *args, **options)
-
-        dialler = DiallerHandshake.__init__
-
-        def newer(self, *args, **options):
-            monkeypatch.setattr("node.transport.handshake.WIRE_VERSION", 9)
-            dialler(self, *args, **options)
-
-        monkeypatch.setattr(ListenerHandshake, "__init__", older)
-        monkeypatch.setattr(DiallerHandshake, "__init__", newer)
-        error = await refused(c)
-        assert error.extra["reason"] == "wire-version"
-        assert "upgrade" in error.detail
+        assert incarnation(await c.clients.call("n2", query(), timeout_s=5)) == "a"
 
 
 async def test_a_clock_that_runs_away_is_noticed_by_pings():

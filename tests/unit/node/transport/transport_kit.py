@@ -14,6 +14,7 @@ from amberblob.clock import HybridClock, SystemClock
 from amberblob.manifest import ChunkRef
 from amberblob.tracing import request_id
 from amberblob.wire import (
+    WIRE_VERSIONS,
     Done,
     Failed,
     Query,
@@ -24,6 +25,7 @@ from amberblob.wire import (
     StageClose,
     StagedReply,
     StageOpen,
+    WireVersions,
 )
 from node.transport import Identity, PeerClients, PeerServer
 from node.transport.interface import IncomingStage, Respond
@@ -32,9 +34,17 @@ SECRET = b"s" * 32
 WAIT_S = 10.0
 
 
-def identity(node: str, *, cluster: str = "c1", secret: bytes = SECRET, ahead_ms: int = 0) -> Identity:
+def identity(
+    node: str,
+    *,
+    cluster: str = "c1",
+    secret: bytes = SECRET,
+    ahead_ms: int = 0,
+    versions: WireVersions = WIRE_VERSIONS,
+) -> Identity:
     wall_ms = SystemClock().wall_ms
-    return Identity(cluster_id=cluster, node_id=node, secret=secret, clock=HybridClock(lambda: wall_ms() + ahead_ms))
+    clock = HybridClock(lambda: wall_ms() + ahead_ms)
+    return Identity(cluster_id=cluster, node_id=node, secret=secret, clock=clock, versions=versions)
 
 
 def query(path: str = "a") -> Query:
