@@ -40,3 +40,12 @@ async def operate(cluster: Cluster, *arguments: str, node: int = 0, timeout_s: f
     status, out, err = await amberblob(cluster, "cluster", *arguments, node=node, timeout_s=timeout_s)
     assert status == 0, f"{arguments}: {status}\n{out}\n{err}"
     return out + err
+
+
+def started(cluster: Cluster, *arguments: str, node: int = 0) -> subprocess.Popen[bytes]:
+    """A command that is not waited for; its stderr is a pipe. Whoever starts it ends it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "amberblob", *arguments],
+        cwd=ROOT, env={**environment(), "AMBERBLOB_ENDPOINT": cluster.nodes[node].url},
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip

@@ -374,11 +374,24 @@ class Cluster:
         """Whatever lies in a staging folder of any node."""
         return [found for node in self.nodes for found in node.disk.glob("slots/*/staging/*")]
 
+    def disk_bytes(self, index: int) -> int:
+        """What the blobs and the databases of a node's slots take."""
+        files = (file for file in (self.nodes[index].disk / "slots").rglob("*"))
+        return sum(_size_of(file) for file in files)
+
     def blob_folders(self) -> set[Path]:
         return {found for node in self.nodes for found in node.disk.glob("slots/*/blobs/*")}
 
     def quarantined(self, index: int) -> list[Path]:
         return list((self.nodes[index].disk / "quarantine").glob("*"))
+
+
+def _size_of(file: Path) -> int:
+    """In bytes; nothing of a folder, or of what was removed meanwhile."""
+    try:
+        return file.stat().st_size if file.is_file() else 0
+    except FileNotFoundError:
+        return 0
 
 
 # -- speaking HTTP

@@ -21,7 +21,9 @@ from tests.cluster.harness import KIB, MIB, Answer, Api, content, etag_of, objec
 SIZES = (0, 20, 3 * KIB, 64 * KIB, 64 * KIB + 1, 150 * KIB)
 PATHS_MAX = 12
 """Of one owner, so that they are overwritten, deleted and made anew."""
-PAUSE_S = 0.02
+PAUSE_S = 0.05
+LARGE_PAUSE_S = 1.0
+"""A slot that is filled more quickly than it can be copied would never arrive."""
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Traffic:
     api: Api
     name: str
     through: list[int]
-    large_bytes: int = 5 * MIB
+    large_bytes: int = 3 * MIB
     wrong: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     known: dict[str, Known] = field(default_factory=dict)
@@ -83,9 +85,7 @@ class Traffic:
             async with gate:
                 await self._verify(path, known, node)
 
-        await asyncio.gather(
-            *(one(path, known, node) for path, known in self.known.items() for node in self.through)
-        )
+        await asyncio.gather(*(one(path, known, node) for path, known in self.known.items() for node in self.through))
         for node in self.through:
             if self.counted:
                 assert (await self.api.get(self._counter, node=node)).body == str(self.counted).encode()
@@ -140,6 +140,7 @@ class Traffic:
         self.counts["large"] += 1
         await self._put(path, known, chance, node, size=self.large_bytes + chance.randrange(KIB))
         await self._get(path, known, self.through[self._turn % len(self.through)])
+        await asyncio.sleep(LARGE_PAUSE_S)
 
     async def _count(self, who: str, chance: random.Random, node: int) -> None:
         told = await self.api.get(self._counter, node=node)
