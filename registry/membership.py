@@ -27,6 +27,7 @@ import structlog
 from msgspec.structs import replace
 
 from amberblob.errors import BadRequest, MembershipConflict, NotFound, NotReady, RegistryUnavailable
+from registry.formats import FORMAT_OF_MEMBERSHIP, raise_format
 from registry.interface import TRANSACTION_OPS_MAX, CompareAndDelete, CompareAndSet, Operation, Registry
 from registry.keys import Keys
 from registry.planning import Plan, plan
@@ -97,7 +98,7 @@ async def change(
         BadRequest: no nodes, or one is named twice.
         NotFound: (no-such-node) a node that is not known.
         MembershipConflict: the action does not go with the state of a node or of the cluster, or another change is being made.
-        NotReady: the change is decided, but its moves could not all be written for being disturbed: a node finishes it.
+        NotReady: (nodes-too-old) nodes of an older version are to be upgraded first; or the change is decided, but its moves could not all be written for being disturbed: a node finishes it.
         RegistryUnavailable: it cannot be reached, or shows an older state than was seen. The change may be decided then.
     """
     if not nodes or len(set(nodes)) != len(nodes):
@@ -122,6 +123,9 @@ async def change(
     )
     if dry_run:
         return Outcome(plan=planned, membership=replace(after, planning=False), warnings=warnings)
+    # Nodes of the version before know nothing of joint routes: they would count one majority where two are needed.
+    gone = {node for node, state in wanted.items() if state is NodeState.REMOVED}
+    await raise_format(registry, cluster.name, FORMAT_OF_MEMBERSHIP, leaving=gone)
     if wanted == at.nodes and at.planning:
         after = replace(after, generation=at.generation)  # the same again: its writer died
     if await registry.compare_and_set(board.keys.membership, board.revision, encode(after)) is None:

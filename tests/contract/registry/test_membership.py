@@ -11,7 +11,17 @@ from registry.interface import TRANSACTION_OPS_MAX, CompareAndDelete, CompareAnd
 from registry.keys import Keys
 from registry.membership import PATIENCE_MS, Action, Outcome, change, resume, sweep_removed
 from registry.placement import place
-from registry.routes import ClusterInfo, Liveness, Member, NodeInfo, NodeState, Route, RouteTable, encode
+from registry.routes import (
+    FORMAT_VERSION,
+    ClusterInfo,
+    Liveness,
+    Member,
+    NodeInfo,
+    NodeState,
+    Route,
+    RouteTable,
+    encode,
+)
 from registry.snapshot import table_of
 
 SLOTS = 256
@@ -39,7 +49,7 @@ def now() -> Time:
 def info(name: str) -> NodeInfo:
     return NodeInfo(
         node_id=name, disk_id=f"disk-{name}", zone="z", host="", http_address="h:1", peer_address="h:2",
-        capacity_bytes=100, version="0", started_at_ms=0,
+        capacity_bytes=100, version="0", started_at_ms=0, registry_format=FORMAT_VERSION,
     )  # fmt: skip
 
 
@@ -414,3 +424,17 @@ async def test_a_registry_that_is_away(backend, clients, now):
         with pytest.raises(RegistryUnavailable):
             await resume(registry, CLUSTER, now_ms=now)
     assert (await table(registry)).membership is None
+
+
+async def test_nodes_of_the_version_before_are_to_be_upgraded_first(clients, now):
+    registry, _ = clients
+    await begin(registry, "n1", "n2", "n3", spare=("n4",))
+    old = msgspec.structs.replace(info("n2"), registry_format=1)
+    await put(registry, KEYS.node("n2"), encode(old))
+    with pytest.raises(NotReady, match="n2") as refused:
+        await ask(registry, now, "join", "n4")
+    assert refused.value.code == "nodes-too-old"
+    assert (await table(registry)).membership is None
+    await put(registry, KEYS.node("n2"), encode(info("n2")))
+    await ask(registry, now, "join", "n4")
+    assert (await table(registry)).cluster.format_version == FORMAT_VERSION
