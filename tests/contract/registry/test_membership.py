@@ -68,7 +68,7 @@ async def die(registry: Registry, name: str) -> None:
 
 async def begin(registry: Registry, *names: str, spare: tuple[str, ...] = ()) -> None:
     """A cluster whose slots lie on ``names``."""
-    await put(registry, KEYS.cluster, encode(CLUSTER))
+    await put(registry, KEYS.cluster, encode(msgspec.structs.replace(CLUSTER, format_version=FORMAT_VERSION)))
     await register(registry, *names, *spare)
     routes = place([info(name) for name in names], SLOTS, 3)
     for at in range(0, SLOTS, TRANSACTION_OPS_MAX):
@@ -468,6 +468,7 @@ async def test_nodes_of_the_version_before_are_to_be_upgraded_first(clients, now
     await begin(registry, "n1", "n2", "n3", spare=("n4",))
     old = msgspec.structs.replace(info("n2"), registry_format=1)
     await put(registry, KEYS.node("n2"), encode(old))
+    await put(registry, KEYS.cluster, encode(CLUSTER))
     with pytest.raises(NotReady, match="n2") as refused:
         await ask(registry, now, "join", "n4")
     assert refused.value.code == "nodes-too-old"
