@@ -135,6 +135,8 @@ def todo(document: Mapping[str, Any]) -> list[str]:
             "bytes on a disk have rotted and are being fetched again; amberblob cluster slots --unhealed tells which disk: "
             "look at its kernel log, and amberblob doctor --disk DIR."
         )
+    if join := _join_advice(document):
+        advice.append(join)
     registry = document.get("registry")
     if isinstance(registry, Mapping) and registry.get("refused"):
         advice.append(
@@ -199,7 +201,31 @@ def _nodes(document: Mapping[str, Any]) -> str:
 
 def _fewer(heal: Mapping[str, Any]) -> str:
     """That there are fewer voters than there are to be copies."""
-    return f"{heal.get('fewest_copies')} of {heal.get('target')} in {heal['slots_below_target']} slots"
+    return f"{heal.get('fewest_copies')} of {heal.get('target')} copies in {heal['slots_below_target']} slots"
+
+
+def _join_advice(document: Mapping[str, Any]) -> str:
+    """What gives the slots all their copies; empty: there are nodes enough, or slots are on their way."""
+    membership = document.get("membership")
+    if not _heal(document).get("slots_below_target") or not isinstance(membership, Mapping):
+        return ""
+    moves = membership.get("moves")
+    if membership.get("planning") or (isinstance(moves, Mapping) and moves.get("left")):
+        return ""
+    states = membership.get("nodes")
+    states = states if isinstance(states, Mapping) else {}
+    active = sum(state == "active" for state in states.values())
+    missing = int(_heal(document).get("target") or 0) - active
+    if missing <= 0:
+        return ""
+    spare = sorted(str(node) for node, state in states.items() if state == "spare")[:missing]
+    more = f"{missing} more node{'' if missing == 1 else 's'}"
+    how = (
+        f"amberblob cluster join {' '.join(spare)}"
+        if len(spare) == missing
+        else "start them with this cluster's registry and name, then amberblob cluster join NODE…"
+    )
+    return f"for {_heal(document)['target']} copies of each slot join {more}: {how}"
 
 
 def _moving(document: Mapping[str, Any]) -> str:

@@ -68,7 +68,7 @@ async def die(registry: Registry, name: str) -> None:
 
 async def begin(registry: Registry, *names: str, spare: tuple[str, ...] = ()) -> None:
     """A cluster whose slots lie on ``names``."""
-    await put(registry, KEYS.cluster, encode(CLUSTER))
+    await put(registry, KEYS.cluster, encode(msgspec.structs.replace(CLUSTER, format_version=FORMAT_VERSION)))
     await register(registry, *names, *spare)
     routes = place([info(name) for name in names], SLOTS, 3)
     for at in range(0, SLOTS, TRANSACTION_OPS_MAX):
@@ -171,7 +171,6 @@ async def test_a_dry_run_changes_nothing(clients, now):
         ("join", ["n4", "n4"], {}, BadRequest, "each once"),
         ("join", ["n9"], {"force": True}, NotFound, "No node 'n9' is registered"),
         ("drain", ["n9"], {}, NotFound, "n9"),
-        ("join", ["n4", "n1"], {}, MembershipConflict, "n1 is active already"),
         ("join", ["n5"], {}, MembershipConflict, "n5 gives no sign of life"),
         ("drain", ["n4"], {}, MembershipConflict, "nothing to drain"),
         ("drain", ["n1"], {}, MembershipConflict, "2 active nodes are fewer than the 3 copies"),
@@ -194,6 +193,42 @@ async def test_what_is_refused(clients, now, action, nodes, options, error, told
     assert (await registry.range("")).revision == before
 
 
+async def test_the_same_again_goes_on_with_it(clients, now):
+    registry, other = clients
+    await begin(registry, "n1", "n2", "n3", spare=("n4", "n5"))
+    first = await ask(registry, now, "join", "n1")
+    assert first.warnings == ("n1 is active already.",)
+    assert (await table(registry)).membership is None, "nothing was asked for that is not so"
+    first = await ask(registry, now, "join", "n4")
+    assert first.warnings == ()
+    await arrive(registry, 10)
+    before = (await registry.range("")).revision
+    for dry_run in (True, False):
+        again = await ask(other, now, "join", "n4", dry_run=dry_run)
+        assert again.warnings == ("n4 is active already.",)
+        assert again.membership == first.membership
+        assert again.plan.targets == {slot: (await table(registry)).moves[slot].nodes for slot in again.plan.targets}
+        assert len(again.plan.targets) == len(first.plan.targets) - 10
+    assert (await registry.range("")).revision == before
+    # With another one it is another change.
+    both = await ask(other, now, "join", "n4", "n5")
+    assert both.warnings == ("n4 is active already.",)
+    assert both.membership.generation == 2
+
+
+async def test_the_same_again_while_it_is_written(clients, now):
+    registry, other = clients
+    await begin(registry, "n1", "n2", "n3", spare=("n4",))
+    with pytest.raises(RegistryUnavailable, match="answer was lost"):
+        await ask(Dying(registry, 2), now, "join", "n4")
+    assert (await table(other)).membership.planning
+    outcome = await ask(other, now, "join", "n4")
+    assert outcome.warnings == ("n4 is active already.",)
+    found = await table(registry)
+    assert (found.membership.planning, found.membership.generation) == (False, 1)
+    assert set(found.moves) == set(outcome.plan.targets)
+
+
 async def test_below_the_number_of_copies_by_force(clients, now):
     registry, _ = clients
     await begin(registry, "n1", "n2", "n3")
@@ -201,8 +236,9 @@ async def test_below_the_number_of_copies_by_force(clients, now):
     assert "1 active nodes are fewer" in outcome.warnings[0]
     assert set(outcome.plan.targets.values()) == {("n1",)}
     assert outcome.plan.copies == 0
-    with pytest.raises(MembershipConflict, match="draining already"):
-        await ask(registry, now, "drain", "n2", force=True)
+    again = await ask(registry, now, "drain", "n2", force=True)
+    assert again.warnings[0] == "n2 is draining already."
+    assert (again.membership, again.plan) == (outcome.membership, outcome.plan)
     await arrive(registry)
     # And back: whoever drains is joined again; there are still too few, but that is better than before.
     outcome = await ask(registry, now, "join", "n2")
@@ -217,8 +253,10 @@ async def test_a_dead_node_is_removed_by_force(clients, now):
     outcome = await ask(registry, now, "remove", "n2", force=True)
     assert set(outcome.plan.after) == {"n1", "n3", "n4"}
     assert await sweep_removed(registry, CLUSTER) == ()
-    with pytest.raises(MembershipConflict, match="removed already"):
-        await ask(registry, now, "remove", "n2", force=True)
+    for force in (True, False):
+        again = await ask(registry, now, "remove", "n2", force=force)
+        assert again.warnings == ("n2 was removed already.",)
+        assert again.plan == outcome.plan
     with pytest.raises(MembershipConflict, match="being taken"):
         await ask(registry, now, "drain", "n2")
     with pytest.raises(MembershipConflict, match="still named"):
@@ -321,8 +359,7 @@ async def test_a_change_that_is_left_half_written(clients, now, after, by):
         assert (await resume(other, CLUSTER, now_ms=now) is None) is finished
     elif by == "the operator":
         if finished:
-            with pytest.raises(MembershipConflict, match="active already"):
-                await ask(other, now, "join", "n4")
+            assert (await ask(other, now, "join", "n4")).warnings == ("n4 is active already.",)
         else:
             await ask(other, now, "join", "n4")
     else:
@@ -431,6 +468,7 @@ async def test_nodes_of_the_version_before_are_to_be_upgraded_first(clients, now
     await begin(registry, "n1", "n2", "n3", spare=("n4",))
     old = msgspec.structs.replace(info("n2"), registry_format=1)
     await put(registry, KEYS.node("n2"), encode(old))
+    await put(registry, KEYS.cluster, encode(CLUSTER))
     with pytest.raises(NotReady, match="n2") as refused:
         await ask(registry, now, "join", "n4")
     assert refused.value.code == "nodes-too-old"
