@@ -331,7 +331,7 @@ class ScanReply(Message, frozen=True, array_like=True, kw_only=True, tag="s"):
     entries: tuple[ScanEntry, ...]
     next_start: str | None
     incarnations: dict[int, str]
-    epochs: dict[int, int] = {}
+    epochs: dict[int, int] = msgspec.field(default_factory=dict)
 
 
 class InspectReply(Message, frozen=True, array_like=True, kw_only=True, tag="i"):

@@ -309,11 +309,19 @@ class Node:
             cache_path=config.node.disk / ROUTE_CACHE,
             me=me,
         )
-        self._watcher.add_listener(lambda table: parts.routes_changed())
+
+        def meet(known: RouteTable) -> None:
+            for other in known.nodes:
+                peers.reachable(other)  # begins to connect
+
+        def routes_changed(known: RouteTable) -> None:
+            meet(known)
+            parts.routes_changed()
+
+        self._watcher.add_listener(routes_changed)
         self._watcher.start()
         self._closers.push_async_callback(self._watcher.stop)
-        for other in table.nodes:
-            peers.reachable(other)  # begins to connect
+        meet(table)
         parts.start_workers()
         status.phase = None
         log.info(

@@ -104,11 +104,11 @@ async def ensure_cluster(
         mint: makes the ULID of a new cluster.
         now_ms: since the Unix epoch.
         known_cluster_id: of the disk, when it belongs to a cluster already. Then none is made: a registry that
-            lost its cluster is to be restored, not begun anew.
+            lost its cluster is to be restored, not begun anew. (Whether the ids agree is the disk's to check.)
 
     Raises:
         RegistryUnavailable: it cannot be reached.
-        RegistryRefused: it has no cluster, or another one, although the disk belongs to one.
+        RegistryRefused: it has no cluster, although the disk belongs to one.
         ConfigError: slot count or replicas are not what the cluster was made with, or its format is not known.
     """
     key = Keys(settings.name).cluster
@@ -135,11 +135,6 @@ async def ensure_cluster(
         if entry is None:
             raise RegistryUnavailable(f"The registry lost {key} just after another node made it: try again.")
     cluster = decode(entry.value, ClusterInfo, key)
-    if known_cluster_id is not None and cluster.cluster_id != known_cluster_id:
-        raise RegistryRefused(
-            f"The registry holds cluster {cluster.cluster_id} as {settings.name!r}, but this disk belongs to cluster "
-            f"{known_cluster_id}. Correct [cluster] registry and name, or give the node an empty disk."
-        )
     _check_settings(cluster, settings)
     return cluster
 

@@ -27,6 +27,7 @@ import structlog
 from msgspec.structs import replace
 
 from amberblob.errors import BadRequest, MembershipConflict, NotFound, NotReady, RegistryUnavailable
+from registry.formats import FORMAT_OF_MEMBERSHIP, raise_format
 from registry.interface import TRANSACTION_OPS_MAX, CompareAndDelete, CompareAndSet, Operation, Registry
 from registry.keys import Keys
 from registry.planning import Plan, plan
@@ -84,7 +85,8 @@ async def change(
 ) -> Outcome:
     """Have the cluster's nodes be as the operator asks. Returns when all moves are written, or at once for a dry run.
 
-    The same change asked for again after it was broken off goes on with it.
+    Asking for the same again is no error, since a command may have died, or its answer been lost: what is left of it is planned again, and
+    a warning tells that the nodes were as asked for. Where that plan is what is wanted already, nothing is written.
 
     Args:
         nodes: one or more ids.
@@ -97,20 +99,23 @@ async def change(
         BadRequest: no nodes, or one is named twice.
         NotFound: (no-such-node) a node that is not known.
         MembershipConflict: the action does not go with the state of a node or of the cluster, or another change is being made.
-        NotReady: the change is decided, but its moves could not all be written for being disturbed: a node finishes it.
+        NotReady: (nodes-too-old) nodes of an older version are to be upgraded first; or the change is decided, but its moves could not all be written for being disturbed: a node finishes it.
         RegistryUnavailable: it cannot be reached, or shows an older state than was seen. The change may be decided then.
     """
     if not nodes or len(set(nodes)) != len(nodes):
         raise BadRequest("Name one or more nodes, each once.", code="bad-parameter")
     board = await _look(registry, cluster, seen_epoch)
     at = board.membership
-    if at.planning and abs(now_ms() - at.changed_at_ms) < PATIENCE_MS and not dry_run:
+    title = f"{action} {' '.join(nodes)}"
+    written_now = at.planning and abs(now_ms() - at.changed_at_ms) < PATIENCE_MS
+    if written_now and at.action != title and not dry_run:
         raise MembershipConflict(
             f"Another change ({at.action}) is being written at this moment. Wait until it is, look at the cluster's status, and ask again."
         )
     wanted, warnings = _wanted(board, action, nodes, force=force)
-    title = f"{action} {' '.join(nodes)}"
     planned = _plan(board, wanted)
+    if wanted == at.nodes and not at.planning and not _differences(board, planned, at.generation):
+        return Outcome(plan=planned, membership=at, warnings=warnings)
     after = Membership(
         generation=at.generation + 1,
         nodes=wanted,
@@ -122,6 +127,9 @@ async def change(
     )
     if dry_run:
         return Outcome(plan=planned, membership=replace(after, planning=False), warnings=warnings)
+    # Nodes of the version before know nothing of joint routes: they would count one majority where two are needed.
+    gone = {node for node, state in wanted.items() if state is NodeState.REMOVED}
+    await raise_format(registry, cluster.name, FORMAT_OF_MEMBERSHIP, leaving=gone)
     if wanted == at.nodes and at.planning:
         after = replace(after, generation=at.generation)  # the same again: its writer died
     if await registry.compare_and_set(board.keys.membership, board.revision, encode(after)) is None:
@@ -236,6 +244,13 @@ def _active(nodes: Mapping[str, NodeState]) -> set[str]:
 
 # -- what is refused
 
+_STATE_AFTER = {
+    Action.JOIN: NodeState.ACTIVE,
+    Action.DRAIN: NodeState.DRAINING,
+    Action.REMOVE: NodeState.REMOVED,
+}
+_ALREADY = {Action.JOIN: "is active", Action.DRAIN: "is draining", Action.REMOVE: "was removed"}
+
 
 def _wanted(
     board: _Board, action: Action, nodes: Sequence[str], *, force: bool
@@ -249,56 +264,46 @@ def _wanted(
                 f"{', '.join(sorted(board.table.nodes))}.",
                 code="no-such-node",
             )
-    again = board.membership.planning
-    match action:
-        case Action.JOIN:
-            for node in nodes:
-                _check_join(board, node, force=force, again=again)
-                states[node] = NodeState.ACTIVE
-        case Action.DRAIN:
-            for node in nodes:
-                _check_drain(states.get(node), node, again=again)
-                states[node] = NodeState.DRAINING
-        case Action.REMOVE:
-            for node in nodes:
-                _check_remove(board, node, force=force, again=again)
-                states[node] = NodeState.REMOVED
-            _check_majorities(board, states)
-        case Action.FORGET:
-            for node in nodes:
-                _check_forget(board, node)
-                del states[node]
-    return states, _check_active(board, states, force=force)
+    warnings: list[str] = []
+    for node in nodes:
+        state = board.membership.nodes.get(node)
+        if action is Action.FORGET:
+            _check_forget(board, node)
+            del states[node]
+            continue
+        if state is _STATE_AFTER[action]:
+            warnings.append(f"{node} {_ALREADY[action]} already.")
+            continue
+        match action:
+            case Action.JOIN:
+                _check_join(board, state, node, force=force)
+            case Action.DRAIN:
+                _check_drain(state, node)
+            case Action.REMOVE:
+                _check_remove(board, state, node, force=force)
+        states[node] = _STATE_AFTER[action]
+    if action is Action.REMOVE:
+        _check_majorities(board, states)
+    return states, (*warnings, *_check_active(board, states, force=force))
 
 
-def _check_join(board: _Board, node: str, *, force: bool, again: bool) -> None:
-    match board.membership.nodes.get(node):
-        case NodeState.REMOVED:
-            raise MembershipConflict(
-                f"{node} was removed. Forget it, start it, and join it then; or give the node a new id."
-            )
-        case NodeState.ACTIVE if not again:
-            raise MembershipConflict(f"{node} is active already.")
+def _check_join(board: _Board, state: NodeState | None, node: str, *, force: bool) -> None:
+    if state is NodeState.REMOVED:
+        raise MembershipConflict(
+            f"{node} was removed. Forget it, start it, and join it then; or give the node a new id."
+        )
     if node not in board.alive and not force:
         raise MembershipConflict(f"{node} gives no sign of life: start it first (or force it, if it is to come later).")
 
 
-def _check_drain(state: NodeState | None, node: str, *, again: bool) -> None:
-    match state:
-        case None:
-            raise MembershipConflict(f"{node} was never joined and holds nothing: there is nothing to drain.")
-        case NodeState.REMOVED:
-            raise MembershipConflict(f"{node} was removed: its slots are being taken from it already.")
-        case NodeState.DRAINING if not again:
-            raise MembershipConflict(f"{node} is draining already.")
-
-
-def _check_remove(board: _Board, node: str, *, force: bool, again: bool) -> None:
-    state = board.membership.nodes.get(node)
+def _check_drain(state: NodeState | None, node: str) -> None:
+    if state is None:
+        raise MembershipConflict(f"{node} was never joined and holds nothing: there is nothing to drain.")
     if state is NodeState.REMOVED:
-        if not again:
-            raise MembershipConflict(f"{node} was removed already.")
-        return
+        raise MembershipConflict(f"{node} was removed: its slots are being taken from it already.")
+
+
+def _check_remove(board: _Board, state: NodeState | None, node: str, *, force: bool) -> None:
     slots = len(board.table.slots_of(node))
     if not slots and state is not NodeState.ACTIVE:
         return

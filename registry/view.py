@@ -30,8 +30,6 @@ from registry.trust import RegistryRefused, check_picture, check_revision
 
 _log = structlog.get_logger(__name__)
 
-NOT_ASKED = "not asked yet"
-
 Listener = Callable[[RouteTable], None]
 
 TABLES_APART_S = 0.05
@@ -80,7 +78,7 @@ class RouteWatcher:
         self._have_table = asyncio.Event()
         if table is not None:
             self._have_table.set()
-        self._registry_error: str | None = NOT_ASKED
+        self._registry_error: str | None = "not asked yet"
         self._refused = False
         self._revision = 0
         self._since_ms = clock.wall_ms()
@@ -234,10 +232,10 @@ class RouteWatcher:
     async def _enroll(self) -> None:
         """Register this node, should the registry not know it as it is (it was down at start, or lost something).
 
-        Not before it was looked at, and not while it is refused: into that one nothing is written.
+        Only while the table follows it: into one that was not looked at yet, or is refused, nothing is written.
         """
-        if self._refused or self._registry_error == NOT_ASKED:
-            raise RegistryUnavailable(self._registry_error or NOT_ASKED)
+        if self._registry_error is not None:
+            raise RegistryUnavailable(self._registry_error)
         if self._me is not None and self._table is not None:
             await register_node(self._registry, self._table.cluster, self._me)
 

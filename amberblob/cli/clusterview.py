@@ -76,6 +76,8 @@ def status_lines(document: Mapping[str, Any]) -> list[str]:
             ("slots", _slots(document, heal)),
             ("healed", HEALED.get(str(heal["state"]), f"no: {heal['state']}")),
         ]
+    if heal.get("slots_below_target"):
+        lines.append(("copies", _fewer(heal)))
     if "objects_below_target" in heal:
         lines += [
             ("below target", f"{heal['objects_below_target']:,} of {heal.get('objects', 0):,} objects"),
@@ -133,6 +135,8 @@ def todo(document: Mapping[str, Any]) -> list[str]:
             "bytes on a disk have rotted and are being fetched again; amberblob cluster slots --unhealed tells which disk: "
             "look at its kernel log, and amberblob doctor --disk DIR."
         )
+    if join := _join_advice(document):
+        advice.append(join)
     registry = document.get("registry")
     if isinstance(registry, Mapping) and registry.get("refused"):
         advice.append(
@@ -193,6 +197,35 @@ def _nodes(document: Mapping[str, Any]) -> str:
     nodes, down = nodes_of(document), down_in(document)
     up = sum(name_of(node) not in down for node in nodes)
     return f"{up} of {len(nodes)} reachable" + (f"; down: {', '.join(down)}" if down else "")
+
+
+def _fewer(heal: Mapping[str, Any]) -> str:
+    """That there are fewer voters than there are to be copies."""
+    return f"{heal.get('fewest_copies')} of {heal.get('target')} copies in {heal['slots_below_target']} slots"
+
+
+def _join_advice(document: Mapping[str, Any]) -> str:
+    """What gives the slots all their copies; empty: there are nodes enough, or slots are on their way."""
+    membership = document.get("membership")
+    if not _heal(document).get("slots_below_target") or not isinstance(membership, Mapping):
+        return ""
+    moves = membership.get("moves")
+    if membership.get("planning") or (isinstance(moves, Mapping) and moves.get("left")):
+        return ""
+    states = membership.get("nodes")
+    states = states if isinstance(states, Mapping) else {}
+    active = sum(state == "active" for state in states.values())
+    missing = int(_heal(document).get("target") or 0) - active
+    if missing <= 0:
+        return ""
+    spare = sorted(str(node) for node, state in states.items() if state == "spare")[:missing]
+    more = f"{missing} more node{'' if missing == 1 else 's'}"
+    how = (
+        f"amberblob cluster join {' '.join(spare)}"
+        if len(spare) == missing
+        else "start them with this cluster's registry and name, then amberblob cluster join NODE…"
+    )
+    return f"for {_heal(document)['target']} copies of each slot join {more}: {how}"
 
 
 def _moving(document: Mapping[str, Any]) -> str:

@@ -127,7 +127,7 @@ def _change(
         if not wait:
             return plan, None
         with _bar(quiet=as_json) as show:
-            return plan, await _watch(client, timeout_s, show)
+            return plan, await _watch(client, int(plan.get("generation") or 0), timeout_s, show)
 
     plan, end = with_client(endpoint, work)
     if as_json:
@@ -177,9 +177,11 @@ def _print_nodes(plan: Mapping[str, Any]) -> None:
             say("\t".join(line))
 
 
-async def _watch(client: AsyncClient, timeout_s: float | None, show: Callable[[Moving], None]) -> Moved | Stuck:
+async def _watch(
+    client: AsyncClient, generation: int, timeout_s: float | None, show: Callable[[Moving], None]
+) -> Moved | Stuck:
     """Look until the end."""
-    watch, began_s = MoveWatch(), time.monotonic()
+    watch, began_s = MoveWatch(generation), time.monotonic()
     while True:
         document = await client.cluster()
         account = document.get("membership")

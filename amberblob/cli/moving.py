@@ -46,8 +46,9 @@ class Moving:
 
 @dataclass
 class MoveWatch:
-    """Looks at the moves over time."""
+    """Looks at the moves over time. ``generation``: of the plan; who knows only of an older one has not heard of the moves yet."""
 
+    generation: int = 0
     total: int = 0
     fewest: tuple[int, int] | None = None
     better_at_s: float = 0.0
@@ -59,7 +60,8 @@ class MoveWatch:
         moves = moves if isinstance(moves, Mapping) else {}
         left = int(moves.get("left") or 0)
         self.total = max(self.total, left)
-        if not left and not membership.get("planning"):
+        heard = int(membership.get("generation") or 0) >= self.generation
+        if not left and heard and not membership.get("planning"):
             return Moved(self.total)
         bytes_left = int(moves.get("bytes_left") or 0)
         best = self.fewest

@@ -13,6 +13,7 @@ from amberblob.errors import (
     DigestMismatch,
     Forbidden,
     InsufficientStorage,
+    MembershipConflict,
     MethodNotAllowed,
     NotFound,
     NotReady,
@@ -27,6 +28,7 @@ from amberblob.errors import (
 
 _BY_CODE: dict[str, type[AmberError]] = {
     "quorum-unavailable": QuorumUnavailable,
+    "membership-conflict": MembershipConflict,
     "not-ready": NotReady,
     "shutting-down": NotReady,
     "outcome-unknown": OutcomeUnknown,

@@ -27,7 +27,7 @@ _STATUS_TITLES = {
     "404": "no-such-object, no-such-version, nothing-to-restore, no-such-resource",
     "405": "method-not-allowed",
     "408": "request-timeout: the client stopped sending",
-    "409": "version-conflict: the version is not greater than every one before",
+    "409": "version-conflict: the version is not greater than every one before; membership-conflict: not as the cluster is now",
     "412": "precondition-failed; the headers are the current head's, X-Amber-Version 0 when there is none",
     "416": "range-not-satisfiable; Content-Range tells the size",
     "417": "expectation-failed",

@@ -180,7 +180,10 @@ class Node:
 
 
 class Cluster:
-    """Nodes 0 to ``nodes - 1``. Nothing is started yet."""
+    """Nodes 0 to ``nodes - 1``, over which the first routes are laid out. Nothing is started yet.
+
+    ``replicas``: how many copies the cluster is to keep; as many as there are nodes, but three at most, if it is not said.
+    """
 
     def __init__(
         self,
@@ -191,34 +194,48 @@ class Cluster:
         secret: str = SECRET,
         limits: Mapping[str, float] | None = None,
         registry_url: str | None = None,
+        replicas: int | None = None,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="amberblob-test-"))
         self.registry = self.folder / "registry.sqlite3"
         self.slot_count = slot_count
+        self._registry_url = registry_url or f"embedded://{self.registry}"
+        self._bootstrap_nodes = [f"node-{index + 1}" for index in range(nodes)]
+        self._replicas = min(3, nodes) if replicas is None else replicas
+        self._secret, self._log_level, self._limits = secret, log_level, dict(limits or {})
         ports = free_ports(2 * nodes)
-        names = [f"node-{index + 1}" for index in range(nodes)]
         self.nodes = [
-            Node(name, self.folder / name, ports[2 * index], ports[2 * index + 1]) for index, name in enumerate(names)
+            self._new_node(name, ports[2 * index], ports[2 * index + 1])
+            for index, name in enumerate(self._bootstrap_nodes)
         ]
-        for node in self.nodes:
-            node.settings = {
-                "node": {"id": node.name, "disk": "disk", "host": node.name},
-                "http": {"listen": f"{HOST}:{node.http_port}"},
-                "peer": {"listen": f"{HOST}:{node.peer_port}"},
-                "cluster": {
-                    "name": "test",
-                    "secret": secret,
-                    "registry": registry_url or f"embedded://{self.registry}",
-                    "bootstrap_nodes": names,
-                    "replicas": min(3, nodes),
-                    "slot_count": slot_count,
-                },
-                "storage": {"reserve": "16MiB"},
-                "log": {"level": log_level, "format": "json"},
-                "limits": dict(limits or {}),
-            }
-            node.write_config()
         LIVE.add(self)
+
+    def add_node(self, name: str | None = None) -> int:
+        """A further node, of the same registry and cluster, with a disk of its own; its index. It is not started yet."""
+        index = len(self.nodes)
+        self.nodes.append(self._new_node(name or f"node-{index + 1}", *free_ports(2)))
+        return index
+
+    def _new_node(self, name: str, http_port: int, peer_port: int) -> Node:
+        node = Node(name, self.folder / name, http_port, peer_port)
+        node.settings = {
+            "node": {"id": name, "disk": "disk", "host": name},
+            "http": {"listen": f"{HOST}:{http_port}"},
+            "peer": {"listen": f"{HOST}:{peer_port}"},
+            "cluster": {
+                "name": "test",
+                "secret": self._secret,
+                "registry": self._registry_url,
+                "bootstrap_nodes": self._bootstrap_nodes,
+                "replicas": self._replicas,
+                "slot_count": self.slot_count,
+            },
+            "storage": {"reserve": "16MiB"},
+            "log": {"level": self._log_level, "format": "json"},
+            "limits": dict(self._limits),
+        }
+        node.write_config()
+        return node
 
     # -- one node
 
@@ -357,11 +374,24 @@ class Cluster:
         """Whatever lies in a staging folder of any node."""
         return [found for node in self.nodes for found in node.disk.glob("slots/*/staging/*")]
 
+    def disk_bytes(self, index: int) -> int:
+        """What the blobs and the databases of a node's slots take."""
+        files = (file for file in (self.nodes[index].disk / "slots").rglob("*"))
+        return sum(_size_of(file) for file in files)
+
     def blob_folders(self) -> set[Path]:
         return {found for node in self.nodes for found in node.disk.glob("slots/*/blobs/*")}
 
     def quarantined(self, index: int) -> list[Path]:
         return list((self.nodes[index].disk / "quarantine").glob("*"))
+
+
+def _size_of(file: Path) -> int:
+    """In bytes; nothing of a folder, or of what was removed meanwhile."""
+    try:
+        return file.stat().st_size if file.is_file() else 0
+    except FileNotFoundError:
+        return 0
 
 
 # -- speaking HTTP

@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.cluster.harness import ROOT, Cluster, api_of, environment, until
+from tests.cluster.commands import amberblob
+from tests.cluster.harness import Cluster, api_of, until
 
 pytestmark = pytest.mark.cluster
 
 OBJECTS = 60
-
-
-async def amberblob(cluster: Cluster, *arguments: str, node: int = 0, timeout_s: float = 60.0) -> tuple[int, str, str]:
-    """One command: its exit status, stdout and stderr."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "amberblob", *arguments,
-        cwd=ROOT, env={**environment(), "AMBERBLOB_ENDPOINT": cluster.nodes[node].url},
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), timeout_s)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
 
 
 async def copies(cluster: Cluster) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -34,6 +35,45 @@ def test_the_same_seed_gives_the_same_trace():
     again = sim("--seed", "35", "--operations", "60")
     assert other.stdout.splitlines()[-1] == again.stdout.splitlines()[-1]
     assert other.stdout.splitlines()[-1].startswith("trace ")
+
+
+MOVING = """
+from collections import Counter
+from sim.__main__ import play
+fired = Counter()
+for seed in (1, 2, 5, 6, 7, 8, 9, 10, 12, 14):
+    result = play(seed, 80)
+    assert not result.story, result.story
+    fired += result.fired
+print(sorted(fired))
+"""
+
+
+def test_slots_move_in_the_worlds_whoever_dies_of_it():
+    done = subprocess.run(
+        [sys.executable, "-c", MOVING],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for what in (
+        "learner named",
+        "learners dropped",
+        "joint begun",
+        "joint finished",
+        "joint aborted",
+        "killed in joint",
+        "moves done",
+        "slots left",
+        "operator died",
+        "two operators",
+        "remove",
+    ):
+        assert f"'{what}'" in done.stdout, what
 
 
 BROKEN = """

@@ -11,9 +11,18 @@ from registry.interface import TRANSACTION_OPS_MAX, CompareAndDelete, CompareAnd
 from registry.keys import Keys
 from registry.membership import PATIENCE_MS, Action, Outcome, change, resume, sweep_removed
 from registry.placement import place
-from registry.routes import ClusterInfo, Liveness, Member, NodeInfo, NodeState, Route, RouteTable, encode
+from registry.routes import (
+    FORMAT_VERSION,
+    ClusterInfo,
+    Liveness,
+    Member,
+    NodeInfo,
+    NodeState,
+    Route,
+    RouteTable,
+    encode,
+)
 from registry.snapshot import table_of
-from tests.contract.registry.test_registry import backend, clients  # noqa: F401
 
 SLOTS = 256
 KEYS = Keys("c")
@@ -40,7 +49,7 @@ def now() -> Time:
 def info(name: str) -> NodeInfo:
     return NodeInfo(
         node_id=name, disk_id=f"disk-{name}", zone="z", host="", http_address="h:1", peer_address="h:2",
-        capacity_bytes=100, version="0", started_at_ms=0,
+        capacity_bytes=100, version="0", started_at_ms=0, registry_format=FORMAT_VERSION,
     )  # fmt: skip
 
 
@@ -59,7 +68,7 @@ async def die(registry: Registry, name: str) -> None:
 
 async def begin(registry: Registry, *names: str, spare: tuple[str, ...] = ()) -> None:
     """A cluster whose slots lie on ``names``."""
-    await put(registry, KEYS.cluster, encode(CLUSTER))
+    await put(registry, KEYS.cluster, encode(msgspec.structs.replace(CLUSTER, format_version=FORMAT_VERSION)))
     await register(registry, *names, *spare)
     routes = place([info(name) for name in names], SLOTS, 3)
     for at in range(0, SLOTS, TRANSACTION_OPS_MAX):
@@ -107,7 +116,7 @@ def wanted_sets(found: RouteTable) -> dict[int, set[str]]:
     }
 
 
-async def test_join_drain_remove_forget(clients, now):  # noqa: F811
+async def test_join_drain_remove_forget(clients, now):
     registry, other = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4", "n5"))
     outcome = await ask(registry, now, "join", "n4", "n5")
@@ -145,7 +154,7 @@ async def test_join_drain_remove_forget(clients, now):  # noqa: F811
     assert (await table(registry)).state_of("n1") is ACTIVE
 
 
-async def test_a_dry_run_changes_nothing(clients, now):  # noqa: F811
+async def test_a_dry_run_changes_nothing(clients, now):
     registry, _ = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4",))
     before = (await registry.range("")).revision
@@ -162,7 +171,6 @@ async def test_a_dry_run_changes_nothing(clients, now):  # noqa: F811
         ("join", ["n4", "n4"], {}, BadRequest, "each once"),
         ("join", ["n9"], {"force": True}, NotFound, "No node 'n9' is registered"),
         ("drain", ["n9"], {}, NotFound, "n9"),
-        ("join", ["n4", "n1"], {}, MembershipConflict, "n1 is active already"),
         ("join", ["n5"], {}, MembershipConflict, "n5 gives no sign of life"),
         ("drain", ["n4"], {}, MembershipConflict, "nothing to drain"),
         ("drain", ["n1"], {}, MembershipConflict, "2 active nodes are fewer than the 3 copies"),
@@ -173,7 +181,7 @@ async def test_a_dry_run_changes_nothing(clients, now):  # noqa: F811
         ("forget", ["n1"], {}, MembershipConflict, "not removed"),
     ],
 )
-async def test_what_is_refused(clients, now, action, nodes, options, error, told):  # noqa: F811
+async def test_what_is_refused(clients, now, action, nodes, options, error, told):
     registry, _ = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4", "n5"))
     await die(registry, "n5")
@@ -185,15 +193,52 @@ async def test_what_is_refused(clients, now, action, nodes, options, error, told
     assert (await registry.range("")).revision == before
 
 
-async def test_below_the_number_of_copies_by_force(clients, now):  # noqa: F811
+async def test_the_same_again_goes_on_with_it(clients, now):
+    registry, other = clients
+    await begin(registry, "n1", "n2", "n3", spare=("n4", "n5"))
+    first = await ask(registry, now, "join", "n1")
+    assert first.warnings == ("n1 is active already.",)
+    assert (await table(registry)).membership is None, "nothing was asked for that is not so"
+    first = await ask(registry, now, "join", "n4")
+    assert first.warnings == ()
+    await arrive(registry, 10)
+    before = (await registry.range("")).revision
+    for dry_run in (True, False):
+        again = await ask(other, now, "join", "n4", dry_run=dry_run)
+        assert again.warnings == ("n4 is active already.",)
+        assert again.membership == first.membership
+        assert again.plan.targets == {slot: (await table(registry)).moves[slot].nodes for slot in again.plan.targets}
+        assert len(again.plan.targets) == len(first.plan.targets) - 10
+    assert (await registry.range("")).revision == before
+    # With another one it is another change.
+    both = await ask(other, now, "join", "n4", "n5")
+    assert both.warnings == ("n4 is active already.",)
+    assert both.membership.generation == 2
+
+
+async def test_the_same_again_while_it_is_written(clients, now):
+    registry, other = clients
+    await begin(registry, "n1", "n2", "n3", spare=("n4",))
+    with pytest.raises(RegistryUnavailable, match="answer was lost"):
+        await ask(Dying(registry, 2), now, "join", "n4")
+    assert (await table(other)).membership.planning
+    outcome = await ask(other, now, "join", "n4")
+    assert outcome.warnings == ("n4 is active already.",)
+    found = await table(registry)
+    assert (found.membership.planning, found.membership.generation) == (False, 1)
+    assert set(found.moves) == set(outcome.plan.targets)
+
+
+async def test_below_the_number_of_copies_by_force(clients, now):
     registry, _ = clients
     await begin(registry, "n1", "n2", "n3")
     outcome = await ask(registry, now, "drain", "n2", "n3", force=True)
     assert "1 active nodes are fewer" in outcome.warnings[0]
     assert set(outcome.plan.targets.values()) == {("n1",)}
     assert outcome.plan.copies == 0
-    with pytest.raises(MembershipConflict, match="draining already"):
-        await ask(registry, now, "drain", "n2", force=True)
+    again = await ask(registry, now, "drain", "n2", force=True)
+    assert again.warnings[0] == "n2 is draining already."
+    assert (again.membership, again.plan) == (outcome.membership, outcome.plan)
     await arrive(registry)
     # And back: whoever drains is joined again; there are still too few, but that is better than before.
     outcome = await ask(registry, now, "join", "n2")
@@ -201,15 +246,17 @@ async def test_below_the_number_of_copies_by_force(clients, now):  # noqa: F811
     assert outcome.plan.copies == SLOTS
 
 
-async def test_a_dead_node_is_removed_by_force(clients, now):  # noqa: F811
+async def test_a_dead_node_is_removed_by_force(clients, now):
     registry, _ = clients
     await begin(registry, "n1", "n2", "n3", "n4")
     await die(registry, "n2")
     outcome = await ask(registry, now, "remove", "n2", force=True)
     assert set(outcome.plan.after) == {"n1", "n3", "n4"}
     assert await sweep_removed(registry, CLUSTER) == ()
-    with pytest.raises(MembershipConflict, match="removed already"):
-        await ask(registry, now, "remove", "n2", force=True)
+    for force in (True, False):
+        again = await ask(registry, now, "remove", "n2", force=force)
+        assert again.warnings == ("n2 was removed already.",)
+        assert again.plan == outcome.plan
     with pytest.raises(MembershipConflict, match="being taken"):
         await ask(registry, now, "drain", "n2")
     with pytest.raises(MembershipConflict, match="still named"):
@@ -225,7 +272,7 @@ async def test_a_dead_node_is_removed_by_force(clients, now):  # noqa: F811
     assert "n2" not in (await table(registry)).nodes
 
 
-async def test_a_new_plan_supersedes_the_one_before(clients, now):  # noqa: F811
+async def test_a_new_plan_supersedes_the_one_before(clients, now):
     registry, _ = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4",))
     await ask(registry, now, "join", "n4")
@@ -238,7 +285,7 @@ async def test_a_new_plan_supersedes_the_one_before(clients, now):  # noqa: F811
     assert all(nodes == {"n1", "n2", "n3"} for nodes in wanted_sets(found).values())
 
 
-async def test_a_joint_slot_keeps_a_move(clients, now):  # noqa: F811
+async def test_a_joint_slot_keeps_a_move(clients, now):
     registry, _ = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4",))
     route = (await table(registry)).route(7)
@@ -254,7 +301,7 @@ async def test_a_joint_slot_keeps_a_move(clients, now):  # noqa: F811
     assert set(found.moves[7].nodes) == {"n1", "n2", "n3"}
 
 
-async def test_an_older_registry_is_refused(clients, now):  # noqa: F811
+async def test_an_older_registry_is_refused(clients, now):
     registry, _ = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4",))
     with pytest.raises(RegistryUnavailable, match=r"Slot 9: .*epoch 2 was seen"):
@@ -262,7 +309,7 @@ async def test_an_older_registry_is_refused(clients, now):  # noqa: F811
     assert (await table(registry)).membership is None
 
 
-async def test_without_routes_there_is_nothing_to_change(clients, now):  # noqa: F811
+async def test_without_routes_there_is_nothing_to_change(clients, now):
     registry, _ = clients
     await put(registry, KEYS.cluster, encode(CLUSTER))
     await register(registry, "n1")
@@ -291,7 +338,7 @@ class Dying:
 
 @pytest.mark.parametrize("by", ["a node", "the operator", "another operator"])
 @pytest.mark.parametrize("after", [1, 2, 3])
-async def test_a_change_that_is_left_half_written(clients, now, after, by):  # noqa: F811
+async def test_a_change_that_is_left_half_written(clients, now, after, by):
     registry, other = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4", "n5"))
     plan = (await ask(registry, now, "join", "n4", dry_run=True)).plan
@@ -312,8 +359,7 @@ async def test_a_change_that_is_left_half_written(clients, now, after, by):  # n
         assert (await resume(other, CLUSTER, now_ms=now) is None) is finished
     elif by == "the operator":
         if finished:
-            with pytest.raises(MembershipConflict, match="active already"):
-                await ask(other, now, "join", "n4")
+            assert (await ask(other, now, "join", "n4")).warnings == ("n4 is active already.",)
         else:
             await ask(other, now, "join", "n4")
     else:
@@ -356,7 +402,7 @@ class Halting:
 
 
 @pytest.mark.parametrize("superseded", [False, True])
-async def test_who_slept_writes_no_move_of_an_older_plan(clients, now, superseded):  # noqa: F811
+async def test_who_slept_writes_no_move_of_an_older_plan(clients, now, superseded):
     registry, other = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4", "n5"))
     sleeper = Halting(registry, 2)
@@ -379,7 +425,7 @@ async def test_who_slept_writes_no_move_of_an_older_plan(clients, now, supersede
     assert bool((await table(registry)).moves) is not superseded
 
 
-async def test_two_operators_at_once(clients, now):  # noqa: F811
+async def test_two_operators_at_once(clients, now):
     registry, other = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4", "n5"))
     results = await asyncio.gather(
@@ -393,7 +439,7 @@ async def test_two_operators_at_once(clients, now):  # noqa: F811
     assert len(found.membership.nodes) == 5 - len(losers)
 
 
-async def test_many_who_resume_at_once(clients, now):  # noqa: F811
+async def test_many_who_resume_at_once(clients, now):
     registry, other = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4",))
     plan = (await ask(registry, now, "join", "n4", dry_run=True)).plan
@@ -406,7 +452,7 @@ async def test_many_who_resume_at_once(clients, now):  # noqa: F811
     assert (found.membership.planning, found.membership.moves) == (False, len(plan.targets))
 
 
-async def test_a_registry_that_is_away(backend, clients, now):  # noqa: F811
+async def test_a_registry_that_is_away(backend, clients, now):
     registry, _ = clients
     await begin(registry, "n1", "n2", "n3", spare=("n4",))
     with backend.outage():
@@ -415,3 +461,18 @@ async def test_a_registry_that_is_away(backend, clients, now):  # noqa: F811
         with pytest.raises(RegistryUnavailable):
             await resume(registry, CLUSTER, now_ms=now)
     assert (await table(registry)).membership is None
+
+
+async def test_nodes_of_the_version_before_are_to_be_upgraded_first(clients, now):
+    registry, _ = clients
+    await begin(registry, "n1", "n2", "n3", spare=("n4",))
+    old = msgspec.structs.replace(info("n2"), registry_format=1)
+    await put(registry, KEYS.node("n2"), encode(old))
+    await put(registry, KEYS.cluster, encode(CLUSTER))
+    with pytest.raises(NotReady, match="n2") as refused:
+        await ask(registry, now, "join", "n4")
+    assert refused.value.code == "nodes-too-old"
+    assert (await table(registry)).membership is None
+    await put(registry, KEYS.node("n2"), encode(info("n2")))
+    await ask(registry, now, "join", "n4")
+    assert (await table(registry)).cluster.format_version == FORMAT_VERSION

@@ -9,7 +9,6 @@ from registry.keys import Keys
 from registry.moves import RegistryRouteChanges
 from registry.readmit import readmit
 from registry.routes import ClusterInfo, Member, Move, Route, decode, encode
-from tests.contract.registry.test_registry import backend, clients  # noqa: F401
 
 KEYS = Keys("c")
 CLUSTER = ClusterInfo(
@@ -25,6 +24,7 @@ TO_N4 = ("n2", "n4")
 
 
 async def begin(registry: Registry, route: Route, move: tuple[str, ...] | None = None) -> None:
+    await put(registry, KEYS.cluster, encode(CLUSTER))
     await put(registry, KEYS.route(5), encode(route))
     if move is not None:
         await put(registry, KEYS.move(5), encode(Move(slot=5, generation=1, nodes=move)))
@@ -45,7 +45,7 @@ def seen(epoch: int = 0):
     return lambda slot: epoch
 
 
-async def test_a_whole_move(clients):  # noqa: F811
+async def test_a_whole_move(clients):
     registry, other = clients
     await begin(registry, STABLE, TO_N4)
     made = await by(registry).name_learner(5, "blank", seen_epoch=seen(4))
@@ -62,7 +62,7 @@ async def test_a_whole_move(clients):  # noqa: F811
     assert made.route == Route(slot=5, epoch=7, voters=kept)
 
 
-async def test_an_aborted_move_goes_on_from_its_learners(clients):  # noqa: F811
+async def test_an_aborted_move_goes_on_from_its_learners(clients):
     registry, _ = clients
     await begin(registry, JOINT, TO_N4)
     made = await by(registry, "n1").abort(5, 4)
@@ -73,7 +73,7 @@ async def test_an_aborted_move_goes_on_from_its_learners(clients):  # noqa: F811
     assert again.route == msgspec.structs.replace(JOINT, epoch=6)
 
 
-async def test_a_lost_learner_names_itself_anew(clients):  # noqa: F811
+async def test_a_lost_learner_names_itself_anew(clients):
     registry, _ = clients
     await begin(registry, LEARNING, TO_N4)
     assert "named already" in (await by(registry).name_learner(5, "blank", seen_epoch=seen())).why
@@ -92,7 +92,7 @@ async def test_a_lost_learner_names_itself_anew(clients):  # noqa: F811
         (JOINT, TO_N4, "n5", 4, "being moved"),
     ],
 )
-async def test_no_learner(clients, route, move, node, epoch_seen, why):  # noqa: F811
+async def test_no_learner(clients, route, move, node, epoch_seen, why):
     registry, _ = clients
     await begin(registry, route, move)
     revision = (await registry.range("")).revision
@@ -126,7 +126,7 @@ async def test_no_learner(clients, route, move, node, epoch_seen, why):  # noqa:
         (JOINT, TO_N4, lambda c: c.forget_move(5, 4), "the route is joint"),
     ],
 )
-async def test_what_is_left_alone(clients, route, move, step, why):  # noqa: F811
+async def test_what_is_left_alone(clients, route, move, step, why):
     registry, _ = clients
     await begin(registry, route, move)
     revision = (await registry.range("")).revision
@@ -136,7 +136,7 @@ async def test_what_is_left_alone(clients, route, move, step, why):  # noqa: F81
     assert (await registry.range("")).revision == revision
 
 
-async def test_learners_leave(clients):  # noqa: F811
+async def test_learners_leave(clients):
     registry, _ = clients
     more = Member("n5", "other", 4)
     await begin(registry, msgspec.structs.replace(STABLE, learners=(BLANK, more)))
@@ -145,14 +145,14 @@ async def test_learners_leave(clients):  # noqa: F811
     assert (await now(registry))[0] == made.route
 
 
-async def test_a_move_to_where_the_slot_is_is_forgotten(clients):  # noqa: F811
+async def test_a_move_to_where_the_slot_is_is_forgotten(clients):
     registry, _ = clients
     await begin(registry, STABLE, ("n3", "n1", "n2"))
     assert (await by(registry, "n1").forget_move(5, 4)).why == ""
     assert await now(registry) == (STABLE, None)
 
 
-async def test_a_newer_move_outlives_the_end_of_the_older_one(clients):  # noqa: F811
+async def test_a_newer_move_outlives_the_end_of_the_older_one(clients):
     registry, _ = clients
     await begin(registry, JOINT, ("n1", "n4"))
     made = await by(registry, "n1").finish(5, 4)
@@ -160,7 +160,7 @@ async def test_a_newer_move_outlives_the_end_of_the_older_one(clients):  # noqa:
     assert await now(registry) == (Route(slot=5, epoch=5, voters=(OLD[1], BLANK)), ("n1", "n4"))
 
 
-async def test_a_joint_route_without_a_move_can_end(clients):  # noqa: F811
+async def test_a_joint_route_without_a_move_can_end(clients):
     registry, _ = clients
     await begin(registry, JOINT)
     assert (await by(registry, "n1").finish(5, 4)).why == ""
@@ -184,7 +184,7 @@ class Between:
 
 
 @pytest.mark.parametrize("change", ["taken back", "changed", "touched"])
-async def test_no_joint_epoch_for_a_move_that_is_taken_back_meanwhile(clients, change):  # noqa: F811
+async def test_no_joint_epoch_for_a_move_that_is_taken_back_meanwhile(clients, change):
     registry, other = clients
     await begin(registry, LEARNING, TO_N4)
 
@@ -213,7 +213,7 @@ async def test_no_joint_epoch_for_a_move_that_is_taken_back_meanwhile(clients, c
         (JOINT, lambda c: c.abort(5, 4)),
     ],
 )
-async def test_who_comes_second_changes_nothing(clients, route, step):  # noqa: F811
+async def test_who_comes_second_changes_nothing(clients, route, step):
     registry, other = clients
     await begin(registry, route, TO_N4)
     first = msgspec.structs.replace(route, epoch=5)
@@ -227,7 +227,7 @@ async def test_who_comes_second_changes_nothing(clients, route, step):  # noqa: 
     assert await now(registry) == (first, TO_N4)
 
 
-async def test_a_move_that_was_planned_anew_is_not_forgotten(clients):  # noqa: F811
+async def test_a_move_that_was_planned_anew_is_not_forgotten(clients):
     registry, other = clients
     await begin(registry, STABLE, ("n1", "n2", "n3"))
 
@@ -238,7 +238,7 @@ async def test_a_move_that_was_planned_anew_is_not_forgotten(clients):  # noqa: 
     assert await now(registry) == (STABLE, TO_N4)
 
 
-async def test_a_readmission_keeps_since_and_what_else_is_named(clients):  # noqa: F811
+async def test_a_readmission_keeps_since_and_what_else_is_named(clients):
     registry, _ = clients
     await begin(registry, msgspec.structs.replace(STABLE, voters=(*OLD[:2], BLANK), learners=(Member("n5", "l", 4),)))
 
@@ -251,7 +251,7 @@ async def test_a_readmission_keeps_since_and_what_else_is_named(clients):  # noq
     assert route.learners == (Member("n5", "l", 4),)
 
 
-async def test_a_registry_that_is_away_or_lost_a_route(backend, clients):  # noqa: F811
+async def test_a_registry_that_is_away_or_lost_a_route(backend, clients):
     registry, _ = clients
     await begin(registry, JOINT, TO_N4)
     with backend.outage(), pytest.raises(RegistryUnavailable):

@@ -242,6 +242,17 @@ async def test_another_member_of_etcd_is_used_when_one_is_away(three, opened):
     await asyncio.gather(following, return_exceptions=True)
 
 
+async def test_a_write_is_not_trusted_to_a_member_that_was_not_tried(servers, opened):
+    """The first call of all, and one after a while: a write that fails on the way would leave its caller in doubt."""
+    (nobody,) = free_ports(1)
+    server = servers(EtcdServer)
+    registry = opened(f"etcd://{HOST}:{nobody},{HOST}:{server.port}")
+    assert await registry.compare_and_set("a", 0, b"") is not None
+    await asyncio.to_thread(server.restart)
+    await asyncio.sleep(1.1)
+    assert await registry.compare_and_set("b", 0, b"") is not None
+
+
 async def test_a_user_of_etcd_and_a_token_that_was_lost(servers, opened, tmp_path):
     server = EtcdServer(tmp_path / "etcd")
     server.start()

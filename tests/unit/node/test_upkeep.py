@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from amberblob.config import Keep, RetentionSection
+from amberblob.config import Duration, Keep, RetentionSection
 from amberblob.metrics import Metrics
 from antientropy.step import Did
 from tests.unit.node.objects.kit import cluster, content, put
 
 
 async def test_a_node_runs_them_with_what_the_operator_set_and_shows_what_they_did():
-    async with cluster(retention=RetentionSection(keep=Keep(0))) as nodes:
+    async with cluster(retention=RetentionSection(keep=Keep(0), stub_keep=Duration(0))) as nodes:
         parts = nodes[1].parts
         assert set(parts.upkeep.workers()) <= set(parts.workers())
         assert {worker.name for worker in parts.upkeep.workers()} == {"scrub", "expirer", "garbage", "leaver"}

@@ -22,6 +22,13 @@ def test_it_is_done_when_no_slot_is_on_its_way_and_the_plan_is_written():
     assert watch.look(account(0), 3.0) == Moved(4)
 
 
+def test_a_node_that_has_not_heard_of_the_plan_says_nothing_of_its_end():
+    watch = MoveWatch(generation=3)
+    assert isinstance(watch.look({**account(0), "generation": 2}, 0.0), Moving)
+    assert isinstance(watch.look({**account(5), "generation": 3}, 1.0), Moving)
+    assert watch.look({**account(0), "generation": 4}, 2.0) == Moved(5)
+
+
 def test_nothing_to_move_is_done_at_once():
     assert MoveWatch().look(account(0), 0.0) == Moved(0)
 

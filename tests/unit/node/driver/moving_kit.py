@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from random import Random
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -32,7 +34,7 @@ class Mover:
         if late_s:
             for node in made:
                 self._see(node.name)
-                node.routing._table = lambda name=node.name: self._seen[name]
+                node.routing._table = partial(self._seen.__getitem__, node.name)
 
     def _see(self, name: str) -> None:
         assert self.made.table is not None
@@ -59,7 +61,7 @@ class Mover:
         """These nodes begin anew, become learners, and are filled."""
         for name in names:
             incarnation = await self.made.nodes[name].store.begin_anew(self.slot)
-            self.change(lambda route, name=name, incarnation=incarnation: with_learner(route, name, incarnation))
+            self.change(partial(with_learner, node=name, incarnation=incarnation))
         for name in names:
             await self.fill(name)
 
@@ -143,7 +145,7 @@ class Mover:
         await asyncio.sleep(0.05)  # LEARNs
 
 
-def _registers(store, slot: int):  # type: ignore[no-untyped-def]
+def _registers(store: Any, slot: int) -> Iterable[str]:
     known = store._slots.get(slot)
     return known.registers if known is not None else {}
 

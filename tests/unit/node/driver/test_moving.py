@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from amberblob.ballot import Ballot
-from amberblob.config.sections import Keep, RetentionSection
+from amberblob.config import Keep, RetentionSection
 from amberblob.errors import NotFound, PeerError, PreconditionFailed
 from amberblob.wire import (
     Commit,
@@ -30,7 +30,7 @@ from node.routing import Routing
 from node.service import PutOptions
 from registry.moves import to_final, with_learner
 from tests.unit.node.driver.moving_kit import Mover
-from tests.unit.node.driver.test_driver import status_of
+from tests.unit.node.objects.status_kit import status_of
 from tests.unit.node.driver.test_epochs import STUB, everything, questions
 from tests.unit.node.objects.kit import (
     CHUNK,

@@ -120,7 +120,8 @@ class SimReplica(Replica):
         disk = self.disk
         if self.sim.is_mute(self.node):
             known = self.sim.nodes[self.node].epoch
-            return self._refused("unsynced") if request.epoch >= known else self._outdated(known)
+            outdated = isinstance(request, Prepare | Commit | Query | QueryHistory) and request.epoch < known
+            return self._outdated(known) if outdated else self._refused("unsynced")
         match request:
             case Prepare():
                 if request.body_bytes and self.full:
