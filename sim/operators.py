@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 ACTIVE_MIN = 2
 """So many nodes stay: what only one has is gone with its disk, and nobody promised otherwise."""
 
+ACTIVE_MIN_OF_LOSSES = 3
+"""So many where a disk or a database is lost. Of two copies one may be left with what is undecided, and that needs both."""
+
 JOINT_AWAITED_S = 20.0
 
 BY_LOT = 0.3
@@ -34,6 +37,9 @@ class Operators:
     def __init__(self, world: World, random: Random) -> None:
         self._world = world
         self._random = random
+        self._active_min = (
+            ACTIVE_MIN_OF_LOSSES if {"new disk", "database damage"} & set(world.shape.faults) else ACTIVE_MIN
+        )
         self._changing = 0
         self._alone = False
         """Whether a change is made that two at once would carry too far."""
@@ -90,7 +96,7 @@ class Operators:
         active = sum(table.state_of(each) is NodeState.ACTIVE for each in table.nodes)
         # Below the number of replicas only one at a time goes, so that enough are left.
         few = action is not Action.JOIN and active <= world.shape.replicas
-        if few and (active <= ACTIVE_MIN or self._changing > 1):
+        if few and (active <= self._active_min or self._changing > 1):
             return
         keys = world.registry.for_node("operator", random)
         self._alone = few
@@ -162,7 +168,9 @@ class Operators:
                 return
             states[random.choice(others)] = NodeState.ACTIVE
         if kind in ("drain", "replace"):
-            if len(active) <= (ACTIVE_MIN if not self._changing else self._world.shape.replicas):
+            if len(active) <= (
+                self._active_min if not self._changing else max(self._active_min, self._world.shape.replicas)
+            ):
                 return
             states[random.choice(active)] = NodeState.DRAINING
         active = sorted(node for node, state in states.items() if state is NodeState.ACTIVE)

@@ -27,6 +27,8 @@ log = structlog.get_logger(__name__)
 
 LOOK_EVERY_S = 10.0
 """How often the voters are asked again where something was in the way."""
+AGAIN_S = 60.0
+"""What was given up is looked at once more after this time: longer than a fetch lasts."""
 ASK_SLOTS_MAX = 64
 """In one question: each of them is looked up in its database there."""
 BLOBS_MAX = 32
@@ -65,8 +67,9 @@ class Leaver:
         self._routing = routing
         self._clock = clock
         self._call = call
-        self._clean: dict[int, str] = {}
-        """The copies, by incarnation, of which nothing is left."""
+        self._clean: dict[int, tuple[str, float]] = {}
+        """The copies, by incarnation, of which nothing is left, and when that is looked at again: a fetch that was under way when
+        the slot was left may have brought something since."""
         self._waiting: deque[int] = deque()
         self._table: RouteTable | None = None
         self._due_s = float("-inf")
@@ -109,7 +112,8 @@ class Leaver:
     def _is_left(self, slot: int) -> bool:
         """Whether the newest route, no older than what the copy has seen, is one that does without this node, and so it is to be."""
         table, state = self._routing.table(), self._store.slot_state(slot)
-        if self._clean.get(slot) == state.incarnation or slot >= table.slot_count:
+        incarnation, again_s = self._clean.get(slot, ("", 0.0))
+        if slot >= table.slot_count or (incarnation == state.incarnation and self._clock.monotonic_s() < again_s):
             return False
         route, move, node = table.route(slot), table.moves.get(slot), self._routing.node
         # A route that is older than the copy may be followed by one that names it.
@@ -124,7 +128,8 @@ class Leaver:
         incarnation = self._store.slot_state(slot).incarnation
         if await self._store.holds(slot):
             return True
-        self._clean[slot] = incarnation
+        known = self._clean.get(slot, ("", 0.0))[0] == incarnation
+        self._clean[slot] = (incarnation, float("inf") if known else self._clock.monotonic_s() + AGAIN_S)
         return False
 
     async def _look_at(self, slots: list[int]) -> None:
