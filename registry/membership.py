@@ -293,7 +293,9 @@ def _check_join(board: _Board, state: NodeState | None, node: str, *, force: boo
             f"{node} was removed. Forget it, start it, and join it then; or give the node a new id."
         )
     if node not in board.alive and not force:
-        raise MembershipConflict(f"{node} gives no sign of life: start it first (or force it, if it is to come later).")
+        raise MembershipConflict(
+            f"{node} gives no sign of life: start it first, and give it a moment (or force it, if it is to come later)."
+        )
 
 
 def _check_drain(state: NodeState | None, node: str) -> None:
