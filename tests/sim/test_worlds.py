@@ -62,10 +62,8 @@ def test_slots_move_in_the_worlds_whoever_dies_of_it():
     assert done.returncode == 0, done.stdout + done.stderr
     for what in (
         "learner named",
-        "learners dropped",
         "joint begun",
         "joint finished",
-        "joint aborted",
         "killed in joint",
         "moves done",
         "slots left",
