@@ -299,12 +299,13 @@ async def test_a_watch_leaves_a_member_of_etcd_that_fell_silent(servers, address
     registry = EtcdRegistry(url, call_timeout_s=1.0, probe_s=0.3)
     try:
         revision = await registry.compare_and_set("a", 0, b"")
-        seen: list[int] = []
+        assert revision is not None
+        begun, seen = revision, list[int]()
 
         async def follow() -> None:
             while True:
                 with contextlib.suppress(RegistryUnavailable):
-                    async for change in registry.watch("", max([revision, *seen]) + 1):
+                    async for change in registry.watch("", max([begun, *seen]) + 1):
                         seen.append(change.revision)
 
         following = asyncio.create_task(follow())
