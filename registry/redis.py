@@ -136,6 +136,10 @@ class RedisRegistry:
             )
         if not (url.path or "0").isdigit() or url.options.get("durability", "weak") != "weak":
             raise ConfigError(f"[cluster] registry: wants {FORM}")
+        if url.scheme != "rediss" and (tls := _TLS.keys() & url.options.keys()):
+            raise ConfigError(
+                f"[cluster] registry: {min(tls)} is for TLS, which redis:// does not use; write rediss://"
+            )
         self._where = url.where
         self._accept_weak = "durability" in url.options
         self._randomness = randomness or SystemRandomness()
