@@ -158,14 +158,15 @@ def _page(node: Node, copy: Copy, path: int) -> Generator[Wait, Any, tuple[int, 
         if node.copy is not copy or copy.number not in route.told:
             return None
         sources = tuple(voter for voter in route.voters if voter != copy.number)
-        needed = len(route.voters) // 2 + (1 if rules.readmissions_ask_majority else 0)
+        survivor = rules.survivors_decide and copy.number in route.voters and len(route.voters) == 2
+        needed = 1 if survivor else len(route.voters) // 2 + (1 if rules.readmissions_ask_majority else 0)
         answers: Answers = yield Ask(sources, Copy.page, (route, path), ((sources, needed),))
         for refused in answers.refusals:
             node.meet(refused.route)
         pages: dict[CopyId, Snapshot] = answers.replies
         if not quorate(((sources, needed),), pages):
             continue
-        found = yield from settle(node, route, pages, trusting=not rules.readmissions_ask_majority)
+        found = yield from settle(node, route, pages, trusting=survivor or not rules.readmissions_ask_majority)
         if found is None:
             world.counts["pages that had to be finished"] += 1
             continue
