@@ -31,6 +31,9 @@ without JOINT, because the set of nodes stays as it is. The numbers go on from t
     of different majorities.
 16. Of each path the highest ballot of a page counts. If its record is not known to be chosen (rule 8b, in JOINT too), a round
     finishes it, and the page is read again.
+    *Of two voters* the other one is enough, and its last word is taken as it is: what it accepted is chosen as soon as the blank copy has it. No
+    round can finish it, since each needs both. None is needed: whatever was chosen, that one had accepted; it has left the older epochs,
+    and accepts nothing in later ones as long as this copy is mute.
 17. A page is installed when it comes: chosen registers, never over a higher ballot; the union of rows and of write ids. **The floors
     only with the last one**: records of other paths may well be below them, and are taken nevertheless.
 18. When all pages are installed, the copy is synced, in one transaction: the highest floors that any answer told, and ``synced_epoch`` = the
