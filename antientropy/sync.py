@@ -281,7 +281,7 @@ def _with_last_words(survivor: Copy, items: Sequence[PathItem], epoch: int) -> S
 def _take_page(copy: Copy, items: Sequence[PathItem], total: Taken) -> Steps[str]:
     """Install a page; what is undecided in it is finished first, so that what it hid comes out."""
     taken = Taken()
-    yield from take(copy, items, taken)
+    yield from take(copy, items, taken, marks=True)
     why = "more is undecided than one session settles; it goes on" if taken.overflowed else ""
     if taken.unsettled or taken.below_floor:
         again = [*taken.unsettled, *taken.below_floor]
@@ -292,7 +292,7 @@ def _take_page(copy: Copy, items: Sequence[PathItem], total: Taken) -> Steps[str
         # that is chosen in the new one. What is undecided on top of that by now is a write that knows it.
         told = yield from pull_paths(copy.node, copy.incarnation, copy.slot, again)
         taken.below_floor.clear()
-        yield from take(copy, told, taken)
+        yield from take(copy, told, taken, marks=True)
         if taken.below_floor and not why:
             # Then this voter's versions of it were not taken over, and it may be the only one of those read that has them.
             why = f"{len(taken.below_floor)} paths stay below the ballot floor"

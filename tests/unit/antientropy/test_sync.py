@@ -8,9 +8,10 @@ from itertools import combinations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from amberblob.errors import PeerUnreachable
-from amberblob.manifest import Record
+from amberblob.manifest import Record, WriteMark
 from amberblob.mutations import EpochSeen, Forgotten
 from amberblob.wire_repair import PullSlot
 from antientropy import answers
@@ -298,3 +299,20 @@ async def test_a_path_that_rotted_where_its_last_word_is_does_not_lose_its_versi
     result = await fill(cluster, lose(cluster))
     assert "undecided" in result.why and not cluster[0].slot_state(SLOT).synced_epoch
     assert (SLOT, "p") in cluster.replicas[1].wrong
+
+
+async def test_what_write_ids_did_is_taken_from_all_that_are_read():
+    """Also where they tell the same record and the same versions: one of them may have missed what lies between."""
+    cluster = Cluster(3)
+    marks = [WriteMark(f"w{at}", "put", at, 1000 + at) for at in (1, 2)]
+    first = replace(put("p", None), writes=(marks[0],))
+    second = replace(put("p", first), writes=(marks[1],))  # the list in a record does not reach back for ever
+    cluster.write("p", first, ballot(1), at=[0, 2])
+    cluster.write("p", second, ballot(2))
+    assert (await cluster.contents(1))["p"] == (await cluster.contents(2))["p"]
+    assert await cluster[1].find_write(SLOT, "p", "w1") is None
+    assert not (await fill(cluster, lose(cluster))).why
+    found = [await cluster[0].find_write(SLOT, "p", mark.write_id) for mark in marks]
+    assert found == marks
+    installed = cluster.costs["n0"].installed
+    assert installed == 3, "the path, what else write ids did, and that it is done"
