@@ -13,14 +13,14 @@ from amberblob.errors import WireError
 from amberblob.ids import valid_hash, valid_ulid
 from amberblob.limits import NUMBER_MAX, PATH_BYTES_MAX, SLOT_COUNT_MAX, VERSION_MAX
 from amberblob.manifest import Ranges, Record, Version, WriteMark, covers
-from amberblob.wire import Reply
+from amberblob.wire import Query, RegisterReply, Reply
 from amberblob.wire_repair import ItemsReply, LogReply, PathItem, PullPaths, RepairRequest, RootsReply
 
 Belongs = Callable[[int, str], bool]
 """Whether a path belongs to a slot."""
 
 
-def check_reply(node: str, request: RepairRequest, reply: Reply, belongs: Belongs) -> None:
+def check_reply(node: str, request: RepairRequest | Query, reply: Reply, belongs: Belongs) -> None:
     """Look at what ``node`` answered.
 
     Raises:
@@ -42,6 +42,9 @@ def check_reply(node: str, request: RepairRequest, reply: Reply, belongs: Belong
                 why = _why_not(slot, item, belongs, asked)
                 if why:
                     raise WireError(f"{node} tells of slot {slot} what cannot be: {why}")
+        case RegisterReply():
+            if reply.record is not None and (reply.accepted is None or not _is_record(reply.record)):
+                raise WireError(f"{node} tells of a register what cannot be")
         case _:
             pass
 

@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar, assert_never
 from amberblob.clock import Clock
 from amberblob.errors import ClusterError, PeerError
 from amberblob.mutations import EpochSeen, Installed, Synced
-from amberblob.wire import Reply, encode
+from amberblob.wire import Query, Reply, encode
 from amberblob.wire_repair import ItemsReply, RepairRequest
 from antientropy.checks import Belongs, check_reply
 from antientropy.needs import (
@@ -38,7 +38,7 @@ from chunkstore.interface import ReplicaStore
 
 T = TypeVar("T")
 
-Call = Callable[[str, RepairRequest], Awaitable[Reply]]
+Call = Callable[[str, RepairRequest | Query], Awaitable[Reply]]
 """One request to one node, one answer. Raises PeerError; ``Failed`` and ``Refused`` are answers."""
 
 Finish = Callable[[int, str], Awaitable[None]]
@@ -212,7 +212,7 @@ class Running(Generic[T]):
             case _:
                 assert_never(need)
 
-    async def _ask(self, node: str, request: RepairRequest) -> Reply:
+    async def _ask(self, node: str, request: RepairRequest | Query) -> Reply:
         costs = self._world.costs
         asked = len(encode(request))
         costs.requests += 1

@@ -120,15 +120,23 @@ class Ground:
         needed = naming.to_fill_in(state.synced_epoch)
         return (naming, needed) if needed else None
 
+    def is_outdated(self, slot: int) -> bool:
+        """Whether the copy that is here has seen a newer epoch than that of the route."""
+        naming = self.places.naming(slot)
+        return naming is not None and self.store.slot_state(slot).epoch > naming.epoch
+
     def shared(self) -> dict[str, dict[int, Mapping[str, str]]]:
         """By peer: the slots of which it is a voter and this node holds a copy that counts here, with their voters.
 
         A learner that was filled is kept up as well, and taken for one of the voters: what expires, or is written, while it still
         fetches bytes would leave it wanting what nobody has any more, and give its slot all the more to do once that moves.
+
+        A slot whose copy here has seen a newer epoch than that of the route is not among them: some that the route names may have left since,
+        and have, if they do not know it either, what all others were allowed to forget.
         """
         found: dict[str, dict[int, Mapping[str, str]]] = {}
         for slot in (*self.places.slots(), *self.places.learning()):
-            if self.counts(slot) or self.has_learned(slot):
+            if (self.counts(slot) or self.has_learned(slot)) and not self.is_outdated(slot):
                 voters = {**self.places.voters(slot), self.node: self.store.slot_state(slot).incarnation}
                 for peer in voters:
                     if peer != self.node:

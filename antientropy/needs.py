@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from amberblob.ballot import Register, SlotState
 from amberblob.errors import PeerError, WireError
 from amberblob.mutations import EpochSeen, Installed, Synced
-from amberblob.wire import Failed, Refused, Reply
+from amberblob.wire import Failed, Query, Refused, Reply
 from amberblob.wire_repair import ItemsReply, PathItem, PullPaths, RepairRequest
 
 INSTALL_FEW = 16
@@ -42,7 +42,7 @@ class Ask:
     """One request to one peer; answered with its reply, whatever it is. Raises PeerError."""
 
     node: str
-    request: RepairRequest
+    request: RepairRequest | Query
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ def by_few(values: Sequence[S], count: int) -> Iterator[tuple[S, ...]]:
         yield tuple(values[at : at + count])
 
 
-def ask(node: str, request: RepairRequest, kind: type[R]) -> Steps[R]:
+def ask(node: str, request: RepairRequest | Query, kind: type[R]) -> Steps[R]:
     """The peer's reply.
 
     Raises:

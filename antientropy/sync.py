@@ -13,6 +13,11 @@ be chosen is taken over: while the slot moves, that a majority of the old set ha
 A copy that votes in the old set and in the new one is itself one of the sources that it needs. What holds for the others' answers holds for
 it: it leaves the older epochs durably, and what is undecided in it is finished by rounds, before it counts.
 
+Where two voters are all there are, and this copy is the one that began blank, no round can finish anything: each needs both. None is needed
+either. Whatever was chosen, the other one had accepted. It has left the epochs before this copy was named, and accepts nothing in
+later ones as long as this copy is mute. So what it accepted last is the only thing that may be chosen of a path, and is chosen as soon as
+this copy has it as well.
+
 What a source told counts as long as it is the same copy, this copy is the same and the sources are the same nodes: :class:`Progress`
 keeps it between sessions of one process. One that failed is replaced by another one, which is read from its beginning.
 """
@@ -23,10 +28,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+from msgspec.structs import replace
+
 from amberblob.ballot import BALLOT_ZERO, Ballot
 from amberblob.errors import PeerError
 from amberblob.mutations import Synced
-from amberblob.wire_repair import ItemsReply, PullSlot
+from amberblob.wire import Query, RegisterReply
+from amberblob.wire_repair import ItemsReply, PathItem, PullSlot
 from antientropy.needs import (
     Steps,
     ask,
@@ -141,6 +149,7 @@ def sync(
         why = yield from _leave_older_epochs(progress, epoch)
         if why:
             return SyncResult(why=why)
+    survivor = node in sources and not counts and len(sources) == 2
     failures: dict[str, str] = {}
     candidates = [peer for peer in order if peer != node and peer in sources]
     # Whoever was read to its end needs no more reading, and whoever was begun less.
@@ -150,7 +159,7 @@ def sync(
         if len(read) == count:
             break
         try:
-            why = yield from _walk(Copy(peer, sources[peer], progress.slot), progress, epoch)
+            why = yield from _walk(Copy(peer, sources[peer], progress.slot), progress, epoch, survivor=survivor)
         except PeerError as error:
             why = str(error)
         if why:
@@ -217,8 +226,12 @@ def _known(progress: Progress, peer: str, incarnation: str) -> Walk:
     return walk
 
 
-def _walk(copy: Copy, progress: Progress, epoch: int) -> Steps[str]:
-    """Read one source to its end; why that was not possible ("" if it was)."""
+def _walk(copy: Copy, progress: Progress, epoch: int, *, survivor: bool) -> Steps[str]:
+    """Read one source to its end; why that was not possible ("" if it was).
+
+    Args:
+        survivor: it is the only one of two voters that has a memory.
+    """
     walk = _known(progress, copy.node, copy.incarnation)
     while not walk.done:
         request = PullSlot(slot=copy.slot, epoch=epoch, after=walk.after)
@@ -226,7 +239,10 @@ def _walk(copy: Copy, progress: Progress, epoch: int) -> Steps[str]:
         page = checked_page(copy.node, copy.incarnation, walk.after, reply)
         if page.epoch < progress.since:
             return f"answers in epoch {page.epoch}, before {progress.since}"
-        why = yield from _take_page(copy, page, progress.taken)
+        items = page.items
+        if survivor:
+            items = yield from _with_last_words(copy, items, epoch)
+        why = yield from _take_page(copy, items, progress.taken)
         if why:
             return why
         # The copy had left the epochs before the one that it was asked in when it read what it told; later ones perhaps only after.
@@ -241,10 +257,31 @@ def _walk(copy: Copy, progress: Progress, epoch: int) -> Steps[str]:
     return ""
 
 
-def _take_page(copy: Copy, page: ItemsReply, total: Taken) -> Steps[str]:
+def _with_last_words(survivor: Copy, items: Sequence[PathItem], epoch: int) -> Steps[tuple[PathItem, ...]]:
+    """The same items, in which what the survivor of two voters accepted last is chosen.
+
+    Its answer to the question leaves the older epochs, durably, as its page did. What is damaged there stays undecided.
+    """
+    found: list[PathItem] = []
+    for item in items:
+        if item.ballot is not None and not item.chosen:
+            request = Query(slot=survivor.slot, path=item.path, epoch=epoch)
+            reply = yield from ask(survivor.node, request, RegisterReply)
+            if reply.incarnation != survivor.incarnation:
+                raise PeerError(f"{survivor.node} answered for another copy than the route names", code="not-a-member")
+            record = reply.record
+            # A path that rotted there is told without its versions, whatever they were: its history would be lost with that.
+            is_whole = record is not None and (record.previous is None or bool(item.rows))
+            if is_whole and not reply.chosen and reply.accepted == item.ballot:
+                item = replace(item, record=record, chosen=True)
+        found.append(item)
+    return tuple(found)
+
+
+def _take_page(copy: Copy, items: Sequence[PathItem], total: Taken) -> Steps[str]:
     """Install a page; what is undecided in it is finished first, so that what it hid comes out."""
     taken = Taken()
-    yield from take(copy, page.items, taken)
+    yield from take(copy, items, taken, marks=True)
     why = "more is undecided than one session settles; it goes on" if taken.overflowed else ""
     if taken.unsettled or taken.below_floor:
         again = [*taken.unsettled, *taken.below_floor]
@@ -253,9 +290,9 @@ def _take_page(copy: Copy, page: ItemsReply, total: Taken) -> Steps[str]:
         why = unsettled or unrefreshed or why
         # A round that began after this voter had left the older epochs has made whatever was chosen in them part of a record
         # that is chosen in the new one. What is undecided on top of that by now is a write that knows it.
-        items = yield from pull_paths(copy.node, copy.incarnation, copy.slot, again)
+        told = yield from pull_paths(copy.node, copy.incarnation, copy.slot, again)
         taken.below_floor.clear()
-        yield from take(copy, items, taken)
+        yield from take(copy, told, taken, marks=True)
         if taken.below_floor and not why:
             # Then this voter's versions of it were not taken over, and it may be the only one of those read that has them.
             why = f"{len(taken.below_floor)} paths stay below the ballot floor"

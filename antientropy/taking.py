@@ -75,12 +75,18 @@ class Copy:
 
 
 def take(
-    copy: Copy, items: Sequence[PathItem], taken: Taken, states: Mapping[bytes, bytes] | None = None
+    copy: Copy,
+    items: Sequence[PathItem],
+    taken: Taken,
+    states: Mapping[bytes, bytes] | None = None,
+    *,
+    marks: bool = False,
 ) -> Steps[None]:
     """Install what these items of another copy have that is lacking here, durably; the rest is noted in ``taken``.
 
     Args:
         states: by path key, what the own digests say; given when the items are told because theirs differ.
+        marks: also what write ids did, where nothing else is lacking: they are in no digest, and one copy may remember more than another.
     """
     slot = copy.slot
     for few in by_few(items, OWN_ITEMS_FEW):
@@ -94,6 +100,8 @@ def take(
                 taken.paths += 1
                 taken.size_bytes += verdict.size_bytes
                 changes.append(verdict.install)
+            elif marks and not verdict.below_floor and own is not None and not set(theirs.writes).issubset(own.writes):
+                changes.append(Installed(slot, theirs.path, None, None, (), theirs.writes))
             if verdict.unsettled and taken.has_room():
                 taken.unsettled[theirs.path] = (own.ballot if own is not None else None, theirs.ballot)
             if verdict.below_floor and taken.has_room():

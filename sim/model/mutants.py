@@ -319,6 +319,20 @@ MUTANTS: tuple[Mutant, ...] = (
         fixed=OFTEN_LOST,
     ),
     Mutant(
+        "survivor-no-fence",
+        "readmissions_fence",
+        "the last word of one of two voters is taken before it has left the old epoch",
+        "lost copies",
+        fixed={**LATE_ACCEPTS, "voters": 2, "nodes": 3},
+    ),
+    Mutant(
+        "survivor-waits",
+        "survivors_decide",
+        "what one of two voters has undecided waits for a round of both",
+        "lost copies",
+        fixed={**OFTEN_LOST, "voters": 2, "nodes": 3},
+    ),
+    Mutant(
         "mute-counts",
         "mute_ones_show_nothing",
         "a mute copy is of the majority that another is synced from",

@@ -31,6 +31,9 @@ without JOINT, because the set of nodes stays as it is. The numbers go on from t
     of different majorities.
 16. Of each path the highest ballot of a page counts. If its record is not known to be chosen (rule 8b, in JOINT too), a round
     finishes it, and the page is read again.
+    *Of two voters* the other one is enough, and its last word is taken as it is: what it accepted is chosen as soon as the blank copy has it. No
+    round can finish it, since each needs both. None is needed: whatever was chosen, that one had accepted; it has left the older epochs,
+    and accepts nothing in later ones as long as this copy is mute.
 17. A page is installed when it comes: chosen registers, never over a higher ballot; the union of rows and of write ids. **The floors
     only with the last one**: records of other paths may well be below them, and are taken nevertheless.
 18. When all pages are installed, the copy is synced, in one transaction: the highest floors that any answer told, and ``synced_epoch`` = the
@@ -158,14 +161,15 @@ def _page(node: Node, copy: Copy, path: int) -> Generator[Wait, Any, tuple[int, 
         if node.copy is not copy or copy.number not in route.told:
             return None
         sources = tuple(voter for voter in route.voters if voter != copy.number)
-        needed = len(route.voters) // 2 + (1 if rules.readmissions_ask_majority else 0)
+        survivor = rules.survivors_decide and copy.number in route.voters and len(route.voters) == 2
+        needed = 1 if survivor else len(route.voters) // 2 + (1 if rules.readmissions_ask_majority else 0)
         answers: Answers = yield Ask(sources, Copy.page, (route, path), ((sources, needed),))
         for refused in answers.refusals:
             node.meet(refused.route)
         pages: dict[CopyId, Snapshot] = answers.replies
         if not quorate(((sources, needed),), pages):
             continue
-        found = yield from settle(node, route, pages, trusting=not rules.readmissions_ask_majority)
+        found = yield from settle(node, route, pages, trusting=survivor or not rules.readmissions_ask_majority)
         if found is None:
             world.counts["pages that had to be finished"] += 1
             continue

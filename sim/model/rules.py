@@ -103,6 +103,8 @@ class Rules:
     """Whoever answers with a page has durably left the epochs below."""
     readmissions_ask_majority: bool = True
     """Each page is read from a majority of the voters. Off: from one copy less."""
+    survivors_decide: bool = True
+    """Of two voters, what the one that has its memory accepted last is chosen for the one that has not. Off: both wait for each other."""
     mute_ones_show_nothing: bool = True
     """A mute copy is none of the majority that another is synced from. Off: it is."""
     mute_ones_hear_nothing: bool = True

@@ -425,7 +425,8 @@ class World:
         route = self.registry.route
         for voters in (route.voters, route.joining or ()):
             lost = sum(1 for voter in voters if voter == copy or not self.exists(voter) or self.is_mute(voter))
-            if copy in voters and lost > (len(voters) - 1) // 2:
+            # Of two, the other one knows whatever was chosen.
+            if copy in voters and lost > (1 if len(voters) == 2 else (len(voters) - 1) // 2):
                 return False
         return True
 

@@ -73,6 +73,8 @@ def test_tracing_changes_nothing():
         "sync-no-rows",
         "readmit-unsynced",
         "readmit-from-few",
+        "survivor-no-fence",
+        "survivor-waits",
         "readmit-leaves-undecided",
         "readmit-no-floors",
         "mute-learns",
@@ -83,6 +85,16 @@ def test_tracing_changes_nothing():
 )
 def test_a_shortcut_is_caught(name):
     assert hunt(BY_NAME[name], 1_000) is not None
+
+
+def test_two_voters_lose_their_memories_in_turn():
+    fixed = {"voters": 2, "nodes": 4, "losses": 4, "losses_again": 0.5, "losses_down": 2.0}
+    counts = Counter()
+    for seed in range(1, 301):
+        outcome = run_seed(seed, only="learners first", fixed={**fixed, "moves": seed % 3})
+        assert outcome.faults == [], f"seed {seed}"
+        counts.update(outcome.counts)
+    assert counts["readmitted copies synced"] > 500 and counts["moves begun"] > 10
 
 
 def test_each_rule_has_a_mutant():

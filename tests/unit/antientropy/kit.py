@@ -11,7 +11,7 @@ from amberblob.errors import PeerUnreachable, QuorumUnavailable
 from amberblob.ids import content_hash
 from amberblob.manifest import ChunkRef, Ranges, Record, Version, merge_ranges
 from amberblob.mutations import Accepted, Chosen, EpochSeen
-from amberblob.wire import RefusalReason, Reply, decode_reply, decode_request, encode
+from amberblob.wire import Query, RefusalReason, Refused, RegisterReply, Reply, decode_reply, decode_request, encode
 from amberblob.wire_repair import RepairRequest
 from antientropy.answers import Asked, answer
 from antientropy.compare import Compared, compare
@@ -166,9 +166,9 @@ class Cluster:
         """A round does not wait for whom it is to hear."""
         self.costs = {replica.node: Costs() for replica in self.replicas}
         self.belongs: Callable[[int, str], bool] = lambda slot, path: True
-        self.lies: Callable[[RepairRequest, Reply], Reply] = lambda request, reply: reply
+        self.lies: Callable[[RepairRequest | Query, Reply], Reply] = lambda request, reply: reply
         """What becomes of an answer on its way."""
-        self.before_call: Callable[[str, RepairRequest], Awaitable[None]] | None = None
+        self.before_call: Callable[[str, RepairRequest | Query], Awaitable[None]] | None = None
 
     def __getitem__(self, at: int) -> MemoryStore:
         return self.replicas[at].store
@@ -202,7 +202,7 @@ class Cluster:
 
     # -- what a node does for the sessions
 
-    async def call(self, node: str, request: RepairRequest) -> Reply:
+    async def call(self, node: str, request: RepairRequest | Query) -> Reply:
         replica = self.by_node[node]
         if self.before_call is not None:
             await self.before_call(node, request)
@@ -210,6 +210,8 @@ class Cluster:
             raise PeerUnreachable(f"{node} is away")
         # As the wire has it: what cannot be encoded is found here.
         asked = decode_request(encode(request))
+        if isinstance(asked, Query):
+            return decode_reply(encode(self.lies(asked, await self._query(replica, asked))))
         assert isinstance(asked, Asked)
         replica.asked.append(asked)
         told = await answer(
@@ -219,6 +221,18 @@ class Cluster:
             found_wrong=lambda slot, path: replica.wrong.append((slot, path)),
         )
         return decode_reply(encode(self.lies(asked, told)))
+
+    async def _query(self, replica: Replica, asked: Query) -> Reply:
+        """As a replica answers it."""
+        state = replica.store.slot_state(asked.slot)
+        reason: RefusalReason | None = "epoch" if asked.epoch < state.epoch else replica.standing.get(asked.slot)
+        if reason is not None:
+            return Refused(incarnation=state.incarnation, reason=reason, ballot=state.ballot_floor, epoch=state.epoch)
+        replica.store.apply(EpochSeen(asked.slot, asked.epoch))
+        register = await replica.store.load(asked.slot, asked.path)
+        return RegisterReply(
+            incarnation=state.incarnation, accepted=register.accepted, record=register.record, chosen=register.chosen
+        )
 
     async def round(self, slot: int, path: str, *, again: bool = False, hear: str = "") -> None:
         """An ordinary round that writes nothing new, as a coordinator runs it."""

@@ -9,6 +9,7 @@ import pytest
 
 from amberblob.clock import SeededRandomness
 from amberblob.errors import DiskFailed, NotReady, PeerTimeout, QuorumUnavailable
+from amberblob.mutations import EpochSeen, Forgotten
 from amberblob.wire_repair import CompareRoots, LogHeads, PullPaths, PullSlot, slots_in
 from antientropy.ground import Naming
 from antientropy.step import Did
@@ -156,6 +157,27 @@ async def test_a_peer_that_comes_back_is_compared_with_a_little_later(node):
     await node.run(10)
     assert node.asked(CompareRoots) == before + 1
     assert node.asked(CompareRoots, 2) == 1
+
+
+async def test_a_copy_that_has_seen_a_newer_route_takes_nothing_from_those_of_the_old_one(node):
+    """One of them may have left the slot, not know that either, and have what was forgotten since."""
+    cluster = node.cluster
+    first = put("gone", None)
+    cluster.write("gone", first, ballot(10), at=[1])
+    cluster.accept(1, "gone", ballot(11), put("gone", first))  # its rows are told, whatever becomes of this
+    # Forgotten here, by a collector with a newer route.
+    cluster[0].apply(Forgotten(SLOT, "gone", ballot(100), 2))
+    cluster[0].apply(EpochSeen(SLOT, EPOCH + 3))
+    cluster.write("other", put("other", None), ballot(10), at=[1], slot=SLOT + 1)
+    await node.run(30)
+    node.worker.heal_now()
+    await node.run(30)
+    assert "gone" not in await cluster.contents(0)
+    assert "other" in await cluster.contents(0, SLOT + 1), "other slots are compared"
+    cluster.write("later", put("later", None), ballot(200), at=[1])
+    node.places.at_epoch = EPOCH + 3
+    await node.run(700)
+    assert "later" in await cluster.contents(0), "and this one by its newer route"
 
 
 async def test_heal_now_compares_at_once(node):
