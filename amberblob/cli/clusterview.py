@@ -190,7 +190,8 @@ def _cluster(document: Mapping[str, Any]) -> str:
     name = document.get("name")
     if name is None:
         return str(document.get("detail") or "not known yet")
-    return f"{name}, {document.get('replicas')} copies of each slot, epoch {document.get('epoch')}"
+    replicas = document.get("replicas")
+    return f"{name}, {replicas} cop{'y' if replicas == 1 else 'ies'} of each slot, epoch {document.get('epoch')}"
 
 
 def _nodes(document: Mapping[str, Any]) -> str:
