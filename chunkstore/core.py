@@ -218,10 +218,10 @@ class DiskCore:
             return True
         return await self.ask(slot, lambda database: database.is_blank(), barrier=overlay.slot_position(slot))
 
-    async def begin_anew(self, slot: int, *, keep: bool = True) -> str:
+    async def begin_anew(self, slot: int, *, fresh: bool = False, keep: bool = True) -> str:
         """See the interface. ``keep``: the database goes to quarantine; else it is removed."""
         overlay = self.overlay
-        if slot not in overlay.known():
+        if slot not in overlay.known() and not fresh:
             return overlay.slot_state(slot).incarnation
         barrier = overlay.slot_position(slot)
         why = "not the copy that the slot's route names: it begins anew, blank, and is filled from the others"
@@ -230,9 +230,12 @@ class DiskCore:
 
         def run() -> str:
             database = self._pool.get(slot)
-            if not database.is_blank():
-                # The journal may hold what made it: none of that may come back after a restart.
-                database = self._pool.retire(slot, why, applied=database.applied, damaged=False, keep=keep)
+            blank = database.is_blank()
+            if fresh or not blank:
+                # The journal may hold what made it: none of that may come back after a restart. (There is nothing to keep of a blank one.)
+                database = self._pool.retire(
+                    slot, why, applied=database.applied, damaged=False, keep=keep and not blank
+                )
             return database.state.incarnation
 
         if barrier > self.journal.durable_position:

@@ -439,12 +439,13 @@ class ReplicaStore(Protocol):
         """Remove write ids that were used before; how many."""
         ...
 
-    async def begin_anew(self, slot: int) -> str:
+    async def begin_anew(self, slot: int, *, fresh: bool = False) -> str:
         """Have the slot be blank, for a copy that a route is to name anew; its incarnation. Durable on return.
 
         What it held goes to quarantine, and a fresh database begins with a new incarnation; epoch and floors stay, and so do
         the files of bytes, which are found again by whoever installs their versions. A copy that is blank already, and never was
-        synced, stays as it is. Nothing may be applied to the slot meanwhile. Raises DiskFailed.
+        synced, stays as it is, unless ``fresh``: then it gets another incarnation too, for a route may have named it before. Nothing may be
+        applied to the slot meanwhile. Raises DiskFailed.
         """
         ...
 

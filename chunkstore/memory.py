@@ -106,13 +106,13 @@ class MemoryStore(MemoryDamage):
             if known.state.incarnation != self.disk_id
         }
 
-    async def begin_anew(self, slot: int) -> str:
+    async def begin_anew(self, slot: int, *, fresh: bool = False) -> str:
         self._raise_if_failed()
         known = self._slots.get(slot)
-        if known is None:
+        if known is None and not fresh:
             return self.disk_id
-        state = known.state
-        if known.registers or known.paths or state.synced_epoch:
+        state = self.slot_state(slot)
+        if fresh or known is None or known.registers or known.paths or state.synced_epoch:
             self._begun_anew += 1
             incarnation = f"{self.disk_id}.{self._begun_anew}"
             self.lose_slot(slot, incarnation)

@@ -380,8 +380,8 @@ class DiskStore:
     async def referred(self, slot: int, blob_id: str) -> tuple[str, Version] | None:
         return await self._comparison.referred(slot, blob_id)
 
-    async def begin_anew(self, slot: int) -> str:
-        return await self._core.begin_anew(slot)
+    async def begin_anew(self, slot: int, *, fresh: bool = False) -> str:
+        return await self._core.begin_anew(slot, fresh=fresh)
 
     async def holds(self, slot: int) -> bool:
         return await self._garbage.holds(slot)

@@ -284,7 +284,8 @@ class EtcdRegistry:
                     raise RegistryUnavailable(str(error)) from error
                 self._leave(self._endpoints[self._current])
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._closed.wait(), 0.1)
+                    async with asyncio.timeout(0.1):
+                        await self._closed.wait()
             finally:
                 if stream is not None:
                     self._streams.discard(stream)
@@ -493,7 +494,9 @@ class _Stream:
     async def next(self, patience_s: float) -> Any:
         """The next response, or None after ``patience_s`` without one. Raises _Broken when the stream ended."""
         try:
-            item = await asyncio.wait_for(self._items.get(), patience_s)
+            # Not asyncio.wait_for, here as elsewhere: of Python 3.11 it loses a cancellation that comes together with the item.
+            async with asyncio.timeout(patience_s):
+                item = await self._items.get()
         except TimeoutError:
             return None
         self._room.release()

@@ -212,7 +212,8 @@ class RedisRegistry:
                 if self._closed.is_set() or now_s - lost_s > self._resume_s:
                     raise
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._closed.wait(), 0.1)
+                    async with asyncio.timeout(0.1):
+                        await self._closed.wait()
 
     async def lease(self, ttl_s: float) -> RedisLease:
         lease_id = self._randomness.token(16).hex()

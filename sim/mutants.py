@@ -32,7 +32,7 @@ from node.protocol.quorum import Electorate, Finding
 from node.protocol.read import Read, ReadRound
 from node.protocol.replica import ReplicaSlot
 from node.routing import Electorates, Routing
-from node.workers import leaver, movedecision
+from node.workers import leaver
 from node.workers.leaver import Leaver
 from registry.routes import Member, Route
 from sim.disk import SimFileOps
@@ -210,48 +210,15 @@ def _one_set(members_of: Callable[[Route], tuple[Member, ...]]) -> contextlib.Ab
 
 
 @mutant
-def final_without_the_syncs_of_the_joint_epoch() -> contextlib.AbstractContextManager[Any]:
-    """A new member has what it had when it learned, and that is taken to be enough."""
-
-    def is_whole(self: movedecision._Look, member: Member, epoch: int) -> bool:
-        return self.is_good(member)
-
-    return mock.patch.object(movedecision._Look, "is_whole", is_whole)
-
-
-@mutant
-def a_learner_is_made_a_voter_blank_and_answers() -> contextlib.AbstractContextManager[Any]:
-    """Two guards against one mistake: nobody asks whether it was filled, neither who leads nor the copy itself."""
-
-    def is_synced(self: movedecision._Look, member: Member, epoch: int) -> bool:
-        copy = self.copies.get(member.node)
-        return copy is not None and copy.incarnation == member.incarnation
-
-    def lacks(self: movedecision._Look, member: Member, epoch: int) -> str:
-        return "" if self.is_synced(member, epoch) else "it is not the copy"
-
-    def mute(self: Routing, state: Any) -> Any:
-        member = self.own_votes().get(state.slot)
-        return None if member is not None and member.incarnation == state.incarnation else "unsynced"
-
-    stack = contextlib.ExitStack()
-    for owner, name, instead in (
-        (movedecision._Look, "is_synced", is_synced),
-        (movedecision._Look, "lacks", lacks),
-        (Routing, "mute", mute),
-    ):
-        stack.enter_context(mock.patch.object(owner, name, instead))
-    return stack
-
-
-@mutant
 def a_copy_is_given_up_as_soon_as_its_node_goes() -> contextlib.AbstractContextManager[Any]:
     """The joint epoch is enough to go; who comes may want bytes of it yet, and it may come to nothing."""
 
+    original = Leaver._is_left
+
     def is_left(self: Leaver, slot: int) -> bool:
-        table = self._routing.table()
-        move = table.moves.get(slot)
-        return move is not None and self._routing.node not in move.nodes and slot not in self._clean
+        move = self._routing.table().moves.get(slot)
+        goes = move is not None and self._routing.node not in move.nodes and slot not in self._clean
+        return goes or original(self, slot)
 
     stack = contextlib.ExitStack()
     stack.enter_context(mock.patch.object(Leaver, "_is_left", is_left))

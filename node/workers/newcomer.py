@@ -48,6 +48,8 @@ class Newcomer:
         self._changes = changes
         self._named: dict[int, int] = {}
         """Slots that were changed by this node, with the epoch of the change, until the table shows it."""
+        self._begun: dict[int, tuple[str, Seen]] = {}
+        """The copies that were begun here to be named, by incarnation, with what was seen then."""
         self._refused: dict[int, Seen] = {}
         """Slots that the registry did not let be named, with what was seen then: there is no use in asking before that changes."""
 
@@ -60,12 +62,13 @@ class Newcomer:
         except NotReady:
             return Did.NOTHING
         self._named = {slot: epoch for slot, epoch in self._named.items() if table.route(slot).epoch < epoch}
+        self._begun = {slot: begun for slot, begun in self._begun.items() if _seen(table, slot) == begun[1]}
         self._refused = {slot: seen for slot, seen in self._refused.items() if _seen(table, slot) == seen}
         for slot in self.due(table):
             if _seen(self._routing.table(), slot) != _seen(table, slot):
                 continue  # there was news while the others were named
             try:
-                incarnation = await self._store.begin_anew(slot)
+                incarnation = await self._begin(table, slot)
                 changed = await self._changes.name_learner(
                     slot, incarnation, seen_epoch=partial(seen_epoch, self._routing, self._store)
                 )
@@ -80,6 +83,18 @@ class Newcomer:
             else:
                 log.info("copy named as a learner", slot=slot, incarnation=incarnation)
         return Did.NOTHING  # the routes say so as soon as this node sees them
+
+    async def _begin(self, table: RouteTable, slot: int) -> str:
+        """Begin a copy that no route has named; its incarnation. One that was begun for this and could not be named will do again.
+
+        A copy that is blank is not enough: by a route of the past, that this node may find in its cache after a restart, it may have been a
+        voter, or a learner that is to be filled. By that it would hear of what all others have forgotten since.
+        """
+        incarnation, seen = self._begun.get(slot, ("", None))
+        if seen != _seen(table, slot) or incarnation != self._store.slot_state(slot).incarnation:
+            incarnation = await self._store.begin_anew(slot, fresh=True)
+            self._begun[slot] = incarnation, _seen(table, slot)
+        return incarnation
 
     def due(self, table: RouteTable) -> list[int]:
         """The slots to name a copy for now, ascending, as many as there is room for."""

@@ -112,6 +112,23 @@ async def test_killed_in_the_middle_and_done_again(kit, tmp_path: Path, step: in
     assert await blank(again, 1)
 
 
+async def test_a_blank_copy_gets_another_incarnation_if_it_is_to_be_a_fresh_one(kit, tmp_path: Path):
+    store = await used(kit, tmp_path / "d")
+    for slot in (1, 7):  # one that holds something, one where nothing was ever written
+        before = store.slot_state(slot).incarnation
+        first = await store.begin_anew(slot, fresh=True)
+        assert await store.begin_anew(slot) == first, "it is blank"
+        second = await store.begin_anew(slot, fresh=True)
+        assert len({before, first, second}) == 3
+        assert await blank(store, slot)
+    last = {slot: store.slot_state(slot).incarnation for slot in (1, 7)}
+    assert len(list((tmp_path / "d/quarantine").iterdir())) == 1, "only of the one that held something"
+    assert [one.slot for one in store.lost_slots] == [1]
+    again = await kit.open(kit.copy(tmp_path / "d", tmp_path / "copy"))
+    assert again.incarnations() == last
+    assert await blank(again, 1) and await blank(again, 7)
+
+
 # ---- a slot that the node left
 
 

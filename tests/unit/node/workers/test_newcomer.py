@@ -137,3 +137,24 @@ async def test_a_lost_answer_names_nothing_twice():
     await scene.see()
     await newcomer.step()
     assert (await scene.route(3)).epoch == 2
+
+
+async def test_a_copy_that_routes_have_named_before_is_not_named_again_though_it_is_blank():
+    """By a route of the past it would be a voter, or be filled, and hear of what was forgotten since."""
+    scene, store, newcomer = await scene_of()
+    first = store.slot_state(3).incarnation
+    named = {first}
+    for _ in range(2):
+        await scene.set_move(3, "n1", "n2", "n4")
+        await scene.see()
+        await newcomer.step()
+        (member,) = await learners(scene, 3)
+        assert member.incarnation not in named and member.incarnation == store.slot_state(3).incarnation
+        named.add(member.incarnation)
+        await scene.see()
+        await newcomer.step()
+        route = await scene.route(3)
+        await scene.set_route(type(route)(slot=3, epoch=route.epoch + 1, voters=route.voters))
+        await scene.set_move(3)
+        await scene.see()
+        await newcomer.step()
