@@ -338,7 +338,12 @@ async def registry(
         server = EtcdServer(tmp_path / "etcd")
         server.start()
         cluster = make_cluster(slot_count=SLOTS, registry_url=server.url)
-        away, back = server.stop, server.start
+
+        def away() -> None:
+            server.stop()
+
+        def back() -> None:
+            server.start()
     else:
         there, hidden = tmp_path / "registry", tmp_path / "hidden"
         there.mkdir()

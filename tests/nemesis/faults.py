@@ -209,6 +209,8 @@ def _cut(what: Callable[[NemesisCluster, Step], frozenset[Way]], mode: Mode, del
     async def cut(nemesis: Nemesis, step: Step, fired: Fired) -> AsyncIterator[None]:
         network = nemesis.cluster.network
         ways = what(nemesis.cluster, step)
+        # One that was just started, on a slow machine perhaps, has nothing to say yet.
+        await nemesis.recovered(tuple(index for index in step.nodes if index in nemesis.running()))
         before = network.count(count, ways)
         rule = network.add(mode, ways, delay_s=delay_s)
         unit = "connections" if mode == "refuse" else "bytes"

@@ -117,7 +117,7 @@ async def kill_in_joint(nemesis: Nemesis, step: Step, fired: Fired) -> AsyncIter
     victim: int | None = None
     while victim is None and time.monotonic() < end:
         seen = await membership_of(nemesis)
-        moves = seen["moves"] if seen is not None else {"left": 1, "slots": []}
+        moves: dict[str, Any] = seen["moves"] if seen is not None else {"left": 1, "slots": []}
         if not moves["left"]:
             await change(nemesis, step.nodes[0], fired)
             fired.evidence = ""
