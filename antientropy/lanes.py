@@ -7,7 +7,7 @@ import heapq
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 import structlog
@@ -15,7 +15,7 @@ import structlog
 from amberblob.clock import Randomness
 from amberblob.errors import AmberError, ClusterError, PeerError
 from antientropy.compare import Compared, compare
-from antientropy.driving import Running, World
+from antientropy.driving import Running, Unhurried, World
 from antientropy.follow import Cursor, Followed, follow
 from antientropy.ground import Ground, Naming, Pair, is_blank
 from antientropy.needs import Steps
@@ -47,6 +47,11 @@ T = TypeVar("T")
 class Turns(Protocol):
     """Work that is done a turn at a time."""
 
+    @property
+    def hurried(self) -> bool:
+        """Whether clients are better served by this being over soon than by its making room for them."""
+        ...
+
     async def turn(self) -> bool:
         """Do a bounded piece of it; whether there was any."""
         ...
@@ -54,6 +59,8 @@ class Turns(Protocol):
 
 class Lane(ABC, Generic[T]):
     """One kind of session; at most one is under way."""
+
+    hurried = False
 
     def __init__(self, ground: Ground, world: World) -> None:
         self._ground = ground
@@ -313,9 +320,15 @@ class Syncs:
     def __init__(self, ground: Ground, world: World, compares: Compares) -> None:
         self._ground = ground
         self._world = world
+        self._hurried_world = replace(world, pace=Unhurried())
         self._compares = compares
         self._fillings: dict[int, _Filling] = {}
         self._looked_s = float("-inf")
+
+    @property
+    def hurried(self) -> bool:
+        """Whether a slot waits for this in its joint epoch. That costs clients two majorities: it is over sooner if they are not yielded to."""
+        return any(filling.joins and filling.running is not None for filling in self._fillings.values())
 
     def why(self, slot: int) -> str:
         """Why a copy could not be filled when last tried; empty: it was not tried, or is filled."""
@@ -370,7 +383,8 @@ class Syncs:
                 self._looked_s = float("-inf")
                 continue
             naming, filling.progress.since = wanted
-            filling.running = Running(self._world, self._session(filling.progress, naming))
+            world = self._hurried_world if filling.joins else self._world
+            filling.running = Running(world, self._session(filling.progress, naming))
 
     def _session(self, progress: Progress, naming: Naming) -> Steps[SyncResult]:
         ground, slot = self._ground, progress.slot
@@ -379,7 +393,7 @@ class Syncs:
         turned = [others[(at + slot) % len(others)] for at in range(len(others))]
         order = sorted(turned, key=lambda peer: not ground.places.reachable(peer))
         counts = ground.node in naming.sources and not is_blank(naming, ground.store.slot_state(slot))
-        return sync(ground.node, progress, naming.epoch, naming.sources, order, counts=counts)
+        return sync(ground.node, progress, naming.epoch, naming.sources, order, counts=counts, moves=naming.joint)
 
     def _look(self) -> None:
         """Which copies are to be filled now; what was read for one stays with it, and so does what is under way."""

@@ -109,7 +109,8 @@ class Repairer:
                     took_s = now_s - began_s
                     if took_s > LONG_S:
                         self._last_until_s[lane] = now_s + took_s
-                    await self._pace.rest(took_s)
+                    if not lane.hurried:
+                        await self._pace.rest(took_s)
                     return Did.WORK
         except NotReady:
             # No routes yet: there is nobody to compare with.

@@ -22,7 +22,7 @@ from registry.routes import Move, Route, RouteTable
 
 log = structlog.get_logger(__name__)
 
-AT_ONCE_MAX = 4
+AT_ONCE_MAX = 16
 """So many slots are taken in at a time: they share the pace of repair, and few that become whole soon are worth more than many
 that do late."""
 

@@ -6,7 +6,7 @@ from amberblob.errors import RegistryUnavailable
 from amberblob.mutations import EpochSeen, Synced
 from antientropy.step import Did
 from chunkstore.memory import MemoryStore
-from node.workers.newcomer import AT_ONCE_MAX, Newcomer
+from node.workers.newcomer import Newcomer
 from registry.interface import Operation
 from registry.moves import to_joint
 from registry.readmit import with_blank_copy
@@ -37,7 +37,8 @@ async def test_a_copy_that_a_move_asks_for_is_named():
     assert [(await scene.route(slot)).epoch for slot in (0, 1, 2)] == [1, 1, 1]
 
 
-async def test_only_so_many_at_a_time_and_the_next_when_one_is_done():
+async def test_only_so_many_at_a_time_and_the_next_when_one_is_done(monkeypatch):
+    monkeypatch.setattr("node.workers.newcomer.AT_ONCE_MAX", 4)
     scene, _, newcomer = await scene_of()
     for slot in range(8):
         await scene.set_move(slot, "n1", "n2", "n4")
@@ -45,7 +46,7 @@ async def test_only_so_many_at_a_time_and_the_next_when_one_is_done():
     await newcomer.step()
     await newcomer.step()  # the news of the first ones has not come yet
     named = [slot for slot in range(8) if await learners(scene, slot)]
-    assert named == list(range(AT_ONCE_MAX))
+    assert named == list(range(4))
     await scene.set_route(to_joint(await scene.route(0), ("n1", "n2", "n4")))
     await scene.see()
     await newcomer.step()
