@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor
 from functools import partial
@@ -62,6 +63,8 @@ class Blobs:
         self._disk_id = disk_id
         self.publishing: set[Blob] = set()
         self.discarding: set[Blob] = set()
+        self._put_aways: Counter[int] = Counter()
+        """By slot, how often its files were taken out of sight."""
         self._busy: dict[Blob, asyncio.Future[None]] = {}
         self._active: dict[Path, DiskStaging] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -167,6 +170,7 @@ class Blobs:
             # Until the folders are synced the blob must not be called durable.
             self.publishing.add(blob)
             self.mending.pop(blob, None)
+            put_aways = self._put_aways[slot]
             try:
                 await self._core.durable(self._core.apply(Staged(slot, blob_id, self._wall_ms(), revive)))
                 if overlay.intent(slot, blob_id) is not Intent.ABORTED:
@@ -176,6 +180,9 @@ class Blobs:
                     raise StorageError(
                         f"blob {blob_id} was given up while it came in; a new attempt needs a new blob id"
                     )
+                if self._put_aways[slot] != put_aways:
+                    # Perhaps with this one among them, perhaps not: it is not to be relied on.
+                    raise StorageError(f"slot {slot} was left while blob {blob_id} came in")
                 overlay.mark_complete(slot, blob_id, complete=True)
             finally:
                 self.publishing.discard(blob)
@@ -510,6 +517,7 @@ class Blobs:
 
     async def _put_away(self, slot: int) -> None:
         await self.run_reading(lambda: self._files.put_away(slot))
+        self._put_aways[slot] += 1
         self._core.overlay.forget_files(slot)
         for blob in [blob for blob in self.mending if blob[0] == slot]:
             del self.mending[blob]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
 
 from amberblob.ballot import EMPTY_REGISTER
+from amberblob.errors import StorageError
 from amberblob.mutations import Accepted
-from chunkstore import DiskStore
+from chunkstore import BlobState, DiskStore
 from chunkstore.fileops import FileOps
+from tests.contract.chunkstore.kit import mint, stage
 
 
 async def blank(store: DiskStore, slot: int) -> bool:
@@ -199,3 +203,23 @@ async def test_killed_while_it_leaves_and_done_again(kit, tmp_path: Path, step: 
     await again.close()
     again = await kit.open(tmp_path / "copy")
     assert again.slot_state(1).incarnation == incarnation and await blank(again, 1)
+
+
+async def test_bytes_that_come_in_while_their_slot_is_left_are_not_taken_for_durable(kit, tmp_path: Path):
+    """Their files are in place, and then away with all others, before memory notes that they are in place."""
+    store = await kit.open(tmp_path / "d")
+    await kit.put(store, 1, "p")
+    blobs, loop, blob_id = store._blobs, asyncio.get_running_loop(), mint()
+    place = blobs._put_in_place
+
+    def left_meanwhile(slot: int, blob: str, source: Path) -> None:
+        place(slot, blob, source)
+        asyncio.run_coroutine_threadsafe(store.leave(slot), loop).result(20)
+
+    blobs._put_in_place = left_meanwhile
+    with contextlib.suppress(StorageError):
+        await stage(store, blob_id, [b"x" * 100], slot=1)
+    blobs._put_in_place = place
+    assert await store.blob_state(1, blob_id) is not BlobState.DURABLE
+    assert not store._core.overlay.is_complete(1, blob_id)
+    assert store.failed is None
