@@ -8,6 +8,7 @@ Every error says whose fault it is, whether trying again can help, what was seen
     │   ├── Unauthorized        401  unauthorized
     │   ├── Forbidden           403  reserved-path
     │   ├── NotFound            404  no-such-object, no-such-version, nothing-to-restore
+    │   │   └── NoSuchNode      404  no-such-node
     │   ├── MethodNotAllowed    405  method-not-allowed
     │   ├── VersionConflict     409  version-conflict
     │   ├── MembershipConflict  409  membership-conflict
@@ -101,6 +102,13 @@ class NotFound(RequestError):
     code = "no-such-object"
     status = 404
     title = "No such object"
+
+
+class NoSuchNode(NotFound):
+    """The cluster does not know a node of that id."""
+
+    code = "no-such-node"
+    title = "No such node"
 
 
 class MethodNotAllowed(RequestError):

@@ -215,7 +215,9 @@ class EmbeddedRegistry:
                 seen = state
             if written is self._written:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(written.wait(), self._poll_s)
+                    # Not asyncio.wait_for: of Python 3.11 it loses a cancellation that comes together with the event.
+                    async with asyncio.timeout(self._poll_s):
+                        await written.wait()
             if written.is_set():
                 seen = None
 

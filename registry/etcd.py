@@ -119,6 +119,7 @@ class _Endpoint:
 
     def __init__(self, address: str, credentials: Any) -> None:
         self.address = address
+        self._credentials = credentials
         if credentials is None:
             self.channel = grpc.insecure_channel(address, options=_OPTIONS)
         else:
@@ -129,6 +130,10 @@ class _Endpoint:
         self.auth = rpc.AuthStub(self.channel)
         self.token: str | None = None
         self.answered_s = -math.inf
+
+    def anew(self) -> _Endpoint:
+        """The same member by another connection. This one is closed when nobody uses it any more."""
+        return _Endpoint(self.address, self._credentials)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What every call bears."""
@@ -265,6 +270,8 @@ class EtcdRegistry:
                     broken_s = None
                     if response is None:
                         await self._revision()  # it is quiet: is etcd still there, and still the same?
+                        if self._endpoints[self._current] is not stream.endpoint:
+                            break  # calls left that member, which may have fallen silent: ask another one
                         continue
                     if response.compact_revision or (response.canceled and not response.created):
                         yield Compacted(await self._revision())
@@ -284,7 +291,8 @@ class EtcdRegistry:
                     raise RegistryUnavailable(str(error)) from error
                 self._leave(self._endpoints[self._current])
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._closed.wait(), 0.1)
+                    async with asyncio.timeout(0.1):
+                        await self._closed.wait()
             finally:
                 if stream is not None:
                     self._streams.discard(stream)
@@ -404,7 +412,7 @@ class EtcdRegistry:
                 if not patient:
                     failures.append(f"{endpoint.address}: {code.name.lower()}: {details}")
                     late = late or code == grpc.StatusCode.DEADLINE_EXCEEDED
-                self._leave(endpoint)
+                self._leave(endpoint, silent=code == grpc.StatusCode.DEADLINE_EXCEEDED)
                 if sent and isinstance(call, _Write):
                     break
             except ValueError as error:  # gRPC's word for a channel that was closed
@@ -415,11 +423,18 @@ class EtcdRegistry:
         kind = _Silent if late else _Broken
         raise kind(f"The registry {self._where} does not answer: {'; '.join(failures) or 'no time left'}")
 
-    def _leave(self, endpoint: _Endpoint) -> None:
-        """Use the next member from now on, unless another thread did that already."""
+    def _leave(self, endpoint: _Endpoint, *, silent: bool = False) -> None:
+        """Use the next member from now on, unless another thread did that already.
+
+        A connection that fell ``silent`` is not used again: the system takes a quarter of an hour to give up one to a machine that lost
+        its power, and its address may be that of several members.
+        """
         endpoint.answered_s = -math.inf
-        if self._endpoints[self._current] is endpoint:
-            self._current = (self._current + 1) % len(self._endpoints)
+        at = self._current
+        if self._endpoints[at] is endpoint:
+            if silent:
+                self._endpoints[at] = endpoint.anew()
+            self._current = (at + 1) % len(self._endpoints)
 
     def _ask(self, endpoint: _Endpoint, ask: _Ask, timeout_s: float, patient: bool) -> Any:
         """One question to one member, as the user; a token that has run out is fetched anew."""
@@ -481,6 +496,7 @@ class _Stream:
     """A watch's stream, read by a thread of its own that stays at most :data:`STREAM_AHEAD_MAX` responses ahead."""
 
     def __init__(self, endpoint: _Endpoint, request: Any, where: str) -> None:
+        self.endpoint = endpoint
         self._where = where
         self._loop = asyncio.get_running_loop()
         self._items: asyncio.Queue[Any] = asyncio.Queue()
@@ -493,7 +509,9 @@ class _Stream:
     async def next(self, patience_s: float) -> Any:
         """The next response, or None after ``patience_s`` without one. Raises _Broken when the stream ended."""
         try:
-            item = await asyncio.wait_for(self._items.get(), patience_s)
+            # Not asyncio.wait_for, here as elsewhere: of Python 3.11 it loses a cancellation that comes together with the item.
+            async with asyncio.timeout(patience_s):
+                item = await self._items.get()
         except TimeoutError:
             return None
         self._room.release()

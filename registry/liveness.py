@@ -61,6 +61,10 @@ class Heartbeat:
                 except ConfigError as error:
                     _log.error("sign of life not given", error=str(error))
                     await asyncio.sleep(backoff.next_s())
+                except Exception:
+                    # A fault of this program: do not let the node be taken for dead because of it.
+                    _log.exception("giving a sign of life failed")
+                    await asyncio.sleep(backoff.next_s())
         finally:
             if lease is not None:
                 with contextlib.suppress(RegistryUnavailable, TimeoutError):

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import structlog
 from msgspec.structs import replace
 
-from amberblob.errors import BadRequest, MembershipConflict, NotFound, NotReady, RegistryUnavailable
+from amberblob.errors import BadRequest, MembershipConflict, NoSuchNode, NotReady, RegistryUnavailable
 from registry.formats import FORMAT_OF_MEMBERSHIP, raise_format
 from registry.interface import TRANSACTION_OPS_MAX, CompareAndDelete, CompareAndSet, Operation, Registry
 from registry.keys import Keys
@@ -97,7 +97,7 @@ async def change(
 
     Raises:
         BadRequest: no nodes, or one is named twice.
-        NotFound: (no-such-node) a node that is not known.
+        NoSuchNode: a node that is not known.
         MembershipConflict: the action does not go with the state of a node or of the cluster, or another change is being made.
         NotReady: (nodes-too-old) nodes of an older version are to be upgraded first; or the change is decided, but its moves could not all be written for being disturbed: a node finishes it.
         RegistryUnavailable: it cannot be reached, or shows an older state than was seen. The change may be decided then.
@@ -259,10 +259,9 @@ def _wanted(
     states = dict(board.membership.nodes)
     for node in nodes:
         if node not in board.table.nodes and node not in states:
-            raise NotFound(
+            raise NoSuchNode(
                 f"No node {node!r} is registered. Start it with this cluster's registry and name; nodes that are: "
-                f"{', '.join(sorted(board.table.nodes))}.",
-                code="no-such-node",
+                f"{', '.join(sorted(board.table.nodes))}."
             )
     warnings: list[str] = []
     for node in nodes:
@@ -293,7 +292,9 @@ def _check_join(board: _Board, state: NodeState | None, node: str, *, force: boo
             f"{node} was removed. Forget it, start it, and join it then; or give the node a new id."
         )
     if node not in board.alive and not force:
-        raise MembershipConflict(f"{node} gives no sign of life: start it first (or force it, if it is to come later).")
+        raise MembershipConflict(
+            f"{node} gives no sign of life: start it first, and give it a moment (or force it, if it is to come later)."
+        )
 
 
 def _check_drain(state: NodeState | None, node: str) -> None:

@@ -197,8 +197,10 @@ class MemoryRegistry:
                     yield Change(change.revision, events)
             if store.revision >= from_revision:
                 continue
+            # Not asyncio.wait_for: of Python 3.11 it loses a cancellation that comes together with the event, and the watch goes on for ever.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), self._until_expiry_s())
+                async with asyncio.timeout(self._until_expiry_s()):
+                    await changed.wait()
 
     def _until_expiry_s(self) -> float | None:
         if not self.store.leases:

@@ -136,6 +136,10 @@ class RedisRegistry:
             )
         if not (url.path or "0").isdigit() or url.options.get("durability", "weak") != "weak":
             raise ConfigError(f"[cluster] registry: wants {FORM}")
+        if url.scheme != "rediss" and (tls := _TLS.keys() & url.options.keys()):
+            raise ConfigError(
+                f"[cluster] registry: {min(tls)} is for TLS, which redis:// does not use; write rediss://"
+            )
         self._where = url.where
         self._accept_weak = "durability" in url.options
         self._randomness = randomness or SystemRandomness()
@@ -212,7 +216,8 @@ class RedisRegistry:
                 if self._closed.is_set() or now_s - lost_s > self._resume_s:
                     raise
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._closed.wait(), 0.1)
+                    async with asyncio.timeout(0.1):
+                        await self._closed.wait()
 
     async def lease(self, ttl_s: float) -> RedisLease:
         lease_id = self._randomness.token(16).hex()

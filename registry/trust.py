@@ -110,4 +110,4 @@ def _members(route: Route) -> tuple[object, ...]:
     def named(members: tuple[Member, ...]) -> frozenset[tuple[str, str]]:
         return frozenset((member.node, member.incarnation) for member in members)
 
-    return named(route.voters), named(route.next_voters)
+    return named(route.voters), named(route.next_voters), named(route.learners)

@@ -64,6 +64,9 @@ FIRES = (
 )
 """What must really have happened in a run of that many seeds; else the run shows nothing."""
 
+GIVEN_UP_MAX = 0.01
+"""At most this part of a run's histories may go unjudged because the search for an order was given up."""
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -218,11 +221,23 @@ def main(
     if len(results) >= FIRING_SEEDS and asleep:
         print(f"never happened in {len(results)} seeds: {', '.join(asleep)}")
         raise typer.Exit(1)
+    if len(results) >= FIRING_SEEDS and too_many_given_up(results):
+        raise typer.Exit(1)
     if different:
         print(f"not deterministic: seeds {different} gave two different traces")
     elif twice:
         print(f"deterministic: {len(wanted)} seeds gave the same trace twice")
     raise typer.Exit(1 if different or any(result.story for result in results) else 0)
+
+
+def too_many_given_up(results: list[Result]) -> bool:
+    """Whether so many histories went unjudged that the run shows too little; says so."""
+    given_up = sum(result.fired["searches given up"] for result in results)
+    histories = sum(result.fired["histories"] for result in results)
+    if given_up <= GIVEN_UP_MAX * histories:
+        return False
+    print(f"the search for an order was given up for {given_up} of {histories} histories")
+    return True
 
 
 def _report(results: list[Result], took_s: float) -> None:
@@ -234,7 +249,8 @@ def _report(results: list[Result], took_s: float) -> None:
     print(
         f"{len(results)} seeds, {sum(r.operations for r in results)} operations, "
         f"{sum(r.virtual_s for r in results):.0f} virtual seconds in {took_s:.1f} s; "
-        f"{len(bad)} broken{': ' + ', '.join(map(str, bad[:20])) if bad else ''}"
+        f"{sum(r.fired['searches given up'] for r in results)} of {sum(r.fired['histories'] for r in results)} histories "
+        f"not judged; {len(bad)} broken{': ' + ', '.join(map(str, bad[:20])) if bad else ''}"
     )
     if len(results) == 1:
         print(f"trace {results[0].digest}")

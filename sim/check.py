@@ -11,7 +11,8 @@ from amberblob.errors import AmberError
 from sim.agreement import agree
 from sim.clients import Client, NoAnswer, NotServing, Violation
 from sim.history import Call, Seen
-from sim.linearizability import ANY_VERSION, search
+from sim.linearizability import search
+from sim.specification import ANY_VERSION
 
 if TYPE_CHECKING:
     from sim.machine import Machine

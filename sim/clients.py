@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from random import Random
@@ -266,11 +267,11 @@ class Client:
         if process is None or parts is None or not machine.serving:
             raise NotServing
         answered: asyncio.Future[T] = loop.create_future()
-        begun = False
+        begun_s = math.inf
 
         async def beginning() -> T:
-            nonlocal begun
-            begun = True
+            nonlocal begun_s
+            begun_s = loop.time()
             return await ask(parts.objects)
 
         task = loop.create_task(beginning(), context=process.context())
@@ -287,9 +288,9 @@ class Client:
                 result = await answered
         except TimeoutError:
             world.fired["client gave up"] += 1
-            # A node that stood still all the time has not begun: a client that repeats its write must not meet that
-            # try, and can only rely on the connection that it closed.
-            if random.random() < 0.5 or not begun:
+            # A node that stood still at first has not begun, or so late that it may be at it still: a client that repeats its
+            # write must not meet that try, and can only rely on the connection that it closed.
+            if random.random() < 0.5 or loop.time() < begun_s + machine.settings.request_timeout_s:
                 task.cancel()
             raise NoAnswer("no answer") from None
         finally:

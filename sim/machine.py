@@ -82,6 +82,7 @@ class Machine:
         keys: SimKeys,
     ) -> None:
         self.name = name
+        self.settings = settings
         self.disk = disk
         self.clock = SimClock(loop)
         self.lives = 0
@@ -93,7 +94,6 @@ class Machine:
         self._loop = loop
         self._random = random
         self._network = network
-        self._settings = settings
         self._registry = registry
         self._keys = keys
         self._starting: asyncio.Task[None] | None = None
@@ -121,7 +121,7 @@ class Machine:
             await asyncio.sleep(0.01)
 
     async def _start(self, process: Process) -> None:
-        settings, disk = self._settings, self.disk
+        settings, disk = self.settings, self.disk
         randomness = SeededRandomness(self._random.getrandbits(64))
         hybrid = HybridClock(self.clock.wall_ms)
         try:

@@ -115,6 +115,7 @@ def slots(
 
     \b
     States: whole, in-step (being written), healing, degraded (a node is away), corrupt, unavailable, unrecoverable.
+    A slot that moves has new copies: learner (being filled), joining (both sets of copies decide).
 
     \b
     Examples:

@@ -32,7 +32,7 @@ SLOT_COLUMNS = (
     "wanted>",
     "bytes>",
     "objects>",
-    "not well",
+    "not well, or new",
 )
 
 
@@ -155,7 +155,7 @@ def todo(document: Mapping[str, Any]) -> list[str]:
 
 
 def slot_row(row: Mapping[str, Any]) -> list[str]:
-    """A slot as :data:`SLOT_COLUMNS` have it; at the end the copies that are not well, with their nodes."""
+    """A slot as :data:`SLOT_COLUMNS` have it; at the end the copies that are not well, or that the slot is moving to, with their nodes."""
     copies = [copy for copy in row.get("copies", ()) if isinstance(copy, Mapping)]
     return [
         str(row.get("slot")),
@@ -164,10 +164,15 @@ def slot_row(row: Mapping[str, Any]) -> list[str]:
         *(str(row.get(name, 0)) for name in ("behind", "undecided", "damaged", "wanted")),
         human_size(int(row.get("wanted_bytes") or 0)),
         str(row.get("objects", 0)),
-        printable(
-            ", ".join(f"{copy.get('node')}: {copy.get('state')}" for copy in copies if copy.get("state") not in WELL)
-        ),
+        printable(", ".join(f"{copy.get('node')}: {told}" for copy in copies if (told := _told_of(copy)))),
     ]
+
+
+def _told_of(copy: Mapping[str, Any]) -> str:
+    """What the table says of a copy; nothing of one that has its vote and is well."""
+    role, state = copy.get("role", "voter"), copy.get("state")
+    words = [str(word) for word in (role if role != "voter" else "", state if state not in WELL else "") if word]
+    return ", ".join(words)
 
 
 def by_state(rows: Iterable[Mapping[str, Any]], wanted: Sequence[str]) -> list[Mapping[str, Any]]:
@@ -190,7 +195,8 @@ def _cluster(document: Mapping[str, Any]) -> str:
     name = document.get("name")
     if name is None:
         return str(document.get("detail") or "not known yet")
-    return f"{name}, {document.get('replicas')} copies of each slot, epoch {document.get('epoch')}"
+    replicas = document.get("replicas")
+    return f"{name}, {replicas} cop{'y' if replicas == 1 else 'ies'} of each slot, epoch {document.get('epoch')}"
 
 
 def _nodes(document: Mapping[str, Any]) -> str:

@@ -38,7 +38,8 @@ from amberblob.config.values import without_password
 
 HOST = "127.0.0.1"
 NODES_DEFAULT = 3
-REPLICAS_MAX = 3
+REPLICAS = 3
+"""Also of a cluster that has fewer nodes yet: more can be joined. What a folder was made with stays."""
 _PEER_PORT_TRIES_MAX = 200
 
 _Sections = dict[str, dict[str, Any]]
@@ -115,7 +116,8 @@ def open_layout(folder: Path, *, nodes: int | None, port: int, registry: str | N
             taken.add(peer_port)
             members.append(DevNode(name=name, folder=node_folder, port=port + index, peer_port=peer_port))
         for node in members:
-            managed = _managed_keys(node, [member.name for member in members], registry_url)
+            replicas = _section(_read_toml(node.config_file), "cluster").get("replicas", REPLICAS)
+            managed = _managed_keys(node, [member.name for member in members], registry_url, replicas)
             _write_config(node.config_file, managed)
         environment = _without_managed(os.environ)
         for node in members:
@@ -123,7 +125,7 @@ def open_layout(folder: Path, *, nodes: int | None, port: int, registry: str | N
         yield DevLayout(folder=folder, nodes=tuple(members), environment=environment)
 
 
-def _managed_keys(node: DevNode, names: list[str], registry_url: str) -> _Sections:
+def _managed_keys(node: DevNode, names: list[str], registry_url: str, replicas: int) -> _Sections:
     """The part of node.toml that dev decides anew at every start."""
     return {
         # Each node counts as a machine of its own: that two replicas are never on one is kept in play as well.
@@ -135,7 +137,7 @@ def _managed_keys(node: DevNode, names: list[str], registry_url: str) -> _Sectio
             "secret_file": "../secret",
             "registry": registry_url,
             "bootstrap_nodes": names,
-            "replicas": min(REPLICAS_MAX, len(names)),
+            "replicas": replicas,
         },
     }
 
@@ -153,7 +155,9 @@ def _without_managed(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment without variables that would make all nodes the same one."""
     probe = DevNode(name="", folder=Path(), port=0, peer_port=0)
     managed = {
-        f"AMBERBLOB_{section}_{key}".upper() for section, keys in _managed_keys(probe, [], "").items() for key in keys
+        f"AMBERBLOB_{section}_{key}".upper()
+        for section, keys in _managed_keys(probe, [], "", REPLICAS).items()
+        for key in keys
     }
     managed.add("AMBERBLOB_CLUSTER_SECRET")
     return {name: value for name, value in environ.items() if name not in managed}

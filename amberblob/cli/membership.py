@@ -147,11 +147,12 @@ def _change(
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     """The plan in sentences."""
     moves, copies = int(plan.get("moves") or 0), int(plan.get("copies") or 0)
-    word = "would move" if plan.get("dry_run") else "move"
+    dry = bool(plan.get("dry_run"))
     lines = [printable(f"warning: {warning}") for warning in plan.get("warnings") or ()]
     if moves:
         lines.append(
-            f"{moves} slots {word}; {copies} copies of slots are made anew; each slot has {plan.get('voters')} copies afterwards"
+            f"{moves} slots {'would move' if dry else 'move'}; {copies} copies of slots {'would be' if dry else 'are'} made anew; "
+            f"each slot {'would have' if dry else 'has'} {plan.get('voters')} copies then"
         )
     else:
         lines.append("no slot has to move")

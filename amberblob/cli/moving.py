@@ -16,6 +16,10 @@ PATIENCE_S = 120.0
 """How long no slot may get further before a node that cannot be reached is taken for the reason. A move is given up and begun anew within half of it."""
 
 
+RATE_AFTER_S = 5.0
+"""So long slots are counted before it is told how long the others take."""
+
+
 @dataclass(frozen=True, slots=True)
 class Moved:
     """It is done: no slot is on its way."""
@@ -53,6 +57,8 @@ class MoveWatch:
     fewest: tuple[int, int] | None = None
     better_at_s: float = 0.0
     last_text: str = ""
+    first: tuple[int, float] | None = None
+    """How many slots were left when that was first known, and when."""
 
     def look(self, membership: Mapping[str, Any], now_s: float) -> Moved | Stuck | Moving:
         """What the newest account says."""
@@ -65,7 +71,9 @@ class MoveWatch:
             return Moved(self.total)
         bytes_left = int(moves.get("bytes_left") or 0)
         best = self.fewest
-        text = moving_text(moves, self.total)
+        if left and self.first is None:
+            self.first = left, now_s
+        text = moving_text(moves, self.total) if left else "planning"
         if best is None or left < best[0] or (left == best[0] and bytes_left < best[1]) or text != self.last_text:
             self.better_at_s = now_s
         if best is None or (left, bytes_left) < best:
@@ -77,7 +85,14 @@ class MoveWatch:
                 "Start what is down, and it goes on by itself; or take the node out of the plan: "
                 "amberblob cluster remove NODE --force if it is lost for good.",
             )
-        return Moving(self.total, left, text)
+        return Moving(self.total, left, text + self._time_left(left, now_s))
+
+    def _time_left(self, left: int, now_s: float) -> str:
+        """By the slots that have arrived so far: what others hold is not known before they begin."""
+        if self.first is None or left >= self.first[0] or now_s - self.first[1] < RATE_AFTER_S:
+            return ""
+        began, since_s = self.first
+        return f", about {duration(left * (now_s - since_s) / (began - left))}"
 
 
 def reasons_in(moves: Mapping[str, Any]) -> list[str]:
@@ -95,7 +110,7 @@ def moving_text(moves: Mapping[str, Any], total: int) -> str:
         if rate := moves.get("rate_bytes_per_s"):
             parts.append(f"{human_size(int(rate))}/s")
         if (seconds := moves.get("seconds_left")) is not None:
-            parts.append(f"about {duration(float(seconds))}")
+            parts.append(f"about {duration(float(seconds))} for these")
     stages = moves.get("stages") or {}
     told = ", ".join(f"{count} {stage}" for stage, count in stages.items() if stage in ("learning", "joint"))
     if told:

@@ -15,6 +15,7 @@ from amberblob.errors import (
     InsufficientStorage,
     MembershipConflict,
     MethodNotAllowed,
+    NoSuchNode,
     NotFound,
     NotReady,
     OutcomeUnknown,
@@ -29,6 +30,7 @@ from amberblob.errors import (
 _BY_CODE: dict[str, type[AmberError]] = {
     "quorum-unavailable": QuorumUnavailable,
     "membership-conflict": MembershipConflict,
+    "no-such-node": NoSuchNode,
     "not-ready": NotReady,
     "shutting-down": NotReady,
     "outcome-unknown": OutcomeUnknown,

@@ -9,7 +9,7 @@ import asyncio
 import json
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +85,25 @@ async def emptied(cluster: Cluster, *indices: int) -> None:
 
 
 async def begin(cluster: Cluster, count: int = 1) -> list[int]:
-    """Start further nodes, and wait until they are ready, and seen by all."""
+    """Start further nodes, and wait until they are ready, seen by all, and known to be alive."""
     indices = [cluster.add_node() for _ in range(count)]
     for index in indices:
         cluster.start(index)
-    await cluster.wait_ready(*(index for index, node in enumerate(cluster.nodes) if node.running))
+    running = [index for index, node in enumerate(cluster.nodes) if node.running]
+    await cluster.wait_ready(*running)
+    async with api_of(cluster) as api:
+        for index in indices:
+            await until(lambda index=index: alive(api, cluster.nodes[index].name, running), "it gives a sign of life")
     return indices
+
+
+async def alive(api: Api, name: str, nodes: Sequence[int]) -> bool:
+    """Whether all of these nodes know of the node's sign of life."""
+    for node in nodes:
+        rows = (await api("GET", "/cluster", node=node)).json["nodes"]
+        if not any(row["alive"] for row in rows if row["node"] == name):
+            return False
+    return True
 
 
 async def ask(api: Api, action: str, *nodes: str, at: int = 0, force: bool = False) -> Answer:
@@ -240,8 +253,7 @@ async def test_a_dead_node_is_replaced_by_another_one(three: Cluster) -> None:
             (new,) = await begin(three)
 
             async def dead() -> bool:
-                rows = (await api("GET", "/cluster")).json["nodes"]
-                return not next(row["alive"] for row in rows if row["node"] == "node-3")
+                return not await alive(api, "node-3", [0])
 
             await until(dead, "it gives no sign of life")
             status, _, said = await amberblob(three, "cluster", "remove", "node-3")
@@ -326,7 +338,12 @@ async def registry(
         server = EtcdServer(tmp_path / "etcd")
         server.start()
         cluster = make_cluster(slot_count=SLOTS, registry_url=server.url)
-        away, back = server.stop, server.start
+
+        def away() -> None:
+            server.stop()
+
+        def back() -> None:
+            server.start()
     else:
         there, hidden = tmp_path / "registry", tmp_path / "hidden"
         there.mkdir()

@@ -13,6 +13,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 
@@ -192,7 +193,7 @@ class Traffic:
             path: known.version for path, known in self.known.items() if path.startswith(f"{folder}/") and known.data is not None
         }  # fmt: skip
         found: dict[str, int] = {}
-        query: dict[str, str] = {"prefix": f"{folder}/"}
+        query: dict[str, Any] = {"prefix": f"{folder}/"}
         while True:
             page = await self.api.page(node=node, **query)
             found |= {entry["path"]: entry["version"] for entry in page["objects"]}

@@ -20,7 +20,7 @@ from tests.nemesis import mounts, recording
 from tests.nemesis.faults import PROFILES
 from tests.nemesis.run import RATE, check_again, run
 
-RANDOM_PROFILES = ("all", "crash", "pause", "partition", "storage")
+RANDOM_PROFILES = ("all", "crash", "pause", "partition", "storage", "membership")
 
 
 def _arguments() -> argparse.Namespace:

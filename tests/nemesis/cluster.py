@@ -1,4 +1,4 @@
-"""Three real nodes for the nemesis: their peers behind proxies, their disks small if that is permitted."""
+"""Real nodes for the nemesis, three or more: their peers behind proxies, their disks small if that is permitted."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ LIMITS = {"request_timeout_s": 3.0, "peer_timeout_s": 1.0, "shutdown_timeout_s":
 
 
 class NemesisCluster(Cluster):
-    """``small_disks``: a tmpfs for each node; :attr:`small_disks` tells whether it could be had."""
+    """``nodes``: those beyond three hold nothing before they are joined. ``small_disks``: a tmpfs for each node; :attr:`small_disks` tells whether it could be had."""
 
-    def __init__(self, *, small_disks: bool = False) -> None:
+    def __init__(self, *, nodes: int = 3, small_disks: bool = False) -> None:
         super().__init__(limits=LIMITS, slot_count=16, log_level="info")
+        while len(self.nodes) < nodes:
+            self.add_node()
         self.registry_folder = self.folder / "registry"
         self.registry_folder.mkdir()
         self.registry = self.registry_folder / "registry.sqlite3"

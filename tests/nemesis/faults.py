@@ -1,7 +1,7 @@
 """The nemesis: what goes wrong, when, and the proof that it did.
 
 :func:`plan` makes the schedule from a seed: a main track (processes, cuts, disks) and a side track (registry, slow
-links, resets) that overlaps it. Each step is one of :data:`FAULTS`: it strikes, waits until its effect was *seen*, lasts,
+links, resets, operators) that overlaps it. Each step is one of :data:`FAULTS`: it strikes, waits until its effect was *seen*, lasts,
 and is undone. A step without evidence is a failure of the run.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 
-from tests.nemesis import mounts
+from tests.nemesis import mounts, operators
 from tests.nemesis.clients import Facts, Http, Lost
 from tests.nemesis.cluster import NemesisCluster, process_state
 from tests.nemesis.proxy import Mode, Way
@@ -209,6 +209,8 @@ def _cut(what: Callable[[NemesisCluster, Step], frozenset[Way]], mode: Mode, del
     async def cut(nemesis: Nemesis, step: Step, fired: Fired) -> AsyncIterator[None]:
         network = nemesis.cluster.network
         ways = what(nemesis.cluster, step)
+        # One that was just started, on a slow machine perhaps, has nothing to say yet.
+        await nemesis.recovered(tuple(index for index in step.nodes if index in nemesis.running()))
         before = network.count(count, ways)
         rule = network.add(mode, ways, delay_s=delay_s)
         unit = "connections" if mode == "refuse" else "bytes"
@@ -381,6 +383,10 @@ FAULTS: dict[str, Fault] = {
     "registry-hangs": registry_hangs,
     "disk-full": _full(4 * MIB),
     "disk-overfull": _full(0),
+    "disk-emptied": operators.disk_emptied,
+    "operator": operators.operator,
+    "two-operators": operators.two_operators,
+    "kill-in-joint": operators.kill_in_joint,
 }
 """By name. A node that is mute is not heard, one that is deaf does not hear; a link is between two nodes, both ways."""
 
@@ -400,6 +406,7 @@ HOW_MANY: dict[str, tuple[int, ...]] = {
     "registry-hangs": (3,),
     "disk-full": (1, 2),
     "disk-overfull": (1, 2, 3),
+    "two-operators": (2,),
 }
 """On how many nodes, drawn anew each time; one where nothing is said."""
 
@@ -423,12 +430,15 @@ class Profile:
     fill: tuple[str, ...]
     fill_side: tuple[str, ...] = ("registry-gone", "slow-node", "slow-all", "reset")
     small_disks: bool = False
+    nodes: int = 3
+    """Three of them to begin with; the others may be joined."""
 
 
 CRASHES = ("kill", "kill-again", "stop-and-kill")
 STOPS = ("stop", "stop-in-turn")
 CUTS = tuple(name for name in FAULTS if name.startswith(("isolate", "mute", "deaf", "one-way", "link", "all-apart")))
 DISKS = ("disk-full", "disk-overfull")
+OPERATORS = ("operator", "two-operators")
 
 PROFILES: dict[str, Profile] = {
     "crash": Profile(
@@ -452,22 +462,31 @@ PROFILES: dict[str, Profile] = {
         fill=(*DISKS, "kill", "stop"),
         small_disks=True,
     ),
+    "membership": Profile(
+        main=("kill-in-joint", "isolate-drop", "disk-emptied", "one-way-hold", "kill-in-joint", "stop-and-kill"),
+        side=("operator", "two-operators", "registry-gone", "operator"),
+        fill=("kill-in-joint", "kill", "kill-again", "isolate-hold", "mute-drop", "stop", "disk-emptied"),
+        fill_side=(*OPERATORS, "operator", "registry-gone", "slow-node", "reset"),
+        nodes=5,
+    ),
     "quiet": Profile(main=("one-way-hold",), side=("slow-node",), fill=("one-way-hold",), fill_side=("slow-node",)),
     "all": Profile(
-        main=("kill", "stop", "isolate-drop", "one-way-drop", "disk-full"),
-        side=("registry-gone",),
-        fill=CRASHES + STOPS + CUTS + DISKS,
+        main=("kill", "stop", "isolate-drop", "one-way-drop", "disk-full", "disk-emptied"),
+        side=("registry-gone", "operator"),
+        fill=(*CRASHES, *STOPS, *CUTS, *DISKS, "kill-in-joint", "disk-emptied"),
+        fill_side=(*OPERATORS, "registry-gone", "slow-node", "slow-all", "reset"),
         small_disks=True,
+        nodes=5,
     ),
 }
 
 
-def plan(seed: int, seconds: float, profile: Profile, nodes: int = 3) -> tuple[list[Step], list[Step]]:
+def plan(seed: int, seconds: float, profile: Profile) -> tuple[list[Step], list[Step]]:
     """The main and the side track of a seed."""
     chance = random.Random(f"nemesis {seed}")
     return (
-        _track(chance, seconds, profile.main, profile.fill, nodes, gap_s=(0.4, 1.6)),
-        _track(chance, seconds, profile.side, profile.fill_side, nodes, gap_s=(1.0, 5.0)),
+        _track(chance, seconds, profile.main, profile.fill, profile.nodes, gap_s=(0.4, 1.6)),
+        _track(chance, seconds, profile.side, profile.fill_side, profile.nodes, gap_s=(1.0, 5.0)),
     )
 
 

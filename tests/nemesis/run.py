@@ -18,6 +18,7 @@ from tests.nemesis import recording
 from tests.nemesis.clients import Client, Facts, Http, LibraryClient, http_session
 from tests.nemesis.cluster import NemesisCluster
 from tests.nemesis.faults import PROFILES, Fired, Nemesis, plan
+from tests.nemesis.operators import all_moved, steps_of_slots
 from tests.nemesis.verdict import Verdict, check, read_all
 
 CLIENTS = 8
@@ -45,6 +46,8 @@ class Outcome:
     took_s: dict[str, float] = field(default_factory=dict)
     log_errors: Counter[str] = field(default_factory=Counter)
     """What the nodes logged as an error, by event."""
+    moved: Counter[str] = field(default_factory=Counter)
+    """What became of slots on their way: joint epochs begun, finished, given up."""
 
     def table(self) -> Iterator[str]:
         """The summary, line by line."""
@@ -81,6 +84,8 @@ class Outcome:
             yield f"{count:6}  {name}"
         if self.log_errors:
             yield f"errors in the nodes' logs: {dict(self.log_errors)}"
+        if self.moved:
+            yield "slots on their way: " + ", ".join(f"{count} {step}" for step, count in sorted(self.moved.items()))
         times = ", ".join(f"{name} {took:.1f} s" for name, took in self.took_s.items())
         yield f"{times}; {verdict.searched} worlds looked at, at most {verdict.widest} at once"
         yield from verdict.details()
@@ -104,7 +109,7 @@ async def run(
     ``may_mount``: this process is in a mount namespace of its own.
     """
     profile = PROFILES[profile_name]
-    cluster = NemesisCluster(small_disks=may_mount and profile.small_disks)
+    cluster = NemesisCluster(nodes=profile.nodes, small_disks=may_mount and profile.small_disks)
     keys = [f"nemesis/{number:02}" for number in range(KEYS)]
     outcome = Outcome(seed, profile_name, seconds, Facts(cluster.endpoints, keys), small_disks=cluster.small_disks)
     good = forget
@@ -158,6 +163,11 @@ async def _play(outcome: Outcome, cluster: NemesisCluster, seed: int, seconds: f
         began = time.monotonic()
         await cluster.heal()
         took["healing"] = time.monotonic() - began
+        if PROFILES[outcome.profile].nodes > 3:
+            began = time.monotonic()
+            if why := await all_moved(nemesis):
+                outcome.verdict.anomalies.append(why)
+            took["moving"] = time.monotonic() - began
         began = time.monotonic()
         await read_all(facts, http, outcome.verdict)
         outcome.log_errors, tracebacks = cluster.log_errors()
@@ -166,6 +176,11 @@ async def _play(outcome: Outcome, cluster: NemesisCluster, seed: int, seconds: f
     planned = len(main) + len(side)
     if len(nemesis.fired) != planned:
         outcome.verdict.not_fired.append(f"{planned - len(nemesis.fired)} steps never began")
+    outcome.moved = steps_of_slots(cluster)
+    if PROFILES[outcome.profile].nodes > 3:
+        outcome.verdict.not_fired += [
+            f"no slot's leader did {step}" for step in ("begin-joint", "finish") if not outcome.moved[step]
+        ]
     outcome.verdict.not_fired += [str(fired.step) for fired in nemesis.fired if not fired.evidence]
 
 

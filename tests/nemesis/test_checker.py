@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from node.protocol.operations import NO_CONDITIONS, Conditions
+from sim.check import without_numbers
 from sim.history import READS, Call, Seen
-from sim.linearizability import NOTHING, State, agrees, apply_call, linearizable, search, shows, state_of
+from sim.linearizability import linearizable, search
+from sim.specification import NOTHING, State, agrees, apply_call, shows, state_of
 from tests.nemesis.recording import DOCTORS, facts_of, load, save
 from tests.nemesis.verdict import Verdict, check
 
@@ -49,10 +51,12 @@ def made(
     final: bool = True,
     long: float = 1.5,
     highest: int = 4,
+    heads: bool = False,
 ) -> list[Call]:
     """Calls that overlap; each happens at one moment between its ends, or, if it is unknown, later or never.
 
     ``long``: how much longer they take than the pauses between them. ``highest``: versions that are asked for.
+    ``heads``: none are, and only heads are read.
     """
     chance = random.Random(seed)
     free = [0.0] * clients
@@ -61,7 +65,7 @@ def made(
     for number in range(1, count + 1):
         client = chance.randrange(clients)
         began = free[client] + chance.expovariate(1.0)
-        call = _drawn(chance, number, began, highest)
+        call = (_drawn_of_heads if heads else _drawn)(chance, number, began, highest)
         ended = began + chance.expovariate(1.0 / long)
         free[client] = ended
         calls.append(call)
@@ -115,6 +119,17 @@ def _drawn(chance: random.Random, number: int, began: float, highest: int) -> Ca
             )
         )
     return Call(number, "p", kind, began, version=version, conditions=conditions, tries=1)
+
+
+def _drawn_of_heads(chance: random.Random, number: int, began: float, highest: int) -> Call:
+    conditions = NO_CONDITIONS
+    kind = chance.choice(("put", "put", "delete", "read", "read"))
+    if kind != "read" and chance.random() < 0.4:
+        etags = tuple(f"e{chance.randint(max(1, number - highest), number)}" for _ in range(2))
+        conditions = chance.choice(
+            (Conditions(absent=True), Conditions(etags=("*",)), Conditions(etags=etags[:1]), Conditions(etags=etags))
+        )
+    return Call(number, "p", kind, began, conditions=conditions, tries=1)
 
 
 def tries_everything(calls: list[Call]) -> bool:
@@ -173,14 +188,59 @@ def any_history(seed: int) -> list[Call]:
     return calls
 
 
-def test_agrees_with_a_search_that_tries_everything() -> None:
+def of_heads(calls: list[Call]) -> list[Call]:
+    """What worlds judge where versions come and go: nothing tells a number."""
+    for call in calls:
+        if call.result is not None and call.result[0] == 412:
+            call.result = (412,)
+    return [without_numbers(call) for call in calls]
+
+
+def any_history_of_heads(seed: int) -> list[Call]:
+    """As :func:`any_history`."""
+    chance = random.Random(seed)
+    calls = of_heads(
+        made(
+            seed,
+            chance.randint(6, 12),
+            clients=chance.randint(2, 5),
+            unknown=chance.choice((0.0, 0.1, 0.3, 0.5)),
+            final=chance.random() < 0.5,
+            long=chance.choice((1.5, 4, 10)),
+            heads=True,
+        )
+    )
+    if chance.random() < 0.5:
+        spoilt(seed, calls)
+    return calls
+
+
+@pytest.mark.parametrize("numbers", [True, False])
+def test_agrees_with_a_search_that_tries_everything(numbers: bool) -> None:
     verdicts: Counter[bool] = Counter()
     for seed in range(6000):
-        calls = any_history(seed)
+        calls = any_history(seed) if numbers else any_history_of_heads(seed)
         expected = tries_everything(calls)
         assert linearizable(calls) == expected, "\n".join(map(str, [f"seed {seed}", *calls]))
         verdicts[expected] += 1
     assert min(verdicts.values()) > 1000, verdicts
+
+
+@pytest.mark.parametrize("unknown", [0.03, 0.1, 0.2])
+def test_histories_of_heads_with_many_unknown_outcomes(unknown: float) -> None:
+    """As the worlds have them where versions come and go: what cannot be told apart is searched once."""
+    for seed in range(10):
+        calls = of_heads(made(seed, 200, clients=8, unknown=unknown, heads=True))
+        finding = search(calls)
+        assert finding.verdict is True and finding.looked < 20_000, (seed, finding.looked, finding.stuck)
+
+
+def test_a_search_is_given_up_soon() -> None:
+    """What it looks at and keeps is bounded, whatever the history."""
+    calls = made(3, 60, clients=30, unknown=0.9, final=False)
+    finding = search([*calls, read(1000, 1000, 77, "never")], looks_max=5000)
+    assert finding.verdict is None and finding.stuck is not None
+    assert finding.looked <= 5100 and finding.widest <= 5000
 
 
 def test_long_histories_with_many_unknown_outcomes() -> None:

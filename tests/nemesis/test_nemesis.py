@@ -1,6 +1,7 @@
-"""Real nodes, killed, stopped, cut off from each other, without their registry and with full disks, against 8 clients.
+"""Real nodes, killed, stopped, cut off from each other, without their registry and with full disks, and with operators
+who change membership meanwhile, against 8 clients.
 
-Four runs side by side, each a process of its own with three nodes: they mostly wait, so together they take little
+Four runs side by side, each a process of its own with three nodes or five: they mostly wait, so together they take little
 longer than one. ``make soak`` runs more of them, for hours; ``python -m tests.nemesis --help`` tells how to repeat one.
 """
 
@@ -19,7 +20,7 @@ from tests.cluster.harness import ROOT, _die_with_parent, environment
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 SECONDS = int(os.environ.get("AMBERBLOB_TEST_NEMESIS_SECONDS", "45"))
-RUNS = {"crash": 101, "pause": 102, "partition": 103, "storage": 104}
+RUNS = {"membership": 101, "pause": 102, "partition": 103, "storage": 104}
 """Profile and seed."""
 
 PATIENCE_S = 200.0

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sim.history import Call
-from sim.linearizability import NOTHING, SEARCH_MAX, Finding, State, search
+from sim.linearizability import SEARCH_MAX, Finding, search
+from sim.specification import NOTHING, State
 from tests.cluster.harness import object_url
 from tests.nemesis.clients import Facts, Http, Lost, by_path, history_told, seen_of
 

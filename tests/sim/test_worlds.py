@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from sim.__main__ import Result, too_many_given_up
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,10 +62,8 @@ def test_slots_move_in_the_worlds_whoever_dies_of_it():
     assert done.returncode == 0, done.stdout + done.stderr
     for what in (
         "learner named",
-        "learners dropped",
         "joint begun",
         "joint finished",
-        "joint aborted",
         "killed in joint",
         "moves done",
         "slots left",
@@ -95,6 +96,14 @@ def test_a_broken_promise_is_noticed_and_told_in_short(mutant: str):
     assert story and story[0].startswith("seed "), done.stdout + done.stderr
     assert story[1].startswith("world: nodes=") and any(line.startswith("the last operations") for line in story)
     assert len(story) < 200
+
+
+@pytest.mark.parametrize(("given_up", "wrong"), [(0, False), (1, False), (2, True)])
+def test_a_run_that_leaves_too_many_histories_unjudged_fails(given_up: int, wrong: bool, capsys):
+    results = [Result(seed, fired=Counter({"histories": 5})) for seed in range(1, 21)]
+    results[3].fired["searches given up"] = given_up
+    assert too_many_given_up(results) is wrong
+    assert (f"given up for {given_up} of 100" in capsys.readouterr().out) is wrong
 
 
 def test_a_trace_can_be_read():

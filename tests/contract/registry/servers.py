@@ -220,6 +220,16 @@ class EtcdServer(Server):
         everything = rpc.RangeRequest(key=b"\0", range_end=b"\0", count_only=True)
         return int(self.call(lambda channel: rpc.KVStub(channel).Range(everything, 10, wait_for_ready=True)).count)
 
+    def leads(self) -> bool:
+        """Whether it is the leader of its cluster at this moment."""
+
+        def ask(channel: Any) -> bool:
+            rpc = _rpc()
+            status = rpc.MaintenanceStub(channel).Status(rpc.StatusRequest(), 10, wait_for_ready=True)
+            return bool(status.leader == status.header.member_id)
+
+        return self.call(ask)
+
     def enable_users(self, password: str) -> None:
         """Have everybody log in, as root or not at all."""
 

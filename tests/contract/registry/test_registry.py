@@ -256,6 +256,32 @@ async def test_a_revision_of_the_future_is_of_another_store(clients):
     assert await collect(two, "", revision + 2, 1) == [Compacted(revision)]
 
 
+async def test_a_watch_that_is_cancelled_while_it_hears_something_ends(clients):
+    """A cancellation is not lost to the change that comes at the same moment (as asyncio.wait_for of Python 3.11 loses it)."""
+    one, two = clients
+    start = (await one.range("")).revision + 1
+    await one.lease(30)  # so that a watch waits for its end too, not only for changes
+
+    async def follow(heard: list[Change | Compacted]) -> None:
+        async with aclosing(two.watch("", start)) as changes:
+            async for item in changes:
+                heard.append(item)
+
+    for turns in range(12):
+        heard: list[Change | Compacted] = []
+        task = asyncio.create_task(follow(heard))
+        if turns:
+            await until(lambda turns=turns, heard=heard: asyncio.sleep(0, len(heard) == turns))
+        await asyncio.sleep(0.02)  # it waits for more
+        await one.compare_and_set(f"k{turns}", 0, b"")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait([task], timeout=5)
+        assert done, f"goes on after {turns} turns of the loop"
+        assert task.cancelled()
+
+
 # -- leases
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PLACES = ("/opt/amberblob", "/etc/amberblob", "/var/lib/amberblob", "/src")
+STEP_S_MAX = 300
 CARRIED_OUT = frozenset({"RUN", "COPY", "WORKDIR", "ENV"})
 NOTED = frozenset({"USER", "VOLUME", "EXPOSE", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT", "CMD"})
 
@@ -94,6 +95,16 @@ def make_base(root: Path) -> None:
     shutil.copy2(Path(sys._base_executable).resolve(), root / "base/bin/python")  # type: ignore[attr-defined]
 
 
+class Unfetched(Exception):
+    """A package could not be downloaded: the index cannot be reached, or is too slow. That says nothing of the Dockerfile."""
+
+
+_OFFLINE = re.compile(
+    r"Retrying \(|Max retries exceeded|Connection(Error| broken| refused| reset)|timed out|name resolution|HTTP error 5\d\d"
+)
+"""What pip writes of an index that it cannot reach. A hash that is not the one of the lock file is none of these."""
+
+
 class Image:
     """A stage that is carried out below ``root``. ``stages``: the folders of those before."""
 
@@ -116,7 +127,7 @@ class Image:
         return re.sub(rf"(?<![\w.])({'|'.join(PLACES)})(?=[/:\s\"']|\Z)", lambda match: f"{self.root}{match[1]}", text)
 
     def carry_out(self) -> None:
-        """Every step. Raises CalledProcessError."""
+        """Every step. Raises AssertionError when one fails, :class:`Unfetched` when that is not its fault."""
         for instruction, text in self._stage.steps:
             match instruction:
                 case "RUN":
@@ -135,17 +146,24 @@ class Image:
         # The cache of this machine stands in for the network; hashes are checked all the same.
         command = command.replace("--no-cache-dir ", "")
         command = re.sub(r"\b(groupadd|useradd) ", rf"\1 --prefix {shlex.quote(str(self.root))} ", command)
-        cache = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
-        done = subprocess.run(
-            ["/bin/sh", "-e", "-c", command],
-            cwd=self._folder,
-            env=self.environment
-            | cache
-            | {"PIP_CACHE_DIR": cache.get("PIP_CACHE_DIR", str(Path.home() / ".cache/pip"))},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        pip = {"PIP_CACHE_DIR": str(Path.home() / ".cache/pip")}
+        pip |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+        pip |= {"PIP_DEFAULT_TIMEOUT": "20", "PIP_RETRIES": "2"}
+        try:
+            done = subprocess.run(
+                ["/bin/sh", "-e", "-c", command],
+                cwd=self._folder,
+                env=self.environment | pip,
+                capture_output=True,
+                text=True,
+                timeout=STEP_S_MAX,
+            )
+        except subprocess.TimeoutExpired as error:
+            if "pip" in command:
+                raise Unfetched(f"RUN {text}: not within {STEP_S_MAX} s") from error
+            raise
+        if done.returncode != 0 and "pip" in command and _OFFLINE.search(done.stdout + done.stderr):
+            raise Unfetched(f"RUN {text}: {done.stderr[-1000:]}")
         assert done.returncode == 0, f"RUN {text}\n{done.stdout}\n{done.stderr}"
 
     def _copy(self, words: list[str]) -> None:

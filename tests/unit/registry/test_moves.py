@@ -144,6 +144,7 @@ def test_two_callers_at_once(one, two, seed, first_move):
 
     async def run() -> None:
         registry = MemoryRegistry(store)
+        await put(registry, KEYS.cluster, encode(CLUSTER))
         voters = tuple(Member(node, f"disk-{node}") for node in NODES[:3])
         await put(registry, KEYS.route(0), encode(Route(slot=0, epoch=1, voters=voters)))
         await put(registry, KEYS.move(0), encode(Move(slot=0, generation=0, nodes=tuple(first_move))))

@@ -70,6 +70,7 @@ def test_a_password_from_a_file(tmp_path):
         ("redis://one,two", "one server"),
         ("redis://one/x", "wants redis://"),
         ("redis://one?durability=none", "wants redis://"),
+        ("redis://one?ca=/x", "write rediss://"),
         ("etcd://user@one", "user and password only together"),
         ("etcd://one/path", "wants etcd://"),
         ("etcd://one?cert=/x", "wants ca=FILE"),

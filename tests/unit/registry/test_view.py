@@ -10,7 +10,7 @@ from registry.bootstrap import ClusterSettings, ensure_cluster, ensure_routes, r
 from registry.cache import load_cache
 from registry.interface import Entry, put
 from registry.keys import Keys
-from registry.memory import MemoryRegistry, MemoryStore
+from registry.memory import MemoryLease, MemoryRegistry, MemoryStore
 from registry.readmit import readmit
 from registry.routes import Liveness, Member, Membership, Move, NodeInfo, NodeState, RouteTable, encode
 from registry.trust import RegistryRefused, check_known
@@ -161,6 +161,21 @@ async def test_an_epoch_given_twice_is_refused(world):
     assert watcher.table == table
 
 
+async def test_an_epoch_given_twice_with_other_learners_is_refused(world):
+    await world.bootstrap()
+    watcher = world.watcher()
+    await watcher.wait_table(timeout_s=10)
+    await until(lambda: watcher.registry_ok)
+    route = watcher.require_table().route(1)
+    for learner in ("n2", "n3"):
+        learns = msgspec.structs.replace(route, epoch=2, learners=(Member(learner, f"disk-{learner}", 2),))
+        await put(world.registry, KEYS.route(1), encode(learns))
+        await until(lambda: watcher.registry_refused or watcher.require_table().route(1).epoch == 2)
+        await until(lambda learner=learner: watcher.registry_refused or learner == "n2")
+    assert "slot 1 has other members" in watcher.registry_error
+    assert [each.node for each in watcher.require_table().route(1).learners] == ["n2"]
+
+
 async def test_another_cluster_in_the_registry_is_not_taken(world):
     table = await world.bootstrap()
     watcher = world.watcher()
@@ -308,6 +323,26 @@ async def test_a_lost_lease_is_taken_anew(world):
     looker = world.watcher()
     world.watcher(me=info("n1"), table=table, alive_ttl_s=0.3)
     await until(lambda: looker.alive == {"n1"})
+    world.store.drop_keys_of(set(world.store.leases))
+    await until(lambda: looker.alive == frozenset())
+    await until(lambda: looker.alive == {"n1"})
+
+
+async def test_a_fault_of_the_program_does_not_end_the_signs_of_life(world, monkeypatch):
+    table = await world.bootstrap()
+    looker = world.watcher()
+    keepalive, failed = MemoryLease.keepalive, 0
+
+    async def fails_twice(lease: MemoryLease) -> bool:
+        nonlocal failed
+        if failed < 2:
+            failed += 1
+            raise RuntimeError("a fault")
+        return await keepalive(lease)
+
+    monkeypatch.setattr(MemoryLease, "keepalive", fails_twice)
+    world.watcher(me=info("n1"), table=table, alive_ttl_s=0.3)
+    await until(lambda: failed == 2)
     world.store.drop_keys_of(set(world.store.leases))
     await until(lambda: looker.alive == frozenset())
     await until(lambda: looker.alive == {"n1"})

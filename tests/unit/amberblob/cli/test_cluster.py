@@ -212,7 +212,7 @@ def test_slots(told, capsys):
         "wanted",
         "bytes",
         "objects",
-        "not well",
+        "not well, or new",
     ]
     assert lines[3] == ["2", "corrupt", "3/3", "0", "0", "1", "2", "2.0 KiB", "7", "node-3: wanting"]
     assert lines[1][-1] == lines[2][-1] == ""

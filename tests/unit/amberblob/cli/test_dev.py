@@ -113,7 +113,7 @@ def test_what_it_writes(start, port, tmp_path):
     assert config["node"]["id"] == "node-2"
     assert config["http"]["listen"] == f"127.0.0.1:{port + 1}"
     assert config["cluster"]["bootstrap_nodes"] == ["node-1", "node-2"]
-    assert config["cluster"]["replicas"] == 2
+    assert config["cluster"]["replicas"] == 3
     assert config["cluster"]["registry"] == f"embedded://{tmp_path}/data/registry.sqlite3"
     assert (dev.data / "node-2" / "disk").is_dir()
 

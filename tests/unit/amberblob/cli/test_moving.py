@@ -29,6 +29,14 @@ def test_a_node_that_has_not_heard_of_the_plan_says_nothing_of_its_end():
     assert watch.look({**account(0), "generation": 4}, 2.0) == Moved(5)
 
 
+def test_how_long_it_takes_yet_is_told_by_the_slots_that_have_arrived():
+    watch = MoveWatch()
+    assert watch.look(account(0, planning=True), 0.0) == Moving(0, 0, "planning")
+    assert watch.look(account(40), 10.0) == Moving(40, 40, "0 of 40 slots moved")
+    assert watch.look(account(39), 12.0) == Moving(40, 39, "1 of 40 slots moved")
+    assert watch.look(account(30), 20.0) == Moving(40, 30, "10 of 40 slots moved, about 30 s")
+
+
 def test_nothing_to_move_is_done_at_once():
     assert MoveWatch().look(account(0), 0.0) == Moved(0)
 
@@ -66,13 +74,13 @@ def test_the_line():
     moves["stages"] = {"waiting": 3, "learning": 1, "joint": 1}
     text = moving_text(moves, 12)
     assert text.startswith("7 of 12 slots moved, ")
-    assert text.endswith("/s, about 3 s, 1 learning, 1 joint")
+    assert text.endswith("/s, about 3 s for these, 1 learning, 1 joint")
 
 
 def test_the_plan_in_sentences():
     plan = {"moves": 12, "copies": 14, "voters": 3, "dry_run": True, "warnings": ["few nodes"]}
     assert plan_lines(plan) == [
         "warning: few nodes",
-        "12 slots would move; 14 copies of slots are made anew; each slot has 3 copies afterwards",
+        "12 slots would move; 14 copies of slots would be made anew; each slot would have 3 copies then",
     ]
     assert plan_lines({"moves": 0}) == ["no slot has to move"]

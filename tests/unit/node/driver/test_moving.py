@@ -30,7 +30,6 @@ from node.routing import Routing
 from node.service import PutOptions
 from registry.moves import to_final, with_learner
 from tests.unit.node.driver.moving_kit import Mover
-from tests.unit.node.objects.status_kit import status_of
 from tests.unit.node.driver.test_epochs import STUB, everything, questions
 from tests.unit.node.objects.kit import (
     CHUNK,
@@ -47,6 +46,7 @@ from tests.unit.node.objects.kit import (
     until,
     walk,
 )
+from tests.unit.node.objects.status_kit import status_of
 
 BLOB = "01BX5ZZKBKACTAV9WEVGEMMVRZ"
 

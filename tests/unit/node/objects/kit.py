@@ -395,6 +395,7 @@ class Cluster:
         """Put the routes into the registry, as they are."""
         assert self.table is not None
         keys = Keys(self.table.cluster.name)
+        assert await self.registry.compare_and_set(keys.cluster, 0, encode(self.table.cluster)) is not None
         for route in self.table.routes:
             assert await self.registry.compare_and_set(keys.route(route.slot), 0, encode(route)) is not None
 
