@@ -65,6 +65,29 @@ async def test_a_lost_slot_is_named_filled_and_votes_again():
         assert await get(made[2], PATHS[1]) == b"again"
 
 
+@pytest.mark.parametrize("size", [6, STAGED])
+async def test_of_two_nodes_one_is_filled_with_what_the_other_has_not_heard_to_be_chosen(size: int):
+    """Acknowledged by both, nobody was told, and one of them loses its memory: no round can finish it, each needs both."""
+    async with cluster(2, replicas=2) as made:
+        path = PATHS[1]
+        slot = made.slot(path)
+        await put(made[1], path, b"first")
+        await made.settle()
+        made.net.fault("Learn", "drop")
+        for other in (path, PATHS[2]):
+            await put(made[1], other, b"second" if size == 6 else content(size, 5))
+        await made.settle()
+        assert not made[1].register(path).chosen and not made[2].register(path).chosen
+        made[2].store.lose_slot(slot, "01FRESH")
+        made.net.rules.clear()
+        await healed(made)
+        data = b"second" if size == 6 else content(size, 5)
+        assert await get(made[2], path) == await get(made[1], path) == data
+        assert made[2].store.slot_state(slot).synced_epoch == 2
+        await put(made[2], path, b"third")
+        assert await get(made[1], path) == b"third"
+
+
 async def test_an_empty_disk_is_filled_without_any_reader():
     async with cluster() as made:
         bodies = await filled(made)
