@@ -25,7 +25,6 @@ class Naming:
         sources: node to incarnation: the voters of whom a majority has whatever was chosen; this copy, too, if it is one of them.
             While the slot moves they are those of the *old* set.
         joins: the slot moves, and the copy is one of the new set: it has to be filled in this very epoch.
-        joint: the slot moves.
     """
 
     incarnation: str
@@ -33,7 +32,6 @@ class Naming:
     epoch: int
     sources: Mapping[str, str]
     joins: bool = False
-    joint: bool = False
 
     def to_fill_in(self, synced_epoch: int) -> int:
         """The epoch in or after which a copy that was last filled in ``synced_epoch`` is to be filled; 0: it need not be."""

@@ -126,7 +126,6 @@ def sync(
     order: Sequence[str],
     *,
     counts: bool = False,
-    moves: bool = False,
 ) -> Steps[SyncResult]:
     """Fill the copy, and say durably that it is.
 
@@ -138,7 +137,6 @@ def sync(
         sources: the route's voters (the old set's, while the slot moves), node to incarnation.
         order: whom to ask, nearest first: nodes of ``sources``.
         counts: this copy is one of the sources and has a vote, so that it counts as one that was read.
-        moves: the slot moves: what both of two sources have is not chosen before a majority of the new set has it, too.
     """
     assert epoch >= progress.since >= 1, "the route names this copy"
     assert sources.get(node, progress.incarnation) == progress.incarnation, "the route names this copy"
@@ -151,7 +149,7 @@ def sync(
         why = yield from _leave_older_epochs(progress, epoch)
         if why:
             return SyncResult(why=why)
-    survivor = node in sources and not counts and not moves and len(sources) == 2
+    survivor = node in sources and not counts and len(sources) == 2
     failures: dict[str, str] = {}
     candidates = [peer for peer in order if peer != node and peer in sources]
     # Whoever was read to its end needs no more reading, and whoever was begun less.

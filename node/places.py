@@ -66,6 +66,5 @@ def _naming(route: Route, node: str) -> Naming | None:
                 epoch=route.epoch,
                 sources={voter.node: voter.incarnation for voter in route.voters},
                 joins=member in route.next_voters,
-                joint=route.state == "joint",
             )
     return None

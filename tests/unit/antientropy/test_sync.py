@@ -289,16 +289,6 @@ async def test_only_of_two_and_only_by_the_one_that_has_a_memory():
     assert cluster.rounds_held == 1, "an ordinary round"
 
 
-async def test_while_the_slot_moves_the_one_that_is_left_says_nothing():
-    """What both old voters have is chosen there only once a majority of the new set has it, too."""
-    cluster = Cluster(2)
-    cluster.accept(1, "p", ballot(1), put("p", None))
-    progress, voters = lose(cluster), cluster.voters()
-    result = await cluster.run(0, sync("n0", progress, SINCE, voters, sorted(voters), moves=True))
-    assert result.why
-    assert not cluster.register(0, "p").record
-
-
 async def test_a_path_that_rotted_where_its_last_word_is_does_not_lose_its_versions():
     cluster = Cluster(2)
     first = put("p", None)
