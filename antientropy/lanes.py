@@ -393,7 +393,7 @@ class Syncs:
         turned = [others[(at + slot) % len(others)] for at in range(len(others))]
         order = sorted(turned, key=lambda peer: not ground.places.reachable(peer))
         counts = ground.node in naming.sources and not is_blank(naming, ground.store.slot_state(slot))
-        return sync(ground.node, progress, naming.epoch, naming.sources, order, counts=counts, moves=naming.joint)
+        return sync(ground.node, progress, naming.epoch, naming.sources, order, counts=counts)
 
     def _look(self) -> None:
         """Which copies are to be filled now; what was read for one stays with it, and so does what is under way."""
