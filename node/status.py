@@ -192,7 +192,8 @@ class Status:
             "version": info.version,
             "started_at_ms": info.started_at_ms,
             "reachable": self._peers.reachable(node),
-            "alive": watcher is not None and node in watcher.alive,
+            # Who is alive is asked of the registry: while it is away nobody knows.
+            "alive": node in watcher.alive if watcher is not None and watcher.registry_ok else None,
             "disk": {"id": info.disk_id, "capacity_bytes": info.capacity_bytes},
             "slots": len(mine),
             "votes": sum(table.votes(slot, node) and not (node == self._node and self._is_mute(slot)) for slot in mine),

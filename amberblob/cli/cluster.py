@@ -54,7 +54,8 @@ def fetch_cluster(endpoint: str | None, slots: SlotsShown | None = None) -> Mapp
 def status(endpoint: Endpoint = None, json_output: Json = False) -> None:
     """The cluster as a whole: nodes, slots by state, what is below target, and what to do.
 
-    Exit status 1 when a node is down or the copies need an operator (degraded, corrupt, unavailable, unrecoverable).
+    Exit status 1 when a node is down, the registry is refused, or the copies need an operator (degraded,
+    corrupt, unavailable, unrecoverable).
 
     \b
     Example:

@@ -50,9 +50,14 @@ def name_of(node: Mapping[str, Any]) -> str:
 
 
 def down_in(document: Mapping[str, Any]) -> list[str]:
-    """Nodes that cannot be reached, or that hold copies and did not tell of them."""
-    down = [name_of(node) for node in nodes_of(document) if node.get("reachable") is False]
+    """Nodes that cannot be reached, or that hold copies and did not tell of them. One that was removed and holds nothing may be away."""
+    down = [name_of(node) for node in nodes_of(document) if node.get("reachable") is False and not _gone(node)]
     return sorted({*down, *map(str, _heal(document).get("silent_nodes") or ())})
+
+
+def _gone(node: Mapping[str, Any]) -> bool:
+    """Whether the node was removed and no route names it: it is to be stopped, so that its silence is no news."""
+    return node.get("wanted") == "removed" and not node.get("slots")
 
 
 def full_in(document: Mapping[str, Any]) -> list[str]:
@@ -61,7 +66,10 @@ def full_in(document: Mapping[str, Any]) -> list[str]:
 
 
 def is_well(document: Mapping[str, Any]) -> bool:
-    """Whether there is nothing to do for an operator: every node answers, and whatever differs mends itself."""
+    """Whether there is nothing to do for an operator: every node answers, whatever differs mends itself, the registry is no other."""
+    registry = document.get("registry")
+    if isinstance(registry, Mapping) and registry.get("refused"):
+        return False  # it does not mend itself, and nothing else fails because of it
     return not (down_in(document) or full_in(document)) and _heal(document).get("state") in BY_THEMSELVES
 
 
@@ -200,7 +208,8 @@ def _cluster(document: Mapping[str, Any]) -> str:
 
 
 def _nodes(document: Mapping[str, Any]) -> str:
-    nodes, down = nodes_of(document), down_in(document)
+    down = down_in(document)
+    nodes = [node for node in nodes_of(document) if not (node.get("reachable") is False and _gone(node))]
     up = sum(name_of(node) not in down for node in nodes)
     return f"{up} of {len(nodes)} reachable" + (f"; down: {', '.join(down)}" if down else "")
 

@@ -187,6 +187,23 @@ def test_a_node_of_which_somebody_else_knows_that_it_is_down(told, capsys):
     assert "registry" in screen["what to do"]
 
 
+def test_a_registry_that_is_refused_fails_the_status(told, capsys):
+    document = {**cluster(), "registry": {"ok": False, "refused": True, "error": "older than it was"}}
+    status, screen = status_of(told, capsys, document)
+    assert (status, screen["registry"]) == (1, "refused: older than it was")
+    assert "bring the right registry back" in screen["what to do"]
+
+
+def test_a_node_that_was_removed_is_not_to_be_started_again(told, capsys):
+    document = cluster()
+    document["nodes"].append({"node": "node-4", "reachable": False, "wanted": "removed", "slots": 0})
+    status, screen = status_of(told, capsys, document)
+    assert (status, screen["nodes"], screen["what to do"]) == (0, "3 of 3 reachable", "nothing")
+    document["nodes"][-1]["slots"] = 2  # its copies are on their way still
+    status, screen = status_of(told, capsys, document)
+    assert (status, screen["nodes"]) == (1, "3 of 4 reachable; down: node-4")
+
+
 def test_the_status_for_machines(told, capsys):
     assert run(["cluster", "status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == cluster()
