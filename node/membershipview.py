@@ -33,6 +33,11 @@ def stage_of(route: Route, move: Move | None, reachable: Callable[[str], bool]) 
     return "leaving", ""
 
 
+def moving_slots(table: RouteTable) -> list[Route]:
+    """The routes of slots that are on their way, or are to be."""
+    return [route for route in table.routes if route.slot in table.moves or route.state == "joint" or route.learners]
+
+
 def membership_json(
     table: RouteTable,
     told: Mapping[str, Mapping[int, SlotHealth]],
@@ -47,9 +52,7 @@ def membership_json(
         rate_bytes_per_s: what all nodes together fetch for repair and for moves; None: not known.
     """
     wanted = table.membership
-    in_motion = [
-        route for route in table.routes if route.slot in table.moves or route.state == "joint" or route.learners
-    ]
+    in_motion = moving_slots(table)
     stages: Counter[str] = Counter()
     rows: list[dict[str, Any]] = []
     bytes_left = 0

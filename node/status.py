@@ -14,7 +14,7 @@ from node.healthgauges import HealthGauges
 from node.healthview import heal_json, slots_json, unknown_heal_json
 from node.http.times import rfc3339
 from node.membership import ChangeMembership
-from node.membershipview import membership_json
+from node.membershipview import membership_json, moving_slots
 from node.protocol.quorum import Electorate
 from node.routing import Routing
 from node.service import MembershipAction, SlotsWanted
@@ -217,10 +217,36 @@ class Status:
             counts["joint"] += route.state == "joint"
         return {"total": table.slot_count, **counts}
 
+    def _registry_ok(self) -> bool:
+        watcher = self._watcher()
+        return watcher is not None and watcher.registry_ok
+
+    def _registry_refused(self) -> bool:
+        watcher = self._watcher()
+        return watcher is not None and watcher.registry_refused
+
+    def _moves_left(self) -> int:
+        try:
+            table = self._routing.table()
+        except NotReady:
+            return 0
+        return len(moving_slots(table))
+
     def add_gauges(self, metrics: Metrics) -> None:
         """Show the node's own numbers on ``/metrics``."""
         for name, text, read in (
             ("amberblob_ready", "1 while the node serves reads and writes.", lambda: self.not_ready() is None),
+            ("amberblob_registry_ok", "1 while the node follows the registry.", self._registry_ok),
+            (
+                "amberblob_registry_refused",
+                "1 while the registry answers and is not trusted: it shows less than was seen, or is another cluster's.",
+                self._registry_refused,
+            ),
+            (
+                "amberblob_moves_left",
+                "Slots that are on their way to other nodes, by this node's routes.",
+                self._moves_left,
+            ),
             ("amberblob_disk_failed", "1 once the disk takes no more writes.", lambda: self._store.failed is not None),
             ("amberblob_disk_full", "1 while the disk refuses new bytes.", lambda: self._store.full),
             (
