@@ -115,14 +115,20 @@ class Repairs:
         return Done()
 
     async def _copies(self, slots: list[int]) -> CopiesReply:
-        """How far these copies are; what is wanted of what was applied before the question is in it."""
+        """How far these copies are, by what is durable; what is wanted of what was applied before the question is in it."""
         if any(slot >= SLOT_COUNT_MAX for slot in slots):
             raise BadRequest("slots that there are not")
+        # As of now, and durable before it is told: a slot is moved away from others because of it.
+        states = {slot: self._store.slot_state(slot) for slot in slots}
+        position = max((self._store.position(slot, "") for slot in slots), default=0)
         await self._store.settle(slots)
+        await self._store.durable(position)
         undecided = {slot: len(await self._store.undecided(slot)) for slot in slots}
         copies = []
         for slot in slots:
-            state, tally = self._store.slot_state(slot), self._store.tally(slot)
+            state, tally = states[slot], self._store.tally(slot)
+            if self._store.slot_state(slot).incarnation != state.incarnation:
+                continue  # lost meanwhile: of that copy there is nothing to tell any more
             copies.append(
                 CopyState(
                     slot=slot,

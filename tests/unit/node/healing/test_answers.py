@@ -13,10 +13,12 @@ from amberblob.errors import BadRequest
 from amberblob.mutations import EpochSeen, Synced
 from amberblob.wire import Done, Refused
 from amberblob.wire_repair import (
+    AskCopies,
     AskHealth,
     BucketsReply,
     CompareBuckets,
     CompareRoots,
+    CopiesReply,
     HeadsReply,
     HealthReply,
     ItemsReply,
@@ -197,3 +199,26 @@ async def test_a_synced_copy_answers_again():
         assert type(await ask(made, 2, CompareBuckets(slot=slot))) is Refused
         store.apply(Synced(slot, 2, BALLOT_ZERO, 0))
         assert type(await ask(made, 2, CompareBuckets(slot=slot))) is BucketsReply
+
+
+async def test_a_copy_is_told_to_be_filled_only_by_what_is_durable(monkeypatch):
+    """A slot leaves other nodes because of this answer: a sync that ends while it is made is not in it."""
+    async with cluster(3) as made:
+        node = made[1]
+        path = made.path(1)
+        await put(node, path, b"x")
+        await made.settle()
+        slot = node.routing.slot_of(path)
+        settle = node.store.settle
+
+        async def ends_meanwhile(slots):
+            await settle(slots)
+            node.store.apply(Synced(slot, 7, BALLOT_ZERO, 0))
+
+        monkeypatch.setattr(node.store, "settle", ends_meanwhile)
+        reply = await ask(made, 1, AskCopies(slots=bitmap_of({slot})))
+        assert isinstance(reply, CopiesReply)
+        assert [copy.synced_epoch for copy in reply.copies] == [0]
+        monkeypatch.undo()
+        reply = await ask(made, 1, AskCopies(slots=bitmap_of({slot})))
+        assert [copy.synced_epoch for copy in reply.copies] == [7]
