@@ -14,7 +14,7 @@ from random import Random
 
 from amberblob.config import RepairSection, RetentionSection
 from amberblob.config.values import Duration, Keep
-from registry.routes import ClusterInfo, Member, NodeInfo, Route, RouteTable
+from registry.routes import FORMAT_VERSION, ClusterInfo, Member, NodeInfo, Route, RouteTable
 from sim.check import judge
 from sim.clients import Client, Library, Violation
 from sim.disk import SimDisk
@@ -239,6 +239,7 @@ class World:
                 capacity_bytes=1,
                 version="0",
                 started_at_ms=0,
+                registry_format=FORMAT_VERSION,
             )
             for name, disk_id in disks.items()
         }
