@@ -13,7 +13,7 @@ STAMP_RUN  := $(VENV)/.stamp-runtime
 STAMP_DEV  := $(VENV)/.stamp-dev
 LOCK_VENV  := .venv-lock
 PIP        := $(BIN)/python -m pip --disable-pip-version-check
-CODE       := $(wildcard amberblob node registry chunkstore antientropy sim tests bench bench.py demo demo.py)
+CODE       := $(wildcard amberblob node registry chunkstore antientropy archive sim tests bench bench.py demo demo.py)
 
 PIP_TOOLS   := pip-tools==7.6.2
 PIP_COMPILE := CUSTOM_COMPILE_COMMAND="make lock" $(LOCK_VENV)/bin/pip-compile --quiet --generate-hashes \
@@ -87,7 +87,7 @@ lock: ## recompute the lock files (ARGS go to pip-compile, for example --upgrade
 	$(check-python)
 	test -x $(LOCK_VENV)/bin/python || $(PYTHON) -m venv $(LOCK_VENV)
 	$(LOCK_VENV)/bin/python -m pip --disable-pip-version-check install --quiet '$(PIP_TOOLS)'
-	$(PIP_COMPILE) $(ARGS) --extra etcd --extra redis --output-file requirements.lock pyproject.toml
+	$(PIP_COMPILE) $(ARGS) --extra etcd --extra redis --extra s3 --output-file requirements.lock pyproject.toml
 	$(PIP_COMPILE) $(ARGS) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
 	$(PIP_COMPILE) $(ARGS) --output-file bench/rivals/swift.lock bench/rivals/swift.in
 

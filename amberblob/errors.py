@@ -19,6 +19,11 @@ Every error says whose fault it is, whether trying again can help, what was seen
     │   ├── QuorumUnavailable   503  quorum-unavailable (nothing was applied)
     │   ├── NotReady            503  not-ready, shutting-down, nodes-too-old
     │   ├── RegistryUnavailable 503  registry-unavailable (membership cannot change; data goes on)
+    │   ├── ArchiveError        503  the archive's: what is only there cannot be had now
+    │   │   ├── ArchiveUnavailable   archive-unavailable (not reached, throttled or too slow: try again)
+    │   │   ├── ArchiveDenied        archive-denied (credentials, rights or bucket: the operator's)
+    │   │   ├── ArchiveMissing       archive-missing (the object is gone)
+    │   │   └── ArchiveDamaged       archive-damaged (what came is not what was stored)
     │   ├── OutcomeUnknown      504  outcome-unknown (may yet be applied: retry with the same write id)
     │   └── InsufficientStorage 507  insufficient-storage
     ├── StorageError                 one disk's: the other replicas go on
@@ -197,6 +202,41 @@ class RegistryUnavailable(ClusterError):
 
     code = "registry-unavailable"
     title = "Registry unavailable"
+
+
+class ArchiveError(ClusterError):
+    """The archive's: what is only there cannot be had now. Everything else serves."""
+
+    code = "archive-error"
+    title = "Archive error"
+
+
+class ArchiveUnavailable(ArchiveError):
+    """The target was not reached, throttles, or is too slow. Trying again helps once it is back."""
+
+    code = "archive-unavailable"
+    title = "Archive unavailable"
+
+
+class ArchiveDenied(ArchiveError):
+    """The target refuses: wrong credentials, missing rights, no such bucket. Helps: to mend the configuration or the bucket."""
+
+    code = "archive-denied"
+    title = "Archive denied"
+
+
+class ArchiveMissing(ArchiveError):
+    """The target has no such object. Somebody removed it."""
+
+    code = "archive-missing"
+    title = "Missing in the archive"
+
+
+class ArchiveDamaged(ArchiveError):
+    """What the target gave is not what was stored: overwritten or damaged by somebody else. It is never handed on."""
+
+    code = "archive-damaged"
+    title = "Damaged in the archive"
 
 
 class OutcomeUnknown(ClusterError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from amberblob.archives import ArchivedChunk
 from amberblob.ballot import Ballot
 from amberblob.manifest import Record, Version, WriteMark
 
@@ -125,4 +126,35 @@ class Forgotten(msgspec.Struct, gc=False, frozen=True, array_like=True, tag="f")
     version_max: int
 
 
-Mutation = Accepted | Chosen | Reserved | EpochSeen | Staged | Aborted | Installed | Synced | Forgotten
+class Archived(msgspec.Struct, gc=False, frozen=True, array_like=True, tag="v"):
+    """Where the archive has chunks of a blob (rfc/0016): merged with the rows that are there (:func:`amberblob.archives.merge`).
+
+    Of a blob that no row of ``blobs`` has, they wait for it; such a blob counts as staged at ``at_ms`` (epoch milliseconds).
+    With ``evicted`` the rows stand for the bytes: a blob that is wanted, or that no row has yet, and every chunk of which has a verified
+    row, is marked evicted. (One whose bytes are here stays as it is.) Has no effect on a blob that was given up or has expired.
+    """
+
+    slot: int
+    blob_id: str
+    chunks: tuple[ArchivedChunk, ...]
+    at_ms: int
+    evicted: bool = False
+
+
+class Evicted(msgspec.Struct, gc=False, frozen=True, array_like=True, tag="z"):
+    """The copy gives up the bytes of a version and lives by its rows, if verified rows cover all of ``chunk_ids`` then.
+
+    ``chunk_ids``: every chunk of the version, each once (with its manifest's id, if it has one). Its inline body goes in the same
+    transaction, its files after that. A wanted version is wanted no more.
+    """
+
+    slot: int
+    path: str
+    version: int
+    blob_id: str
+    chunk_ids: tuple[str, ...]
+
+
+Mutation = (
+    Accepted | Chosen | Reserved | EpochSeen | Staged | Aborted | Installed | Synced | Forgotten | Archived | Evicted
+)

@@ -18,6 +18,7 @@ import msgspec
 from amberblob.ballot import Ballot, Number, Slot, VersionNumber
 from amberblob.manifest import ChunkRef, Record, Version, WriteMark
 from amberblob.message import Message
+from amberblob.wire_archive import ArchiveReply, ArchiveRequest
 from amberblob.wire_repair import RepairReply, RepairRequest
 
 
@@ -39,13 +40,25 @@ class WireVersions:
         return newest if newest >= max(self.oldest, other.oldest) else None
 
 
-WIRE_VERSIONS = WireVersions(1, 2)
+WIRE_VERSIONS = WireVersions(1, 3)
 """What this software speaks (rfc/0015).
 
 1: the first. 2: introductions tell a range of versions, and :data:`SINCE` says which requests may be sent.
+3: the archive (rfc/0016).
 """
 
-SINCE: Mapping[str, int] = {"AskCopies": 2}
+SINCE: Mapping[str, int] = {
+    "AskCopies": 2,
+    "StageArchived": 3,
+    "ArchiveHeads": 3,
+    "ReadArchived": 3,
+    "AskArchived": 3,
+    "FindArchived": 3,
+    "CondemnObjects": 3,
+    "ReprieveObjects": 3,
+    "ArchiveJob": 3,
+    "ArchiveInfo": 3,
+}
 """Requests that not every spoken version knows: the name of the message's class, and the first version with it.
 
 They are not sent to a peer with which an older version was agreed on. A field at the end of a message, with a default that says
@@ -237,6 +250,7 @@ Request = (
     | ReadBlobs
     | Ping
     | RepairRequest
+    | ArchiveRequest
 )
 
 BytesRequest = ReadChunk | ReadManifest | ReadBlobs
@@ -386,6 +400,7 @@ Reply = (
     | Done
     | Failed
     | RepairReply
+    | ArchiveReply
 )
 
 _encoder = msgspec.msgpack.Encoder()

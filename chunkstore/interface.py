@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from amberblob.archives import ArchivedBlob, ArchiveLine
 from amberblob.ballot import Register, SlotState
 from amberblob.errors import DiskFailed
 from amberblob.manifest import ChunkRef, Record, Version, WriteMark
@@ -35,7 +36,7 @@ class BlobState(enum.Enum):
     ABSENT = "absent"
     """Nothing is known of it, or its bytes are incomplete."""
     DURABLE = "durable"
-    """All bytes are on the disk, staged or referred to."""
+    """All bytes are held: on the disk, staged or referred to, or by verified archive rows of a blob that is evicted (rfc/0016)."""
     ABORTED = "aborted"
     """It was given up: nothing may refer to it any more."""
 
@@ -63,6 +64,8 @@ class SlotTally:
         objects: paths with a record.
         wanted, wanted_bytes, damaged: see :class:`amberblob.wire_repair.SlotHealth`.
         log_head: number of the last line of its commit log; 0: none yet.
+        archive_head: ``seq`` of the last archive row that came or changed; 0: none yet. archived_rows: how many there are.
+        evicted, evicted_bytes: versions that live by their archive rows, and their size.
     """
 
     root: bytes
@@ -71,6 +74,10 @@ class SlotTally:
     wanted_bytes: int = 0
     damaged: int = 0
     log_head: int = 0
+    archive_head: int = 0
+    archived_rows: int = 0
+    evicted: int = 0
+    evicted_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +102,38 @@ class CheckedPage:
     next_after: str | None
     wrong: tuple[str, ...]
     versions: tuple[tuple[str, Version], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchiveView:
+    """One chosen version, for who decides what is archived and evicted.
+
+    Attributes:
+        is_head: it is what a GET of the path serves now, as far as this copy knows.
+        tombstoned_at_ms: None: it lives.
+        uploaded, verified: how many of its chunks (with its manifest) have a row that is not damaged, and a verified one.
+        chunk_count: how many chunks it has, with its manifest, each id once, as far as the rows tell (a manifest is not read for this:
+            then it is ``version.chunk_count + 1``, which counts a chunk that occurs twice twice).
+        evicted: it lives by its rows. wanted: its bytes are not all here, and it is not evicted.
+    """
+
+    path: str
+    version: Version
+    is_head: bool
+    tombstoned_at_ms: int | None
+    uploaded: int
+    verified: int
+    chunk_count: int
+    evicted: bool
+    wanted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectUse:
+    """What a slot's rows say of one object in the archive: how many name it, and the bytes of their frames."""
+
+    rows: int
+    size_bytes: int
 
 
 class Staging(Protocol):
@@ -386,7 +425,10 @@ class ReplicaStore(Protocol):
         ...
 
     async def is_whole(self, slot: int, version: Version) -> bool:
-        """Whether all bytes of a version are here, by length; if so it is no longer wanted, and is REFERENCED."""
+        """Whether all bytes of a version are held: here, by length, or evicted; if so it is no longer wanted, and is REFERENCED.
+
+        One that was evicted and has all its bytes here again loses that mark.
+        """
         ...
 
     async def install_bodies(self, slot: int, bodies: Sequence[tuple[Version, bytes]]) -> None:
@@ -462,6 +504,47 @@ class ReplicaStore(Protocol):
 
     async def sweep_left(self, slot: int, limit: int) -> tuple[int, int]:
         """Remove up to ``limit`` blobs of what was left; how many went, and how many bytes they had. (0, 0): there is nothing more."""
+        ...
+
+    # -- the archive (rfc/0016). Rows come by :meth:`apply` of an ``Archived``; all questions include what was applied before.
+
+    async def archived(self, slot: int, blob_id: str) -> ArchivedBlob | None:
+        """The blob's archive rows, waiting ones too; None: there are none."""
+        ...
+
+    async def archived_after(self, slot: int, after: int, limit: int) -> tuple[list[ArchiveLine], bool]:
+        """Rows above that ``seq``, ascending, durable on return; and whether there are more. Waiting ones are not told."""
+        ...
+
+    async def archive_page(
+        self, slot: int, after: tuple[str, int], limit: int, *, prefix: str = ""
+    ) -> tuple[list[ArchiveView], tuple[str, int] | None]:
+        """Chosen versions above ``(path, version)``, ascending, of paths that begin with ``prefix``; and where the next page begins (None: the end).
+
+        ``("", 0)`` is the beginning. Empty versions are left out: they have no bytes.
+        """
+        ...
+
+    async def archive_objects(self, slot: int) -> dict[str, ObjectUse]:
+        """Every object that rows of this slot name (waiting rows too, damaged ones not), by its ``target_path``."""
+        ...
+
+    async def archive_rows_of(self, slot: int, target_path: str, after: int, limit: int) -> list[ArchiveLine]:
+        """Rows that name this object, above that ``seq``, ascending."""
+        ...
+
+    async def evict(self, slot: int, path: str, version: Version) -> int | None:
+        """Give up the bytes of a version, if verified rows cover it; how many bytes went (0: there were none here). None: they do not cover it.
+
+        Also how a version without its bytes is made to live by its rows. The mark is durable before the first byte goes. A manifest must be here.
+
+        Raises:
+            DiskFailed: an I/O error.
+        """
+        ...
+
+    async def is_evicted(self, slot: int, blob_id: str) -> bool:
+        """Whether the blob lives by its rows here. One whose bytes were all put back does not (:meth:`is_whole` says so and takes the mark away)."""
         ...
 
     async def close(self) -> None:

@@ -12,6 +12,10 @@ does not have, ``loader`` reads, ``checks`` looks at the whole, ``render`` write
 from amberblob.config.loader import load_config
 from amberblob.config.render import render_config
 from amberblob.config.sections import (
+    ArchiveAction,
+    ArchiveJobRule,
+    ArchiveRule,
+    ArchiveSection,
     ClusterSection,
     HttpSection,
     LimitsSection,
@@ -37,6 +41,10 @@ from amberblob.config.values import (
 )
 
 __all__ = [
+    "ArchiveAction",
+    "ArchiveJobRule",
+    "ArchiveRule",
+    "ArchiveSection",
     "ClusterSection",
     "Duration",
     "HttpSection",

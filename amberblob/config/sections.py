@@ -196,6 +196,89 @@ class RetentionSection(Struct, frozen=True, kw_only=True):
     ] = ()
 
 
+ArchiveAction = Literal["keep", "archive", "archive-and-evict", "write-through"]
+_ACTIONS = "keep, archive, archive-and-evict or write-through"
+_DURATION_TEXT = f"a duration {_DURATION}"
+_Percent = Annotated[float, Meta(ge=0, le=100, description="percent of the disk, 0 to 100")]
+
+
+class ArchiveRule(Struct, frozen=True, kw_only=True):
+    """One of ``[[archive.rules]]``: for the paths that begin with ``prefix``; the longest prefix wins.
+
+    Attributes:
+        prefix: empty: for all paths.
+        action: keep: nothing goes to the archive. archive: copies go there, the bytes stay. archive-and-evict: the bytes go from the disk once
+            the archive's copy was read back. write-through: a PUT is acknowledged only when it is archived too; the bytes stay.
+        older_than: a version is left alone until it is so old.
+        not_read_for: and until nobody has read it on this node for so long.
+        larger_than: versions of fewer bytes are left alone.
+        versions: old: only versions that a newer one, or a delete, has taken the place of.
+        evict_above: bytes are evicted only while the disk is fuller than this; 0: always. evict_to: until it is no fuller than this.
+    """
+
+    prefix: Annotated[str, Meta(description="what paths begin with; empty: all")] = ""
+    action: Annotated[ArchiveAction, Meta(description=f"one of {_ACTIONS}")] = "archive"
+    older_than: Annotated[Duration, Meta(description=_DURATION_TEXT)] = Duration(0)
+    not_read_for: Annotated[Duration, Meta(description=_DURATION_TEXT)] = Duration(0)
+    larger_than: Annotated[SizeBytes, Meta(description="a size")] = SizeBytes(0)
+    versions: Annotated[Literal["all", "old"], Meta(description="all or old")] = "all"
+    evict_above: _Percent = 0.0
+    evict_to: _Percent = 0.0
+
+
+class ArchiveJobRule(Struct, frozen=True, kw_only=True):
+    """One of ``[[archive.jobs]]``: what is done by itself, and how often.
+
+    Attributes:
+        job: run, verify, gc or export.
+        every: between two beginnings.
+        between: only in these hours, ``01:00-05:30`` by UTC; empty: at any time.
+    """
+
+    job: Annotated[Literal["run", "verify", "gc", "export"], Meta(description="run, verify, gc or export")]
+    every: Annotated[Duration, Meta(description=_DURATION_TEXT)]
+    between: Annotated[str, Meta(description='hours as "01:00-05:30", by UTC; empty: at any time')] = ""
+
+
+class ArchiveSection(Struct, frozen=True, kw_only=True):
+    """``[archive]``: where cold chunks go, and which. Alike on every node.
+
+    Attributes:
+        target: ``s3://bucket/prefix`` or ``file:///folder`` (the same folder for all nodes); empty: there is no archive.
+        endpoint: of an S3 that is not Amazon's, ``http://host:port``; empty: Amazon's, by the region.
+        region: as S3 wants it; empty: from the AWS configuration.
+        addressing: how the bucket is named: in the path or as part of the host; auto: as the library chooses.
+        credentials_file: in the form of ``~/.aws/credentials``; empty: the usual chain (environment, ``~/.aws``, instance). profile: which of it.
+        pack_size: how large an object of many chunks becomes. lone_size: a chunk of at least this becomes an object of its own.
+        part_size: what is sent at once of an object. parallel: how many requests are under way at once.
+        timeout_s: of one request without progress. tries: how often a request is tried.
+        bytes_per_s, requests_per_s: what a node's jobs send and fetch at most; 0: as much as there is. (Reads of clients are not held up.)
+        cache: how much of what was fetched stays on the disk; not part of what a copy holds.
+        grace: objects younger than this are not deleted. rewrite_below: an object of which less than this share is needed is rewritten.
+        rules: what goes to the archive; jobs: what is done by itself.
+    """
+
+    target: Annotated[str, Meta(description="s3://bucket/prefix, file:///folder, or empty")] = ""
+    endpoint: Annotated[str, Meta(description="http://host:port or https://host; empty: Amazon")] = ""
+    region: _Text = ""
+    addressing: Annotated[Literal["auto", "path", "virtual"], Meta(description="auto, path or virtual")] = "auto"
+    credentials_file: _File = None
+    profile: _Text = ""
+    pack_size: Annotated[SizeBytes, Meta(description="a size from 1MiB to 1GiB")] = SizeBytes(64 * MIB)
+    lone_size: Annotated[SizeBytes, Meta(description="a size from 64KiB to 64MiB")] = SizeBytes(4 * MIB)
+    part_size: Annotated[SizeBytes, Meta(description="a size from 5MiB to 64MiB")] = SizeBytes(16 * MIB)
+    parallel: Annotated[int, Meta(ge=1, le=64, description="a number from 1 to 64")] = 4
+    timeout_s: _Seconds = 30.0
+    tries: Annotated[int, Meta(ge=1, le=20, description="a number from 1 to 20")] = 5
+    bytes_per_s: Annotated[SizeBytes, Meta(description="bytes per second, a size; 0: no limit")] = SizeBytes(0)
+    requests_per_s: Annotated[float, Meta(ge=0, le=100_000, description="a number; 0: no limit")] = 0.0
+    cache: Annotated[SizeBytes, Meta(description="a size; 0: none")] = SizeBytes(1024 * MIB)
+    grace: Annotated[Duration, Meta(description=_DURATION_TEXT)] = Duration(86_400)
+    rewrite_below: Annotated[float, Meta(ge=0, le=1, description="a share from 0 to 1")] = 0.5
+    rules: Annotated[tuple[ArchiveRule, ...], Meta(description="tables [[archive.rules]]")] = ()
+    jobs: Annotated[tuple[ArchiveJobRule, ...], Meta(description="tables [[archive.jobs]] of job, every, between")] = ()
+
+
 class NodeConfig(Struct, frozen=True, kw_only=True):
     """Everything that an operator may set."""
 
@@ -208,6 +291,7 @@ class NodeConfig(Struct, frozen=True, kw_only=True):
     limits: LimitsSection = LimitsSection()
     repair: RepairSection = RepairSection()
     retention: RetentionSection = RetentionSection()
+    archive: ArchiveSection = ArchiveSection()
 
 
 SECTIONS: dict[str, type[Struct]] = {
@@ -220,13 +304,18 @@ SECTIONS: dict[str, type[Struct]] = {
     "limits": LimitsSection,
     "repair": RepairSection,
     "retention": RetentionSection,
+    "archive": ArchiveSection,
 }
 KEYS: dict[str, dict[str, Any]] = {
     section: get_type_hints(struct, include_extras=True) for section, struct in SECTIONS.items()
 }
 """By section and key: the annotated type, whose description says what the key wants."""
 
-TABLES: dict[tuple[str, str], type[Struct]] = {("retention", "rules"): RetentionRule}
+TABLES: dict[tuple[str, str], type[Struct]] = {
+    ("retention", "rules"): RetentionRule,
+    ("archive", "rules"): ArchiveRule,
+    ("archive", "jobs"): ArchiveJobRule,
+}
 """Keys whose value is a list of tables, and what one table is."""
 
 TABLE_KEYS: dict[tuple[str, str], dict[str, Any]] = {

@@ -1,0 +1,141 @@
+"""What a job of the archive is: the request, how far a node is with it, and what carries it out.
+
+A job runs on every node of the cluster, each for its part (mostly: for the slots that it looks after). It may be stopped and
+goes on after a restart where it was, as its :class:`Progress` is written down.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import msgspec
+
+JobKind = Literal["run", "verify", "restore", "gc", "export", "recover", "import"]
+JobState = Literal["running", "done", "failed", "stopped"]
+
+PROBLEMS_MAX = 20
+"""Of one job and node, the first ones; :attr:`JobStatus.failures` counts all."""
+
+
+class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be done.
+
+    Attributes:
+        job: ULID.
+        kind: what.
+        prefix: only paths that begin with it.
+        dry_run: tell what would be done, and do nothing.
+        bytes_per_s, requests_per_s: per node, 0: as configured.
+        source: of an import the bucket's URL; of a recover the archive's, if it is not the configured one.
+        options: further ones of a kind, by name.
+        asked_at_ms: epoch milliseconds.
+    """
+
+    job: str
+    kind: JobKind
+    prefix: str = ""
+    dry_run: bool = False
+    bytes_per_s: int = 0
+    requests_per_s: float = 0.0
+    source: str = ""
+    options: dict[str, str] = {}
+    asked_at_ms: int = 0
+
+
+class JobStatus(msgspec.Struct, kw_only=True):
+    """How far a node is with its part.
+
+    Attributes:
+        slots_total, slots_done: of a job that goes slot by slot, on this node.
+        bytes_total: what it found to do so far, 0: not known; bytes_done: of that.
+        counts: what it did, by name (``objects``, ``chunks``, ``bytes_sent``, ``evicted_bytes``, ...); each only grows.
+        failures: what it could not do and left; problems: the first of them, as texts.
+        detail: one line: what it does now, or why it ended.
+        notes: what it needs to go on after a restart; opaque.
+        done_slots: the slots that it is through with.
+    """
+
+    request: JobRequest
+    node: str
+    state: JobState = "running"
+    began_ms: int = 0
+    ended_ms: int = 0
+    slots_total: int = 0
+    slots_done: int = 0
+    bytes_total: int = 0
+    bytes_done: int = 0
+    counts: dict[str, int] = {}
+    failures: int = 0
+    problems: list[str] = []
+    detail: str = ""
+    notes: dict[str, str] = {}
+    done_slots: list[int] = []
+
+
+class Progress:
+    """What a running job tells. ``saved`` is set by who writes it down.
+
+    Attributes:
+        status: as it is now.
+        changed: whether something changed since it was last written down.
+    """
+
+    def __init__(self, status: JobStatus) -> None:
+        self.status = status
+        self.changed = True
+
+    def add(self, **counts: int) -> None:
+        """Count what was done."""
+        for name, count in counts.items():
+            self.status.counts[name] = self.status.counts.get(name, 0) + count
+        self.changed = True
+
+    def bytes(self, *, total: int = 0, done: int = 0) -> None:
+        """Found so many more bytes to do, or done."""
+        self.status.bytes_total += total
+        self.status.bytes_done += done
+        self.changed = True
+
+    def problem(self, text: str) -> None:
+        """Something could not be done, and was left."""
+        self.status.failures += 1
+        if len(self.status.problems) < PROBLEMS_MAX and text not in self.status.problems:
+            self.status.problems.append(text)
+        self.changed = True
+
+    def say(self, detail: str) -> None:
+        """What it does now."""
+        self.status.detail = detail
+        self.changed = True
+
+    def is_done(self, slot: int) -> bool:
+        """Whether the job is through with the slot."""
+        return slot in self.status.done_slots
+
+    def slot_done(self, slot: int) -> None:
+        """The job is through with the slot."""
+        if slot not in self.status.done_slots:
+            self.status.done_slots.append(slot)
+            self.status.slots_done = len(self.status.done_slots)
+            self.changed = True
+
+    def note(self, name: str) -> str:
+        """What was noted before a restart; empty: nothing."""
+        return self.status.notes.get(name, "")
+
+    def set_note(self, name: str, text: str) -> None:
+        """Note it; it is written down within a second or so: a note may be lost, so what it says is done must be harmless to do again."""
+        self.status.notes[name] = text
+        self.changed = True
+
+
+class JobWork(Protocol):
+    """Carries one kind of job out on this node."""
+
+    async def __call__(self, request: JobRequest, progress: Progress) -> None:
+        """Do this node's part; returns when there is nothing left of it.
+
+        Cancelled when the job is stopped or the node ends. What cannot be done for one object is a :meth:`Progress.problem`, and the
+        job goes on with the rest. Raises: ArchiveError or another AmberError when nothing of it can be done; it is then ``failed``.
+        """
+        ...
