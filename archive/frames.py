@@ -174,7 +174,11 @@ class FrameReader:
         if row.foreign:
             raise ValueError("imported content has no frame")
         size = row.end - row.start
-        if not (0 <= row.length <= _LENGTH_MAX and header_bytes(row.length) <= size <= frame_bytes_max(row.length)):
+        if not (
+            row.start >= 0
+            and 0 <= row.length <= _LENGTH_MAX
+            and header_bytes(row.length) <= size <= frame_bytes_max(row.length)
+        ):
             raise damaged(row, f"a frame of {size} bytes cannot hold {row.length}")
         end = row.length if end is None else end
         if not 0 <= start <= end <= row.length:

@@ -120,4 +120,7 @@ class GroupUploader:
 
 
 def _stopping() -> NotReady:
-    return NotReady("This node stops: what was to be archived first was not stored. Try again at another node.", code="shutting-down")
+    return NotReady(
+        "This node stops: what was to be archived first was not stored. Try again at another node.",
+        code="shutting-down",
+    )

@@ -159,9 +159,7 @@ class PackWriter:
         """Index and footer: the object's last bytes. Takes a moment for many entries; for any thread, when nothing is added any more."""
         plain = msgspec.msgpack.encode(self._entries)
         stored = zstandard.ZstdCompressor(level=3).compress(plain)
-        fixed = _FOOTER.pack(
-            FOOTER_MAGIC, FOOTER_VERSION, self.size_bytes, len(stored), len(plain), len(self._entries)
-        )
+        fixed = _FOOTER.pack(FOOTER_MAGIC, FOOTER_VERSION, self.size_bytes, len(stored), len(plain), len(self._entries))
         end = stored + fixed + _FOOTER_END.pack(blake3(stored).update(fixed).digest(), FOOTER_MAGIC)
         self.size_bytes += len(end)
         return end
@@ -181,7 +179,12 @@ def read_footer(name: str, tail: bytes, size_bytes: int) -> Footer:
         raise _damaged(name, "it has no index at its end")
     if version > FOOTER_VERSION:
         raise _damaged(name, f"its index is of version {version}, which is newer than this program")
-    if start < len(HEADER) or start + stored + FOOTER_BYTES != size_bytes or plain > INDEX_BYTES_MAX or entries > ENTRIES_MAX:
+    if (
+        start < len(HEADER)
+        or start + stored + FOOTER_BYTES != size_bytes
+        or plain > INDEX_BYTES_MAX
+        or entries > ENTRIES_MAX
+    ):
         raise _damaged(name, "its footer contradicts itself")
     return Footer(start, stored, plain, entries, fixed, digest)
 
@@ -223,5 +226,6 @@ def _sensible(entry: PackEntry, footer: Footer) -> bool:
 
 def _damaged(name: str, seen: str) -> ArchiveDamaged:
     return ArchiveDamaged(
-        f"{name} is not an object of chunks as it was stored: {seen}. It was overwritten or damaged by somebody else.", extra={"object": name}
+        f"{name} is not an object of chunks as it was stored: {seen}. It was overwritten or damaged by somebody else.",
+        extra={"object": name},
     )

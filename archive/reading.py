@@ -19,7 +19,9 @@ PASS_OVER_BYTES = 512 * KIB
 """So many unwanted bytes between the header and the first wanted piece are read rather than asking twice."""
 
 
-async def read_chunk(target: Target, row: ArchivedChunk, start: int = 0, end: int | None = None) -> AsyncIterator[Buffer]:
+async def read_chunk(
+    target: Target, row: ArchivedChunk, start: int = 0, end: int | None = None
+) -> AsyncIterator[Buffer]:
     """The plain bytes ``[start, end)`` of a chunk (``end`` None: to its end), each piece verified before it is handed on, in order.
 
     A whole chunk is checked against its id, too, before its last piece is handed on. Of imported content only the source's ETag and the length
