@@ -97,10 +97,7 @@ def encode_frame(chunk_id: str, data: bytes, *, level: int = LEVEL_DEFAULT) -> F
     header = _FIXED.pack(MAGIC, VERSION, codec, 0, PIECE_BYTES, length) + b"".join(
         [_PIECE.pack(len(piece), digest) for piece, digest in zip(stored or plain, hashes, strict=True)]
     )
-    if stored is not None:
-        body = b"".join(stored)
-    else:
-        body = data if type(data) is bytes else bytes(data)
+    body = data if stored is None else b"".join(stored)
     parts = (header, body) if body else (header,)
     return Frame(chunk_id, length, blake3(header).hexdigest(), parts, len(header) + len(body))
 

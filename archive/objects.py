@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from amberblob.archives import ArchivedChunk
@@ -98,7 +98,7 @@ class OpenObject:
                 extra={"object": self.name},
             )
 
-    async def _parts(self) -> AsyncIterator[bytes]:
+    async def _parts(self) -> AsyncGenerator[bytes, None]:
         while True:
             while self._waiting_bytes < PART_BYTES and not self._closed:
                 self._more.clear()

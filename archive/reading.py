@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from amberblob.archives import ArchivedChunk
 from amberblob.errors import ArchiveDamaged
 from amberblob.limits import KIB
+from archive.closing import closing
 from archive.frames import PIECE_BYTES, Buffer, FrameReader
 from archive.packs import FOOTER_BYTES, TAIL_BYTES, PackEntry, read_footer, read_index
-from archive.targets.interface import Target
+from archive.targets.interface import Source, Target
 
 CHECK_IN_THREAD_BYTES = 128 * KIB
 """What is larger is checked and unpacked in a thread: it would hold up everybody else."""
@@ -20,8 +21,8 @@ PASS_OVER_BYTES = 512 * KIB
 
 
 async def read_chunk(
-    target: Target, row: ArchivedChunk, start: int = 0, end: int | None = None
-) -> AsyncIterator[Buffer]:
+    target: Source, row: ArchivedChunk, start: int = 0, end: int | None = None
+) -> AsyncGenerator[Buffer, None]:
     """The plain bytes ``[start, end)`` of a chunk (``end`` None: to its end), each piece verified before it is handed on, in order.
 
     A whole chunk is checked against its id, too, before its last piece is handed on. Of imported content only the source's ETag and the length
@@ -58,11 +59,11 @@ async def read_chunk(
     reader.finish()
 
 
-async def _fed(reader: FrameReader, target: Target, name: str, start: int, end: int) -> AsyncIterator[Buffer]:
+async def _fed(reader: FrameReader, target: Source, name: str, start: int, end: int) -> AsyncGenerator[Buffer, None]:
     """What the bytes of this range complete."""
     loop = asyncio.get_running_loop()
     left = end - start
-    async with aclosing(target.read(name, start, end)) as arriving:
+    async with closing(target.read(name, start, end)) as arriving:
         async for data in arriving:
             left -= len(data)
             if len(data) < CHECK_IN_THREAD_BYTES:
@@ -76,7 +77,9 @@ async def _fed(reader: FrameReader, target: Target, name: str, start: int, end: 
                 return
 
 
-async def _read_foreign(target: Target, row: ArchivedChunk, start: int, end: int | None) -> AsyncIterator[Buffer]:
+async def _read_foreign(
+    target: Source, row: ArchivedChunk, start: int, end: int | None
+) -> AsyncGenerator[Buffer, None]:
     end = row.length if end is None else end
     if not 0 <= start <= end <= row.length:
         raise ValueError(f"{start} to {end} is not within {row.length} bytes")
@@ -86,7 +89,7 @@ async def _read_foreign(target: Target, row: ArchivedChunk, start: int, end: int
     if start == end:
         return
     left = end - start
-    async with aclosing(
+    async with closing(
         target.read(row.target_path.removeprefix(root), row.start + start, row.start + end, etag=row.etag)
     ) as arriving:
         async for data in arriving:
@@ -119,5 +122,5 @@ async def fetch_index(target: Target, name: str, size_bytes: int | None = None) 
 
 
 async def _bytes(target: Target, name: str, start: int, end: int) -> bytes:
-    async with aclosing(target.read(name, start, end)) as arriving:
+    async with closing(target.read(name, start, end)) as arriving:
         return b"".join([data async for data in arriving])

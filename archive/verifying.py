@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,8 +12,9 @@ import msgspec
 from amberblob.archives import DAMAGED, ArchivedChunk
 from amberblob.errors import AmberError, ArchiveDamaged, ArchiveError, ArchiveMissing
 from amberblob.limits import KIB
+from archive.closing import closing
 from archive.frames import FrameReader, damaged
-from archive.targets.interface import Target
+from archive.targets.interface import Source
 
 Outcome = Literal["verified", "damaged", "missing", "unknown"]
 
@@ -46,7 +46,7 @@ class Verdict:
         return msgspec.structs.replace(self.row, state=now_ms if self.outcome == "verified" else DAMAGED)
 
 
-async def verify_object(target: Target, name: str, rows: Sequence[ArchivedChunk]) -> list[Verdict]:
+async def verify_object(target: Source, name: str, rows: Sequence[ArchivedChunk]) -> list[Verdict]:
     """Read the frames that these rows name back from one object, and check each to its chunk id. Verdicts in the order of the rows.
 
     In one request when most of the object is wanted, by ranges when little is. Raises nothing of the archive's: what cannot be reached is ``unknown``.
@@ -58,7 +58,7 @@ async def verify_object(target: Target, name: str, rows: Sequence[ArchivedChunk]
 class _Check:
     """One call of :func:`verify_object`."""
 
-    def __init__(self, target: Target, name: str) -> None:
+    def __init__(self, target: Source, name: str) -> None:
         self._target, self._name = target, name
         self._seen: dict[ArchivedChunk, tuple[Outcome, AmberError | None]] = {}
 
@@ -97,7 +97,7 @@ class _Check:
 
     async def _read(self, run: list[ArchivedChunk]) -> None:
         loop, walk = asyncio.get_running_loop(), _Walk(run)
-        async with aclosing(self._target.read(self._name, run[0].start, run[-1].end)) as arriving:
+        async with closing(self._target.read(self._name, run[0].start, run[-1].end)) as arriving:
             async for data in arriving:
                 for row, error in await loop.run_in_executor(None, walk.feed, data):
                     self._seen[row] = ("verified", None) if error is None else ("damaged", error)
@@ -157,7 +157,7 @@ class _Walk:
         """The next bytes; returns the frames that are through, and what is wrong with them."""
         out: list[tuple[ArchivedChunk, ArchiveDamaged | None]] = []
         view = memoryview(data)
-        while len(view) and self.left:
+        while view and self.left:
             row = self.left[-1]
             until = row.start if self._at < row.start else row.end
             part = view[: until - self._at]
