@@ -37,6 +37,8 @@ FETCHES_MAX = 16
 """Whole chunks that are fetched at once."""
 WHOLE_BYTES = MIB
 """Of a smaller chunk, and of one of which half is wanted, all is fetched and kept. So it is when part of it is wanted a second time."""
+WRITES_MAX = 8
+"""Chunks that are written at once; what comes meanwhile is not kept: a slow disk must not fill the memory."""
 PARTS_MAX = 4096
 """Chunks of which it is remembered that a part was wanted."""
 
@@ -99,6 +101,7 @@ class Cache:
         self._places = asyncio.Semaphore(FETCHES_MAX)
         self._parts: OrderedDict[str, None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writing = 0
         self._filling = budget_bytes > 0
         self._closed = False
         self.size_bytes = 0
@@ -238,16 +241,26 @@ class Cache:
     async def _keep(self, row: ArchivedChunk, buffers: list[Buffer]) -> None:
         """Write it, if there is room for it; others go for it."""
         size = cachefiles.blocks(row.length)
-        if size > self._budget_bytes or row.chunk_id in self._files:
+        if size > self._budget_bytes or row.chunk_id in self._files or self._writing == WRITES_MAX:
             return
-        await self.give_room()
-        if not self._filling:
-            return
-        # Those that go are gone before it comes, so the budget is never exceeded, nor by those who write at the same time.
+        self._writing += 1
+        try:
+            await self.give_room()
+            if self._filling:
+                await self._write(row, buffers, size)
+        finally:
+            self._writing -= 1
+
+    async def _write(self, row: ArchivedChunk, buffers: list[Buffer], size: int) -> None:
+        # Those that go are gone before it comes; what others write now is counted already, and cannot go.
         going = self._leave(self.size_bytes + size - self._budget_bytes)
+        fits = self.size_bytes + size <= self._budget_bytes
+        size = size if fits else 0
         self.size_bytes += size
         try:
             await _in_thread(cachefiles.remove, self._folder, going)
+            if not fits:
+                return
             store = functools.partial(cachefiles.store, foreign=row.foreign, token=self._token())
             file = await _in_thread(store, self._folder, row.chunk_id, buffers)
         except OSError as error:
