@@ -101,7 +101,7 @@ class Cache:
         self._places = asyncio.Semaphore(FETCHES_MAX)
         self._parts: OrderedDict[str, None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._writing = 0
+        self._writes = self._write_bytes = 0
         self._filling = budget_bytes > 0
         self._closed = False
         self.size_bytes = 0
@@ -241,37 +241,29 @@ class Cache:
     async def _keep(self, row: ArchivedChunk, buffers: list[Buffer]) -> None:
         """Write it, if there is room for it; others go for it."""
         size = cachefiles.blocks(row.length)
-        if size > self._budget_bytes or row.chunk_id in self._files or self._writing == WRITES_MAX:
+        if row.chunk_id in self._files or self._writes == WRITES_MAX or self._write_bytes + size > self._budget_bytes:
             return
-        self._writing += 1
+        self._writes += 1
+        self._write_bytes += size
         try:
             await self.give_room()
             if self._filling:
-                await self._write(row, buffers, size)
-        finally:
-            self._writing -= 1
-
-    async def _write(self, row: ArchivedChunk, buffers: list[Buffer], size: int) -> None:
-        # Those that go are gone before it comes; what others write now is counted already, and cannot go.
-        going = self._leave(self.size_bytes + size - self._budget_bytes)
-        fits = self.size_bytes + size <= self._budget_bytes
-        size = size if fits else 0
-        self.size_bytes += size
-        try:
-            await _in_thread(cachefiles.remove, self._folder, going)
-            if not fits:
-                return
-            store = functools.partial(cachefiles.store, foreign=row.foreign, token=self._token())
-            file = await _in_thread(store, self._folder, row.chunk_id, buffers)
+                await self._write(row, buffers)
         except OSError as error:
             log.warning("archive-cache-not-written", chunk=row.chunk_id, error=str(error))
-            return
         finally:
-            self.size_bytes -= size
-        if file is not None:
-            double = self._enter(file)
-            if double is not None:
-                await _in_thread(cachefiles.remove, self._folder, [double])
+            self._writes -= 1
+            self._write_bytes -= size
+
+    async def _write(self, row: ArchivedChunk, buffers: list[Buffer]) -> None:
+        """What goes for it is gone before it comes."""
+        going = self._leave(self.size_bytes + self._write_bytes - self._budget_bytes)
+        await _in_thread(cachefiles.remove, self._folder, going)
+        store = functools.partial(cachefiles.store, foreign=row.foreign, token=self._token())
+        file = await _in_thread(store, self._folder, row.chunk_id, buffers)
+        double = self._enter(file) if file is not None else None
+        if double is not None:
+            await _in_thread(cachefiles.remove, self._folder, [double])
 
     def _enter(self, file: CacheFile) -> CacheFile | None:
         """Note a file as the newest; returns the one that it takes the place of, if that has another name."""
