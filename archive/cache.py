@@ -19,6 +19,7 @@ import structlog
 
 from amberblob.archives import ArchivedChunk
 from amberblob.errors import NotReady
+from amberblob.ids import valid_hash
 from amberblob.limits import MIB
 from archive import cachefiles
 from archive.cachefiles import CacheFile
@@ -241,6 +242,8 @@ class Cache:
     async def _keep(self, row: ArchivedChunk, buffers: list[Buffer]) -> None:
         """Write it, if there is room for it; others go for it."""
         size = cachefiles.blocks(row.length)
+        if not valid_hash(row.chunk_id):
+            return  # it would name a file
         if row.chunk_id in self._files or self._writes == WRITES_MAX or self._write_bytes + size > self._budget_bytes:
             return
         self._writes += 1
