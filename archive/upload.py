@@ -7,6 +7,7 @@ follows from who has room: with a quick target one pack after the other is fille
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import OrderedDict
 from collections.abc import AsyncIterable, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -208,9 +209,10 @@ class _Run:
             await self._uploader.places.acquire()
             pack = self._begin(pack_name(self._uploader.mint()))
             self._packs.append(pack)
-            asyncio.get_running_loop().call_later(self._uploader.linger_s, self._close, pack)
+            lingering = asyncio.get_running_loop().call_later(self._uploader.linger_s, self._close, pack)
+            sending = self._sending.create_task(self._send(pack))
             # Not in the task: one that is cancelled before it began has no `finally`.
-            self._sending.create_task(self._send(pack)).add_done_callback(lambda _: self._ended())
+            sending.add_done_callback(functools.partial(self._sent, lingering))
 
     def _begin(self, name: str) -> OpenObject:
         self._objects += 1
@@ -247,6 +249,10 @@ class _Run:
         while len(self._done) > REMEMBERED_MAX:
             self._done.popitem(last=False)
         await self._stored(told)
+
+    def _sent(self, lingering: asyncio.TimerHandle, _: asyncio.Task[None]) -> None:
+        lingering.cancel()
+        self._ended()
 
     def _ended(self) -> None:
         """An object is stored, failed or given up: its place is free."""

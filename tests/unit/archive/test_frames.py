@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 
 import msgspec
 import pytest
@@ -205,11 +206,22 @@ def test_a_chunk_of_right_pieces_in_the_wrong_order_is_found_before_its_last_pie
         reader.feed(two)
 
 
+@pytest.mark.parametrize("name", ["one byte", "small text", "noise of three pieces"])
+def test_a_right_frame_of_another_chunk_is_damaged(name):
+    _, frame = FRAMES[name]
+    row = msgspec.structs.replace(row_of(frame), chunk_id="0" * 64)
+    with pytest.raises(ArchiveDamaged, match="another hash"):
+        FrameReader(row).feed(b"".join(frame.parts))
+
+
 def test_a_decompression_bomb_is_refused_before_it_is_unpacked():
     bomb = zstandard.ZstdCompressor().compress(bytes(2**28))
     assert len(bomb) < 2**15
+    tracemalloc.start()
     assert inflate(bomb, 2**28, PIECE_BYTES) is None
     assert inflate(bomb, PIECE_BYTES, PIECE_BYTES) is None
+    assert tracemalloc.get_traced_memory()[1] < 4 * PIECE_BYTES
+    tracemalloc.stop()
     # One that does not say how long it is, or lies about it.
     unsaid = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(2**28))
     assert inflate(unsaid, PIECE_BYTES, PIECE_BYTES) is None
