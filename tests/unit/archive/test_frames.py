@@ -84,10 +84,14 @@ def test_any_byte_that_is_another_is_found_and_nothing_wrong_comes_out(some, dat
     at = data.draw(st.integers(0, most - 1))
     wrong = stored[:at] + bytes([stored[at] ^ data.draw(st.integers(1, 255))]) + stored[at + 1 :]
     reader, out = FrameReader(row_of(frame)), b""
-    with pytest.raises(ArchiveDamaged):
+    try:
         for cut in range(0, len(wrong), 100_000):
             out += b"".join(reader.feed(wrong[cut : cut + 100_000]))
-    assert not reader.done and body.startswith(out)
+    except ArchiveDamaged:
+        assert not reader.done and body.startswith(out)
+    else:
+        # zstd can say the same in several ways: another byte may be another way.
+        assert reader.done and out == body and at >= header_bytes(len(body)) and frame.size_bytes < len(body)
 
 
 @settings(deadline=None)
