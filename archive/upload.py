@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from amberblob.archives import ArchivedChunk
 from amberblob.errors import AmberError
 from amberblob.limits import MIB
+from archive.closing import closing
 from archive.frames import LEVEL_DEFAULT, Frame, encode_frame
 from archive.objects import OpenObject
 from archive.packs import ENTRIES_MAX, Item, lone_name, pack_name
@@ -128,18 +129,19 @@ class _Run:
     async def _take(self, source: AsyncIterable[tuple[Item, bytes]]) -> None:
         """Make batches of what comes and have them encoded, no more than a few ahead."""
         batch = _Batch()
-        async for item, data in source:
-            if self._known(item):
-                if len(self._again) >= BATCH_ITEMS:
-                    await self._tell_again()
-            elif len(data) >= self._uploader.lone_size:
-                await self._begin_batch(_Batch([(item, data)]), lone=True)
-            else:
-                batch.pairs.append((item, data))
-                batch.size_bytes += len(data)
-                if batch.full:
-                    await self._begin_batch(batch, lone=False)
-                    batch = _Batch()
+        async with closing(aiter(source)) as items:
+            async for item, data in items:
+                if self._known(item):
+                    if len(self._again) >= BATCH_ITEMS:
+                        await self._tell_again()
+                elif len(data) >= self._uploader.lone_size:
+                    await self._begin_batch(_Batch([(item, data)]), lone=True)
+                else:
+                    batch.pairs.append((item, data))
+                    batch.size_bytes += len(data)
+                    if batch.full:
+                        await self._begin_batch(batch, lone=False)
+                        batch = _Batch()
         if batch.pairs:
             await self._begin_batch(batch, lone=False)
         await self._tell_again()
