@@ -175,8 +175,11 @@ async def test_links_and_odd_files_are_no_way_out(target, folder, tmp_path):
     os.mkfifo(folder / "packs" / "pipe")
     (folder / "packs" / ".hidden").write_bytes(b"x")
     (folder / os.fsdecode(b"packs/\xff")).write_bytes(b"x")
+    (folder / "packs" / "link").symlink_to("/etc/passwd")
+    (folder / "packs" / "loop").symlink_to(folder)
     assert await target.page("", "", 10) == []
-    with pytest.raises(ArchiveMissing):
-        await target.head("packs/pipe")
-    with pytest.raises(ArchiveMissing):
-        await target.head("packs")
+    for name in ("packs/pipe", "packs/link", "packs"):
+        with pytest.raises(ArchiveMissing):
+            await target.head(name)
+        with pytest.raises(ArchiveMissing):
+            await collect(target.read(name))
