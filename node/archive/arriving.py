@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-from amberblob.errors import AmberError, ArchiveError, ArchiveUnavailable
+from amberblob.errors import AmberError, ArchiveUnavailable
 from chunkstore.staging import retrieve
 
 
@@ -23,7 +23,7 @@ class Fetch:
     Attributes:
         base: offset in the chunk of the first byte.
         size: how many bytes are to come.
-        have: how many came.
+        have: how many came. given: how many of them readers may have taken by now.
         buffer: its memory.
     """
 
@@ -32,7 +32,7 @@ class Fetch:
     ) -> None:
         self.base = base
         self.size = size
-        self.have = 0
+        self.have = self.given = 0
         self.buffer = memoryview(bytearray(size))
         self._left = left
         self._readers = 0
@@ -77,6 +77,7 @@ class Fetch:
                 raise _again(error) if isinstance(error, AmberError) else error
             ready = min(self.have, self.size - 1)
             if ready >= count:
+                self.given = max(self.given, ready)
                 return ready
             news = asyncio.get_running_loop().create_future()
             self._news.append(news)
@@ -161,13 +162,3 @@ class Flights:
 
 def _again(error: AmberError) -> AmberError:
     return type(error)(error.detail, code=error.code, extra=error.extra)
-
-
-def telling(error: ArchiveError, what: str, seen: dict[str, str]) -> ArchiveError:
-    """The same error, with what was seen at the copies."""
-    others = "; ".join(f"{node}: {why}" for node, why in sorted(seen.items()))
-    return type(error)(
-        f"{what} is only in the archive, and cannot be had from there: {error.detail}" + (f" ({others})" if others else ""),
-        code=error.code,
-        extra={**error.extra, **({"failures": seen} if seen else {})},
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import islice
+from typing import Protocol
 
 import structlog
 from msgspec.structs import replace
@@ -11,7 +12,6 @@ from msgspec.structs import replace
 from amberblob.archives import DAMAGED, ArchivedBlob, ArchivedChunk, merge
 from amberblob.errors import PeerError, StorageError
 from amberblob.manifest import ChunkRef
-from amberblob.mutations import Archived
 from amberblob.wire import Failed
 from amberblob.wire_archive import ArchivedBlobReply, AskArchived, StageArchived
 from chunkstore.interface import ReplicaStore
@@ -27,6 +27,16 @@ CHUNKS_ASKED = 512
 """Rows that one question is for: those that a reader needs next."""
 
 
+class TakesRows(Protocol):
+    """The entrance of rows into this node's copies (:class:`node.archive.facts.Facts`)."""
+
+    def take(
+        self, slot: int, blob_id: str, chunks: Sequence[ArchivedChunk], *, at_ms: int, evicted: bool = False
+    ) -> int:
+        """Merge rows into the slot's copy; the position at which they are durable. Raises: DiskFailed."""
+        ...
+
+
 class KnownRows:
     """Archive rows of single blobs.
 
@@ -34,8 +44,11 @@ class KnownRows:
         now_ms: the node's hybrid clock.
     """
 
-    def __init__(self, store: ReplicaStore, routing: Routing, peers: Peers, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, store: ReplicaStore, routing: Routing, peers: Peers, facts: TakesRows, now_ms: Callable[[], int]
+    ) -> None:
         self._store = store
+        self._facts = facts
         self._routing = routing
         self._peers = peers
         self._now_ms = now_ms
@@ -55,7 +68,7 @@ class KnownRows:
     async def find(self, course: Course, slot: int, blob_id: str, chunk: ChunkRef) -> ArchivedChunk | None:
         """A row of the chunk that is not known to be damaged: of this copy, else of the others, each of which is asked once for it.
 
-        A chunk that comes later in the version is learnt of with it. None: nobody who answers knows one.
+        ``chunk.len`` is 0 where it is not known (a manifest's). A chunk that comes later in the version is learnt of with it. None: nobody who answers knows one.
         """
         me = self._routing.node
         if me not in course.asked:
@@ -90,7 +103,7 @@ class KnownRows:
         log.error("damaged in the archive", slot=slot, blob_id=blob_id, chunk_id=row.chunk_id, object=row.target_path)
         if self._routing.is_member(slot):
             try:
-                self._store.apply(Archived(slot, blob_id, (damaged,), self._now_ms()))
+                self._facts.take(slot, blob_id, (damaged,), at_ms=self._now_ms())
             except StorageError as error:
                 log.warning("damage not written down", slot=slot, blob_id=blob_id, error=error.detail)
             return  # the others follow
@@ -116,7 +129,7 @@ class KnownRows:
     @staticmethod
     def _usable(course: Course, chunk: ChunkRef) -> ArchivedChunk | None:
         row = course.rows.get(chunk.id)
-        return row if row is not None and row.state != DAMAGED and row.length == chunk.len else None
+        return row if row is not None and row.state != DAMAGED and chunk.len in (0, row.length) else None
 
     @staticmethod
     def _from(course: Course, chunk: ChunkRef) -> list[str]:

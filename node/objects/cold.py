@@ -59,6 +59,10 @@ class Cold(Protocol):
         """The chunk, verified, if it was fetched lately and kept."""
         ...
 
+    async def manifest(self, slot: int, version: Version) -> bytes | None:
+        """A version's manifest file, verified; None: no copy that answers knows of it in the archive. Raises as :meth:`open`."""
+        ...
+
     async def open(
         self,
         course: Course,
