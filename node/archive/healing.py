@@ -92,13 +92,10 @@ class Healing:
             data = await self._reads.cached(chunk)
             if data is not None:
                 return data
-            reader = await self._reads.open(course, slot, version, chunk, 0, chunk.len, _nowhere)
-            if reader is None:
+            arriving = await self._reads.open(course, slot, version, chunk, 0, chunk.len, _nowhere)
+            if arriving is None:
                 raise ChunkMissing(f"chunk {chunk.id} is on no disk, nor is it known of in the archive")
-            try:
-                return bytes(await reader.whole())
-            finally:
-                reader.close()
+            return await arriving.whole()
         except (ArchiveDamaged, ArchiveMissing) as error:
             raise ChunkMissing(f"chunk {chunk.id} is on no disk, and in the archive: {error.detail}") from error
 

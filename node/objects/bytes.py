@@ -181,9 +181,8 @@ class Reading:
                 if isinstance(data, bytes | memoryview):
                     yield memoryview(data)[low:high]
                 else:
-                    async for piece in data.pieces(low, high):
+                    async for piece in data.pieces():
                         yield piece
-                    data.close()
                 # Who asks for more has done with the last one.
                 done = fetched.popleft()
                 done.place.release()
@@ -194,7 +193,7 @@ class Reading:
                 if left.data.done() and not left.data.cancelled() and left.data.exception() is None:
                     self._buffers.give(left.buffer)
                     if not isinstance(unread := left.data.result(), bytes | memoryview):
-                        unread.close()
+                        await unread.close()
                 else:
                     # Its buffer is forgotten: a thread may still be reading into it, also when this reader was cancelled,
                     # and the fetching with it.
@@ -252,10 +251,7 @@ class Reading:
         found = await self._chunk(slot, version, chunk, Course(), 0, chunk.len, into, holders)
         if isinstance(found, bytes | memoryview):
             return found
-        try:
-            return await found.whole()
-        finally:
-            found.close()
+        return await found.whole()
 
     async def _chunk(
         self,
