@@ -9,9 +9,8 @@ before the copies are told, for their rows never forget it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Protocol
 
 import structlog
 from blake3 import blake3
@@ -35,25 +34,19 @@ HASH_IN_THREAD_BYTES = 256 * KIB
 Piece = bytes | memoryview
 
 
-class FindsSources(Protocol):
-    """Buckets that were imported from (:class:`archive.targets.factory.Sources`)."""
-
-    def find(self, url: str) -> tuple[Source, str]:
-        """The bucket of a URL, and the key. Raises: ConfigError."""
-        ...
-
-
 class Reads:
     """Implements :class:`node.objects.cold.Cold`.
 
     Args:
-        sources: where imported content is read; None: it cannot be.
+        sources: the bucket that imported content is read from, by its URL; raises ConfigError.
 
     Attributes:
         counts: for the metrics, by name; each only grows.
     """
 
-    def __init__(self, rows: KnownRows, target: Target, cache: Cache, sources: FindsSources | None = None) -> None:
+    def __init__(
+        self, rows: KnownRows, target: Target, cache: Cache, sources: Callable[[str], tuple[Source, str]]
+    ) -> None:
         self.counts = dict.fromkeys(
             ("chunks", "fetches", "fetched_bytes", "stalls", "damaged", "elsewhere", "failures"), 0
         )
@@ -98,9 +91,7 @@ class Reads:
         """The plain content of one place of the archive, verified (:func:`archive.reading.read_chunk`)."""
         target: Source = self._target
         if row.foreign:
-            if self._sources is None:
-                raise ArchiveUnavailable(f"{row.target_path} was imported, and this node cannot read there.")
-            target, _ = self._sources.find(row.target_path)
+            target, _ = self._sources(row.target_path)
         return read_chunk(target, row, low, high)
 
     async def judge(

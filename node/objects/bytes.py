@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 from collections import deque
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -125,6 +125,7 @@ class Reading:
     Attributes:
         served: grows with every piece that is read.
         cold: chunks that no copy has on its disk; None: there is no archive.
+        on_read: told of every blob that a client reads here; None: nobody wants to know.
     """
 
     def __init__(self, coordinator: Coordinator, routing: Routing, store: ReplicaStore, pulls: PullRequests) -> None:
@@ -134,6 +135,7 @@ class Reading:
         self._pulls = pulls
         self.served = 0
         self.cold: Cold | None = None
+        self.on_read: Callable[[str], None] | None = None
         self._places = Places(CHUNKS_IN_MEMORY, CHUNKS_IN_RESERVE)
         self._buffers = Buffers(BUFFERS_KEPT)
 
@@ -142,6 +144,8 @@ class Reading:
         if length <= 0:
             return
         version, slot = view.version, self._routing.slot_of(view.path)
+        if self.on_read is not None:
+            self.on_read(version.blob_id)
         if version.inline:
             body = await self.chunk(slot, version, version.chunks[0])
             yield memoryview(body)[offset : offset + length]
@@ -205,6 +209,8 @@ class Reading:
         self.served += 1
         if not version.inline:
             return None
+        if self.on_read is not None:
+            self.on_read(version.blob_id)
         return self._store.peek_body(self._routing.slot_of(view.path), version.blob_id)
 
     async def chunks(self, slot: int, version: Version) -> tuple[ChunkRef, ...]:
