@@ -236,6 +236,7 @@ def assemble(
             hybrid=hybrid,
             mint=mint,
             randomness=randomness,
+            missed=lambda slot, blob_id, damaged: puller.missed(slot, blob_id, damaged=damaged),
         )
         replica.archive = cold.answers.answer
         replica.on_read = reading.on_read = cold.heat.read
