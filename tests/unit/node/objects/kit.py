@@ -370,6 +370,7 @@ class Cluster:
             request_timeout_s=options.get("request_timeout_s", 1.5),
             repair=options.get("repair"),
             retention=options.get("retention"),
+            archive=options["archive"](name) if "archive" in options else None,
             readmit=partial(readmit, self.registry, self.table.cluster, name) if self.table is not None else None,
         )
         node = Node(
@@ -466,7 +467,7 @@ def table_of(cluster: Cluster, names: list[str], *, replicas: int, slots: int, e
         name="c",
         slot_count=slots,
         replicas=replicas,
-        chunk_bytes=CHUNK,
+        chunk_bytes=cluster.options.get("chunk_bytes", CHUNK),
         format_version=1,
         created_at_ms=0,
     )
