@@ -146,7 +146,9 @@ class World:
             went = await self[number].store.evict(self.cluster.slot(view.path), view.path, view.version)
             assert went is not None, f"n{number} does not let go of {view.path}"
 
-    async def cold(self, path: str, size: int, numbers: Iterable[int] = (1, 2, 3), *, alone: bool = False) -> tuple[bytes, ObjectView]:
+    async def cold(
+        self, path: str, size: int, numbers: Iterable[int] = (1, 2, 3), *, alone: bool = False
+    ) -> tuple[bytes, ObjectView]:
         """An object that all copies know to be in the archive, and that these have no bytes of."""
         data, view = await self.stored(path, size)
         await self.take(view, await self.send(view, alone=alone))
@@ -156,9 +158,18 @@ class World:
     async def evicted(self, view: ObjectView, number: int) -> bool:
         return bool(await self[number].store.is_evicted(self.cluster.slot(view.path), view.version.blob_id))
 
+    def received(self) -> int:
+        """Bytes that came from the bucket so far, to all nodes."""
+        return sum(means.traffic.received_bytes for means in self.means.values())
+
     def gets(self) -> int:
         """Requests for content so far, of all nodes."""
-        return sum(count for means in self.means.values() for (kind, _), count in means.traffic.requests.items() if kind == "get")
+        return sum(
+            count
+            for means in self.means.values()
+            for (kind, _), count in means.traffic.requests.items()
+            if kind == "get"
+        )
 
 
 @asynccontextmanager
@@ -172,7 +183,7 @@ async def world(
         (folder / name).mkdir()
         await made.open(name)
     try:
-        async with cluster(count, archive=made.means.__getitem__, **options) as running:
+        async with cluster(count, archive=made.means.__getitem__, clock=made.clock, **options) as running:
             made.cluster = running
             yield made
             made.bucket.heal()

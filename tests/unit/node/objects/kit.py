@@ -321,7 +321,7 @@ class Cluster:
     def __init__(self, **options: Any) -> None:
         self.options = options
         self.net = Net()
-        self.clock = SkewedClock()
+        self.clock: SkewedClock = options.get("clock") or SkewedClock()
         self.nodes: dict[str, Node] = {}
         self.stores: dict[str, Any] = {}
         self.table: RouteTable | None = None
