@@ -95,7 +95,7 @@ async def test_what_no_disk_has_comes_from_the_archive_and_is_installed(made, si
 
 @pytest.mark.parametrize("size", [5, 3 * CHUNK])
 async def test_unrecoverable_is_said_only_when_the_archive_lacks_it_too(made, size):
-    data, view = await made.stored("p", size)
+    _, view = await made.stored("p", size)
     _, other = await made.stored("other", STAGED)
     await made.send(other)
     await made.take(view, await made.send(view))
@@ -187,7 +187,7 @@ async def test_a_slot_full_of_evicted_versions_moves_without_reading_the_bucket(
 
 async def test_a_body_staged_while_the_archive_hangs_is_no_concern_of_healing(made):
     made.targets["n2"].faults.append(Fault(what="hang"))
-    data, view = await made.stored("p", STAGED)
+    _, view = await made.stored("p", STAGED)
     await lost(made, 2, view)
     await made[2].pull()
     assert made[2].puller.waiting == 0

@@ -65,7 +65,7 @@ async def test_copies_without_files_are_asked_once_and_not_for_every_chunk(made)
 async def test_a_node_without_a_copy_reads_by_what_the_copies_know(tmp_path):
     async with world(tmp_path, 4, chunk_bytes=MIB) as made:
         path = made.cluster.path(1)
-        data, view = await made.cold(path, 3 * MIB)
+        data, _ = await made.cold(path, 3 * MIB)
         made.cluster.net.sent.clear()
         assert await get(made[4], path) == data
         assert made.cluster.net.count("AskArchived") <= 2, "the chunk, and the one ahead"
