@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import structlog
 from blake3 import blake3
@@ -37,7 +38,7 @@ from archive.segments import (
     segment_name,
     ulid_in,
 )
-from archive.targets.interface import Target
+from archive.targets.interface import Stored, Target
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +46,7 @@ SEGMENT_BYTES = 8 * MIB
 """A segment that has reached this is stored; it is in memory until then."""
 HEAD_BYTES_MAX = 64 * MIB
 PAGE = 1000
+READ_AT_ONCE = 8
 _IN_THREAD_BYTES = 64 * KIB
 _CACHE_BYTES_MAX = 64 * MIB
 _SHARED_BYTES_MAX = 2 * MIB
@@ -62,13 +64,19 @@ async def whole(target: Target, name: str, size_max: int) -> bytes:
     return bytes(data)
 
 
-async def store(target: Target, name: str, data: bytes) -> None:
+async def store(target: Storing, name: str, data: bytes) -> None:
     """Store a small object. Raises as ``Target.put`` does."""
 
     async def parts() -> AsyncIterator[bytes]:
         yield data
 
     await target.put(name, parts())
+
+
+class Storing(Protocol):
+    """The part of a :class:`~archive.targets.interface.Target` that stores."""
+
+    async def put(self, name: str, parts: AsyncIterable[bytes]) -> Stored: ...
 
 
 class SegmentWriter:
@@ -84,7 +92,7 @@ class SegmentWriter:
     """
 
     def __init__(
-        self, target: Target, cluster: str, node: str, *, mint: Callable[[], str], now_ms: Callable[[], int]
+        self, target: Storing, cluster: str, node: str, *, mint: Callable[[], str], now_ms: Callable[[], int]
     ) -> None:
         self.size_bytes = 0
         self.stored = 0
@@ -121,6 +129,11 @@ class SegmentWriter:
         self._close_ref()
         refs, self._refs = tuple(self._refs), []
         return refs
+
+    def abandon(self) -> None:
+        """What came of the slot is not to be told of: it stays in the segment, and nothing names it."""
+        self._entries, self._entries_bytes, self._refs = [], 0, []
+        self._start = len(self._data)
 
     async def flush(self) -> None:
         """Store what is written. Raises as ``Target.put`` does; then all of it is lost, and nothing may name it."""
@@ -171,10 +184,6 @@ class Known:
     heads: dict[str, Head] = field(default_factory=dict)
     damaged: dict[str, ArchiveError] = field(default_factory=dict)
 
-    def slot(self, slot: int) -> list[SlotHead]:
-        """What is known of a slot, newest first."""
-        return self.slots().get(slot, [])
-
     def slots(self) -> dict[int, list[SlotHead]]:
         """By slot: what is known of it, newest first."""
         found: dict[int, list[SlotHead]] = {}
@@ -186,13 +195,26 @@ class Known:
     def superseded(self) -> list[str]:
         """Heads of which every slot is told by a newer one."""
         told: set[int] = set()
+        looked_at: set[int] = set()
         names: list[str] = []
         for name, head in self.heads.items():
             slots = {one.slot for one in head.slots}
-            if slots <= told:
+            looked_at |= slots
+            if slots <= told and looked_at.issuperset(head.unchanged):
                 names.append(name)
             told |= slots
+            looked_at.update(head.unchanged)
         return names
+
+    def as_of_ms(self, slot: int) -> int:
+        """What was chosen in the slot before this is exported; 0: it never was."""
+        for head in self.heads.values():
+            if slot in head.unchanged:
+                return head.at_ms
+            for one in head.slots:
+                if one.slot == slot:
+                    return one.at_ms
+        return 0
 
 
 class Exports:
@@ -225,11 +247,12 @@ class Exports:
 
     async def load(self) -> Known:
         """Every head that is there, newest first. Raises as ``Target.page`` and ``Target.read``; heads that are damaged are told in the answer."""
-        names = [name for name in await list_names(self.target, head_name(self.cluster, "").removesuffix(".json"))]
-        names = sorted((name for name in names if ulid_in(name)), reverse=True)
-        known = Known()
-        for name in names:
-            await self._read_head(name, known)
+        listed = await list_names(self.target, head_name(self.cluster, "").removesuffix(".json"))
+        names = sorted((name for name in listed if ulid_in(name)), reverse=True)
+        read = Known()
+        for at in range(0, len(names), READ_AT_ONCE):
+            await asyncio.gather(*(self._read_head(name, read) for name in names[at : at + READ_AT_ONCE]))
+        known = Known({name: read.heads[name] for name in names if name in read.heads}, read.damaged)
         self._heads = dict(known.heads)
         self._damaged = dict(known.damaged)
         return known
