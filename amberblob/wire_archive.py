@@ -45,10 +45,11 @@ class ReadArchived(Message, frozen=True, array_like=True, kw_only=True, tag="bc"
 
 
 class AskArchived(Message, frozen=True, array_like=True, kw_only=True, tag="bd"):
-    """What does the copy know of this blob's archive copies?"""
+    """What does the copy know of this blob's archive copies? Of so many chunks as fit a frame; ``chunk_ids``: only of these, empty: of all."""
 
     slot: Slot
     blob_id: str
+    chunk_ids: tuple[str, ...] = ()
 
 
 class FindArchived(Message, frozen=True, array_like=True, kw_only=True, tag="be"):
