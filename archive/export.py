@@ -39,6 +39,7 @@ from archive.segments import (
     ulid_in,
 )
 from archive.targets.interface import Stored, Target
+from archive.written import through_prefix
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +48,8 @@ SEGMENT_BYTES = 8 * MIB
 HEAD_BYTES_MAX = 64 * MIB
 PAGE = 1000
 READ_AT_ONCE = 8
+WRITTEN_KEPT_MS = 86_400_000
+"""What writes that were archived first told of themselves stays so long after the export has it, too."""
 _IN_THREAD_BYTES = 64 * KIB
 _CACHE_BYTES_MAX = 64 * MIB
 _SHARED_BYTES_MAX = 2 * MIB
@@ -184,7 +187,7 @@ class Known:
     heads: dict[str, Head] = field(default_factory=dict)
     damaged: dict[str, ArchiveError] = field(default_factory=dict)
 
-    def slots(self) -> dict[int, list[SlotHead]]:
+    def by_slot(self) -> dict[int, list[SlotHead]]:
         """By slot: what is known of it, newest first."""
         found: dict[int, list[SlotHead]] = {}
         for head in self.heads.values():
@@ -206,15 +209,15 @@ class Known:
             looked_at.update(head.unchanged)
         return names
 
-    def as_of_ms(self, slot: int) -> int:
-        """What was chosen in the slot before this is exported; 0: it never was."""
+    def as_of_ms(self) -> dict[int, int]:
+        """By slot: what was chosen there before this time (epoch milliseconds) is exported; without those that never were."""
+        times: dict[int, int] = {}
         for head in self.heads.values():
-            if slot in head.unchanged:
-                return head.at_ms
             for one in head.slots:
-                if one.slot == slot:
-                    return one.at_ms
-        return 0
+                times.setdefault(one.slot, one.at_ms)
+            for slot in head.unchanged:
+                times.setdefault(slot, head.at_ms)
+        return times
 
 
 class Exports:
@@ -335,10 +338,9 @@ class Exports:
 
     # ---- what nobody needs any more
 
-    async def prune(self, known: Known, before_ms: int) -> int:
-        """Remove heads that newer ones have taken the place of, and segments that no head names, of before that time; how many objects went.
-
-        Heads that cannot be read are left to people for as long; what they named may go, for nobody knows what that was.
+    async def prune(self, known: Known, before_ms: int, slot_count: int) -> int:
+        """Remove what was made before that time, and nobody needs: heads that newer ones have taken the place of, segments that no head names,
+        and the metadata of writes that every slot's export has had for a day; how many objects went.
 
         Raises as ``Target.page`` and ``Target.delete``.
         """
@@ -351,7 +353,12 @@ class Exports:
         segments = await list_names(self.target, segment_name(self.cluster, "").removesuffix(".seg"))
         unnamed = [name for name in segments if (ulid_in(name) or "") not in named and _made_ms(name) < before_ms]
         await self._delete(unnamed)
-        return len(old) + len(unnamed)
+        times = known.as_of_ms()
+        told_ms = min(before_ms, min((times.get(slot, 0) for slot in range(slot_count)), default=0) - WRITTEN_KEPT_MS)
+        listed = await list_names(self.target, through_prefix(self.cluster)) if told_ms > 0 else []
+        written = [name for name in listed if _made_ms(name) < told_ms]
+        await self._delete(written)
+        return len(old) + len(unnamed) + len(written)
 
     async def _delete(self, names: Sequence[str]) -> None:
         for at in range(0, len(names), PAGE):

@@ -64,9 +64,7 @@ def revive(item: PathItem, is_held: Callable[[Version], bool], at_ms: int) -> Re
     if not lost:
         return Revival(path=item.path, record=record, rows=tuple(rows), writes=item.writes, lost=())
     kept = tuple(row for row in rows if row.version not in lost)
-    return Revival(
-        path=item.path, record=_without(record, lost, kept, at_ms), rows=kept, writes=item.writes, lost=lost
-    )
+    return Revival(path=item.path, record=_without(record, lost, kept, at_ms), rows=kept, writes=item.writes, lost=lost)
 
 
 def _without(record: Record, lost: tuple[int, ...], kept: tuple[Version, ...], at_ms: int) -> Record:

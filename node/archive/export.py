@@ -49,7 +49,7 @@ class ExportWork:
     """A :class:`node.archive.jobs.JobWork`."""
 
     def __init__(self, ground: Ground) -> None:
-        self._ground = ground
+        self.ground = ground
         self._telling = Telling(ground.store, ground.coordinator, ground.routing)
         self._exports: Exports | None = None
         self._introduced = False
@@ -57,14 +57,14 @@ class ExportWork:
 
     async def __call__(self, request: JobRequest, progress: Progress) -> None:
         """Export the slots that this node looks after. Raises: ArchiveError, NotReady, DiskFailed."""
-        await self.export(self._ground.means.for_job(request), progress, dry_run=request.dry_run)
+        await self.export(self.ground.means.for_job(request), progress, by_slot=True, dry_run=request.dry_run)
 
-    async def export(self, target: Target, progress: Progress, *, dry_run: bool = False) -> None:
-        """The same, also as the last part of another job. Counts ``exported_slots``, ``exported_bases``, ``exported_bytes``.
+    async def export(self, target: Target, progress: Progress, *, by_slot: bool = False, dry_run: bool = False) -> None:
+        """The same, as the last part of another job; ``by_slot``: the job is nothing else, and goes slot by slot. Counts ``exported_slots``, ``exported_bases``, ``exported_bytes``.
 
         Raises: ArchiveError, NotReady, DiskFailed.
         """
-        ground = self._ground
+        ground = self.ground
         table = ground.routing.table()
         cluster = table.cluster.cluster_id
         if self._exports is None:
@@ -82,11 +82,12 @@ class ExportWork:
             mint=ground.mint.mint,
             now_ms=ground.now_ms,
         )
-        batch = _Batch(self, exports, known, writer, progress, table.cluster.slot_count, dry_run=dry_run)
+        slot_count = table.cluster.slot_count
+        batch = _Batch(self, exports, known, writer, progress, slot_count, by_slot=by_slot, dry_run=dry_run)
         await batch.run()
         now_ms = ground.now_ms()
         if not dry_run and now_ms - self._pruned_ms >= PRUNE_EVERY_MS:
-            gone = await exports.prune(await exports.load(), now_ms - int(ground.section.grace * 1000))
+            gone = await exports.prune(await exports.load(), now_ms - int(ground.section.grace * 1000), slot_count)
             self._pruned_ms = now_ms
             progress.add(pruned_objects=gone)
 
@@ -95,7 +96,7 @@ class ExportWork:
 
         Raises: Unsettled, DiskFailed, ArchiveError.
         """
-        store, ground = self._ground.store, self._ground
+        store, ground = self.ground.store, self.ground
         at_ms = ground.now_ms()
         copy = store.slot_state(slot).incarnation
         await store.settle([slot])
@@ -131,20 +132,18 @@ class ExportWork:
         for which what is superseded stays.
         """
         before = newest(known, copy)
-        if before is None or before is known[0] or at_ms - before.at_ms < int(self._ground.section.grace * 500):
+        if before is None or before is known[0] or at_ms - before.at_ms < int(self.ground.section.grace * 500):
             return before
         return None
 
     async def _base(self, slot: int, copy: str, at_ms: int, writer: SegmentWriter) -> _Slot:
         # The positions first: what changes meanwhile is told twice then, and nothing is left out.
-        log_head = self._ground.store.tally(slot).log_head
+        log_head = self.ground.store.tally(slot).log_head
         writer.begin(slot)
         try:
             async for entry in self._telling.everything(slot):
                 await writer.add(entry)
-            rows = 0
-            async for rows, archived in self._telling.archived(slot, 0):
-                await writer.add(archived)
+            rows = await self._archived(slot, 0, writer)
             refs = await writer.end()
         except BaseException:
             writer.abandon()
@@ -174,14 +173,19 @@ class ExportWork:
         try:
             async for entry in self._telling.paths(slot, paths):
                 await writer.add(entry)
-            rows = archived_after
-            async for rows, archived in self._telling.archived(slot, archived_after):
-                await writer.add(archived)
+            rows = await self._archived(slot, archived_after, writer)
             refs = await writer.end()
         except BaseException:
             writer.abandon()
             raise
         return refs, lines, rows
+
+    async def _archived(self, slot: int, after: int, writer: SegmentWriter) -> int:
+        """Write the archive rows above that ``seq``; the last one's."""
+        async for seq, entry in self._telling.archived(slot, after):
+            await writer.add(entry)
+            after = seq
+        return after
 
 
 class _Batch:
@@ -196,14 +200,16 @@ class _Batch:
         progress: Progress,
         slot_count: int,
         *,
+        by_slot: bool,
         dry_run: bool,
     ) -> None:
         self._work = work
-        self._ground = work._ground
+        self.ground = work.ground
+        self._by_slot = by_slot
         self._exports = exports
-        self._known = known.slots()
+        self._known = known.by_slot()
         needed = known.heads.keys() - set(known.superseded())
-        self._own_heads = sum(known.heads[name].node == work._ground.node for name in needed)
+        self._own_heads = sum(known.heads[name].node == work.ground.node for name in needed)
         self._writer = writer
         self._progress = progress
         self._slot_count = slot_count
@@ -214,9 +220,13 @@ class _Batch:
         self._published_bytes = 0
 
     async def run(self) -> None:
-        slots = self._ground.led_slots()
+        """Export all slots. Raises: ArchiveError, DiskFailed, NotReady."""
+        slots = self.ground.led_slots()
+        if self._by_slot:
+            slots = [slot for slot in slots if not self._progress.is_done(slot)]
+            self._progress.status.slots_total = len(self._progress.status.done_slots) + len(slots)
         for slot in slots:
-            if self._ground.looks_after(slot):
+            if self.ground.looks_after(slot):
                 await self._slot(slot)
             if self._writer.size_bytes - self._published_bytes >= CHECKPOINT_BYTES:
                 await self._publish()
@@ -246,7 +256,7 @@ class _Batch:
         self._published_bytes = self._writer.size_bytes
         unchanged = tuple(one.slot for one in self._unchanged)
         if (self._told or unchanged) and not self._dry_run:
-            ground = self._ground
+            ground = self.ground
             head = Head(
                 format=FORMAT,
                 cluster=self._exports.cluster,
@@ -258,7 +268,7 @@ class _Batch:
             )
             await self._exports.publish(ground.mint.mint(), head)
         self._progress.add(exported_slots=len(self._told), exported_bytes=fresh)
-        for slot in self._done:
+        for slot in self._done if self._by_slot else ():
             self._progress.slot_done(slot)
         self._told, self._unchanged, self._done = [], [], []
 

@@ -88,7 +88,9 @@ class Holding:
             for verdict in await verify_object(self._target, name, list(group)):
                 if verdict.outcome == "unknown":
                     error = verdict.error
-                    raise error if isinstance(error, ArchiveError) else ArchiveUnavailable(f"{name} cannot be read now.")
+                    raise (
+                        error if isinstance(error, ArchiveError) else ArchiveUnavailable(f"{name} cannot be read now.")
+                    )
                 if verdict.outcome != "verified":
                     return None
                 row = verdict.row

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from amberblob.ballot import BALLOT_ZERO
 from amberblob.errors import BadRequest, DiskFailed, WireError
 from amberblob.mutations import Installed
 from amberblob.wire import RefusalReason, Refused, Reply, StagedReply
 from amberblob.wire_archive import InstallRows
 from amberblob.wire_repair import ItemsReply, PathItem, PullPaths
 from antientropy.checks import Belongs, check_reply
-from amberblob.ballot import BALLOT_ZERO
 from chunkstore.interface import ReplicaStore
 
 
@@ -47,7 +47,9 @@ class Installing:
         """Install them, as anti-entropy would that hears of them from another copy. Raises: BadRequest."""
         slot, path = message.slot, message.path
         item = PathItem(path, None, None, False, message.rows, message.writes)
-        reply = ItemsReply(incarnation="", epoch=message.epoch, items=(item,), ballot_floor=BALLOT_ZERO, version_floor=0)
+        reply = ItemsReply(
+            incarnation="", epoch=message.epoch, items=(item,), ballot_floor=BALLOT_ZERO, version_floor=0
+        )
         try:
             check_reply("the sender", PullPaths(slot=slot, paths=(path,)), reply, self._belongs)
         except WireError as error:

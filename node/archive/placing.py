@@ -62,9 +62,7 @@ class Placing:
         """
         marks = tuple(writes)
         for batch in [*by_size(rows, ARCHIVED_LINES_MAX)] or [()]:
-            request = InstallRows(
-                slot=electorate.slot, epoch=electorate.epoch, path=path, rows=batch, writes=marks
-            )
+            request = InstallRows(slot=electorate.slot, epoch=electorate.epoch, path=path, rows=batch, writes=marks)
             replies = await self._ground.ask_all(sorted(electorate.voters), request, timeout_s=ASK_S)
             _counted(electorate, replies)
             marks = ()
