@@ -14,17 +14,24 @@ from amberblob.metrics import Metrics
 from antientropy.step import Worker
 from archive.heat import Heat
 from archive.policy import Policy
+from archive.upload import Uploader
 from chunkstore.interface import ReplicaStore
 from node.archive.answers import Admission, ArchiveAnswers
+from node.archive.cacheroom import CacheRoom
 from node.archive.cluster import ClusterArchive
 from node.archive.facts import Facts
 from node.archive.ground import Ground
+from node.archive.healing import Healing
 from node.archive.keeper import Keeper
+from node.archive.known import KnownRows
 from node.archive.means import ArchiveMeans
 from node.archive.own import OwnStatus
 from node.archive.reach import Reach
+from node.archive.reads import Reads
 from node.archive.runner import JobRunner
+from node.archive.through import Through
 from node.coordinator import Coordinator
+from node.objects.lookup import Lookup
 from node.routing import Routing
 
 
@@ -41,6 +48,9 @@ class ArchiveParts:
         cluster: the archive of all nodes: what HTTP asks.
         answers: what other nodes are answered.
         own: how this node's archive is.
+        rows: where the archive has single blobs, by this copy and the others.
+        reads: how clients read what is only there. healing: how copies that lack bytes get them, or live without.
+        through: writes that are archived before they are acknowledged.
         keeper: goes on with the jobs of before, begins what is scheduled, takes over what another node left.
         workers: the background work.
     """
@@ -53,6 +63,10 @@ class ArchiveParts:
     cluster: ClusterArchive
     answers: ArchiveAnswers
     own: OwnStatus
+    rows: KnownRows
+    reads: Reads
+    healing: Healing
+    through: Through
     keeper: Keeper
     workers: list[Worker] = field(default_factory=list)
 
@@ -63,6 +77,8 @@ class ArchiveParts:
     async def close(self) -> None:
         """Write down how far the jobs are. After the workers have ended, before the connections are closed."""
         await self.runner.close()
+        await self.through.close()
+        await self.ground.means.cache.close()
 
 
 def archive_parts(
@@ -72,6 +88,7 @@ def archive_parts(
     routing: Routing,
     coordinator: Coordinator,
     admission: Admission,
+    lookup: Lookup,
     clock: Clock,
     hybrid: HybridClock,
     mint: UlidMint,
@@ -82,6 +99,7 @@ def archive_parts(
     Args:
         means: the target, the node's notes, the cache.
         admission: the rules for what is staged: the node's replica.
+        lookup: how versions are found.
     """
     facts = Facts(store)
     ground = Ground(
@@ -102,6 +120,26 @@ def archive_parts(
     answers = ArchiveAnswers(store, facts, means.state, runner, admission, own=own.status, now_ms=hybrid.now_ms)
     cluster = ClusterArchive(ground)
     keeper = Keeper(ground, runner, cluster)
+    rows = KnownRows(store, routing, coordinator.peers, facts, hybrid.now_ms)
+    reads = Reads(rows, means.target, means.cache, means.sources)
+    through = Through(
+        coordinator,
+        routing,
+        lookup,
+        rows,
+        policy,
+        means.target,
+        Uploader(
+            means.target,
+            now_ms=hybrid.now_ms,
+            mint=mint.mint,
+            pack_size=int(means.section.pack_size),
+            lone_size=int(means.section.lone_size),
+            parallel=means.section.parallel,
+        ),
+        mint=mint.mint,
+        patience_s=means.section.timeout_s,
+    )
     return ArchiveParts(
         ground=ground,
         policy=policy,
@@ -111,6 +149,10 @@ def archive_parts(
         cluster=cluster,
         answers=answers,
         own=own,
+        rows=rows,
+        reads=reads,
+        healing=Healing(store, rows, facts, reads, hybrid.now_ms),
+        through=through,
         keeper=keeper,
-        workers=[keeper, reach],
+        workers=[CacheRoom(means.cache), keeper, reach],
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 from collections import deque
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -125,6 +125,7 @@ class Reading:
     Attributes:
         served: grows with every piece that is read.
         cold: chunks that no copy has on its disk; None: there is no archive.
+        on_read: told of every blob that a client reads here; None: nobody wants to know.
     """
 
     def __init__(self, coordinator: Coordinator, routing: Routing, store: ReplicaStore, pulls: PullRequests) -> None:
@@ -134,6 +135,7 @@ class Reading:
         self._pulls = pulls
         self.served = 0
         self.cold: Cold | None = None
+        self.on_read: Callable[[str], None] | None = None
         self._places = Places(CHUNKS_IN_MEMORY, CHUNKS_IN_RESERVE)
         self._buffers = Buffers(BUFFERS_KEPT)
 
@@ -142,6 +144,8 @@ class Reading:
         if length <= 0:
             return
         version, slot = view.version, self._routing.slot_of(view.path)
+        if self.on_read is not None:
+            self.on_read(version.blob_id)
         if version.inline:
             body = await self.chunk(slot, version, version.chunks[0])
             yield memoryview(body)[offset : offset + length]
@@ -181,9 +185,8 @@ class Reading:
                 if isinstance(data, bytes | memoryview):
                     yield memoryview(data)[low:high]
                 else:
-                    async for piece in data.pieces(low, high):
+                    async for piece in data.pieces():
                         yield piece
-                    data.close()
                 # Who asks for more has done with the last one.
                 done = fetched.popleft()
                 done.place.release()
@@ -194,7 +197,7 @@ class Reading:
                 if left.data.done() and not left.data.cancelled() and left.data.exception() is None:
                     self._buffers.give(left.buffer)
                     if not isinstance(unread := left.data.result(), bytes | memoryview):
-                        unread.close()
+                        await unread.close()
                 else:
                     # Its buffer is forgotten: a thread may still be reading into it, also when this reader was cancelled,
                     # and the fetching with it.
@@ -206,6 +209,8 @@ class Reading:
         self.served += 1
         if not version.inline:
             return None
+        if self.on_read is not None:
+            self.on_read(version.blob_id)
         return self._store.peek_body(self._routing.slot_of(view.path), version.blob_id)
 
     async def chunks(self, slot: int, version: Version) -> tuple[ChunkRef, ...]:
@@ -252,10 +257,7 @@ class Reading:
         found = await self._chunk(slot, version, chunk, Course(), 0, chunk.len, into, holders)
         if isinstance(found, bytes | memoryview):
             return found
-        try:
-            return await found.whole()
-        finally:
-            found.close()
+        return await found.whole()
 
     async def _chunk(
         self,

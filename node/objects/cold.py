@@ -36,18 +36,18 @@ class Course:
 class Arriving(Protocol):
     """A chunk, or a part of one, on its way from the archive: one reader's end of it."""
 
-    def pieces(self, low: int, high: int) -> AsyncIterator[memoryview]:
-        """The bytes from ``low`` to ``high`` (offsets in the chunk), as they come, each verified; the last only when the whole was.
+    def pieces(self) -> AsyncIterator[memoryview]:
+        """All bytes that were asked for, as they come, each verified; of a whole chunk the last only when that was.
 
         Raises: ArchiveError, when the rest cannot be had from anywhere.
         """
         ...
 
-    async def whole(self) -> memoryview:
-        """All of it. Raises as :meth:`pieces`."""
+    async def whole(self) -> bytes:
+        """All of them, and the end of it. Raises as :meth:`pieces`."""
         ...
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """This reader wants no more of it; when nobody does, it is not fetched any further. May be called twice."""
         ...
 
