@@ -19,15 +19,19 @@ from chunkstore.interface import ReplicaStore
 from node.archive.answers import Admission, ArchiveAnswers
 from node.archive.cacheroom import CacheRoom
 from node.archive.cluster import ClusterArchive
+from node.archive.export import ExportWork
 from node.archive.facts import Facts
 from node.archive.ground import Ground
 from node.archive.healing import Healing
+from node.archive.importing import ImportWork
+from node.archive.installing import Installing
 from node.archive.keeper import Keeper
 from node.archive.known import KnownRows
 from node.archive.means import ArchiveMeans
 from node.archive.own import OwnStatus
 from node.archive.reach import Reach
 from node.archive.reads import Reads
+from node.archive.recover import RecoverWork
 from node.archive.runner import JobRunner
 from node.archive.through import Through
 from node.coordinator import Coordinator
@@ -118,6 +122,10 @@ def archive_parts(
     runner = JobRunner(routing.node, means.state, hybrid.now_ms)
     own = OwnStatus(ground, runner, reach)
     answers = ArchiveAnswers(store, facts, means.state, runner, admission, own=own.status, now_ms=hybrid.now_ms)
+    answers.installing = Installing(store, admission, lambda slot, path: routing.slot_of(path) == slot)
+    runner.register("export", ExportWork(ground))
+    runner.register("recover", RecoverWork(ground))
+    runner.register("import", ImportWork(ground, means.sources))
     cluster = ClusterArchive(ground)
     keeper = Keeper(ground, runner, cluster)
     rows = KnownRows(store, routing, coordinator.peers, facts, hybrid.now_ms)
