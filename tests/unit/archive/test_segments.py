@@ -84,7 +84,7 @@ def test_heads_and_documents_come_back_and_bear_a_hash() -> None:
     data = encode_head(_head())
     assert decode_head("h", data) == _head()
     for at in range(0, len(data), 3):
-        with pytest.raises(ArchiveDamaged, match="^h "):
+        with pytest.raises(ArchiveDamaged, match=r"^h "):
             decode_head("h", data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
     document = ClusterDocument(
         format=FORMAT, cluster=CLUSTER, name="c", slot_count=8, chunk_bytes=65536, replicas=3, created_at_ms=1
