@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -56,17 +57,30 @@ class Healing:
             log.warning("archive rows not taken", slot=slot, blob_id=version.blob_id, error=error.detail)
         return False
 
-    async def fetch(self, slot: int, version: Version) -> int:
+    async def fetch(self, slot: int, version: Version, *, parallel: int = 1) -> int:
+        """See :meth:`node.pulls.ArchivedBytes.fetch`. ``parallel``: chunks on their way at once."""
         course = Course()
         chunks, fetched = version.chunks, 0
         if version.manifest_id is not None:
             chunks, fetched = await self._manifest(slot, version)
         course.chunks = chunks
-        for chunk in dict.fromkeys(await self._store.missing_chunks(slot, version, chunks)):
-            data = await self._chunk(course, slot, version, chunk)
-            await self._store.install_chunk(slot, version, chunk, data)
-            fetched += len(data)
-        return fetched
+        missing = list(reversed(dict.fromkeys(await self._store.missing_chunks(slot, version, chunks))))
+
+        async def some() -> int:
+            got = 0
+            while missing:
+                chunk = missing.pop()
+                data = await self._chunk(course, slot, version, chunk)
+                await self._store.install_chunk(slot, version, chunk, data)
+                got += len(data)
+            return got
+
+        tasks = [asyncio.ensure_future(some()) for _ in range(min(parallel, len(missing)))]
+        try:
+            return fetched + sum(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
 
     async def _manifest(self, slot: int, version: Version) -> tuple[tuple[ChunkRef, ...], int]:
         """The chunks, and how many bytes of a manifest were fetched for that."""

@@ -12,6 +12,7 @@ from amberblob.clock import Clock, HybridClock, Randomness
 from amberblob.ids import UlidMint
 from amberblob.metrics import Metrics
 from antientropy.step import Worker
+from archive.groups import GroupUploader
 from archive.heat import Heat
 from archive.policy import Policy
 from archive.upload import Uploader
@@ -85,6 +86,18 @@ class ArchiveParts:
         await self.ground.means.cache.close()
 
 
+def uploader_of(means: ArchiveMeans, hybrid: HybridClock, mint: UlidMint) -> Uploader:
+    """One for who does not wait for jobs."""
+    return Uploader(
+        means.target,
+        now_ms=hybrid.now_ms,
+        mint=mint.mint,
+        pack_size=int(means.section.pack_size),
+        lone_size=int(means.section.lone_size),
+        parallel=means.section.parallel,
+    )
+
+
 def archive_parts(
     means: ArchiveMeans,
     *,
@@ -137,14 +150,8 @@ def archive_parts(
         rows,
         policy,
         means.target,
-        Uploader(
-            means.target,
-            now_ms=hybrid.now_ms,
-            mint=mint.mint,
-            pack_size=int(means.section.pack_size),
-            lone_size=int(means.section.lone_size),
-            parallel=means.section.parallel,
-        ),
+        uploader_of(means, hybrid, mint),
+        GroupUploader(uploader_of(means, hybrid, mint)),
         mint=mint.mint,
         patience_s=means.section.timeout_s,
     )
@@ -159,7 +166,13 @@ def archive_parts(
         own=own,
         rows=rows,
         reads=reads,
-        healing=Healing(store, rows, facts, reads, hybrid.now_ms),
+        healing=Healing(
+            store,
+            rows,
+            facts,
+            Reads(rows, means.for_job(), means.cache, means.sources, keep=False),
+            hybrid.now_ms,
+        ),
         through=through,
         keeper=keeper,
         workers=[CacheRoom(means.cache), keeper, reach],

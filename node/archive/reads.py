@@ -38,6 +38,7 @@ class Reads:
     """Implements :class:`node.objects.cold.Cold`.
 
     Args:
+        keep: whether what is fetched stays in the cache, and others may read along.
         sources: the bucket that imported content is read from, by its URL; raises ConfigError.
 
     Attributes:
@@ -45,7 +46,13 @@ class Reads:
     """
 
     def __init__(
-        self, rows: KnownRows, target: Target, cache: Cache, sources: Callable[[str], tuple[Source, str]]
+        self,
+        rows: KnownRows,
+        target: Target,
+        cache: Cache,
+        sources: Callable[[str], tuple[Source, str]],
+        *,
+        keep: bool = True,
     ) -> None:
         self.counts = dict.fromkeys(
             ("chunks", "fetches", "fetched_bytes", "stalls", "damaged", "elsewhere", "failures"), 0
@@ -54,6 +61,7 @@ class Reads:
         self._target = target
         self._cache = cache
         self._sources = sources
+        self._keep = keep
 
     async def cached(self, chunk: ChunkRef) -> bytes | None:
         return await self._cache.get(_named(chunk))
@@ -83,7 +91,7 @@ class Reads:
             return None
         self.counts["chunks"] += 1
         job = _Job(self, course, slot, version, chunk, row, elsewhere)
-        stream = Stream(self._cache.read(row, job.fetch, low, high), low, high)
+        stream = Stream(self._cache.read(row, job.fetch, low, high) if self._keep else job.fetch(low, high), low, high)
         await stream.begin()
         return stream
 

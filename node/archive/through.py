@@ -28,6 +28,7 @@ from amberblob.wire import Discard, Refused, StagedReply
 from amberblob.wire_archive import ARCHIVED_LINES_MAX, StageArchived
 from amberblob.wire_repair import PathItem
 from archive.export import store as store_object
+from archive.groups import GroupUploader
 from archive.segments import FORMAT, ClusterDocument, cluster_name, encode_cluster
 from archive.targets.interface import Target
 from archive.upload import Item, Uploader
@@ -46,9 +47,9 @@ from node.service import ObjectView, PutOptions
 log = structlog.get_logger(__name__)
 
 GROUPS = 2
-"""Groups of small bodies, and of metadata, under way at once."""
+"""Groups of metadata under way at once."""
 GROUP_COUNT_MAX = 4096
-GROUP_BYTES_MAX = 16 * MIB
+"""Writes in one of them, and archive rows."""
 SMALL_BYTES_MAX = MIB
 """A body of up to so many bytes waits for others to share a pack."""
 PACE_BYTES_PER_S = MIB
@@ -64,14 +65,11 @@ class Rules(Protocol):
         ...
 
 
-Small = list[tuple[Item, bytes]]
-"""A small body, and with its manifest all that there is of it."""
-
-
 class Through:
     """Implements :class:`node.objects.first.WriteThrough`.
 
     Args:
+        uploader: for what is large. groups: for what is small, with an uploader of its own.
         mint: makes ULIDs.
         patience_s: how long the archive may take for what is small; larger bodies may take longer.
     """
@@ -85,6 +83,7 @@ class Through:
         rules: Rules,
         target: Target,
         uploader: Uploader,
+        groups: GroupUploader,
         *,
         mint: Callable[[], str],
         patience_s: float,
@@ -96,16 +95,10 @@ class Through:
         self._rules = rules
         self._target = target
         self._uploader = uploader
+        self._groups = groups
         self._mint = mint
         self._patience_s = patience_s
         self._told_cluster = False
-        self._bodies: Together[Small, list[ArchivedChunk]] = Together(
-            self._send_small,
-            flights=GROUPS,
-            count_max=GROUP_COUNT_MAX,
-            size_max=GROUP_BYTES_MAX,
-            size_of=lambda body: sum(len(data) for _, data in body),
-        )
         self._metadata: Together[Written, None] = Together(
             self._send_metadata,
             flights=GROUPS,
@@ -116,7 +109,7 @@ class Through:
 
     async def close(self) -> None:
         """Give up what is under way."""
-        await self._bodies.close()
+        await self._groups.close()
         await self._metadata.close()
 
     def wanted(self, path: str) -> bool:
@@ -158,7 +151,7 @@ class Through:
             async with asyncio.timeout(self._patience_s + size / PACE_BYTES_PER_S):
                 if manifest is None and size <= SMALL_BYTES_MAX:
                     body = [(item, bytes(await read(item.chunk))) for item in items]
-                    rows = await self._bodies.of(body) if body else []
+                    rows = await self._groups.archive(body)
                 else:
                     rows = await self._send(self._bodies_of(items, draft, path, manifest, read))
         except TimeoutError:
@@ -172,7 +165,7 @@ class Through:
                 code=error.code,
                 extra=error.extra,
             ) from error
-        return ArchivedPut(self, path, draft, tuple(rows))
+        return ArchivedPut(self, path, draft, tuple({row.chunk_id: row for row in rows}.values()))
 
     async def _bodies_of(
         self, items: list[Item], draft: Version, path: str, manifest: bytes | None, read: ReadBack
@@ -186,47 +179,19 @@ class Through:
 
     async def _send(self, source: AsyncIterator[tuple[Item, bytes]]) -> list[ArchivedChunk]:
         """Upload; the rows, one for each chunk id. Raises: ArchiveError, and what the source raises."""
-        rows, errors = await self._run(source)
-        if errors:
-            raise next(iter(errors.values()))
-        return list({row.chunk_id: row for _, row in rows}.values())
-
-    async def _send_small(self, bodies: list[Small]) -> list[list[ArchivedChunk] | AmberError]:
-        async def source() -> AsyncIterator[tuple[Item, bytes]]:
-            for body in bodies:
-                for pair in body:
-                    yield pair
-
-        async with asyncio.timeout(self._patience_s):
-            rows, errors = await self._run(source())
-        of_blob: dict[str, dict[str, ArchivedChunk]] = {}
-        for item, row in rows:
-            of_blob.setdefault(item.blob_id, {})[row.chunk_id] = row
-        return [self._outcome(body, of_blob, errors) for body in bodies]
-
-    @staticmethod
-    def _outcome(
-        body: Small, of_blob: dict[str, dict[str, ArchivedChunk]], errors: dict[str, AmberError]
-    ) -> list[ArchivedChunk] | AmberError:
-        for item, _ in body:
-            if item.chunk.id in errors:
-                return errors[item.chunk.id]
-        return list(of_blob[body[0][0].blob_id].values())
-
-    async def _run(
-        self, source: AsyncIterator[tuple[Item, bytes]]
-    ) -> tuple[list[tuple[Item, ArchivedChunk]], dict[str, AmberError]]:
-        rows: list[tuple[Item, ArchivedChunk]] = []
-        errors: dict[str, AmberError] = {}
+        rows: dict[str, ArchivedChunk] = {}
+        errors: list[AmberError] = []
 
         async def stored(told: list[tuple[Item, ArchivedChunk]]) -> None:
-            rows.extend(told)
+            rows.update((row.chunk_id, row) for _, row in told)
 
         async def failed(items: list[Item], error: AmberError) -> None:
-            errors.update((item.chunk.id, error) for item in items)
+            errors.append(error)
 
         await self._uploader.run(source, stored, failed)
-        return rows, errors
+        if errors:
+            raise errors[0]
+        return list(rows.values())
 
     # ---- metadata
 
