@@ -222,11 +222,12 @@ class Cache:
                     fetching.tell()
             if left:
                 raise damaged(row, f"{left} bytes of it have not come")
-            fetching.done = True
-            await self._keep(row, fetching.buffers)
         except Exception as error:
             fetching.error = error
             fetching.tell()
+        else:
+            fetching.done = True
+            await self._keep(row, fetching.buffers)
         finally:
             self._end(row, fetching)
 
