@@ -28,6 +28,7 @@ from node.archive.importing import ImportWork
 from node.archive.installing import Installing
 from node.archive.keeper import Keeper
 from node.archive.known import KnownRows
+from node.archive.manifests import Manifests
 from node.archive.means import ArchiveMeans
 from node.archive.own import OwnStatus
 from node.archive.reach import Reach
@@ -136,6 +137,7 @@ def archive_parts(
     own = OwnStatus(ground, runner, reach)
     answers = ArchiveAnswers(store, facts, means.state, runner, admission, own=own.status, now_ms=hybrid.now_ms)
     answers.installing = Installing(store, admission, lambda slot, path: routing.slot_of(path) == slot)
+    answers.keep_manifest = Manifests(store, means.target)
     runner.register("export", ExportWork(ground))
     runner.register("recover", RecoverWork(ground))
     runner.register("import", ImportWork(ground, means.sources))
