@@ -400,9 +400,9 @@ async def exported_clusters(target: Target) -> list[str]:
             after = f"{META}{cluster}/z"  # above every name below that folder
 
 
-async def note_recovered(target: Target, cluster: str, into: str, at_ms: int) -> None:
+async def note_recovered(target: Target, cluster: str, into: str) -> None:
     """Note that all that was exported of ``cluster`` is in the cluster ``into`` now. Raises as ``Target.put``."""
-    await store(target, recovered_name(cluster, into), b'{"recovered_into":"%s","at_ms":%d}\n' % (into.encode(), at_ms))
+    await store(target, recovered_name(cluster, into), b'{"recovered_into":"%s"}\n' % into.encode())
 
 
 async def unrecovered(target: Target, own: str) -> list[str]:

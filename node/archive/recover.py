@@ -82,7 +82,7 @@ class RecoverWork:
             raise run.error
         everything = not request.prefix and not request.dry_run
         if everything and not run.conflicts and len(progress.status.done_slots) == lost.slot_count:
-            await note_recovered(target, cluster, own, ground.now_ms())
+            await note_recovered(target, cluster, own)
 
 
 async def chosen(target: Target, own: str, wanted: str) -> str:

@@ -23,7 +23,7 @@ from archive.segments import (
 )
 from archive.targets.memory import MemoryTarget
 from archive.written import through_name
-from tests.unit.archive.export_kit import CLUSTER, NOW_MS, Hand, item, target, version
+from tests.unit.archive.export_kit import CLUSTER, Hand, item, target, version
 
 DAY_MS = 86_400_000
 OTHER = "01BX5ZZKBKACTAV9WEVGEMMVRZ"
@@ -246,7 +246,7 @@ async def test_clusters_of_one_bucket_are_told_apart() -> None:
     await Exports(scene.target, OTHER).introduce(replace(DOCUMENT, cluster=OTHER))
     assert await exported_clusters(scene.target) == [CLUSTER, OTHER]
     assert await unrecovered(scene.target, OTHER) == [CLUSTER]
-    await note_recovered(scene.target, CLUSTER, OTHER, NOW_MS)
+    await note_recovered(scene.target, CLUSTER, OTHER)
     assert await unrecovered(scene.target, OTHER) == []
     assert await unrecovered(scene.target, CLUSTER) == [OTHER]
 
