@@ -59,7 +59,7 @@ class Store:
 
 @asynccontextmanager
 async def world(
-    store: Store, folder: Path, *, cluster_id: str = FIRST, slots: int = 4, section: ArchiveSection | None = None, **more: Any
+    store: Store, scratch: Path, *, cluster_id: str = FIRST, slots: int = 4, section: ArchiveSection | None = None, **more: Any
 ) -> AsyncIterator[Cluster]:
     """A cluster of three nodes whose archive is that bucket. What was fetched is never kept."""
     section = section or ArchiveSection(target="file:///nowhere")
@@ -72,7 +72,7 @@ async def world(
             traffic=Traffic(SystemClock()),
             state=cast(Any, None),
             disk=lambda: Disk(used=1, total=2),
-            cache=Cache(folder / name, 0, spare_bytes=lambda: 0, token=lambda: "t"),
+            cache=Cache(scratch / name, 0, spare_bytes=lambda: 0, token=lambda: "t"),
             sources=store.sources,
         )
 

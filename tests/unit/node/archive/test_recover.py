@@ -65,18 +65,27 @@ def nothing_wanted(cluster: Cluster) -> bool:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_everything_comes_back_as_it_was(seed: int, tmp_path: Path) -> None:
+    await comes_back(seed, tmp_path)
+
+
+async def test_everything_comes_back_on_real_disks(tmp_path: Path) -> None:
+    await comes_back(100, tmp_path, disks=True)
+
+
+async def comes_back(seed: int, tmp_path: Path, *, disks: bool = False) -> None:
     store = Store.new()
-    async with world(store, tmp_path / "a") as first:
+    async with world(store, tmp_path / "a", folder=tmp_path / "da" if disks else None) as first:
         await live_through(first, seed)
         await archive(first)
         await Exporters(first).run()
         before = await picture(first)
         bytes_before = await contents(first, before)
-    async with world(store, tmp_path / "b", cluster_id=SECOND, slots=(4, 1, 16)[seed % 3]) as second:
+    slots, folder = (4, 1, 16)[seed % 3], tmp_path / "db" if disks else None
+    async with world(store, tmp_path / "b", cluster_id=SECOND, slots=slots, folder=folder) as second:
         told = await recover(second)
         assert told.status.failures == 0, told.status.problems
         assert await picture(second) == before
-        assert nothing_wanted(second) and not any(second.blobs().values())
+        assert nothing_wanted(second) and (disks or not any(second.blobs().values()))
         assert await contents(second, before) == bytes_before
         again = await recover(second, 2)
         assert again.status.failures == 0 and again.status.counts == {"paths_present": len(before)}
