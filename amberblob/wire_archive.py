@@ -6,6 +6,7 @@ from typing import Literal
 
 from amberblob.archives import ArchivedBlob, ArchivedChunk, ArchiveLine
 from amberblob.ballot import Number, Slot
+from amberblob.manifest import Version, WriteMark
 from amberblob.message import Message
 
 ArchiveJobAction = Literal["start", "stop", "status"]
@@ -85,6 +86,20 @@ class ArchiveInfo(Message, frozen=True, array_like=True, kw_only=True, tag="bi")
     """How is your archive? Answered by ArchiveInfoReply."""
 
 
+class InstallRows(Message, frozen=True, array_like=True, kw_only=True, tag="bj"):
+    """Older versions of a path that was recovered from an archive, newest first, and what write ids did there.
+
+    Another cluster had chosen them, and the path's record, which says which of them live, is chosen here. Their archive rows came
+    by StageArchived. Answered by StagedReply, when they are durable, or Refused.
+    """
+
+    slot: Slot
+    epoch: Number
+    path: str
+    rows: tuple[Version, ...]
+    writes: tuple[WriteMark, ...] = ()
+
+
 # ---- answers
 
 
@@ -137,6 +152,7 @@ ArchiveRequest = (
     | ReprieveObjects
     | ArchiveJob
     | ArchiveInfo
+    | InstallRows
 )
 ArchiveReply = ArchivedLines | ArchivedBlobReply | FoundArchived | Condemned | ArchiveJobReply | ArchiveInfoReply
 

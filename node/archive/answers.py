@@ -33,6 +33,7 @@ from amberblob.wire_archive import (
     CondemnObjects,
     FindArchived,
     FoundArchived,
+    InstallRows,
     ReadArchived,
     ReprieveObjects,
     StageArchived,
@@ -40,6 +41,7 @@ from amberblob.wire_archive import (
 from amberblob.wire_repair import HeadsReply, slots_in
 from chunkstore.interface import ReplicaStore
 from node.archive.facts import Facts
+from node.archive.installing import Installing
 from node.archive.jobs import JobRequest, told
 from node.archive.runner import JobRunner
 from node.archive.status import ArchiveNodeStatus
@@ -103,7 +105,7 @@ class ArchiveAnswers:
         own: how this node's archive is.
 
     Attributes:
-        condemning, keep_manifest: set once, while the node is put together.
+        condemning, keep_manifest, installing: set once, while the node is put together.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class ArchiveAnswers:
     ) -> None:
         self.condemning: Condemning | None = None
         self.keep_manifest: KeepManifest | None = None
+        self.installing: Installing | None = None
         self._store = store
         self._facts = facts
         self._finding = finding
@@ -149,6 +152,10 @@ class ArchiveAnswers:
                 return await self._condemn(message)
             case ArchiveJob():
                 return await self._job(message)
+            case InstallRows():
+                if self.installing is None:
+                    raise BadRequest("this node does not take older versions")
+                return await self.installing.answer(message)
             case ArchiveInfo():
                 return ArchiveInfoReply(info=msgspec.json.encode(await self._own()))
             case _:
