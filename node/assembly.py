@@ -20,6 +20,8 @@ from antientropy.pace import Yielding
 from antientropy.step import Worker
 from antientropy.worker import Repairer
 from chunkstore.interface import ReplicaStore
+from node.archive.means import ArchiveMeans
+from node.archive.parts import ArchiveParts, archive_parts
 from node.coordinator import Coordinator
 from node.finishes import Finishes
 from node.health import ClusterHealth, Facts, own_health
@@ -59,6 +61,7 @@ class Parts(Generic[P]):
         rejoin: None where copies that are not those of the routes are never named.
         newcomer, mover: None where no slot ever moves.
         caretaker: None where nobody ever changes the set of nodes.
+        archive: None where none is configured.
     """
 
     peers: P
@@ -78,6 +81,7 @@ class Parts(Generic[P]):
     upkeep: Upkeep
     runner: Runner
     health: ClusterHealth
+    archive: ArchiveParts | None = None
 
     def workers(self) -> tuple[Worker, ...]:
         """The background work, in the order in which it is started."""
@@ -88,6 +92,7 @@ class Parts(Generic[P]):
             self.puller,
             self.sweeper,
             *self.upkeep.workers(),
+            *(self.archive.workers if self.archive is not None else ()),
         )
 
     def _movers(self) -> tuple[Worker, ...]:
@@ -126,6 +131,7 @@ def assemble(
     move_lost_s: float = LOST_S,
     repair: RepairSection | None = None,
     retention: RetentionSection | None = None,
+    archive: ArchiveMeans | None = None,
 ) -> Parts[P]:
     """Put a node's parts together; nothing runs yet.
 
@@ -138,6 +144,7 @@ def assemble(
         plans: how what operators left undone is finished; None: it never is.
         move_lost_s: see :data:`node.workers.movedecision.LOST_S`.
         repair, retention: what the operator set; None: the defaults.
+        archive: what an archive is made with; None: there is none.
     """
     repair, retention = repair or RepairSection(), retention or RetentionSection()
     served = Served()
@@ -215,6 +222,20 @@ def assemble(
     def own(ask: AskHealth) -> HealthReply:
         return own_health(store, routing, facts, now_ms=clock.wall_ms(), first=ask.first)
 
+    cold: ArchiveParts | None = None
+    if archive is not None:
+        cold = archive_parts(
+            archive,
+            store=store,
+            routing=routing,
+            coordinator=coordinator,
+            admission=replica,
+            clock=clock,
+            hybrid=hybrid,
+            mint=mint,
+            randomness=randomness,
+        )
+        replica.archive = cold.answers.answer
     repairs.health, repairs.heal = own, heal
     repairs.compare, repairs.found_wrong = repairer.compare_soon, repairer.found_wrong
     return Parts(
@@ -237,4 +258,5 @@ def assemble(
         health=ClusterHealth(own, routing=routing, peers=peers, clock=clock),
         repairer=repairer,
         upkeep=upkeep,
+        archive=cold,
     )

@@ -6,6 +6,7 @@ goes on after a restart where it was, as its :class:`Progress` is written down.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, Protocol
 
 import msgspec
@@ -139,3 +140,27 @@ class JobWork(Protocol):
         job goes on with the rest. Raises: ArchiveError or another AmberError when nothing of it can be done; it is then ``failed``.
         """
         ...
+
+
+Scope = Literal["slots", "copies", "one"]
+"""Whose work a job is. slots: of each slot, of the node that looks after it, and another takes it over when that one dies. copies: of every
+node, for each of its own copies. one: of one node for all."""
+
+SCOPES: Mapping[JobKind, Scope] = {
+    "run": "slots",
+    "verify": "slots",
+    "restore": "copies",
+    "gc": "one",
+    "export": "slots",
+    "recover": "one",
+    "import": "one",
+}
+
+
+SCHEDULED = "scheduled"
+"""The option of jobs that a node began by itself: only its own part, while every other node begins its own."""
+
+
+def told(status: JobStatus, *, slots: bool) -> JobStatus:
+    """What others are told of it: not its notes; its slots only if they are asked for."""
+    return msgspec.structs.replace(status, notes={}, done_slots=status.done_slots if slots else [])
