@@ -1,30 +1,17 @@
-"""``amberblob archive``: cold chunks go to S3 or a folder, and come back; jobs, and how the archive is."""
+"""``amberblob archive``: cold chunks go to S3 or a folder, and come back. The commands that start a job."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from amberblob.cli.archivefollow import Wanted, follow_job, run_job
-from amberblob.cli.archiveview import (
-    JOB_COLUMNS,
-    NODE_COLUMNS,
-    PLAN_COLUMNS,
-    job_rows,
-    node_rows,
-    plan_rows,
-    plan_summary,
-    problems_of,
-    summary_lines,
-)
-from amberblob.cli.options import Endpoint, Json, wants_json, with_client
-from amberblob.cli.output import on_terminal, printable, say, say_json
-from amberblob.cli.table import print_table
+from amberblob.cli.archivefollow import Wanted, run_job
+from amberblob.cli.archivestatus import follow, show_plan, status, stop
+from amberblob.cli.options import Endpoint, Json, wants_json
 
 if TYPE_CHECKING:
-    from amberblob.client import AsyncClient
     from amberblob.client.archive import ArchiveJobKind
 
 app = typer.Typer(
@@ -52,39 +39,6 @@ Requests = Annotated[
         help="At most so many requests per second and node.  [default: as configured]",
     ),
 ]
-
-
-@app.command()
-def status(endpoint: Endpoint = None, json_output: Json = False) -> None:
-    """The archive as a whole: target, what is there, each node, the last jobs, and what to do.
-
-    Exit status 1 when the archive cannot be reached, nodes do not agree on it, or a job needs an operator.
-
-    \b
-    Example:
-      amberblob archive status
-    """
-
-    async def work(client: AsyncClient) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        return await client.archive.status(), await client.archive.jobs()
-
-    view, told = with_client(endpoint, work)
-    jobs = [job for job in told.get("jobs") or () if isinstance(job, Mapping)]
-    problems = problems_of(view, jobs)
-    if wants_json(json_output):
-        listed = [{"what": problem.what, "mend": problem.mend} for problem in problems]
-        say_json({**view, "jobs": jobs, "problems": listed})
-    else:
-        for line in summary_lines(view):
-            say(printable(line))
-        _table(NODE_COLUMNS, node_rows(view))
-        if jobs:
-            _table(JOB_COLUMNS, job_rows(jobs))
-        for problem in problems:
-            say(printable(f"problem: {problem.what}"))
-            say(printable(f"  {problem.mend}"))
-    if problems:
-        raise typer.Exit(1)
 
 
 @app.command()
@@ -248,48 +202,9 @@ def import_(
     _job("import", "", dry_run, detach, rate, requests, endpoint, json_output, source=source, options=options)
 
 
-@app.command()
-def follow(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="As amberblob archive status lists them.")],
-    endpoint: Endpoint = None,
-    json_output: Json = False,
-) -> None:
-    """Watch a job until it ends; of one that has ended: what it did, and its problems.
-
-    \b
-    Example:
-      amberblob archive follow 01KAJ5XQ4T7S9C0M2B8D3E6F1G
-    """
-    follow_job(job, as_json=wants_json(json_output), endpoint=endpoint)
-
-
-@app.command()
-def stop(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="As amberblob archive status lists them.")],
-    endpoint: Endpoint = None,
-    json_output: Json = False,
-) -> None:
-    """End a job on all nodes. What it did stays; a new one does the rest.
-
-    \b
-    Example:
-      amberblob archive stop 01KAJ5XQ4T7S9C0M2B8D3E6F1G
-    """
-
-    async def work(client: AsyncClient) -> Mapping[str, Any]:
-        return await client.archive.stop(job)
-
-    view = with_client(endpoint, work)
-    if wants_json(json_output):
-        say_json(view)
-        return
-    say(printable(f"{view.get('kind')} {view.get('state')}: {job}"))
-    if silent := view.get("silent_nodes"):
-        say(
-            printable(
-                f"no answer from {', '.join(map(str, silent))}: stop it again when they are back, or they go on with their part"
-            )
-        )
+app.command()(status)
+app.command()(follow)
+app.command()(stop)
 
 
 def _job(
@@ -319,19 +234,7 @@ def _job(
     as_json = wants_json(json_output)
     document = run_job(wanted, detach=detach, as_json=as_json, endpoint=endpoint)
     if dry_run and not as_json:
-        _show_plan(document)
-
-
-def _show_plan(document: Mapping[str, Any]) -> None:
-    rules = [rule for rule in document.get("savings") or () if isinstance(rule, Mapping)]
-    if rules:
-        _table(PLAN_COLUMNS, plan_rows(rules))
-        say(plan_summary(rules))
-        return
-    counts = document.get("counts")
-    listed = [f"{name}\t{count}" for name, count in counts.items()] if isinstance(counts, Mapping) else []
-    for line in listed or ["nothing would be done"]:
-        say(printable(line))
+        show_plan(document)
 
 
 def _bytes_of(rate: str | None) -> int:
@@ -346,13 +249,3 @@ def _bytes_of(rate: str | None) -> int:
     if size_bytes < 1:
         raise typer.BadParameter("nothing per second would never end; write 10MiB", param_hint="--rate")
     return size_bytes
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """On a terminal a table; in a pipe lines with tabs."""
-    rows = [[printable(cell) for cell in row] for row in rows]
-    if on_terminal():
-        print_table(columns, rows)
-        return
-    for line in [[column.removesuffix(">") for column in columns], *rows]:
-        say("\t".join(line))

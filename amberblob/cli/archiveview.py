@@ -12,7 +12,7 @@ from amberblob.cli.output import human_size
 
 NODE_COLUMNS = ("node", "target", "copies>", "archived>", "evicted>", "freed>", "cache>", "sent>", "fetched>", "disk>")
 JOB_COLUMNS = ("job", "what", "state", "began", "done")
-PLAN_COLUMNS = ("prefix", "rule", "versions>", "size>", "to send>", "there already>", "frees>", "now>", "left alone")
+PLAN_COLUMNS = ("prefix", "rule", "copies>", "size>", "to send>", "there already>", "frees>", "now>", "left alone")
 JOBS_SHOWN = 5
 
 _LEFT = {
@@ -99,6 +99,8 @@ def job_rows(jobs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             what += f" {job['prefix']}"
         if job.get("dry_run"):
             what += " (dry run)"
+        if node := _scheduled_on(job):
+            what += f" (scheduled, {node})"
         whole = part_of("", job)
         text = whole.text if whole.state in ("running", "waiting") else ended(job).text
         rows.append([str(job.get("job")), what, whole.state, _moment(int(job.get("asked_at_ms") or 0)), text])
@@ -151,13 +153,15 @@ def _configuration_problems(nodes: Sequence[Mapping[str, Any]]) -> list[Problem]
 
 
 def _job_problems(jobs: Sequence[Mapping[str, Any]]) -> list[Problem]:
-    """Of the newest job of each kind: what came before it is history."""
-    problems, seen = [], set()
+    """Of the newest job of each kind: what came before it is history. Scheduled ones are each node's own."""
+    problems: list[Problem] = []
+    seen: set[tuple[str, str]] = set()
     for job in jobs:
         kind, name = str(job.get("kind")), str(job.get("job"))
-        if kind in seen or job.get("dry_run"):
+        which = kind, _scheduled_on(job)
+        if which in seen or (kind, "") in seen or job.get("dry_run"):
             continue
-        seen.add(kind)
+        seen.add(which)
         state, failures = str(job.get("state")), int(job.get("failures") or 0)
         detail = f": {job['detail']}" if job.get("detail") else ""
         if state == "failed":
@@ -175,8 +179,17 @@ def _job_problems(jobs: Sequence[Mapping[str, Any]]) -> list[Problem]:
     return problems
 
 
+def _scheduled_on(job: Mapping[str, Any]) -> str:
+    """The node that began the job by itself, for its own part; empty: somebody asked for it."""
+    for part in job.get("nodes") or ():
+        request = _mapping(_mapping(part).get("request"))
+        if _mapping(request.get("options")).get("scheduled"):
+            return _name(part)
+    return ""
+
+
 def plan_rows(rules: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """What a dry run found per rule, by :data:`PLAN_COLUMNS`. Frees and now: on all disks together."""
+    """What a dry run found per rule, by :data:`PLAN_COLUMNS`. All but what is to be sent counts every copy."""
     rows = []
     for rule in rules:
         action, left = str(rule.get("action") or ""), _mapping(rule.get("left"))

@@ -17,7 +17,7 @@ def archive_keys(archive: str | None, endpoint: str | None) -> dict[str, str]:
     """What the user gave as keys of ``[archive]``; empty: nothing was given, and the files stay as they are.
 
     Args:
-        archive: ``s3://bucket/prefix``, ``file:///folder``, or a folder, which is made (it is the dev cluster's own).
+        archive: ``s3://bucket/prefix``, ``file:///folder``, or a folder, which is made, and marked as an archive.
         endpoint: of an S3 that is not Amazon's.
 
     Raises:
@@ -47,7 +47,9 @@ def archive_keys(archive: str | None, endpoint: str | None) -> dict[str, str]:
         raise CommandFailed(f"{archive!r} is no archive", "It is s3://BUCKET, s3://BUCKET/PREFIX, or a folder.")
     else:
         folder = Path(archive).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    from archive.targets.folder import prepare_folder
+
+    prepare_folder(folder)
     return {"target": folder.as_uri(), "endpoint": ""}
 
 

@@ -18,9 +18,10 @@ import pytest
 
 from amberblob.cli.app import run
 from amberblob.cli.archivejob import PATIENCE_S, Ended, JobWatch, UnderWay, Waits
-from amberblob.cli.archiveview import node_rows, plan_rows, plan_summary, problems_of, summary_lines
+from amberblob.cli.archiveview import job_rows, node_rows, plan_rows, plan_summary, problems_of, summary_lines
 from amberblob.cli.devarchive import archive_keys, with_archive
 from amberblob.cli.output import CommandFailed
+from archive.targets.folder import MARKER
 
 MIB = 2**20
 JOB = "01KAJ5XQ4T7S9C0M2B8D3E6F1G"
@@ -161,6 +162,16 @@ def test_only_the_newest_job_of_a_kind_is_a_problem():
     assert problems_of(view(node("n1")), [new, old]) == []
     assert "failed: n1: denied" in problems_of(view(node("n1")), [old, new])[0].what
     assert "3 problems" in problems_of(view(node("n1")), [job("done", failures=3)])[0].what
+
+
+def test_scheduled_jobs_are_those_of_one_node_each():
+    def by(name: str, state: str) -> Any:
+        return job(state, nodes=[{"node": name, "request": {"options": {"scheduled": "1"}}}])
+
+    told = view(node("n1"), node("n2"))
+    assert len(problems_of(told, [by("n1", "done"), by("n2", "failed"), by("n1", "failed")])) == 1
+    assert problems_of(told, [job("done"), by("n2", "failed")]) == [], "somebody has had it done for all nodes since"
+    assert job_rows([by("n1", "done")])[0][1] == "run (scheduled, n1)"
 
 
 def test_the_plan_is_a_line_per_rule():
@@ -399,7 +410,7 @@ def test_dev_takes_a_bucket_or_a_folder(tmp_path: Path):
     }
     cold = tmp_path / "cold here"
     assert archive_keys(str(cold), None) == {"target": cold.as_uri(), "endpoint": ""}
-    assert cold.is_dir()
+    assert (cold / MARKER).exists()
     assert archive_keys(cold.as_uri(), None)["target"] == cold.as_uri()
     for wrong in (
         ("s3://", None),
