@@ -143,12 +143,12 @@ def export(
 
 @app.command()
 def recover(
-    source: Annotated[
+    cluster: Annotated[
         str,
         typer.Option(
             "--from",
-            metavar="URL|CLUSTER",
-            help="Another archive, or the id of the cluster that wrote it.  [default: [archive] target]",
+            metavar="CLUSTER",
+            help="The id of the cluster that was lost, if the archive has several: meta/CLUSTER/.",
         ),
     ] = "",
     prefix: Prefix = "",
@@ -159,19 +159,22 @@ def recover(
     endpoint: Endpoint = None,
     json_output: Json = False,
 ) -> None:
-    """Build this cluster from an archive that was exported: every archived object, version and tombstone. Readable at once, fetched when read.
+    """Build a lost cluster anew from the archive that it exported to: every archived object, version and tombstone.
 
-    Paths that exist here stay as they are, so it can be repeated.
+    Everything is readable at once, and fetched when it is read. The archive stays the new cluster's. Paths that exist here stay as
+    they are, so it can be repeated.
 
     \b
     Examples:
       amberblob archive recover --dry-run
-      amberblob archive recover --from s3://old-bucket/archive
+      amberblob archive recover
     """
-    options, url = {}, source
-    if source and "://" not in source:
-        options, url = {"cluster": source}, ""
-    _job("recover", prefix, dry_run, detach, rate, requests, endpoint, json_output, source=url, options=options)
+    options, source = {}, ""
+    if "://" in cluster:
+        source = cluster
+    elif cluster:
+        options = {"cluster": cluster}
+    _job("recover", prefix, dry_run, detach, rate, requests, endpoint, json_output, source=source, options=options)
 
 
 @app.command("import")
@@ -179,7 +182,13 @@ def import_(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE_URL", help="s3://bucket or s3://bucket/prefix, at the archive's endpoint.")
     ],
-    to: Annotated[str, typer.Option("--to", metavar="PREFIX", help="Goes before each key.")] = "",
+    to: Annotated[str, typer.Option("--to", metavar="PREFIX", help="Goes before each name.")] = "",
+    whole_keys: Annotated[
+        bool, typer.Option("--whole-keys", help="Keep the prefix of SOURCE_URL in the names, too.")
+    ] = False,
+    changed: Annotated[
+        bool, typer.Option("--changed", help="What was overwritten at the source since becomes a new version here.")
+    ] = False,
     dry_run: DryRun = False,
     detach: Detach = False,
     rate: Rate = None,
@@ -199,6 +208,10 @@ def import_(
     if not source.startswith("s3://"):
         raise typer.BadParameter("it is s3://BUCKET or s3://BUCKET/PREFIX", param_hint="SOURCE_URL")
     options = {"to": to} if to else {}
+    if not whole_keys:
+        options["strip"] = "yes"
+    if changed:
+        options["changed"] = "version"
     _job("import", "", dry_run, detach, rate, requests, endpoint, json_output, source=source, options=options)
 
 

@@ -276,7 +276,8 @@ PLAIN = {
         (["recover"], {"kind": "recover"}),
         (["recover", "--from", "s3://old/x"], {"kind": "recover", "source": "s3://old/x"}),
         (["recover", "--from", "01KAJ"], {"kind": "recover", "options": {"cluster": "01KAJ"}}),
-        (["import", "s3://photos/2024", "--to", "old/"], {"kind": "import", "source": "s3://photos/2024", "options": {"to": "old/"}}),
+        (["import", "s3://p/2024/", "--to", "old/"], {"kind": "import", "source": "s3://p/2024/", "options": {"to": "old/", "strip": "yes"}}),
+        (["import", "s3://p", "--whole-keys", "--changed"], {"kind": "import", "source": "s3://p", "options": {"changed": "version"}}),
     ],
 )  # fmt: skip
 def test_what_is_asked_for(server, arguments, wanted):
