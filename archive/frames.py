@@ -29,7 +29,8 @@ Buffer = bytes | memoryview
 """Plain content on its way out: whatever memory it lies in already."""
 
 PIECE_BYTES = 256 * KIB
-LEVEL_DEFAULT = 3
+LEVEL_DEFAULT = 1
+"""Of zstd. Measured on pieces of logs, source text and programs: 1.4 to 1.9 times as fast as level 3, which saves at most a twelfth more of what is stored."""
 MAGIC = b"AMBF"
 VERSION = 1
 RAW, ZSTD = 0, 1
