@@ -7,7 +7,9 @@ Credentials are read again when their file has changed, and when the target refu
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import functools
 import hashlib
 import os
 import threading
@@ -19,6 +21,7 @@ from urllib.parse import urlsplit
 
 import boto3
 import botocore.exceptions as failed
+import botocore.loaders
 import botocore.session
 from botocore.config import Config
 from urllib3.exceptions import HTTPError
@@ -85,7 +88,7 @@ class S3Requests:
         except ArchiveError as error:
             self.traffic.count(kind, result_of(error))
             raise
-        except BaseException:
+        except asyncio.CancelledError:
             self.traffic.count(kind, "cancelled")
             raise
         self.traffic.count(kind, "ok")
@@ -145,9 +148,10 @@ class S3Requests:
         )
 
     def _make_client(self) -> Any:
-        """A client with the credentials of now. Slow: a tenth of a second."""
+        """A client with the credentials of now. Slow: the first one takes a quarter of a second."""
         section = self.section
         core = botocore.session.Session(profile=section.profile or ("default" if section.credentials_file else None))
+        core.register_component("data_loader", _descriptions())
         if section.credentials_file:
             core.set_config_variable("credentials_file", str(section.credentials_file))
             providers = core.get_component("credential_provider")
@@ -173,6 +177,12 @@ class S3Requests:
         )
         client.meta.events.register("before-call.s3.DeleteObjects", _send_md5)
         return client
+
+
+@functools.cache
+def _descriptions() -> Any:
+    """What boto3 knows of S3: large, slow to read, and the same for all clients."""
+    return botocore.loaders.create_loader()
 
 
 class _Keys:
