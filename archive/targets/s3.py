@@ -30,7 +30,7 @@ from amberblob.clock import Clock, Randomness, SystemClock, SystemRandomness
 from amberblob.config import ArchiveSection
 from amberblob.errors import ArchiveDenied, ArchiveError, ArchiveUnavailable, ConfigError
 from archive.targets.failures import KeysRefused, Refusal, classify, result_of
-from archive.targets.threads import Threads
+from archive.targets.threads import Closed, Threads
 from archive.traffic import Traffic
 
 _THREADS_FOR_READS = 32
@@ -91,12 +91,17 @@ class S3Requests:
         except asyncio.CancelledError:
             self.traffic.count(kind, "cancelled")
             raise
+        except Closed:
+            raise _closed(bucket, key) from None
         self.traffic.count(kind, "ok")
         return result
 
     async def pull(self, bucket: str, key: str, function: Callable[[], _T]) -> _T:
         """Take more of an answer that has begun; not counted as a request. Raises: ArchiveError."""
-        return await self._threads.run(lambda: self._translating("stream", bucket, key, function))
+        try:
+            return await self._threads.run(lambda: self._translating("stream", bucket, key, function))
+        except Closed:
+            raise _closed(bucket, key) from None
 
     def drop(self, function: Callable[[], object]) -> None:
         """Close an answer that nobody wants any more, in a thread: it may have to wait for one that reads there."""
@@ -268,6 +273,10 @@ def _check_endpoint(endpoint: str) -> None:
         raise ConfigError(
             "[archive] endpoint wants http://host:port or https://host, without a user or a password (credentials_file has them)"
         )
+
+
+def _closed(bucket: str, key: str) -> ArchiveError:
+    return ArchiveError(f"s3://{bucket}/{key}: this node ends; ask another one")
 
 
 def _broken(asked: str, error: Exception, section: ArchiveSection) -> ArchiveError:

@@ -14,6 +14,10 @@ _T = TypeVar("_T")
 _Work = tuple[Future[Any], Callable[[], object]]
 
 
+class Closed(Exception):
+    """There are no threads any more: the node ends."""
+
+
 class Threads:
     """At most so many threads, begun when they are needed, kept until :meth:`close`."""
 
@@ -27,11 +31,11 @@ class Threads:
         self._closed = False
 
     async def run(self, function: Callable[[], _T]) -> _T:
-        """Its result. Who is cancelled leaves it running. Raises also: RuntimeError once closed."""
+        """Its result. Who is cancelled leaves it running. Raises also: Closed."""
         return await asyncio.wrap_future(self._submit(function))
 
     async def finish(self, function: Callable[[], _T]) -> _T:
-        """Its result; who is cancelled waits for its end nevertheless, if it has begun. For what must be known to be over."""
+        """Its result; who is cancelled waits for its end nevertheless, if it has begun. For what must be known to be over. Raises also: Closed."""
         submitted = self._submit(function)
         future = asyncio.wrap_future(submitted)
         try:
@@ -45,18 +49,18 @@ class Threads:
 
     def spend(self, function: Callable[[], object]) -> None:
         """Run it some time; nobody wants to know what comes of it. Not at all once closed."""
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(Closed):
             self._submit(function)
 
     def close(self) -> None:
-        """Take no more calls; those that have not begun are cancelled, those under way end by themselves."""
+        """Take no more calls; those that have not begun end in Closed, those under way end by themselves."""
         with self._lock:
             self._closed = True
             with contextlib.suppress(Empty):
                 while True:
                     work = self._queue.get_nowait()
-                    if work is not None:
-                        work[0].cancel()
+                    if work is not None and work[0].set_running_or_notify_cancel():
+                        work[0].set_exception(Closed(self._name))
             for _ in range(self._count):
                 self._queue.put(None)
 
@@ -64,7 +68,7 @@ class Threads:
         future: Future[_T] = Future()
         with self._lock:
             if self._closed:
-                raise RuntimeError(f"the threads of {self._name} are closed")
+                raise Closed(self._name)
             self._queue.put((future, function))
             self._unfinished += 1
             if self._unfinished > self._count and self._count < self._max:

@@ -421,6 +421,41 @@ async def test_denied_says_which_rights(make, proxy):
         await target.head("packs/p")
 
 
+async def test_a_head_that_is_refused_without_words_is_explained_by_a_get(make, proxy):
+    target = make()
+    await target.put("packs/p", parts_of(CONTENT))
+    proxy.add("HEAD", "*packs/p", status(403), times=1)
+    proxy.add("GET", "*packs/p", status(400, "ExpiredToken", "The provided token has expired."), times=1)
+    with pytest.raises(ArchiveDenied, match="have expired"):
+        await target.head("packs/p")
+    proxy.add("HEAD", "*packs/p", status(403), times=1)
+    assert (await target.head("packs/p")).size_bytes == len(CONTENT)
+
+
+async def test_connections_are_used_again(make, proxy):
+    target = make()
+    for number in range(10):
+        await target.put(f"packs/{number}", parts_of(CONTENT))
+        assert await collect(target.read(f"packs/{number}", 5, 900_000)) == CONTENT[5:900_000]
+        assert await collect(target.read(f"packs/{number}")) == CONTENT
+        await target.head(f"packs/{number}")
+    await target.page("", "", 10)
+    assert len(proxy.connections) == 1
+
+
+async def test_a_server_that_cannot_list_uploads_has_none_to_sweep(make, proxy):
+    target = make()
+    proxy.add("GET", "*?uploads*", status(501, "NotImplemented"))
+    assert await target.sweep(2**53) == 0
+
+
+async def test_what_is_asked_of_a_closed_target(make):
+    target = make()
+    await target.close()
+    with pytest.raises(ArchiveError, match="this node ends"):
+        await target.head("packs/p")
+
+
 async def test_another_region(make, proxy):
     target = make()
     proxy.add("GET", "*", status(301, "PermanentRedirect", "use another", x_amz_bucket_region="eu-west-7"), times=9)

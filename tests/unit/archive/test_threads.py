@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from archive.targets.threads import Threads
+from archive.targets.threads import Closed, Threads
 
 
 @pytest.fixture
@@ -89,10 +89,19 @@ async def test_what_has_not_begun_when_cancelled_never_does(threads):
 
 
 async def test_nothing_after_the_end(threads):
+    gate, begun = threading.Event(), []
+    busy = [asyncio.ensure_future(threads.run(lambda: gate.wait(10))) for _ in range(3)]
+    waiting = asyncio.ensure_future(threads.run(lambda: begun.append(1)))
+    await asyncio.sleep(0.01)
     threads.close()
-    threads.spend(lambda: None)
-    with pytest.raises(RuntimeError, match="closed"):
-        await threads.run(lambda: None)
+    with pytest.raises(Closed):
+        await waiting
+    threads.spend(lambda: begun.append(1))
+    with pytest.raises(Closed):
+        await threads.run(lambda: begun.append(1))
+    gate.set()
+    assert await asyncio.gather(*busy) == [True] * 3
+    assert begun == []
 
 
 def test_a_call_that_hangs_does_not_hold_up_the_end_of_the_process():
