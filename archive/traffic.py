@@ -92,8 +92,8 @@ class Traffic:
         clock, sleep: the sleep waits by that clock.
 
     Attributes:
-        requests: how many, by kind (``put``, ``part``, ``begin``, ``complete``, ``abort``, ``get``, ``head``, ``list``, ``delete``, ``uploads``)
-            and result (``ok``, ``unavailable``, ``throttled``, ``denied``, ``missing``, ``damaged``, ``cancelled``, ``error``). Every try counts.
+        requests: how many, by kind (``put``, ``part``, ``begin``, ``complete``, ``abort``, ``get``, ``head``, ``list``, ``delete``, ``uploads``; ``stream`` for answers
+            that broke off) and result (``ok``, ``unavailable``, ``throttled``, ``denied``, ``missing``, ``damaged``, ``cancelled``, ``error``). Every try counts.
         sent_bytes, received_bytes: of content, those of failed tries too.
         retries: tries after the first one, and streams that were resumed.
         throttles: how often the target said that this is too much.
