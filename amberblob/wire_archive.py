@@ -44,14 +44,15 @@ class ReadArchived(Message, frozen=True, array_like=True, kw_only=True, tag="bc"
 
 
 class AskArchived(Message, frozen=True, array_like=True, kw_only=True, tag="bd"):
-    """What does the copy know of this blob's archive copies?"""
+    """What does the copy know of this blob's archive copies? Of so many chunks as fit a frame; ``chunk_ids``: only of these, empty: of all."""
 
     slot: Slot
     blob_id: str
+    chunk_ids: tuple[str, ...] = ()
 
 
 class FindArchived(Message, frozen=True, array_like=True, kw_only=True, tag="be"):
-    """Of which of these chunks does the node know a verified place in the archive, in whatever slot?"""
+    """Of which of these chunks does the node know a place in the archive, in whatever slot? (What was not read back yet says so.)"""
 
     chunk_ids: tuple[str, ...]
 
