@@ -58,7 +58,11 @@ SINCE: Mapping[str, int] = {
     "ReprieveObjects": 3,
     "ArchiveJob": 3,
     "ArchiveInfo": 3,
+<<<<<<< HEAD
     "ObjectUses": 3,
+=======
+    "InstallRows": 3,
+>>>>>>> refs/heads/archive
 }
 """Requests that not every spoken version knows: the name of the message's class, and the first version with it.
 

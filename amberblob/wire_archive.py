@@ -6,6 +6,7 @@ from typing import Literal
 
 from amberblob.archives import ArchivedBlob, ArchivedChunk, ArchiveLine
 from amberblob.ballot import Number, Slot
+from amberblob.manifest import Version, WriteMark
 from amberblob.message import Message
 
 ArchiveJobAction = Literal["start", "stop", "status"]
@@ -81,7 +82,7 @@ class ArchiveJob(Message, frozen=True, array_like=True, kw_only=True, tag="bh"):
     request: bytes = b""
 
 
-class ObjectUses(Message, frozen=True, array_like=True, kw_only=True, tag="bj"):
+class ObjectUses(Message, frozen=True, array_like=True, kw_only=True, tag="bk"):
     """Do rows of the node name these objects, and how much of them? At most :data:`CONDEMN_MAX`. Answered by ObjectUsesReply."""
 
     names: tuple[str, ...]
@@ -91,6 +92,20 @@ class ObjectUses(Message, frozen=True, array_like=True, kw_only=True, tag="bj"):
 
 class ArchiveInfo(Message, frozen=True, array_like=True, kw_only=True, tag="bi"):
     """How is your archive? Answered by ArchiveInfoReply."""
+
+
+class InstallRows(Message, frozen=True, array_like=True, kw_only=True, tag="bj"):
+    """Older versions of a path that was recovered from an archive, newest first, and what write ids did there.
+
+    Another cluster had chosen them, and the path's record, which says which of them live, is chosen here. Their archive rows came
+    by StageArchived. Answered by StagedReply, when they are durable, or Refused.
+    """
+
+    slot: Slot
+    epoch: Number
+    path: str
+    rows: tuple[Version, ...]
+    writes: tuple[WriteMark, ...] = ()
 
 
 # ---- answers
@@ -159,6 +174,7 @@ ArchiveRequest = (
     | ReprieveObjects
     | ArchiveJob
     | ArchiveInfo
+    | InstallRows
     | ObjectUses
 )
 ArchiveReply = (

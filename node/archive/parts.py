@@ -25,16 +25,21 @@ from node.archive.cacheroom import CacheRoom
 from node.archive.cluster import ClusterArchive
 from node.archive.contents import Contents, Missed
 from node.archive.evictor import Evictor
+from node.archive.export import ExportWork
 from node.archive.facts import Facts
 from node.archive.follow import Follower
 from node.archive.ground import Ground
 from node.archive.healing import Healing
+from node.archive.importing import ImportWork
+from node.archive.installing import Installing
 from node.archive.keeper import Keeper
 from node.archive.known import KnownRows
+from node.archive.manifests import Manifests
 from node.archive.means import ArchiveMeans
 from node.archive.own import OwnStatus
 from node.archive.reach import Reach
 from node.archive.reads import Reads
+from node.archive.recover import RecoverWork
 from node.archive.runner import JobRunner
 from node.archive.sizes import Sizes
 from node.archive.through import Through
@@ -157,6 +162,11 @@ def archive_parts(
     runner.register("run", Archiver(ground, policy, heat, contents, reach, evictor))
     own = OwnStatus(ground, runner, reach, follower, evictor, sizes)
     answers = ArchiveAnswers(store, facts, means.state, runner, admission, own=own.status, now_ms=hybrid.now_ms)
+    answers.installing = Installing(store, admission, lambda slot, path: routing.slot_of(path) == slot)
+    answers.keep_manifest = Manifests(store, means.target)
+    runner.register("export", ExportWork(ground))
+    runner.register("recover", RecoverWork(ground))
+    runner.register("import", ImportWork(ground, means.sources))
     cluster = ClusterArchive(ground)
     keeper = Keeper(ground, runner, cluster)
     rows = KnownRows(store, routing, coordinator.peers, facts, hybrid.now_ms)
