@@ -53,14 +53,13 @@ class ArchiveState:
     def __init__(self, path: Path, *, clock: Clock, randomness: Randomness) -> None:
         self._file = StateFile(path, clock=clock, randomness=randomness)
         self._clock = clock
+        self.found: tuple[Mark, ...] = ()
+        """The marks that were there when it was opened."""
 
     async def open(self) -> None:
         """Open the file, or begin one; a damaged one is moved aside. Raises: DiskMismatch as well: it is a newer version's."""
-
-        async def nothing(db: aiosqlite.Connection) -> None:
-            await db.execute_fetchall("SELECT count(*) FROM about")
-
-        await self._file.read(nothing)
+        await self.prune_marks()
+        self.found = tuple(await self.marks())
 
     @property
     def identity(self) -> str:

@@ -36,6 +36,7 @@ class CondemnedObjects:
     """One node's marks.
 
     Args:
+        state: open.
         nodes: those of the route table, as this node knows it. Raises: NotReady; then every token counts.
     """
 
@@ -43,23 +44,14 @@ class CondemnedObjects:
         self._store = store
         self._state = state
         self._nodes = nodes
-        self._loaded = False
         self._tokens: dict[str, set[str]] = {}
+        for mark in state.found:
+            if mark.part is Part.OTHERS:
+                self._tokens.setdefault(mark.name, set()).add(mark.token)
         self._asked: Counter[str] = Counter()
         self._using: Counter[str] = Counter()
         self._reprieved: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._lock = asyncio.Lock()
-
-    async def load(self) -> None:
-        """Read the marks. Until then every object is barred. Raises: DiskFailed."""
-        async with self._lock:
-            if self._loaded:
-                return
-            await self._state.prune_marks()
-            for mark in await self._state.marks():
-                if mark.part is Part.OTHERS:
-                    self._tokens.setdefault(mark.name, set()).add(mark.token)
-            self._loaded = True
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -68,7 +60,7 @@ class CondemnedObjects:
 
     def bars(self, target_path: str) -> bool:
         """Whether rows of that object are refused; from memory."""
-        if not self._loaded or target_path in self._asked:
+        if target_path in self._asked:
             return True
         tokens = self._tokens.get(target_path)
         if tokens is None:
@@ -103,7 +95,6 @@ class CondemnedObjects:
 
         Raises: DiskFailed, DiskFull: nothing was promised.
         """
-        await self.load()
         async with self._lock:
             asked = [name for name in names if object_ulid(name) is not None and (name, token) not in self._reprieved]
             self._asked.update(asked)
@@ -120,7 +111,6 @@ class CondemnedObjects:
 
     async def reprieve(self, names: Sequence[str], token: str) -> None:
         """Take the token off these, or off all. Raises: DiskFailed, DiskFull."""
-        await self.load()
         async with self._lock:
             await self._state.reprieve(names, token, Part.OTHERS)
             for name in names or [name for name, tokens in self._tokens.items() if token in tokens]:

@@ -39,6 +39,10 @@ class MemoryState:
     def lose(self) -> None:
         self.kept, self.index, self.identity = set(), set(), self._world.fresh("file")
 
+    @property
+    def found(self) -> list[Mark]:
+        return [Mark(name, token, part, 0) for name, token, part in sorted(self.kept)]
+
     async def _written(self, change: Callable[[], None]) -> None:
         await self._world.pause()
         change()
@@ -46,10 +50,7 @@ class MemoryState:
 
     async def marks(self) -> list[Mark]:
         await self._world.pause()
-        return [Mark(name, token, part, 0) for name, token, part in sorted(self.kept)]
-
-    async def prune_marks(self) -> int:
-        return 0
+        return self.found
 
     async def condemn(self, names: Sequence[str], token: str, part: Part) -> str:
         told: list[str] = []
@@ -99,7 +100,6 @@ class Node:
             known_nodes=lambda: self.table, newest_nodes=self.world.newest_nodes,
             ask=self._ask_all, delete=self.world.delete,
         )  # fmt: skip
-        self.run(self.condemned.load)
 
     def run(self, work: Callable[[], Awaitable[Any]]) -> None:
         """Do something that ends with this life of the node."""

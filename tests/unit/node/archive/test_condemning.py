@@ -164,20 +164,16 @@ async def node():
 
 
 async def test_an_object_with_rows_is_refused_and_another_is_barred_for_good(node):
-    assert node.condemned.bars(Y), "nothing may come in before the marks are read"
-    await node.condemned.load()
     assert not node.condemned.bars(X)
     node.rows.names.add(Y)
     refused, marks = await node.condemned.condemn([X, Y], "n1/1")
     assert refused == (Y,) and marks == node.state.identity
     assert node.condemned.bars(X) and not node.condemned.bars(Y)
     again = node.again()
-    await again.load()
     assert again.bars(X) and not again.bars(Y) and len(again) == 1
 
 
 async def test_no_row_comes_in_between_the_look_and_the_mark(node):
-    await node.condemned.load()
     node.rows.go.clear()
     answer = asyncio.create_task(node.condemned.condemn([X], "n1/1"))
     await node.rows.looking.wait()
@@ -188,7 +184,6 @@ async def test_no_row_comes_in_between_the_look_and_the_mark(node):
 
 
 async def test_a_question_that_fails_bars_nothing(node):
-    await node.condemned.load()
 
     async def broken(slot: int, names: Sequence[str]) -> set[str]:
         raise OSError("broken")
@@ -200,7 +195,6 @@ async def test_a_question_that_fails_bars_nothing(node):
 
 
 async def test_rows_that_are_on_their_way_from_here_count(node):
-    await node.condemned.load()
     await node.condemned.condemn([Y], "n1/1")
     with node.condemned.using([X, Y]) as may:
         assert may == {X}
@@ -211,7 +205,6 @@ async def test_rows_that_are_on_their_way_from_here_count(node):
 
 
 async def test_tokens_of_nodes_that_are_gone_do_not_count(node):
-    await node.condemned.load()
     await node.condemned.condemn([X], "n1/1")
     await node.condemned.condemn([X], "gone/1")
     await node.condemned.condemn([Y], "gone/1")
@@ -223,12 +216,10 @@ async def test_tokens_of_nodes_that_are_gone_do_not_count(node):
         raise NotReady("no routes yet")
 
     blind = CondemnedObjects(node.rows, node.state, unknown)
-    await blind.load()
     assert blind.bars(X) and blind.bars(Y) and not blind.bars("packs/other")
 
 
 async def test_only_the_last_token_frees_an_object(node):
-    await node.condemned.load()
     await node.condemned.condemn([X, Y], "n1/1")
     await node.condemned.condemn([X], "n2/1")
     await node.condemned.reprieve([], "n1/1")
@@ -238,7 +229,6 @@ async def test_only_the_last_token_frees_an_object(node):
 
 
 async def test_a_question_that_comes_after_its_reprieve_is_refused(node):
-    await node.condemned.load()
     await node.condemned.reprieve([X], "n1/1")
     assert (await node.condemned.condemn([X, Y], "n1/1"))[0] == (X,)
     assert not node.condemned.bars(X)
@@ -247,7 +237,6 @@ async def test_a_question_that_comes_after_its_reprieve_is_refused(node):
 
 @pytest.mark.parametrize("name", ["meta/cluster/x", "s3://bucket/key", "packs/x", "", "chunks/../x"])
 async def test_what_is_no_object_of_chunks_is_never_promised(node, name):
-    await node.condemned.load()
     assert (await node.condemned.condemn([name], "n1/1"))[0] == (name,)
     assert not node.state.kept
 
