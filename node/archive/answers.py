@@ -11,7 +11,7 @@ from typing import Protocol, assert_never
 
 import msgspec
 
-from amberblob.archives import DAMAGED, ArchivedChunk, ArchiveLine
+from amberblob.archives import DAMAGED, ArchivedBlob, ArchivedChunk, ArchiveLine
 from amberblob.errors import BadRequest, DiskFailed, NoSuchJob
 from amberblob.ids import valid_hash, valid_ulid
 from amberblob.limits import FRAME_BYTES_MAX, SLOT_COUNT_MAX
@@ -242,6 +242,20 @@ def check_row(chunk: ArchivedChunk) -> None:
         or (chunk.head and not valid_hash(chunk.head))
     ):
         raise BadRequest(f"an archive row that cannot be: {chunk.target_path[:100]!r} {chunk.start}-{chunk.end}")
+
+
+def _asked(blob: ArchivedBlob | None, chunk_ids: frozenset[str]) -> ArchivedBlob | None:
+    """The rows that were asked for (of all, if none are named), as many as one answer holds."""
+    if blob is None:
+        return None
+    wanted = [chunk for chunk in blob.chunks if not chunk_ids or chunk.chunk_id in chunk_ids]
+    size = 0
+    for count, chunk in enumerate(wanted):
+        size += LINE_BYTES + 4 * len(chunk.target_path) + len(chunk.etag)
+        if count and size > LINES_BYTES_MAX:
+            wanted = wanted[:count]
+            break
+    return msgspec.structs.replace(blob, chunks=tuple(wanted))
 
 
 def _fitting(lines: list[ArchiveLine]) -> list[ArchiveLine]:
