@@ -81,8 +81,8 @@ class Reach:
         log.info("is the archive reached?", error=error.detail)
         await self._look(thorough=True)
 
-    async def wait(self, patience_s: float) -> None:
-        """Return once the target answers; looks itself.
+    async def wait(self, patience_s: float, say: Callable[[str], None] = lambda why: None) -> None:
+        """Return once the target answers; looks itself, and says what it waits for.
 
         Raises: ArchiveDenied at once, as nobody but an operator can help; another ArchiveError when it did not answer for so long.
         """
@@ -95,6 +95,7 @@ class Reach:
             left_s = end_s - self._clock.monotonic_s()
             if left_s <= 0 or isinstance(self.error, ArchiveDenied):
                 self.require()
+            say(f"waiting for the archive: {self.error}")
             await asyncio.sleep(min(pause_s, max(0.0, left_s)))
             pause_s = min(RETRY_MAX_S, 2 * pause_s)
 
