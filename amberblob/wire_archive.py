@@ -53,7 +53,7 @@ class AskArchived(Message, frozen=True, array_like=True, kw_only=True, tag="bd")
 
 
 class FindArchived(Message, frozen=True, array_like=True, kw_only=True, tag="be"):
-    """Of which of these chunks does the node know a verified place in the archive, in whatever slot?"""
+    """Of which of these chunks does the node know a place in the archive, in whatever slot? (What was not read back yet says so.)"""
 
     chunk_ids: tuple[str, ...]
 

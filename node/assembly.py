@@ -22,6 +22,7 @@ from antientropy.worker import Repairer
 from chunkstore.interface import ReplicaStore
 from node.archive.means import ArchiveMeans
 from node.archive.parts import ArchiveParts, archive_parts
+from node.archive.restore import Restoring
 from node.coordinator import Coordinator
 from node.finishes import Finishes
 from node.health import ClusterHealth, Facts, own_health
@@ -236,10 +237,12 @@ def assemble(
             hybrid=hybrid,
             mint=mint,
             randomness=randomness,
+            missed=lambda slot, blob_id, damaged: puller.missed(slot, blob_id, damaged=damaged),
         )
         replica.archive = cold.answers.answer
         replica.on_read = reading.on_read = cold.heat.read
         reading.cold, puller.archived, objects.putting.through = cold.reads, cold.healing, cold.through
+        cold.runner.register("restore", Restoring(cold.ground, cold.rows, reading, puller.source, objects.put))
     repairs.health, repairs.heal = own, heal
     repairs.compare, repairs.found_wrong = repairer.compare_soon, repairer.found_wrong
     return Parts(

@@ -11,7 +11,7 @@ from typing import Protocol, assert_never
 
 import msgspec
 
-from amberblob.archives import ArchivedBlob, ArchivedChunk, ArchiveLine
+from amberblob.archives import DAMAGED, ArchivedChunk, ArchiveLine
 from amberblob.errors import BadRequest, DiskFailed, NoSuchJob
 from amberblob.ids import valid_hash, valid_ulid
 from amberblob.limits import FRAME_BYTES_MAX, SLOT_COUNT_MAX
@@ -73,8 +73,8 @@ class Condemning(Protocol):
 class Finding(Protocol):
     """The node's index by chunk id."""
 
-    async def find(self, chunk_ids: Sequence[str]) -> Sequence[ArchivedChunk]:
-        """Verified places of those that are known."""
+    async def find(self, chunk_ids: Sequence[str], *, verified: bool) -> Sequence[ArchivedChunk]:
+        """Places of those that are known; ``verified``: only such as were read back."""
         ...
 
 
@@ -211,8 +211,8 @@ class ArchiveAnswers:
     async def _find(self, message: FindArchived) -> FoundArchived:
         if len(message.chunk_ids) > FIND_ARCHIVED_MAX or not all(map(valid_hash, message.chunk_ids)):
             raise BadRequest(f"chunk ids that cannot be, or more than {FIND_ARCHIVED_MAX} of them")
-        found = await self._finding.find(message.chunk_ids)
-        return FoundArchived(chunks=self._facts.admitted(chunk for chunk in found if chunk.verified))
+        found = await self._finding.find(message.chunk_ids, verified=False)
+        return FoundArchived(chunks=self._facts.admitted(chunk for chunk in found if chunk.state != DAMAGED))
 
     async def _condemn(self, message: CondemnObjects | ReprieveObjects) -> Reply:
         if len(message.names) > CONDEMN_MAX or not message.token or self.condemning is None:

@@ -8,7 +8,7 @@ more; packs hold chunks of many slots, so that is later than when its pages were
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import structlog
 
@@ -22,9 +22,9 @@ from archive.savings import Savings
 from archive.upload import Uploader
 from node.archive.contents import Contents
 from node.archive.evictor import Evictor
+from node.archive.finder import Finder
 from node.archive.ground import Ground
 from node.archive.jobs import JobRequest, Progress
-from node.archive.finder import Finder
 from node.archive.reach import Reach
 from node.archive.readback import ReadBack
 from node.archive.selection import PAGE_VERSIONS, Place, Selection, needs_reading_back, prefixes_within
@@ -187,7 +187,7 @@ class _Pass:
         except BaseExceptionGroup as error:
             raise _first(error) from None
 
-    async def add(self, places: list[Place]) -> None:
+    async def add(self, places: Sequence[Place]) -> None:
         """Rows of earlier uploads are to be read back: see :class:`node.archive.selection.ReadBackLater`."""
         for slot, _, _ in places:
             self._ledger.opened(slot, 1)

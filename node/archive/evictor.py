@@ -143,11 +143,11 @@ class Evictor:
                 after: tuple[str, int] | None = ("", 0)
                 while after is not None:
                     page, after = await self._ground.store.archive_page(slot, after, PAGE_VERSIONS, prefix=begin)
-                    for candidate in self._due(slot, page, rules):
-                        if candidate.rule.evict_above:
-                            waiting.offer(candidate)
+                    for due in self._due(slot, page, rules):
+                        if due.rule.evict_above:
+                            waiting.offer(due)
                         else:
-                            freed += await self._evict(candidate, progress)
+                            freed += await self._evict(due, progress)
                     yield
         count = 0
         while (candidate := waiting.take()) is not None:

@@ -6,9 +6,11 @@ goes to ``workers``; answers to other nodes are attributes of :class:`node.archi
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 
 from amberblob.clock import Clock, HybridClock, Randomness
+from amberblob.errors import AmberError
 from amberblob.ids import UlidMint
 from amberblob.metrics import Metrics
 from antientropy.step import Worker
@@ -18,10 +20,14 @@ from archive.policy import Policy
 from archive.upload import Uploader
 from chunkstore.interface import ReplicaStore
 from node.archive.answers import Admission, ArchiveAnswers
+from node.archive.archiver import Archiver
 from node.archive.cacheroom import CacheRoom
 from node.archive.cluster import ClusterArchive
+from node.archive.contents import Contents, Missed
+from node.archive.evictor import Evictor
 from node.archive.export import ExportWork
 from node.archive.facts import Facts
+from node.archive.follow import Follower
 from node.archive.ground import Ground
 from node.archive.healing import Healing
 from node.archive.importing import ImportWork
@@ -35,7 +41,9 @@ from node.archive.reach import Reach
 from node.archive.reads import Reads
 from node.archive.recover import RecoverWork
 from node.archive.runner import JobRunner
+from node.archive.sizes import Sizes
 from node.archive.through import Through
+from node.archive.warmth import Warmth
 from node.coordinator import Coordinator
 from node.objects.lookup import Lookup
 from node.routing import Routing
@@ -58,6 +66,7 @@ class ArchiveParts:
         reads: how clients read what is only there. healing: how copies that lack bytes get them, or live without.
         through: writes that are archived before they are acknowledged.
         keeper: goes on with the jobs of before, begins what is scheduled, takes over what another node left.
+        follower: takes the rows of other copies. evictor: lets bytes go. warmth: keeps over restarts what was read.
         workers: the background work.
     """
 
@@ -74,6 +83,9 @@ class ArchiveParts:
     healing: Healing
     through: Through
     keeper: Keeper
+    follower: Follower
+    evictor: Evictor
+    warmth: Warmth
     workers: list[Worker] = field(default_factory=list)
 
     def add_numbers(self, metrics: Metrics) -> None:
@@ -84,6 +96,8 @@ class ArchiveParts:
         """Write down how far the jobs are. After the workers have ended, before the connections are closed."""
         await self.runner.close()
         await self.through.close()
+        with contextlib.suppress(AmberError):
+            await self.warmth.save()
         await self.ground.means.cache.close()
 
 
@@ -111,6 +125,7 @@ def archive_parts(
     hybrid: HybridClock,
     mint: UlidMint,
     randomness: Randomness,
+    missed: Missed,
 ) -> ArchiveParts:
     """Put the archive of a node together; nothing runs yet.
 
@@ -118,6 +133,7 @@ def archive_parts(
         means: the target, the node's notes, the cache.
         admission: the rules for what is staged: the node's replica.
         lookup: how versions are found.
+        missed: is told of bytes that should be here and are not.
     """
     facts = Facts(store)
     ground = Ground(
@@ -134,7 +150,17 @@ def archive_parts(
     policy, heat = Policy.of(means.section), Heat(clock.wall_ms())
     reach = Reach(means.target, means.traffic, clock, now_ms=hybrid.now_ms)
     runner = JobRunner(routing.node, means.state, hybrid.now_ms)
-    own = OwnStatus(ground, runner, reach)
+    follower, evictor, sizes = Follower(ground), Evictor(ground, policy, heat, reach), Sizes(ground)
+    warmth = Warmth(heat, means.state, clock)
+
+    def rows_came(slot: int) -> None:
+        follower.own_changed(slot)
+        evictor.rows_came(slot)
+
+    facts.on_taken = rows_came
+    contents = Contents(store, coordinator.peers, clock, others=ground.others, missed=missed)
+    runner.register("run", Archiver(ground, policy, heat, contents, reach, evictor))
+    own = OwnStatus(ground, runner, reach, follower, evictor, sizes)
     answers = ArchiveAnswers(store, facts, means.state, runner, admission, own=own.status, now_ms=hybrid.now_ms)
     answers.installing = Installing(store, admission, lambda slot, path: routing.slot_of(path) == slot)
     answers.keep_manifest = Manifests(store, means.target)
@@ -177,5 +203,8 @@ def archive_parts(
         ),
         through=through,
         keeper=keeper,
-        workers=[CacheRoom(means.cache), keeper, reach],
+        warmth=warmth,
+        follower=follower,
+        evictor=evictor,
+        workers=[CacheRoom(means.cache), keeper, reach, follower, evictor, sizes, warmth],
     )

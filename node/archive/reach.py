@@ -87,9 +87,10 @@ class Reach:
         Raises: ArchiveDenied at once, as nobody but an operator can help; another ArchiveError when it did not answer for so long.
         """
         end_s, pause_s = self._clock.monotonic_s() + patience_s, RETRY_FIRST_S
-        while not self.reached:
-            await self._look(thorough=True)
-            if self.reached:
+        while True:
+            if not self.reached:
+                await self._look(thorough=True)
+            if self.error is None:
                 return
             left_s = end_s - self._clock.monotonic_s()
             if left_s <= 0 or isinstance(self.error, ArchiveDenied):

@@ -45,6 +45,7 @@ class ReadBack:
         self._queue: asyncio.Queue[list[Place]] = asyncio.Queue(WAITING_OBJECTS)
         self._gathered: dict[str, list[Place]] = {}
         self._count = 0
+
     async def object_stored(self, places: Sequence[Place]) -> None:
         """Rows of one object that was stored just now; may wait until others were read."""
         if places:

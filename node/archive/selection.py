@@ -17,9 +17,9 @@ from archive.packs import Item
 from archive.policy import Policy, Rule, Why, is_old
 from chunkstore.interface import ArchiveView
 from node.archive.contents import Contents
+from node.archive.finder import Finder
 from node.archive.ground import Ground
 from node.archive.jobs import Progress
-from node.archive.finder import Finder
 
 PAGE_VERSIONS = 500
 LOOKED_UP_MAX = 4096

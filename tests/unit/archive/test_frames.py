@@ -172,8 +172,8 @@ def test_bytes_of_another_chunk_do_not_enter():
             encode_frame("0" * 64, body)
 
 
-def remade(frame: Frame, **change: int) -> ArchivedChunk:
-    """A row whose head fits to a header that was changed: only the header's own sense can be wrong."""
+def remade(frame: Frame, **change: object) -> tuple[bytes, ArchivedChunk]:
+    """A header that was changed, and a row whose head fits to it: only the header's own sense can be wrong."""
     fields = dict(magic=b"AMBF", version=1, codec=frame.parts[0][5], zero=0, piece=PIECE_BYTES, length=frame.length)
     fields |= change
     header = struct.pack("<4sBBHIQ", *fields.values()) + frame.parts[0][20:]

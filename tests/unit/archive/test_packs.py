@@ -138,7 +138,9 @@ def test_an_index_that_is_a_bomb_is_not_unpacked(monkeypatch):
 def test_names_tell_their_ulid_and_nothing_else_does():
     assert pack_name(ULID).startswith("packs/2024/11/2") and object_ulid(pack_name(ULID)) == ULID
     chunk = content_hash(b"x")
-    assert lone_name(chunk, ULID) == f"chunks/{chunk[:2]}/{chunk}.{ULID}" and object_ulid(lone_name(chunk, ULID)) == ULID
+    assert (
+        lone_name(chunk, ULID) == f"chunks/{chunk[:2]}/{chunk}.{ULID}" and object_ulid(lone_name(chunk, ULID)) == ULID
+    )
     for name in (
         "", "packs/", f"packs/1999/01/01/{ULID}.pack", pack_name(ULID) + "x", "x" + pack_name(ULID), "meta/" + pack_name(ULID),
         f"chunks/00/{chunk}.{ULID}", f"chunks/{chunk[:2]}/{chunk}", pack_name(ULID).replace(ULID, ULID.lower()), "packs/2024/11/21/" + "I" * 26 + ".pack",

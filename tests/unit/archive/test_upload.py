@@ -211,6 +211,23 @@ async def test_a_target_that_says_that_it_has_another_length_is_not_believed():
     assert not told.rows and "is said to have" in str(told.failures[0][1])
 
 
+async def test_a_pack_does_not_wait_for_ever_to_become_full():
+    target, told = MemoryTarget(), Told()
+    uploader = uploader_to(target)
+    uploader.linger_s = 0.01
+
+    async def slow():
+        for seed in range(256):
+            yield item_of(noise(9, seed), seed), noise(9, seed)
+        while len(told.rows) < 256:
+            await asyncio.sleep(0.001)
+        yield item_of(b"one more"), b"one more"
+
+    async with asyncio.timeout(5):
+        await uploader.run(slow(), told.stored, told.failed)
+    assert len(told.rows) == 257 and len(target.bucket.objects) == 2
+
+
 async def test_nothing_to_do_makes_no_object():
     target, told = MemoryTarget(), Told()
     await uploader_to(target).run(each([]), told.stored, told.failed)
