@@ -11,7 +11,7 @@ from typing import Protocol, assert_never
 
 import msgspec
 
-from amberblob.archives import DAMAGED, ArchivedChunk, ArchiveLine
+from amberblob.archives import DAMAGED, ArchivedBlob, ArchivedChunk, ArchiveLine
 from amberblob.errors import BadRequest, DiskFailed, NoSuchJob
 from amberblob.ids import valid_hash, valid_ulid
 from amberblob.limits import FRAME_BYTES_MAX, SLOT_COUNT_MAX
