@@ -81,9 +81,10 @@ async def test_another_node_is_asked_for_what_the_own_index_lacks(tmp_path: Path
         before = it.bucket.names()
         await it.run(2)
         assert it.rows(2, other) == 1 and it.bucket.names() == before
-        it.cluster.net.down.add("n1")
         third = it.cluster.path(3)
         await put(it[3], third, b"another" * 1000)
+        await it.cluster.settle()
+        it.cluster.net.down.add("n1")
         await it.run(3)
         assert it.rows(3, third) == 1, "who does not answer is not waited for"
 
