@@ -14,13 +14,14 @@ from dataclasses import dataclass
 import msgspec
 import structlog
 
+from amberblob.errors import ArchiveError
 from amberblob.limits import KIB, MIB
 from archive.export import Exports, Known, SegmentWriter, newest
 from archive.segments import FORMAT, ClusterDocument, Head, Ref, SlotHead
 from archive.targets.interface import Stored, Target
 from node.archive.exporting import Telling, Unsettled
 from node.archive.ground import Ground
-from node.archive.jobs import JobRequest, Progress
+from node.archive.jobs import JobRequest, JobWork, Progress
 from registry.routes import ClusterInfo
 
 log = structlog.get_logger(__name__)
@@ -208,6 +209,25 @@ class ExportWork:
             await writer.add(entry)
             after = seq
         return after
+
+
+class ThenExport:
+    """A :class:`node.archive.jobs.JobWork`: another one, and after it an export, so that what was archived can be recovered from now on."""
+
+    def __init__(self, work: JobWork, exporting: ExportWork) -> None:
+        self._work = work
+        self._exporting = exporting
+
+    async def __call__(self, request: JobRequest, progress: Progress) -> None:
+        """Do the work, and export; that the export failed is a problem of a job that did its work. Raises as the work does."""
+        await self._work(request, progress)
+        if request.dry_run:
+            return
+        progress.say("exporting the metadata")
+        try:
+            await self._exporting.export(self._exporting.ground.means.for_job(request), progress)
+        except ArchiveError as error:
+            progress.problem(f"The metadata was not exported: {error.detail}")
 
 
 class _Batch:

@@ -25,7 +25,7 @@ from node.archive.cacheroom import CacheRoom
 from node.archive.cluster import ClusterArchive
 from node.archive.contents import Contents, Missed
 from node.archive.evictor import Evictor
-from node.archive.export import ExportWork
+from node.archive.export import ExportWork, ThenExport
 from node.archive.facts import Facts
 from node.archive.follow import Follower
 from node.archive.ground import Ground
@@ -159,12 +159,13 @@ def archive_parts(
 
     facts.on_taken = rows_came
     contents = Contents(store, coordinator.peers, clock, others=ground.others, missed=missed)
-    runner.register("run", Archiver(ground, policy, heat, contents, reach, evictor))
+    exporting = ExportWork(ground)
+    runner.register("run", ThenExport(Archiver(ground, policy, heat, contents, reach, evictor), exporting))
     own = OwnStatus(ground, runner, reach, follower, evictor, sizes)
     answers = ArchiveAnswers(store, facts, means.state, runner, admission, own=own.status, now_ms=hybrid.now_ms)
     answers.installing = Installing(store, admission, lambda slot, path: routing.slot_of(path) == slot)
     answers.keep_manifest = Manifests(store, means.target)
-    runner.register("export", ExportWork(ground))
+    runner.register("export", exporting)
     runner.register("recover", RecoverWork(ground))
     runner.register("import", ImportWork(ground, means.sources))
     cluster = ClusterArchive(ground)
