@@ -251,6 +251,20 @@ def check_row(chunk: ArchivedChunk) -> None:
         raise BadRequest(f"an archive row that cannot be: {chunk.target_path[:100]!r} {chunk.start}-{chunk.end}")
 
 
+def _asked(blob: ArchivedBlob | None, chunk_ids: frozenset[str]) -> ArchivedBlob | None:
+    """The rows that were asked for (of all, if none are named), as many as one answer holds."""
+    if blob is None:
+        return None
+    wanted = [chunk for chunk in blob.chunks if not chunk_ids or chunk.chunk_id in chunk_ids]
+    size = 0
+    for count, chunk in enumerate(wanted):
+        size += LINE_BYTES + 4 * len(chunk.target_path) + len(chunk.etag)
+        if count and size > LINES_BYTES_MAX:
+            wanted = wanted[:count]
+            break
+    return msgspec.structs.replace(blob, chunks=tuple(wanted))
+
+
 def _fitting(lines: list[ArchiveLine]) -> list[ArchiveLine]:
     """As many from the front as one answer holds; at least one."""
     size = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -55,8 +56,8 @@ async def runner_of(notes: Notes, work: Work) -> JobRunner:
     return runner
 
 
-def request(number: int, kind: str = "gc", **more: object) -> JobRequest:
-    return JobRequest(job=f"{number:026d}", kind=kind, **more)  # type: ignore[arg-type]
+def request(number: int, kind: str = "gc", **more: Any) -> JobRequest:
+    return JobRequest(job=f"{number:026d}", kind=kind, **more)
 
 
 async def over(runner: JobRunner, job: JobRequest) -> JobStatus:
@@ -141,10 +142,10 @@ async def test_progress_is_written_down_while_it_runs(monkeypatch: pytest.Monkey
     await over(runner, request(1))
 
 
-def part(node: str, state: str, *done: int, kind: str = "run", **more: object) -> JobStatus:
+def part(node: str, state: Any, *done: int, kind: str = "run", **more: Any) -> JobStatus:
     return JobStatus(
         request=request(1, kind), node=node, state=state, done_slots=list(done), slots_done=len(done), **more
-    )  # type: ignore[arg-type]
+    )
 
 
 def test_a_job_is_done_when_every_slot_was_done_by_somebody() -> None:
@@ -158,8 +159,8 @@ def test_a_job_is_done_when_every_slot_was_done_by_somebody() -> None:
     assert view_job([part("n1", "done", kind="gc")], slot_count=3, slots=True).unfinished_slots == ()
 
 
-async def cluster_run(it: World, index: int = 1, **more: object) -> str:
-    return (await it.archive(index).cluster.start(JobWanted(kind="run", **more))).job  # type: ignore[arg-type]
+async def cluster_run(it: World, index: int = 1, **more: Any) -> str:
+    return (await it.archive(index).cluster.start(JobWanted(kind="run", **more))).job
 
 
 async def test_a_job_runs_on_all_nodes_and_any_node_tells_of_it(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ async def test_it_is_looked_at_thoroughly_once_and_then_cheaply() -> None:
     assert target.traffic.requests[("list", "ok")] == 1, "what others did there tells as much"
 
 
-async def _reading(target: MemoryTarget):  # type: ignore[no-untyped-def]
+async def _reading(target: MemoryTarget):
     target.bucket.store("x", b"1")
     async for data in target.read("x"):
         yield data
