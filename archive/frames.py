@@ -8,6 +8,7 @@
 Numbers are little-endian. All pieces but the last hold :data:`PIECE_BYTES` of plain content. A piece that is stored in its plain length is raw;
 a shorter one is a zstd frame of its own, which says how long its content is. So the header's size follows from the plain length alone,
 whoever has the header's hash can check each piece as it comes, and a part of a chunk takes the header and the pieces that it lies in.
+What is checked is the content: zstd can say the same in several ways, and stored bytes that unpack to the right content are as good as those that were sent.
 """
 
 from __future__ import annotations

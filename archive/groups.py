@@ -6,9 +6,9 @@ As with a journal's commits nobody waits for company: the first one goes at once
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
 
 from amberblob.archives import ArchivedChunk
 from amberblob.errors import AmberError, NotReady
@@ -21,15 +21,25 @@ WAITING_MAX = 4096
 """Calls that wait at once; what is more waits before it is taken in."""
 
 
-@dataclass(eq=False, slots=True)
 class _Call:
     """One call of :meth:`GroupUploader.archive`."""
 
-    pairs: Sequence[tuple[Item, bytes]]
-    done: asyncio.Future[list[ArchivedChunk]]
-    rows: dict[str, ArchivedChunk] = field(default_factory=dict)
+    def __init__(self, pairs: Sequence[tuple[Item, bytes]]) -> None:
+        self.pairs = pairs
+        self.size_bytes = sum(len(data) for _, data in pairs)
+        self.missing = {item.chunk.id for item, _ in pairs}
+        self.done: asyncio.Future[list[ArchivedChunk]] = asyncio.get_running_loop().create_future()
+        self._rows: dict[str, ArchivedChunk] = {}
 
-    def fail(self, error: AmberError) -> None:
+    def take(self, row: ArchivedChunk) -> None:
+        """A chunk is stored."""
+        self._rows[row.chunk_id] = row
+        self.missing.discard(row.chunk_id)
+        if not self.missing and not self.done.done():
+            self.done.set_result([self._rows[item.chunk.id] for item, _ in self.pairs])
+
+    def fail(self, error: Exception) -> None:
+        """It cannot be; nothing if that is known already, or done."""
         if not self.done.done():
             self.done.set_exception(error)
 
@@ -54,7 +64,7 @@ class GroupUploader:
         async with self._calls:
             if self._closed:
                 raise _stopping()
-            call = _Call(pairs, asyncio.get_running_loop().create_future())
+            call = _Call(pairs)
             self._waiting.append(call)
             self._begin()
             return await call.done
@@ -78,45 +88,44 @@ class GroupUploader:
                 call = self._waiting.popleft()
                 if not call.done.done():
                     calls.append(call)
-                    size += sum(len(data) for _, data in call.pairs)
+                    size += call.size_bytes
             if calls:
                 group = asyncio.create_task(self._carry_out(calls))
                 self._groups.add(group)
-                group.add_done_callback(self._ended)
+                group.add_done_callback(functools.partial(self._ended, calls))
 
-    def _ended(self, group: asyncio.Task[None]) -> None:
+    def _ended(self, calls: list[_Call], group: asyncio.Task[None]) -> None:
         self._groups.discard(group)
+        for call in calls:
+            call.fail(_stopping())
         self._begin()
 
     async def _carry_out(self, calls: list[_Call]) -> None:
-        of: dict[int, _Call] = {}
+        wanting: dict[str, list[_Call]] = {}
+        for call in calls:
+            for chunk_id in call.missing:
+                wanting.setdefault(chunk_id, []).append(call)
 
         async def source() -> AsyncIterator[tuple[Item, bytes]]:
             for call in calls:
-                for item, data in call.pairs:
-                    of[id(item)] = call
-                    yield item, data
+                for pair in call.pairs:
+                    yield pair
 
         async def stored(rows: list[tuple[Item, ArchivedChunk]]) -> None:
-            for item, row in rows:
-                call = of[id(item)]
-                call.rows[row.chunk_id] = row
-                if len(call.rows) == len({item.chunk.id for item, _ in call.pairs}) and not call.done.done():
-                    call.done.set_result([call.rows[item.chunk.id] for item, _ in call.pairs])
+            for _, row in rows:
+                for call in wanting[row.chunk_id]:
+                    call.take(row)
 
         async def failed(items: list[Item], error: AmberError) -> None:
             for item in items:
-                of[id(item)].fail(error)
+                for call in wanting[item.chunk.id]:
+                    call.fail(error)
 
         try:
             await self._uploader.run(source(), stored, failed)
         except Exception as error:
             for call in calls:
-                if not call.done.done():
-                    call.done.set_exception(error)
-        finally:
-            for call in calls:
-                call.fail(_stopping())
+                call.fail(error)
 
 
 def _stopping() -> NotReady:

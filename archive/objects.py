@@ -20,6 +20,8 @@ PART_BYTES_MAX = 64 * MIB
 ROOM_BYTES = 8 * MIB
 """How much of an open object waits for the target before no more frames are added."""
 
+assert PART_BYTES <= ROOM_BYTES <= PART_BYTES_MAX, "an object whose room is used up has a part to send"
+
 
 class OpenObject:
     """An object that is made and sent at once.

@@ -1,4 +1,4 @@
-"""S3 servers for tests: moto's in a thread of this process, on a free port, with a fresh bucket each time.
+"""S3 servers for tests, on free ports, with a fresh bucket each time: moto's in a thread of this process, and a whole small Ceph.
 
 ``with moto_server() as s3: target = open_target(s3.section(), ...)``. Real nodes use the same section: its credentials are in a file.
 """
@@ -117,3 +117,34 @@ def moto_server() -> Iterator[S3Server]:
             yield s3
     finally:
         server.stop()
+
+
+CEPH_ASKED = "AMBERBLOB_TEST_CEPH"
+"""Tests on a real radosgw run only where this is set (``make test-ceph``): it takes a minute to start."""
+
+
+@contextlib.contextmanager
+def ceph_server() -> Iterator[S3Server]:
+    """Debian's radosgw before a small Ceph of its own. The test skips when Ceph is not installed."""
+    import pytest
+
+    from bench.rivals.common import NotInstalled
+    from bench.rivals.radosgw import RadosGateway
+
+    with tempfile.TemporaryDirectory(prefix="amberblob-ceph-") as folder:
+        try:
+            gateway = RadosGateway(Path(folder))
+        except NotInstalled as error:
+            pytest.skip(str(error))
+        with gateway:
+            s3 = S3Server(
+                endpoint=gateway.endpoint,
+                bucket=f"bucket-{uuid.uuid4().hex}",
+                credentials_file=write_credentials(
+                    Path(folder) / "credentials", gateway.access_key, gateway.secret_key
+                ),
+                access_key=gateway.access_key,
+                secret_key=gateway.secret_key,
+            )
+            s3.make_bucket(s3.bucket)
+            yield s3

@@ -328,9 +328,9 @@ class FolderTarget:
                 self._ops.fsync_dir(folder)
             self._prune(folder)
         if failure is not None:
-            error = self._translated(failure)
-            raise type(error)(
-                f"{len(stayed)} of {len(names)} were not deleted ({', '.join(stayed[:10])}): {error.detail}"
+            seen = self._translated(failure)
+            raise type(seen)(
+                f"{len(stayed)} of {len(names)} were not deleted ({', '.join(stayed[:10])}): {seen.detail}"
             )
 
     def _prune(self, folder: Path) -> None:

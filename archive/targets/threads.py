@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -16,17 +17,13 @@ class Threads:
     def __init__(self, threads_max: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(threads_max, thread_name_prefix=name)
 
-    def start(self, function: Callable[[], _T]) -> asyncio.Future[_T]:
-        """Begin; the future may be dropped, the function runs to its end all the same."""
-        return asyncio.get_running_loop().run_in_executor(self._pool, function)
-
     async def run(self, function: Callable[[], _T]) -> _T:
         """Its result. Who is cancelled leaves it running."""
-        return await self.start(function)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function)
 
     async def finish(self, function: Callable[[], _T]) -> _T:
         """Its result; who is cancelled waits for its end nevertheless. For what is short, and must be known to be over."""
-        future = self.start(function)
+        future = asyncio.get_running_loop().run_in_executor(self._pool, function)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -34,6 +31,16 @@ class Threads:
             if not future.cancelled():
                 future.exception()  # seen: nobody else will look
             raise
+
+    def spend(self, function: Callable[[], object]) -> None:
+        """Run it some time; nobody wants to know what comes of it. Not at all once closed."""
+
+        def quietly() -> None:
+            with contextlib.suppress(Exception):
+                function()
+
+        with contextlib.suppress(RuntimeError):
+            self._pool.submit(quietly)
 
     def close(self) -> None:
         """Take no more calls; those under way end by themselves."""
