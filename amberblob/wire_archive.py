@@ -6,6 +6,7 @@ from typing import Literal
 
 from amberblob.archives import ArchivedBlob, ArchivedChunk, ArchiveLine
 from amberblob.ballot import Number, Slot
+from amberblob.manifest import Version, WriteMark
 from amberblob.message import Message
 
 ArchiveJobAction = Literal["start", "stop", "status"]
@@ -44,14 +45,15 @@ class ReadArchived(Message, frozen=True, array_like=True, kw_only=True, tag="bc"
 
 
 class AskArchived(Message, frozen=True, array_like=True, kw_only=True, tag="bd"):
-    """What does the copy know of this blob's archive copies?"""
+    """What does the copy know of this blob's archive copies? Of so many chunks as fit a frame; ``chunk_ids``: only of these, empty: of all."""
 
     slot: Slot
     blob_id: str
+    chunk_ids: tuple[str, ...] = ()
 
 
 class FindArchived(Message, frozen=True, array_like=True, kw_only=True, tag="be"):
-    """Of which of these chunks does the node know a verified place in the archive, in whatever slot?"""
+    """Of which of these chunks does the node know a place in the archive, in whatever slot? (What was not read back yet says so.)"""
 
     chunk_ids: tuple[str, ...]
 
@@ -82,6 +84,20 @@ class ArchiveJob(Message, frozen=True, array_like=True, kw_only=True, tag="bh"):
 
 class ArchiveInfo(Message, frozen=True, array_like=True, kw_only=True, tag="bi"):
     """How is your archive? Answered by ArchiveInfoReply."""
+
+
+class InstallRows(Message, frozen=True, array_like=True, kw_only=True, tag="bj"):
+    """Older versions of a path that was recovered from an archive, newest first, and what write ids did there.
+
+    Another cluster had chosen them, and the path's record, which says which of them live, is chosen here. Their archive rows came
+    by StageArchived. Answered by StagedReply, when they are durable, or Refused.
+    """
+
+    slot: Slot
+    epoch: Number
+    path: str
+    rows: tuple[Version, ...]
+    writes: tuple[WriteMark, ...] = ()
 
 
 # ---- answers
@@ -136,6 +152,7 @@ ArchiveRequest = (
     | ReprieveObjects
     | ArchiveJob
     | ArchiveInfo
+    | InstallRows
 )
 ArchiveReply = ArchivedLines | ArchivedBlobReply | FoundArchived | Condemned | ArchiveJobReply | ArchiveInfoReply
 

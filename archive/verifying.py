@@ -83,7 +83,7 @@ class _Check:
     async def _read_all(self, rows: list[ArchivedChunk], *, again: bool = False) -> None:
         """Read all of these; each has been seen on return."""
         try:
-            for run in _runs(rows):
+            for run in runs(rows):
                 await self._read(run)
         except ArchiveMissing as error:
             self._unseen(rows, "missing", error)
@@ -185,7 +185,7 @@ class _Walk:
             self._error = error
 
 
-def _runs(rows: list[ArchivedChunk]) -> list[list[ArchivedChunk]]:
+def runs(rows: list[ArchivedChunk]) -> list[list[ArchivedChunk]]:
     """Which frames are read by one request: one behind the other, with no more between them than is cheaper to read than to ask again."""
     rows = sorted(rows, key=lambda row: (row.start, row.end))
     if not rows:

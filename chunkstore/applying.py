@@ -23,8 +23,10 @@ from amberblob.manifest import Record
 from amberblob.mutations import (
     Aborted,
     Accepted,
+    Archived,
     Chosen,
     EpochSeen,
+    Evicted,
     Forgotten,
     Installed,
     Reserved,
@@ -83,6 +85,10 @@ class SlotBatch:
                         tables.stage(entry.blob_id, entry.at_ms, revived=entry.revived)
                     case Aborted():
                         tables.abort(entry.blob_id)
+                    case Archived():
+                        tables.archived(entry)
+                    case Evicted():
+                        tables.evicted(entry)
                     case BodyKept():
                         tables.keep_body(entry)
                     case Installed():
@@ -134,6 +140,9 @@ class SlotBatch:
                 if self._database.tally.wanted:
                     # It is accepted only once its bytes are here, whatever was missing of them before.
                     self._database.unwant(added.blob_id)
+            if added.inline and self._database.tally.archive_staged:
+                # Its archive rows may wait already: they are not to be swept any more.
+                self._tables.reference(added)
         if row.expired:
             self._release(row, before)
 

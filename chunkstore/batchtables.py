@@ -9,7 +9,9 @@ from __future__ import annotations
 from amberblob.ballot import Register
 from amberblob.digests import DIGEST_MODULUS, row_term
 from amberblob.manifest import Ranges, Record, Version, WriteMark, covers, merge_ranges
+from amberblob.mutations import Archived, Evicted
 from chunkstore import digestdb
+from chunkstore.archivetables import ArchiveTables
 from chunkstore.codec import BodyKept
 from chunkstore.rowcodec import INSERT_BLOB, REPLACE_BLOB, UNREADABLE, VERSION_COLUMNS, blob_values, version_of
 from chunkstore.slotdb import SlotDatabase
@@ -26,10 +28,14 @@ _REFERENCE = (
     "INSERT INTO intents(blob_id, state, at_ms) VALUES (?, 'REFERENCED', ?) "
     "ON CONFLICT(blob_id) DO UPDATE SET state = 'REFERENCED'"
 )
-_STAGE = "INSERT OR IGNORE INTO intents(blob_id, state, at_ms) VALUES (?, 'STAGED', ?)"
+_STAGE = (
+    "INSERT INTO intents(blob_id, state, at_ms) VALUES (?, 'STAGED', ?) "
+    "ON CONFLICT(blob_id) DO UPDATE SET state = 'STAGED', at_ms = excluded.at_ms WHERE state = 'ARCHIVED'"
+)
 _REVIVE = (
     "INSERT INTO intents(blob_id, state, at_ms) VALUES (?, 'STAGED', ?) "
-    "ON CONFLICT(blob_id) DO UPDATE SET state = 'STAGED', at_ms = excluded.at_ms WHERE state = 'ABORTED'"
+    "ON CONFLICT(blob_id) DO UPDATE SET state = 'STAGED', at_ms = excluded.at_ms "
+    "WHERE state IN ('ABORTED', 'ARCHIVED')"
 )
 _ABORT = (
     "INSERT INTO intents(blob_id, state, at_ms) SELECT ?1, 'ABORTED', 0 "
@@ -104,6 +110,7 @@ class BatchTables:
         self._writes: list[tuple[object, ...]] = []
         self._bodies: list[tuple[str, bytes]] = []
         self._references: list[tuple[str, int]] = []
+        self._archives = ArchiveTables(database)
         self.log_lines = 0
         """How many lines of the commit log this batch wrote."""
 
@@ -158,12 +165,25 @@ class BatchTables:
     def abort(self, blob_id: str) -> None:
         """The blob was given up, unless something refers to it."""
         self.flush()
-        self._sql.execute(_ABORT, (blob_id,))
+        if self._sql.execute(_ABORT, (blob_id,)).rowcount:
+            self._archives.forget_waiting(blob_id)
+
+    def archived(self, entry: Archived) -> None:
+        """Where the archive has chunks of a blob."""
+        self._flush_references()
+        self._flush_bodies()
+        self._archives.archived(entry)
+
+    def evicted(self, entry: Evicted) -> None:
+        """The bytes of a version are given up, if its archive rows cover it."""
+        self._flush_bodies()
+        self._archives.evicted(entry)
 
     def keep_body(self, entry: BodyKept) -> None:
         """A repair put an inline body back. It may come too late: the version may have expired meanwhile."""
         self.flush()
-        self._sql.execute(_KEEP_BODY, (entry.blob_id, entry.body))
+        if self._sql.execute(_KEEP_BODY, (entry.blob_id, entry.body)).rowcount:
+            self._database.unmark_evicted(entry.blob_id)
         self._database.unwant(entry.blob_id)
 
     def insert(self, row: PathRow, version: Version, revision: int, *, here: bool = False) -> bool:
@@ -177,6 +197,10 @@ class BatchTables:
             return False
         row.delta += row_term(row.path, version)
         row.changed = True
+        if self._database.tally.archive_staged:
+            self._flush_references()
+            if self._archives.row_came(row.path, version):
+                return True
         if not here:
             self._want_unless_here(row.path, version)
         return True
@@ -191,7 +215,7 @@ class BatchTables:
             query = "SELECT 1 FROM inline_bodies WHERE blob_id = ?"
         else:
             self._flush_references()
-            query = "SELECT 1 FROM intents WHERE blob_id = ? AND state <> 'ABORTED'"
+            query = "SELECT 1 FROM intents WHERE blob_id = ? AND state NOT IN ('ABORTED', 'ARCHIVED')"
         return self._sql.execute(query, (version.blob_id,)).fetchone() is not None
 
     def replace(self, row: PathRow, version: Version) -> tuple[bool, str | None]:
@@ -205,12 +229,17 @@ class BatchTables:
             (row.path, version.version),
             f"SELECT {VERSION_COLUMNS} FROM blobs WHERE path = ? AND version = ?",
         )
+        found = None
         try:
             found = self._sql.execute(query, where).fetchone()
             if found is not None and version_of(found) == version:
                 return False, None
         except UNREADABLE:
-            found = None
+            pass
+        archives = self._archives
+        if self._database.tally.archived_rows:
+            # The row that archive rows refer to may be away for a moment.
+            self._sql.execute("PRAGMA defer_foreign_keys = ON")
         # A blob belongs to one version: a row that has it under another name is a damaged one.
         rival = self._sql.execute(
             "SELECT path, version FROM blobs WHERE blob_id = ?1 AND NOT (path = ?2 AND version = ?3)",
@@ -221,7 +250,12 @@ class BatchTables:
         self._sql.execute(REPLACE_BLOB, blob_values(row.path, version, 0))
         if found is not None and found[1] != version.blob_id:
             self._database.unwant(str(found[1]))
-        self._want_unless_here(row.path, version)
+            archives.row_renamed(str(found[1]))
+        if self._database.tally.archive_staged:
+            archives.row_came(row.path, version)
+        archives.row_changed(row.path, version)
+        if not self._database.is_marked(version.blob_id):
+            self._want_unless_here(row.path, version)
         row.remake = row.changed = True
         return True, rival[0] if rival is not None and rival[0] != row.path else None
 
@@ -259,6 +293,9 @@ class BatchTables:
                     row.delta -= row_term(row.path, version_of(found))
                 except UNREADABLE:
                     row.remake = True
+            if self._database.tally.archived_rows:
+                for blob_id in gone:
+                    self._archives.row_goes(blob_id)
             self._sql.execute("DELETE FROM blobs WHERE path = ? AND version BETWEEN ? AND ?", (row.path, low, high))
         for blob_id in gone:
             self.drop(row, blob_id, record.changed_at_ms)
@@ -275,6 +312,8 @@ class BatchTables:
         self.flush()
         for table in ("inline_bodies", "intents"):
             self._sql.execute(f"DELETE FROM {table} WHERE blob_id = ?", (blob_id,))
+        self._archives.forget_waiting(blob_id)
+        self._database.unmark_evicted(blob_id)
         self._database.unwant(blob_id)
         self._sql.execute("INSERT OR IGNORE INTO garbage(blob_id, at_ms) VALUES (?, ?)", (blob_id, at_ms))
 

@@ -17,14 +17,14 @@ from amberblob.ids import content_hash, valid_ulid
 from amberblob.limits import INLINE_BYTES_MAX
 from amberblob.manifest import ChunkRef, Version, decode_manifest
 from amberblob.mutations import Aborted, Staged
-from chunkstore import garbagedb
+from chunkstore import archivedb, archiverows, garbagedb
 from chunkstore.codec import BodyKept
 from chunkstore.core import DiskCore
 from chunkstore.fileops import FileOps
 from chunkstore.files import INCOMPLETE_NAME, BlobFiles, checked_hash, checked_ulid
 from chunkstore.interface import BlobState
 from chunkstore.overlay import Intent
-from chunkstore.slotdb import BlobFacts
+from chunkstore.slotdb import BlobFacts, SlotDatabase
 from chunkstore.space import SpaceGuard
 from chunkstore.staging import (
     ChunkWriter,
@@ -257,11 +257,21 @@ class Blobs:
                 return BlobState.DURABLE
             if facts.intent == Intent.ABORTED.value and overlay.intent(slot, blob_id) is None:
                 return BlobState.ABORTED
+            if facts.evicted or (facts.waits and await self._waiting_suffice(slot, blob_id)):
+                return BlobState.DURABLE
         complete = await self.run_reading(lambda: self._files.is_complete(slot, blob_id))
         known = self._state_now(slot, blob_id)
         if known is not None:
             return known
         return BlobState.DURABLE if complete else BlobState.ABSENT
+
+    async def _waiting_suffice(self, slot: int, blob_id: str) -> bool:
+        """Whether the archive rows of a blob that no bytes will come for are all there."""
+
+        def question(database: SlotDatabase) -> bool:
+            return archiverows.waiting_suffice(database.connection, database.path.parent / "blobs", blob_id)
+
+        return await self._core.ask(slot, question)
 
     def _state_now(self, slot: int, blob_id: str) -> BlobState | None:
         """What memory says; None when it cannot tell. To be asked again after every await."""
@@ -318,11 +328,11 @@ class Blobs:
         await self._want_damaged(slot, blob_id, inline=True)
         return error
 
-    async def _want_damaged(self, slot: int, blob_id: str, *, inline: bool) -> None:
+    async def _want_damaged(self, slot: int, blob_id: str, *, inline: bool, manifest: bool = False) -> None:
         """What failed its hash is in quarantine: what is right is to be pulled."""
         if slot in self._core.overlay.known():
             barrier = self._core.overlay.blob_position(slot, blob_id)
-            question = partial(garbagedb.want_damaged, blob_id=blob_id, inline=inline)
+            question = partial(garbagedb.want_damaged, blob_id=blob_id, inline=inline, manifest=manifest)
             await self._core.ask(slot, question, barrier=barrier)
 
     async def read_chunk_into(self, slot: int, blob_id: str, chunk: ChunkRef, into: memoryview) -> bytes | memoryview:
@@ -333,7 +343,7 @@ class Blobs:
         checked_hash(chunk.id)
         return await self._read_file(slot, blob_id, lambda: self._files.read_chunk_into(slot, blob_id, chunk, into))
 
-    async def _read_file(self, slot: int, blob_id: str, read: Callable[[], T]) -> T:
+    async def _read_file(self, slot: int, blob_id: str, read: Callable[[], T], *, manifest: bool = False) -> T:
         try:
             return await self.run_reading(read)
         except ChunkMissing:
@@ -341,14 +351,16 @@ class Blobs:
             raise
         except ChunkCorrupt:
             self._core.overlay.mark_complete(slot, blob_id, complete=False)
-            await self._want_damaged(slot, blob_id, inline=False)
+            await self._want_damaged(slot, blob_id, inline=False, manifest=manifest)
             raise
 
     async def read_manifest(self, slot: int, blob_id: str, manifest_id: str) -> bytes:
         """See the interface."""
         checked_ulid(blob_id)
         checked_hash(manifest_id)
-        return await self._read_file(slot, blob_id, lambda: self._files.read_manifest(slot, blob_id, manifest_id))
+        return await self._read_file(
+            slot, blob_id, lambda: self._files.read_manifest(slot, blob_id, manifest_id), manifest=True
+        )
 
     # -- mending
 
@@ -371,6 +383,7 @@ class Blobs:
             return
         self.guard(len(data))
         async with self.alone((slot, blob_id)):
+            await self._keep_files(slot, blob_id)
             await self.run_writing(lambda: self._files.install_chunk(slot, blob_id, chunk, data))
             await self._mended(slot, version, chunk.id)
 
@@ -385,6 +398,11 @@ class Blobs:
             await self.run_writing(lambda: self._files.install_manifest(slot, blob_id, manifest_id, manifest))
             self.mending.pop((slot, blob_id), None)
             await self._mended(slot, version, None)
+
+    async def _keep_files(self, slot: int, blob_id: str) -> None:
+        """Bytes of a blob that was evicted are put back: no sweep takes them for leftovers of the eviction."""
+        if (slot, blob_id) not in self.mending and self._core.tally(slot).evicted:
+            await self._core.ask(slot, partial(archivedb.settle_files, blob_id=blob_id))
 
     async def _mended(self, slot: int, version: Version, chunk_id: str | None) -> None:
         """Count what is still missing, and take the mark off the folder when nothing is."""
@@ -437,7 +455,8 @@ class Blobs:
             if overlay.intent(slot, blob_id) is Intent.REFERENCED:
                 return False
             facts = await self._facts(slot, blob_id)
-            if facts.has_row or (facts.intent != Intent.STAGED.value and not await self._release(slot, blob_id, facts)):
+            is_nobodys = facts.intent in (Intent.STAGED.value, Intent.ARCHIVED.value)
+            if facts.has_row or (not is_nobodys and not await self._release(slot, blob_id, facts)):
                 overlay.staged.pop(blob, None)  # a second copy came in of what is referred to
                 return False
             if overlay.intent(slot, blob_id) is Intent.REFERENCED:
@@ -525,11 +544,25 @@ class Blobs:
     async def sweep_staged(self, older_than_ms: int, limit: int) -> int:
         """See the interface."""
         staged = self._core.overlay.staged
-        old = [blob for blob, at_ms in staged.items() if at_ms < older_than_ms and blob not in self.publishing]
+        old = [blob for blob, at_ms in staged.items() if at_ms < older_than_ms and blob not in self.publishing][:limit]
+        if len(old) < limit:
+            old += await self._waiting_before(older_than_ms, limit - len(old))
         count = 0
-        for slot, blob_id in old[:limit]:
+        for slot, blob_id in old:
             count += await self.discard(slot, blob_id)
         return count
+
+    async def _waiting_before(self, older_than_ms: int, limit: int) -> list[Blob]:
+        """Blobs of which only archive rows are here, and that nothing came to refer to since before then."""
+        found: list[Blob] = []
+        for slot in self._core.overlay.slots():
+            if len(found) >= limit:
+                break
+            barrier = self._core.overlay.archive_position(slot)
+            if self._core.tally(slot).archive_staged or not self._core.is_applied(barrier):
+                question = partial(archivedb.waiting_before, older_than_ms=older_than_ms, limit=limit - len(found))
+                found += [(slot, blob_id) for blob_id in await self._core.ask(slot, question, barrier=barrier)]
+        return found
 
     async def close(self) -> None:
         """Abort what is on its way in, and let end what cannot be stopped, for a moment."""

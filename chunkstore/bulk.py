@@ -26,6 +26,7 @@ from amberblob.errors import DigestMismatch
 from amberblob.ids import content_hash
 from amberblob.manifest import ChunkRef, Version
 from chunkstore import garbagedb
+from chunkstore.archiving import Archiving
 from chunkstore.blobs import Blobs
 from chunkstore.codec import BodyKept
 from chunkstore.core import DiskCore
@@ -60,10 +61,11 @@ class Bulk:
     """See :class:`chunkstore.interface.ReplicaStore` for every method but close."""
 
     def __init__(
-        self, core: DiskCore, blobs: Blobs, files: BlobFiles, ops: FileOps, mint: Callable[[], str]
+        self, core: DiskCore, blobs: Blobs, files: BlobFiles, ops: FileOps, mint: Callable[[], str], archiving: Archiving
     ) -> None:  # fmt: skip
         self._core = core
         self._blobs = blobs
+        self._archiving = archiving
         self._files = files
         self._ops = ops
         self._mint = mint
@@ -86,8 +88,11 @@ class Bulk:
     async def set_wanted(self, slot: int, path: str, version: Version, *, damaged: bool) -> None:
         if slot not in self._core.overlay.known() or not version.size:
             return
+        ids: tuple[str, ...] | None = None
+        if await self._archiving.is_evicted(slot, version.blob_id):
+            ids = await self._archiving.chunk_ids(slot, version)
         barrier = self._core.overlay.slot_position(slot)
-        question = partial(garbagedb.want, path=path, version=version, damaged=damaged)
+        question = partial(garbagedb.want, path=path, version=version, damaged=damaged, chunk_ids=ids)
         await self._core.ask(slot, question, barrier=barrier)
 
     async def not_whole(self, slot: int, versions: Sequence[Version]) -> list[Version]:
@@ -98,31 +103,46 @@ class Bulk:
 
         found = await self._blobs.run_reading(look) if files else []
         here = {version.blob_id for version in found if await self.is_whole(slot, version)}
+        evicted = await self._archiving.evicted_among(slot, {one.blob_id for one in versions} - here)
+        here |= {one.blob_id for one in versions if one.blob_id in evicted and await self._archiving.is_held(slot, one)}
         return [version for version in versions if version.blob_id not in here]
 
     async def is_whole(self, slot: int, version: Version) -> bool:
         if slot not in self._core.overlay.known():
             return version.size == 0
-        if version.size and not await self._has_all(slot, version):
-            return False
-        await self._keep(slot, [version], barrier=self._core.overlay.slot_position(slot))
-        return True
+        if await self._keep_if_here(slot, version):
+            return True
+        return await self._archiving.is_held(slot, version)
 
-    async def _has_all(self, slot: int, version: Version) -> bool:
-        if version.inline:
-            return not await self._blobs.missing_chunks(slot, version, version.chunks)
-        async with self._blobs.alone((slot, checked_ulid(version.blob_id))):
-            chunks = await self._blobs.run_reading(lambda: self._blobs.chunks(slot, version))
-            if chunks is None:
-                return False
-            missing = await self._blobs.run_reading(lambda: self._files.missing(slot, version.blob_id, chunks))
-            if missing:
-                return False
-            if not await self._blobs.run_reading(lambda: self._files.is_complete(slot, version.blob_id)):
-                # The mark of a repair that was killed before its end.
-                await self._blobs.run_writing(
-                    lambda: self._files.end_mending(slot, version.blob_id, chunks, version.manifest_id)
-                )
+    async def _keep_if_here(self, slot: int, version: Version) -> bool:
+        """Whether all bytes are here; if so the version is wanted no more, and needs no archive rows.
+
+        Alone with the blob until the tables have it: nobody evicts it meanwhile.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            if version.inline:
+                is_here = not await self._blobs.missing_chunks(slot, version, version.chunks)
+            elif version.size:
+                await stack.enter_async_context(self._blobs.alone((slot, checked_ulid(version.blob_id))))
+                is_here = await self._has_files(slot, version)
+            else:
+                is_here = True
+            if is_here:
+                await self._keep(slot, [version], barrier=self._core.overlay.slot_position(slot))
+            return is_here
+
+    async def _has_files(self, slot: int, version: Version) -> bool:
+        chunks = await self._blobs.run_reading(lambda: self._blobs.chunks(slot, version))
+        if chunks is None:
+            return False
+        missing = await self._blobs.run_reading(lambda: self._files.missing(slot, version.blob_id, chunks))
+        if missing:
+            return False
+        if not await self._blobs.run_reading(lambda: self._files.is_complete(slot, version.blob_id)):
+            # The mark of a repair that was killed before its end.
+            await self._blobs.run_writing(
+                lambda: self._files.end_mending(slot, version.blob_id, chunks, version.manifest_id)
+            )
         return True
 
     async def _keep(self, slot: int, versions: Sequence[Version], *, barrier: int = 0) -> None:
@@ -162,7 +182,7 @@ class Bulk:
             await self._store(slot, given)
             for _, blob_id in blobs:
                 self._core.overlay.mark_complete(slot, blob_id, complete=True)
-        await self._keep(slot, [version for version, _ in given])
+            await self._keep(slot, [version for version, _ in given])
 
     async def _store(self, slot: int, given: Given) -> None:
         await self._blobs.run_writing(lambda: self._files.prepare_slot(slot))

@@ -25,11 +25,12 @@ from chunkstore.codec import Entry
 from chunkstore.dbthread import DatabaseThread
 from chunkstore.filling import Filling
 from chunkstore.index import ListingIndex
+from chunkstore.interface import SlotTally
 from chunkstore.journal import CLOSED, Journal, Told
 from chunkstore.overlay import Overlay, entry_bytes
 from chunkstore.pool import LostSlot, SlotPool, is_damage
 from chunkstore.segments import SegmentWriter
-from chunkstore.slotdb import SlotDatabase
+from chunkstore.slotdb import NO_TALLY, SlotDatabase
 from chunkstore.sqlite import is_corrupt
 from chunkstore.threads import Threads
 
@@ -170,6 +171,14 @@ class DiskCore:
     def is_behind(self, slot: int) -> bool:
         """Whether the slot's database may lack something that was applied."""
         return self.overlay.slot_position(slot) > self._applied
+
+    def tally(self, slot: int) -> SlotTally:
+        """What is in the slot's database."""
+        return self._pool.tallies.get(slot, NO_TALLY)
+
+    def is_applied(self, position: int) -> bool:
+        """Whether the databases hold everything up to ``position``, as far as the loop was told."""
+        return position <= self._applied
 
     def fail(self, why: str) -> None:
         """The disk takes no more writes."""

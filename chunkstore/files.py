@@ -275,6 +275,29 @@ class BlobFiles:
         self._ops.remove_tree(gone)
         return True
 
+    def evict_blob(self, slot: int, blob_id: str) -> int:
+        """Remove a blob's chunks, but not its manifest; how many bytes they had. Out of sight by one rename, then file by file.
+
+        A manifest stays in a folder that is marked as incomplete. Whoever has a file open reads on.
+        """
+        folder = self.blob_folder(slot, blob_id)
+        if not folder.is_dir():
+            return 0
+        chunks = folder / "chunks"
+        size_bytes = _size_of(chunks)
+        if not (folder / MANIFEST_NAME).exists():
+            self.remove_blob(slot, blob_id)
+            return size_bytes
+        self.prepare_slot(slot)
+        # The mark first: without its chunks the folder must never be taken for whole.
+        self._mark_incomplete(folder)
+        if chunks.is_dir():
+            gone = self.staging_folder(slot) / f"{blob_id}.{self._mint()}"
+            self._ops.rename(chunks, gone)
+            self._ops.fsync_dir(folder)
+            self._ops.remove_tree(gone)
+        return size_bytes
+
     def has_blobs(self, slot: int) -> bool:
         """Whether there is any blob's folder in place."""
         with contextlib.suppress(FileNotFoundError), os.scandir(self.slot_folder(slot) / "blobs") as entries:

@@ -10,6 +10,7 @@ from functools import partial
 
 from amberblob.ids import ulid_time_ms, valid_ulid
 from chunkstore import garbagedb
+from chunkstore.archiving import Archiving
 from chunkstore.blobs import Blobs
 from chunkstore.core import DiskCore
 from chunkstore.files import BlobFiles
@@ -26,7 +27,8 @@ class Garbage:
         disk_id: the incarnation of a slot whose database was never lost.
     """
 
-    def __init__(self, core: DiskCore, blobs: Blobs, files: BlobFiles, disk_id: str) -> None:
+    def __init__(self, core: DiskCore, blobs: Blobs, files: BlobFiles, disk_id: str, archiving: Archiving) -> None:
+        self._archiving = archiving
         self._core = core
         self._blobs = blobs
         self._files = files
@@ -65,7 +67,7 @@ class Garbage:
         self._core.journal.raise_if_failed()
         listed = await self._core.ask(slot, partial(garbagedb.garbage, limit=min(limit, _SWEPT_AT_ONCE_MAX)))
         if not listed:
-            return 0
+            return await self._archiving.sweep_leftovers(slot, limit)
         claimed = await self._claimed(slot, set(listed))
         went = {b: await self._blobs.remove_garbage(slot, b, is_claimed=b in claimed) for b in listed}
         # Whoever is stopped before this leaves some on the list whose files are gone: the next sweep finds nothing to remove.

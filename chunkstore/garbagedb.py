@@ -13,6 +13,7 @@ from itertools import groupby
 from typing import cast
 
 from amberblob.manifest import Version
+from chunkstore import archivedb, archiverows
 from chunkstore.interface import History
 from chunkstore.rowcodec import UNREADABLE, VERSION_COLUMNS, register_of, version_of
 from chunkstore.slotdb import SlotDatabase
@@ -75,30 +76,47 @@ def referred(database: SlotDatabase, blob_ids: Collection[str]) -> set[str]:
     return found
 
 
-def want_damaged(database: SlotDatabase, blob_id: str, *, inline: bool) -> None:
-    """Something of the blob failed its hash and is in quarantine: it is wanted, if anything refers to it."""
+def want_damaged(database: SlotDatabase, blob_id: str, *, inline: bool, manifest: bool = False) -> None:
+    """Something of the blob failed its hash and is in quarantine: it is wanted, if anything refers to it.
+
+    Of a blob that lives by its archive rows only the manifest is needed here.
+    """
     with database.transaction():
         if inline:
             database.connection.execute("DELETE FROM inline_bodies WHERE blob_id = ?", (blob_id,))
+        if database.is_marked(blob_id) and not manifest:
+            return
         known = holder(database, blob_id)
         if known is not None and known[1] is not None:
             database.want(known[0], known[1], damaged=True)
 
 
-def want(database: SlotDatabase, path: str, version: Version, *, damaged: bool) -> None:
-    """Remember that bytes are missing, if anything refers to the version."""
+def want(
+    database: SlotDatabase, path: str, version: Version, *, damaged: bool, chunk_ids: Collection[str] | None = None
+) -> None:
+    """Remember that bytes are missing, if anything refers to the version, and it does not live by its archive rows.
+
+    ``chunk_ids``: what those have to cover; None: its manifest is not here.
+    """
+    marked = chunk_ids is not None and database.is_marked(version.blob_id)
+    if marked and archiverows.covers(database.connection, version.blob_id, chunk_ids or ()):
+        return
     if referred(database, [version.blob_id]):
         with database.transaction():
             database.want(path, version, damaged=damaged)
 
 
 def keep_whole(database: SlotDatabase, versions: Collection[Version]) -> None:
-    """All bytes of these are here: those that are referred to are wanted no more, and not given up."""
+    """All bytes of these are here: those that are referred to are wanted no more, not given up, and need no archive rows."""
     known = referred(database, {version.blob_id for version in versions})
     with database.transaction():
         for version in versions:
             if version.blob_id not in known:
                 continue
+            if database.is_marked(version.blob_id):
+                if version.inline and database.body(version.blob_id) is None:
+                    continue  # it was given up since
+                database.unmark_evicted(version.blob_id)
             database.unwant(version.blob_id)
             if not version.inline:
                 database.connection.execute(_REFERENCE, (version.blob_id, version.created_at_ms))
@@ -111,6 +129,7 @@ def release(database: SlotDatabase, blob_id: str, disk_id: str) -> bool:
     with database.transaction():
         for table in ("inline_bodies", "intents"):
             database.connection.execute(f"DELETE FROM {table} WHERE blob_id = ?", (blob_id,))
+        archivedb.forget(database, blob_id)
         database.unwant(blob_id)
     return True
 
@@ -119,11 +138,14 @@ def release(database: SlotDatabase, blob_id: str, disk_id: str) -> bool:
 
 
 def lone_bodies(database: SlotDatabase, disk_id: str) -> list[str]:
-    """Inline bodies of which there is no row."""
+    """Blobs of inline bodies, and of archive rows that wait, that no row has."""
     if not is_complete(database, disk_id):
         return []
     query = "SELECT blob_id FROM inline_bodies AS b WHERE NOT EXISTS (SELECT 1 FROM blobs WHERE blob_id = b.blob_id)"
-    return [blob_id for (blob_id,) in database.connection.execute(query)]
+    lone = [blob_id for (blob_id,) in database.connection.execute(query)]
+    if database.tally.archive_staged:
+        lone += archivedb.waiting_blobs(database)
+    return lone
 
 
 def without_claims(database: SlotDatabase, blob_ids: Collection[str], disk_id: str) -> set[str]:
@@ -132,7 +154,8 @@ def without_claims(database: SlotDatabase, blob_ids: Collection[str], disk_id: s
         return set()
     query = (
         "SELECT EXISTS (SELECT 1 FROM blobs WHERE blob_id = ?1) "
-        "OR EXISTS (SELECT 1 FROM garbage WHERE blob_id = ?1) OR EXISTS (SELECT 1 FROM wanted WHERE blob_id = ?1)"
+        "OR EXISTS (SELECT 1 FROM garbage WHERE blob_id = ?1) OR EXISTS (SELECT 1 FROM wanted WHERE blob_id = ?1) "
+        "OR EXISTS (SELECT 1 FROM intents WHERE blob_id = ?1 AND state = 'ARCHIVED')"
     )
     sql = database.connection
     return {blob_id for blob_id in blob_ids if not sql.execute(query, (blob_id,)).fetchone()[0]}

@@ -15,7 +15,7 @@ All methods belong to the event loop's thread; none blocks it.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,6 +65,7 @@ class SlotTally:
         wanted, wanted_bytes, damaged: see :class:`amberblob.wire_repair.SlotHealth`.
         log_head: number of the last line of its commit log; 0: none yet.
         archive_head: ``seq`` of the last archive row that came or changed; 0: none yet. archived_rows: how many there are.
+        archive_staged: rows that wait for their blob to be referred to.
         evicted, evicted_bytes: versions that live by their archive rows, and their size.
     """
 
@@ -76,6 +77,7 @@ class SlotTally:
     log_head: int = 0
     archive_head: int = 0
     archived_rows: int = 0
+    archive_staged: int = 0
     evicted: int = 0
     evicted_bytes: int = 0
 
@@ -527,6 +529,10 @@ class ReplicaStore(Protocol):
 
     async def archive_objects(self, slot: int) -> dict[str, ObjectUse]:
         """Every object that rows of this slot name (waiting rows too, damaged ones not), by its ``target_path``."""
+        ...
+
+    async def archive_named(self, slot: int, target_paths: Collection[str]) -> set[str]:
+        """Those of these objects that rows of this slot name (waiting rows too, damaged ones not). Cheap: by an index."""
         ...
 
     async def archive_rows_of(self, slot: int, target_path: str, after: int, limit: int) -> list[ArchiveLine]:

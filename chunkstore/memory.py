@@ -22,8 +22,10 @@ from amberblob.manifest import ChunkRef, Version, WriteMark
 from amberblob.mutations import (
     Aborted,
     Accepted,
+    Archived,
     Chosen,
     EpochSeen,
+    Evicted,
     Forgotten,
     Installed,
     Mutation,
@@ -169,12 +171,18 @@ class MemoryStore(MemoryDamage):
                 at.state = rules.change_slot(at.state, mutation)
             case Staged():
                 known = at.intents.get(mutation.blob_id)
-                if known is None or (mutation.revived and known[0] is Intent.ABORTED):
+                if known is None or known[0] is Intent.ARCHIVED or (mutation.revived and known[0] is Intent.ABORTED):
                     at.intents[mutation.blob_id] = (Intent.STAGED, mutation.at_ms)
             case Aborted():
                 known = at.intents.get(mutation.blob_id)
                 if known is None or known[0] is not Intent.REFERENCED:
                     at.intents[mutation.blob_id] = (Intent.ABORTED, 0)
+                    if at.waiting.pop(mutation.blob_id, None) is not None:
+                        at.evicted.discard(mutation.blob_id)
+            case Archived():
+                self._archived(at, mutation)
+            case Evicted():
+                self._evicted(at, mutation)
             case _:
                 assert_never(mutation)
         self._position += 1
@@ -225,8 +233,7 @@ class MemoryStore(MemoryDamage):
             path.add_writes(mutation.writes)
         self._release(at, mutation.path, before)
 
-    @staticmethod
-    def _release(at: MemorySlot, name: str, before: Register) -> None:
+    def _release(self, at: MemorySlot, name: str, before: Register) -> None:
         """The register held a record that is no longer there: what it kept of expired versions is garbage."""
         if before.record is None or before.record is at.registers[name].record:
             return
@@ -235,6 +242,7 @@ class MemoryStore(MemoryDamage):
                 continue
             if at.referred(version.blob_id) is None:
                 at.wanted.pop(version.blob_id, None)
+                self._archives_expire(at, version.blob_id)
                 at.garbage[version.blob_id] = version
 
     def _forgotten(self, at: MemorySlot, mutation: Forgotten) -> None:
@@ -261,6 +269,7 @@ class MemoryStore(MemoryDamage):
         for version in path.drop_expired():
             if before.pop(version.version, None) is not None:
                 at.wanted.pop(version.blob_id, None)
+                self._archives_expire(at, version.blob_id)
                 at.garbage[version.blob_id] = version
         changed = newest is not path.newest_chosen or writes != len(path.writes)
         for number, (version, _) in path.rows.items():
@@ -270,8 +279,13 @@ class MemoryStore(MemoryDamage):
             changed = True
             if old is not None:
                 at.wanted.pop(old.blob_id, None)
+                if old.blob_id != version.blob_id:
+                    self._row_renamed(at, old.blob_id)
             at.intents[version.blob_id] = (Intent.REFERENCED, version.created_at_ms)
-            if not at.is_whole(version):
+            if self._row_came(at, name, version):
+                continue
+            is_held = at.is_covered(version) if version.blob_id in at.evicted else at.is_whole(version)
+            if not is_held:
                 at.want(name, version, damaged=False)
         if changed and logged:
             at.log.append((name, path.newest_chosen.revision if path.newest_chosen is not None else 0))
@@ -330,6 +344,8 @@ class MemoryStore(MemoryDamage):
         if intent is not None and intent[0] is Intent.ABORTED:
             return BlobState.ABORTED
         here = blob_id in at.bodies or (blob_id in at.files and blob_id not in at.incomplete)
+        if blob_id in at.evicted:
+            here = here or blob_id not in at.waiting or self._waiting_suffice(at, blob_id)
         return BlobState.DURABLE if here else BlobState.ABSENT
 
     async def stage(
@@ -364,6 +380,8 @@ class MemoryStore(MemoryDamage):
         self.apply(Aborted(slot, blob_id))
         at.files.pop(blob_id, None)
         at.bodies.pop(blob_id, None)
+        if at.waiting.pop(blob_id, None) is not None:
+            at.evicted.discard(blob_id)
 
     def peek_body(self, slot: int, blob_id: str) -> bytes | None:
         at = self._slots.get(slot)
@@ -398,7 +416,7 @@ class MemoryStore(MemoryDamage):
     def _give_up(self, slot: int, blob_id: str, name: str) -> ChunkCorrupt:
         at = self._slots[slot]
         holder = at.referred(blob_id)
-        if holder is not None:
+        if holder is not None and (blob_id not in at.evicted or name == holder[1].manifest_id):
             at.want(*holder, damaged=True)
         if blob_id in at.bodies:
             del at.bodies[blob_id]
@@ -432,6 +450,7 @@ class MemoryStore(MemoryDamage):
         if body:
             at.bodies[version.blob_id] = data
             at.corrupt.discard(version.blob_id)
+            at.evicted.discard(version.blob_id)
             return
         if version.blob_id not in at.files:
             at.incomplete.add(version.blob_id)
@@ -445,7 +464,7 @@ class MemoryStore(MemoryDamage):
             (slot, blob_id)
             for slot, at in self._slots.items()
             for blob_id, (intent, at_ms) in at.intents.items()
-            if intent is Intent.STAGED and at_ms < older_than_ms
+            if intent in (Intent.STAGED, Intent.ARCHIVED) and at_ms < older_than_ms
         ][:limit]
         for slot, blob_id in old:
             await self.discard(slot, blob_id)

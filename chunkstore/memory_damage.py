@@ -12,11 +12,11 @@ from msgspec.structs import replace
 from amberblob.ballot import Register, SlotState
 from amberblob.digests import DIGEST_MODULUS
 from amberblob.manifest import Version, covers
+from chunkstore.memory_archive import MemoryArchive
 from chunkstore.memory_state import MemorySlot
-from chunkstore.memory_upkeep import MemoryUpkeep
 
 
-class MemoryDamage(MemoryUpkeep):
+class MemoryDamage(MemoryArchive):
     """What goes wrong with a disk."""
 
     def fail(self, why: str) -> None:

@@ -46,6 +46,11 @@ class MemoryRepair(MemoryBase):
             wanted_bytes=sum(known.version.size for known in at.wanted.values()),
             damaged=sum(known.damaged for known in at.wanted.values()),
             log_head=at.log_cut + len(at.log),
+            archive_head=at.archive_head,
+            archived_rows=len(at.archive_seqs),
+            archive_staged=sum(map(len, at.waiting.values())),
+            evicted=sum(blob_id not in at.waiting for blob_id in at.evicted),
+            evicted_bytes=sum(row[1].size for blob_id in at.evicted if (row := at.row_of(blob_id)) is not None),
         )
 
     async def settle(self, slots: Sequence[int]) -> None:
@@ -132,16 +137,25 @@ class MemoryRepair(MemoryBase):
 
     async def set_wanted(self, slot: int, path: str, version: Version, *, damaged: bool) -> None:
         at = self._slots.get(slot)
-        if at is not None and version.size and at.referred(version.blob_id) is not None:
+        if at is None or not version.size or at.referred(version.blob_id) is None:
+            return
+        if version.blob_id not in at.evicted or not at.is_covered(version):
             at.want(path, version, damaged=damaged)
 
     async def not_whole(self, slot: int, versions: Sequence[Version]) -> list[Version]:
-        return [version for version in versions if version.inline or not await self.is_whole(slot, version)]
+        evicted = self._look(slot).evicted
+
+        def is_looked_at(version: Version) -> bool:
+            return not version.inline or version.blob_id in evicted
+
+        return [one for one in versions if not (is_looked_at(one) and await self.is_whole(slot, one))]
 
     async def is_whole(self, slot: int, version: Version) -> bool:
         at = self._slots.get(slot)
-        if at is None or not at.is_whole(version):
-            return at is None and version.size == 0
+        if at is None:
+            return version.size == 0
+        if not at.is_whole(version):
+            return version.blob_id in at.evicted and at.is_covered(version)
         if at.referred(version.blob_id) is not None:
             at.keep_whole(version)
         return True

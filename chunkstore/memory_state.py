@@ -6,9 +6,11 @@ a test damages behind their back (:mod:`chunkstore.memory_damage`) leaves them a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from amberblob.archives import ArchivedChunk
 from amberblob.ballot import EMPTY_REGISTER, Register, SlotState
 from amberblob.digests import BUCKETS, DIGEST_MODULUS, bucket_of, record_term, row_term
 from amberblob.manifest import Record, Version, WriteMark, covers, decode_manifest
@@ -120,6 +122,8 @@ class MemorySlot:
         log: ``(path, revision)`` of what became chosen; the first has number ``log_cut + 1``.
         log_cut: how many lines were cut.
         wanted, garbage: by blob id; ``garbage`` is in the order in which they expired.
+        archives, waiting: archive rows by blob id and chunk id; ``waiting``: of blobs that no row has yet.
+        archive_seqs: by blob id and chunk id, ascending. evicted: blobs that live by their archive rows.
     """
 
     state: SlotState
@@ -138,6 +142,11 @@ class MemorySlot:
     wanted: dict[str, Wanted] = field(default_factory=dict)
     garbage: dict[str, Version] = field(default_factory=dict)
     memos: dict[str, str] = field(default_factory=dict)
+    archives: dict[str, dict[str, ArchivedChunk]] = field(default_factory=dict)
+    waiting: dict[str, dict[str, ArchivedChunk]] = field(default_factory=dict)
+    archive_seqs: dict[tuple[str, str], int] = field(default_factory=dict)
+    archive_head: int = 0
+    evicted: set[str] = field(default_factory=set)
 
     def path(self, path: str) -> PathState:
         """What is kept of a path that is about to change."""
@@ -188,8 +197,51 @@ class MemorySlot:
             return False
         return all(name in here and (size is None or len(here[name]) == size) for name, size in names)
 
+    # -- living by archive rows
+
+    def row_of(self, blob_id: str) -> tuple[str, Version] | None:
+        """The path and version whose row has this blob."""
+        for path, known in self.paths.items():
+            for version, _ in known.rows.values():
+                if version.blob_id == blob_id:
+                    return path, version
+        return None
+
+    def needed_ids(self, version: Version) -> tuple[str, ...] | None:
+        """What has to have a row for the version to live by them; None: its manifest is not here."""
+        names = self.chunk_ids(version)
+        return None if names is None else tuple(dict.fromkeys(name for name, _ in names))
+
+    def is_covered_by(self, blob_id: str, chunk_ids: Iterable[str]) -> bool:
+        """Whether verified rows, of those of one kind, say of all these chunks where they are."""
+        for known in (self.archives.get(blob_id), self.waiting.get(blob_id)):
+            if known is not None and all(one in known and known[one].verified for one in chunk_ids):
+                return True
+        return False
+
+    def is_covered(self, version: Version) -> bool:
+        """Whether verified rows cover the version."""
+        ids = self.needed_ids(version)
+        return ids is not None and self.is_covered_by(version.blob_id, ids)
+
+    def mark_evicted(self, version: Version) -> None:
+        """The version lives by its rows from now on."""
+        self.evicted.add(version.blob_id)
+        self.wanted.pop(version.blob_id, None)
+
+    def manifest_names(self, blob_id: str) -> set[str] | None:
+        """The id of the manifest that is here, and all that it lists; None: there is none."""
+        for name, data in self.files.get(blob_id, {}).items():
+            with contextlib.suppress(ValueError):
+                return {name, *(chunk.id for chunk in decode_manifest(data))}
+        return None
+
     def want(self, path: str, version: Version, *, damaged: bool) -> None:
-        """Remember that bytes are missing; that something was damaged is not forgotten before it is whole."""
+        """Remember that bytes are missing; that something was damaged is not forgotten before it is whole.
+
+        It lives by its archive rows no more, if it did.
+        """
+        self.evicted.discard(version.blob_id)
         known = self.wanted.get(version.blob_id)
         damaged = damaged or (known is not None and known.damaged)
         self.wanted[version.blob_id] = Wanted(slot=self.state.slot, path=path, version=version, damaged=damaged)
@@ -197,6 +249,7 @@ class MemorySlot:
     def keep_whole(self, version: Version) -> None:
         """All bytes of a version that is referred to are here."""
         self.wanted.pop(version.blob_id, None)
+        self.evicted.discard(version.blob_id)
         self.intents[version.blob_id] = (Intent.REFERENCED, version.created_at_ms)
 
     def referred(self, blob_id: str) -> tuple[str, Version] | None:

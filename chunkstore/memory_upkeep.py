@@ -45,9 +45,9 @@ class MemoryUpkeep(MemoryRepair):
         if self._is_being_filled(at):
             return []
         return sorted(
-            blob_id for blob_id in {*at.files, *at.bodies}
+            blob_id for blob_id in {*at.files, *at.bodies, *at.waiting}
             if ulid_time_ms(blob_id) < older_than_ms
-            and at.intents.get(blob_id, (None, 0))[0] is not Intent.STAGED
+            and at.intents.get(blob_id, (None, 0))[0] not in (Intent.STAGED, Intent.ARCHIVED)
             and blob_id not in at.garbage and at.referred(blob_id) is None
         )  # fmt: skip
 

@@ -17,8 +17,10 @@ from amberblob.manifest import Version
 from amberblob.mutations import (
     Aborted,
     Accepted,
+    Archived,
     Chosen,
     EpochSeen,
+    Evicted,
     Forgotten,
     Installed,
     Reserved,
@@ -36,6 +38,8 @@ _ENTRY_BYTES = 400
 _VERSION_BYTES = 300
 _CHUNK_BYTES = 110
 _MARK_BYTES = 120
+_ARCHIVED_BYTES = 300
+_ID_BYTES = 66
 
 Key = tuple[int, str]
 
@@ -46,6 +50,8 @@ class Intent(enum.Enum):
     STAGED = "STAGED"
     REFERENCED = "REFERENCED"
     ABORTED = "ABORTED"
+    ARCHIVED = "ARCHIVED"
+    """Archive rows wait for it, and none of its bytes is known to be here. Only the tables say so, never memory."""
 
 
 def _version_bytes(version: Version | None) -> int:
@@ -66,6 +72,10 @@ def entry_bytes(entry: Entry) -> int:
             size += sum(map(_version_bytes, entry.rows)) + _MARK_BYTES * len(entry.writes)
     elif isinstance(entry, BodyKept):
         body = entry.body
+    elif isinstance(entry, Archived):
+        size += _ARCHIVED_BYTES * len(entry.chunks)
+    elif isinstance(entry, Evicted):
+        size += _ID_BYTES * len(entry.chunk_ids)
     return size if body is None else size + len(body)
 
 
@@ -92,6 +102,9 @@ class Overlay:
         self._slot_position: dict[int, int] = {}
         self._intents: dict[tuple[int, str], tuple[Intent, int]] = {}
         self._bodies: dict[tuple[int, str], tuple[bytes, int]] = {}
+        self._archived: dict[tuple[int, str], int] = {}
+        """By blob: position of the last change of its archive rows or of the mark that it lives by them."""
+        self._archive_position: dict[int, int] = {}
         self.verified = BodyCache(body_cache_bytes)
         """Inline bodies that were read from the databases, or are in there by now."""
         self._newest: dict[int, str] = {}
@@ -235,8 +248,15 @@ class Overlay:
 
     def blob_position(self, slot: int, blob_id: str) -> int:
         """Position that the database must have reached to know the blob as well as memory does; else 0."""
-        known, body = self._intents.get((slot, blob_id)), self._bodies.get((slot, blob_id))
-        return max(known[1] if known else 0, body[1] if body else 0)
+        blob = (slot, blob_id)
+        known, body = self._intents.get(blob), self._bodies.get(blob)
+        return max(
+            known[1] if known else 0, body[1] if body else 0, self._archived.get(blob, 0) if self._archived else 0
+        )
+
+    def archive_position(self, slot: int) -> int:
+        """Position of the last entry that told of the archive, of whatever blob of the slot; it may be applied already."""
+        return self._archive_position.get(slot, 0)
 
     def mark_complete(self, slot: int, blob_id: str, *, complete: bool) -> None:
         """Remember that all files of a blob were seen in place, or forget it."""
@@ -292,6 +312,10 @@ class Overlay:
             case BodyKept():
                 self._saw(slot, entry.blob_id)
                 self._bodies[slot, entry.blob_id] = (entry.body, position)
+            case Archived() | Evicted():
+                # What becomes of it depends on its rows: only the database knows.
+                self._saw(slot, entry.blob_id)
+                self._archived[slot, entry.blob_id] = self._archive_position[slot] = position
         return None
 
     def _forget(self, entry: Forgotten, position: int) -> Register | None:
@@ -375,6 +399,9 @@ class Overlay:
                         self._settle(entry.slot, added.blob_id, at)
                 case Staged() | Aborted() | BodyKept():
                     self._settle(entry.slot, entry.blob_id, at)
+                case Archived() | Evicted():
+                    if self._archived.get((entry.slot, entry.blob_id)) == at:
+                        del self._archived[entry.slot, entry.blob_id]
                 case _:
                     pass
         return True

@@ -70,6 +70,29 @@ INSERT INTO wanted SELECT blob_id, path, version, size, 0 FROM blobs AS b WHERE 
   WHEN 1 THEN NOT EXISTS (SELECT 1 FROM inline_bodies WHERE blob_id = b.blob_id)
   ELSE NOT EXISTS (SELECT 1 FROM intents WHERE blob_id = b.blob_id AND state <> 'ABORTED') END;
 """,
+    # rfc/0016. The row number of an archive row is what peers follow it by: whatever changes gets a new one.
+    """
+ALTER TABLE blob_chunk_archives ADD COLUMN head TEXT NOT NULL DEFAULT '' /* hash of the frame's header; '': imported content */;
+ALTER TABLE blob_chunk_archives ADD COLUMN etag TEXT NOT NULL DEFAULT '' /* imported content: the source's */;
+ALTER TABLE blob_chunk_archives ADD COLUMN state INTEGER NOT NULL DEFAULT 0 /* 0: uploaded; -1: damaged; else verified then, epoch ms */;
+CREATE INDEX idx_archives_target ON blob_chunk_archives(target_path);
+CREATE TABLE archive_staged (                          -- the same, of blobs that have no row in blobs yet
+  blob_id TEXT NOT NULL, chunk_id TEXT NOT NULL, length INTEGER NOT NULL,
+  archived_at DATETIME NOT NULL, target_path TEXT NOT NULL,
+  target_range_start INTEGER, target_range_end INTEGER,
+  head TEXT NOT NULL, etag TEXT NOT NULL, state INTEGER NOT NULL,
+  PRIMARY KEY (blob_id, chunk_id)) WITHOUT ROWID;
+CREATE INDEX idx_archive_staged_target ON archive_staged(target_path);
+CREATE TABLE evicted (                                 -- blobs whose bytes were given up: they live by their archive rows
+  blob_id TEXT PRIMARY KEY, bytes INTEGER NOT NULL,
+  waiting INTEGER NOT NULL,                            -- 1: no row of blobs has it yet, and nobody looked what chunks it has
+  files INTEGER NOT NULL                               -- 1: files of it may be left, to be removed
+) WITHOUT ROWID;
+CREATE INDEX idx_evicted_files ON evicted(blob_id) WHERE files = 1;
+CREATE INDEX idx_intents_archived ON intents(at_ms) WHERE state = 'ARCHIVED';
+ALTER TABLE slot_meta ADD COLUMN archived_rows INTEGER NOT NULL DEFAULT 0;
+UPDATE slot_meta SET archived_rows = (SELECT count(*) FROM blob_chunk_archives);
+""",
 )
 
 INDEX_MIGRATIONS: tuple[str, ...] = (

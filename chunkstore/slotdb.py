@@ -32,6 +32,10 @@ class BlobFacts:
     intent: str | None
     has_body: bool
     has_row: bool
+    evicted: bool = False
+    """It lives by its archive rows."""
+    waits: bool = False
+    """It is to live by archive rows that wait; whether those are all that it needs, nobody has looked."""
 
 
 class SlotDatabase:
@@ -77,12 +81,12 @@ class SlotDatabase:
 
     def _read_meta(self) -> tuple[SlotState, int]:
         row = self.connection.execute(
-            "SELECT incarnation, epoch, ballot_floor, version_floor, promise_ceiling, applied_position, synced_epoch, objects "
-            "FROM slot_meta"
+            "SELECT incarnation, epoch, ballot_floor, version_floor, promise_ceiling, applied_position, synced_epoch, objects, "
+            "archived_rows FROM slot_meta"
         ).fetchone()
-        if row is None or not isinstance(row[0], str) or not all(isinstance(row[at], int) for at in (1, 3, 4, 5, 6, 7)):
+        if row is None or not isinstance(row[0], str) or not all(isinstance(row[at], int) for at in (1, *range(3, 9))):
             raise msgspec.ValidationError(f"slot_meta holds {row!r}")
-        incarnation, epoch, ballot_floor, version_floor, ceiling, applied, synced_epoch, objects = row
+        incarnation, epoch, ballot_floor, version_floor, ceiling, applied, synced_epoch, objects, archived_rows = row
         state = SlotState(
             slot=self.slot,
             incarnation=incarnation,
@@ -92,7 +96,7 @@ class SlotDatabase:
             promise_ceiling=ceiling,
             synced_epoch=synced_epoch,
         )
-        self.tally = replace(self.tally, objects=objects)
+        self.tally = replace(self.tally, objects=objects, archived_rows=archived_rows)
         return state, applied
 
     def _read_digests(self) -> None:
@@ -130,10 +134,14 @@ class SlotDatabase:
             "SELECT count(*), coalesce(sum(bytes), 0), coalesce(sum(damaged), 0) FROM wanted"
         ).fetchone()
         # Unlike max(seq) it does not go back when all lines are cut.
-        head = self.connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'commit_log'").fetchone()
+        heads = dict(self._pairs("SELECT name, seq FROM sqlite_sequence"))
+        staged = self.connection.execute("SELECT count(*) FROM archive_staged").fetchone()[0]
+        evicted = self.connection.execute("SELECT count(*), coalesce(sum(bytes), 0) FROM evicted WHERE waiting = 0")
+        evicted_count, evicted_bytes = evicted.fetchone()
         self.tally = replace(
             self.tally, root=digestdb.root_of(self.sums), wanted=count, wanted_bytes=size_bytes, damaged=damaged,
-            log_head=head[0] if head else 0,
+            log_head=heads.get("commit_log", 0), archive_head=heads.get("blob_chunk_archives", 0),
+            archive_staged=staged, evicted=evicted_count, evicted_bytes=evicted_bytes,
         )  # fmt: skip
 
     def write_sums(self, sums: bytes) -> None:
@@ -145,10 +153,11 @@ class SlotDatabase:
         """Replace the row of ``slot_meta`` (inside the caller's transaction, if there is one)."""
         self.connection.execute(
             "UPDATE slot_meta SET incarnation = ?, epoch = ?, ballot_floor = ?, version_floor = ?, "
-            "promise_ceiling = ?, applied_position = ?, synced_epoch = ?, objects = ?",
+            "promise_ceiling = ?, applied_position = ?, synced_epoch = ?, objects = ?, archived_rows = ?",
             (
                 state.incarnation, state.epoch, json_text(state.ballot_floor), state.version_floor,
                 state.promise_ceiling, applied, state.synced_epoch, self.tally.objects,
+                self.tally.archived_rows,
             ),
         )  # fmt: skip
         self.state, self.applied = state, applied
@@ -242,12 +251,15 @@ class SlotDatabase:
 
     def blob_facts(self, blob_id: str) -> BlobFacts:
         """What is known of a blob."""
-        intent, has_body, has_row = self.connection.execute(
+        intent, has_body, has_row, waiting = self.connection.execute(
             "SELECT (SELECT state FROM intents WHERE blob_id = ?1), "
-            "EXISTS (SELECT 1 FROM inline_bodies WHERE blob_id = ?1), EXISTS (SELECT 1 FROM blobs WHERE blob_id = ?1)",
+            "EXISTS (SELECT 1 FROM inline_bodies WHERE blob_id = ?1), EXISTS (SELECT 1 FROM blobs WHERE blob_id = ?1), "
+            "(SELECT waiting FROM evicted WHERE blob_id = ?1)",
             (blob_id,),
         ).fetchone()
-        return BlobFacts(intent=intent, has_body=bool(has_body), has_row=bool(has_row))
+        return BlobFacts(
+            intent=intent, has_body=bool(has_body), has_row=bool(has_row), evicted=waiting == 0, waits=waiting == 1
+        )  # fmt: skip
 
     def body(self, blob_id: str) -> bytes | None:
         """An inline body."""
@@ -272,7 +284,11 @@ class SlotDatabase:
     # -- bytes that are not here
 
     def want(self, path: str, version: Version, *, damaged: bool) -> None:
-        """Put a version on the list, inside the caller's transaction; that it was damaged is not forgotten."""
+        """Put a version on the list, inside the caller's transaction; that it was damaged is not forgotten.
+
+        It lives by its archive rows no more, if it did.
+        """
+        self.unmark_evicted(version.blob_id)
         values = (version.blob_id, path, version.version, version.size, int(damaged))
         tally = self.tally
         if self.connection.execute("INSERT OR IGNORE INTO wanted VALUES (?, ?, ?, ?, ?)", values).rowcount:
@@ -298,6 +314,46 @@ class SlotDatabase:
                 tally, wanted=tally.wanted - 1, wanted_bytes=tally.wanted_bytes - gone[0],
                 damaged=tally.damaged - gone[1],
             )  # fmt: skip
+
+    def is_wanted(self, blob_id: str) -> bool:
+        """Whether the blob is on the list."""
+        query = "SELECT 1 FROM wanted WHERE blob_id = ?"
+        return bool(self.tally.wanted) and self.connection.execute(query, (blob_id,)).fetchone() is not None
+
+    # -- bytes that were given up
+
+    def mark_evicted(self, version: Version) -> None:
+        """A version lives by its archive rows from now on, inside the caller's transaction; it is wanted no more."""
+        blob_id, size = version.blob_id, version.size
+        self.unmark_evicted(blob_id)
+        self.connection.execute("INSERT INTO evicted VALUES (?, ?, 0, ?)", (blob_id, size, int(not version.inline)))
+        tally = self.tally
+        self.tally = replace(tally, evicted=tally.evicted + 1, evicted_bytes=tally.evicted_bytes + size)
+        self.unwant(blob_id)
+
+    def mark_waiting(self, blob_id: str) -> None:
+        """A blob that no row of ``blobs`` has yet is to live by its archive rows; it does not count as a version."""
+        self.connection.execute("INSERT OR IGNORE INTO evicted VALUES (?, 0, 1, 0)", (blob_id,))
+
+    def unmark_evicted(self, blob_id: str) -> bool:
+        """Take the mark away, inside the caller's transaction; whether there was one."""
+        tally = self.tally
+        if not (tally.evicted or tally.archive_staged):
+            return False
+        gone = self.connection.execute(
+            "DELETE FROM evicted WHERE blob_id = ? RETURNING bytes, waiting", (blob_id,)
+        ).fetchone()
+        if gone is None:
+            return False
+        if not gone[1]:
+            self.tally = replace(tally, evicted=tally.evicted - 1, evicted_bytes=tally.evicted_bytes - gone[0])
+        return True
+
+    def is_marked(self, blob_id: str) -> bool:
+        """Whether the blob bears the mark that it lives by its archive rows."""
+        if not (self.tally.evicted or self.tally.archive_staged):
+            return False
+        return self.connection.execute("SELECT 1 FROM evicted WHERE blob_id = ?", (blob_id,)).fetchone() is not None
 
     # -- upkeep
 

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import structlog
 from msgspec.structs import replace
 
+from amberblob.archives import ArchivedBlob, ArchiveLine
 from amberblob.ballot import Register, SlotState
 from amberblob.clock import Clock, HybridClock, Randomness
 from amberblob.errors import DiskFailed, DiskFull
@@ -22,6 +23,7 @@ from amberblob.mutations import Mutation, Synced
 from amberblob.wire import HistoryRow
 from amberblob.wire_repair import LogLine, PathItem
 from chunkstore.applier import Applier
+from chunkstore.archiving import Archiving
 from chunkstore.blobs import Blobs
 from chunkstore.bodycache import BODY_CACHE_BYTES_DEFAULT
 from chunkstore.bulk import Bulk
@@ -33,7 +35,7 @@ from chunkstore.files import BlobFiles
 from chunkstore.garbage import Garbage
 from chunkstore.identity import DiskIdentity, DiskLock, open_identity
 from chunkstore.index import Page
-from chunkstore.interface import BlobState, CheckedPage, History, SlotTally, Staging, Wanted
+from chunkstore.interface import ArchiveView, BlobState, CheckedPage, History, ObjectUse, SlotTally, Staging, Wanted
 from chunkstore.overlay import REGISTERS_CLEAN_MAX, Overlay
 from chunkstore.pool import LostSlot, SlotPool
 from chunkstore.recovery import SlotFacts, recover_databases, recover_journal
@@ -84,7 +86,7 @@ class DiskStore:
 
     def __init__(
         self, *, disk: Path, identity: DiskIdentity, lock: DiskLock, core: DiskCore, blobs: Blobs, bulk: Bulk,
-        garbage: Garbage, pool: SlotPool, space: SpaceGuard, threads: ThreadPoolExecutor,
+        garbage: Garbage, archiving: Archiving, pool: SlotPool, space: SpaceGuard, threads: ThreadPoolExecutor,
     ) -> None:  # fmt: skip
         """For :meth:`open` only."""
         self.path = disk
@@ -94,6 +96,7 @@ class DiskStore:
         self._blobs = blobs
         self._bulk = bulk
         self._garbage = garbage
+        self._archiving = archiving
         self._scrubbing = Scrubbing(core)
         self._pool = pool
         self._comparison = Comparison(core, pool.tallies)
@@ -183,8 +186,9 @@ class DiskStore:
             core.start(writer, recovered.next_position)
             database.start(applier)
             blobs = Blobs(core, files, ops, space, io_threads, clock.wall_ms, mint, identity.disk_id)
-            bulk = Bulk(core, blobs, files, ops, mint)
-            garbage = Garbage(core, blobs, files, identity.disk_id)
+            archiving = Archiving(core, blobs, files)
+            bulk = Bulk(core, blobs, files, ops, mint, archiving)
+            garbage = Garbage(core, blobs, files, identity.disk_id, archiving)
         except BaseException:
             if database is not None:
                 await database.close()
@@ -203,6 +207,7 @@ class DiskStore:
             blobs=blobs,
             bulk=bulk,
             garbage=garbage,
+            archiving=archiving,
             pool=pool,
             space=space,
             threads=io_threads,
@@ -426,6 +431,34 @@ class DiskStore:
 
     async def forget_writes(self, slot: int, older_than_ms: int, limit: int) -> int:
         return await self._garbage.forget_writes(slot, older_than_ms, limit)
+
+    # -- the archive
+
+    async def archived(self, slot: int, blob_id: str) -> ArchivedBlob | None:
+        return await self._archiving.archived(slot, blob_id)
+
+    async def archived_after(self, slot: int, after: int, limit: int) -> tuple[list[ArchiveLine], bool]:
+        return await self._archiving.archived_after(slot, after, limit)
+
+    async def archive_page(
+        self, slot: int, after: tuple[str, int], limit: int, *, prefix: str = ""
+    ) -> tuple[list[ArchiveView], tuple[str, int] | None]:
+        return await self._archiving.archive_page(slot, after, limit, prefix=prefix)
+
+    async def archive_objects(self, slot: int) -> dict[str, ObjectUse]:
+        return await self._archiving.archive_objects(slot)
+
+    async def archive_named(self, slot: int, target_paths: Collection[str]) -> set[str]:
+        return await self._archiving.archive_named(slot, target_paths)
+
+    async def archive_rows_of(self, slot: int, target_path: str, after: int, limit: int) -> list[ArchiveLine]:
+        return await self._archiving.archive_rows_of(slot, target_path, after, limit)
+
+    async def evict(self, slot: int, path: str, version: Version) -> int | None:
+        return await self._archiving.evict(slot, path, version)
+
+    async def is_evicted(self, slot: int, blob_id: str) -> bool:
+        return await self._archiving.is_evicted(slot, blob_id)
 
     # -- the end
 

@@ -22,6 +22,7 @@ from antientropy.worker import Repairer
 from chunkstore.interface import ReplicaStore
 from node.archive.means import ArchiveMeans
 from node.archive.parts import ArchiveParts, archive_parts
+from node.archive.restore import Restoring
 from node.coordinator import Coordinator
 from node.finishes import Finishes
 from node.health import ClusterHealth, Facts, own_health
@@ -222,6 +223,7 @@ def assemble(
     def own(ask: AskHealth) -> HealthReply:
         return own_health(store, routing, facts, now_ms=clock.wall_ms(), first=ask.first)
 
+    objects = Objects(coordinator, routing, lookup, reading, inline_bytes_max=INLINE_BYTES_MAX)
     cold: ArchiveParts | None = None
     if archive is not None:
         cold = archive_parts(
@@ -230,12 +232,17 @@ def assemble(
             routing=routing,
             coordinator=coordinator,
             admission=replica,
+            lookup=lookup,
             clock=clock,
             hybrid=hybrid,
             mint=mint,
             randomness=randomness,
+            missed=lambda slot, blob_id, damaged: puller.missed(slot, blob_id, damaged=damaged),
         )
         replica.archive = cold.answers.answer
+        replica.on_read = reading.on_read = cold.heat.read
+        reading.cold, puller.archived, objects.putting.through = cold.reads, cold.healing, cold.through
+        cold.runner.register("restore", Restoring(cold.ground, cold.rows, reading, puller.source, objects.put))
     repairs.health, repairs.heal = own, heal
     repairs.compare, repairs.found_wrong = repairer.compare_soon, repairer.found_wrong
     return Parts(
@@ -244,7 +251,7 @@ def assemble(
         coordinator=coordinator,
         lookup=lookup,
         reading=reading,
-        objects=Objects(coordinator, routing, lookup, reading, inline_bytes_max=INLINE_BYTES_MAX),
+        objects=objects,
         puller=puller,
         rejoin=None if readmit is None else Rejoin(store, routing, readmit),
         newcomer=None if changes is None else Newcomer(store, routing, changes),

@@ -28,9 +28,10 @@ from amberblob.config import NodeConfig
 from amberblob.errors import AmberError, ConfigError, NotReady, RegistryUnavailable
 from amberblob.ids import UlidMint
 from amberblob.metrics import Metrics
+from archive.cache import Cache
 from archive.policy import Disk
 from archive.state import ArchiveState
-from archive.targets.factory import open_target
+from archive.targets.factory import Sources, open_target
 from archive.traffic import Traffic
 from chunkstore.identity import read_identity
 from chunkstore.store import DiskStore
@@ -66,6 +67,7 @@ THREADS = 4
 ROUTES_PATIENCE_S = 10.0
 ROUTE_CACHE = "routes.json"
 ARCHIVE_STATE = Path("archive", "archive.sqlite3")
+ARCHIVE_CACHE = Path("archive", "cache")
 """Below the disk's folder."""
 COLLECT_AFTER = (50_000, 20, 20)
 """Objects beyond those freed again, then collections of the younger generation, after which each generation is collected."""
@@ -352,6 +354,15 @@ class Node:
         state = ArchiveState(disk / ARCHIVE_STATE, clock=self._clock, randomness=self._randomness)
         await state.open()
         self._closers.push_async_callback(state.close)
+        cache = Cache(
+            disk / ARCHIVE_CACHE,
+            int(section.cache),
+            spare_bytes=partial(_spare_bytes, disk, int(self.config.storage.reserve)),
+            token=self._mint.mint,
+        )
+        await cache.open()
+        sources = Sources(section, traffic)
+        self._closers.push_async_callback(sources.close)
         return ArchiveMeans(
             section=section,
             cluster_id=cluster.cluster_id,
@@ -359,6 +370,8 @@ class Node:
             traffic=traffic,
             state=state,
             disk=partial(_disk_use, disk),
+            cache=cache,
+            sources=sources.find,
         )
 
     async def _enter(
@@ -407,6 +420,12 @@ def _advertised_peer(config: NodeConfig, actual_port: int) -> str:
 def _capacity_bytes(disk: Path) -> int:
     stat = os.statvfs(disk)
     return stat.f_blocks * stat.f_frsize
+
+
+def _spare_bytes(disk: Path, reserve_bytes: int) -> int:
+    """How much may be written before the reserve is touched."""
+    stat = os.statvfs(disk)
+    return stat.f_bavail * stat.f_frsize - reserve_bytes
 
 
 def _disk_use(disk: Path) -> Disk:

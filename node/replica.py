@@ -140,6 +140,7 @@ class Replica:
         served: grows with everything that is done here for clients, of this node's or another's.
         pace: what others read for repair waits for this.
         archive: answers questions about the archive; None: this node has none.
+        on_read: told of every blob of which a client of another node reads a chunk here; None: nobody wants to know.
     """
 
     def __init__(
@@ -158,6 +159,7 @@ class Replica:
         self.served = 0
         self.pace: Pace = Unhurried()
         self.archive: Callable[[ArchiveRequest], Awaitable[Reply]] | None = None
+        self.on_read: Callable[[str], None] | None = None
         self._store = store
         self._mute = mute
         self._newcomers = newcomers
@@ -745,6 +747,8 @@ class Replica:
                     await self.pace.turn(request.chunk.len)
                 else:
                     self.served += 1
+                    if self.on_read is not None:
+                        self.on_read(request.blob_id)
                 return await self._read_chunk(request.slot, request.blob_id, request.chunk)
             case ReadManifest():
                 if not valid_ulid(request.blob_id) or not valid_hash(request.manifest_id):

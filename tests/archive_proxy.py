@@ -29,7 +29,7 @@ class Bad:
     Attributes:
         status, code: this answer instead of the server's; 0: the server's.
         headers: sent as well, or instead.
-        cut_after: of the answer's body so many bytes come, and then the connection is reset.
+        cut_after: of the answer's body so many bytes come, and then the connection ends.
         stall_after: so many bytes come, and then nothing more until the proxy ends.
         lose: the server does it, and the connection is reset instead of an answer.
         turn: bits of this byte of the answer's body are turned.
@@ -154,7 +154,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         if bad.cut_after is not None:
             self.wfile.write(content[: bad.cut_after])
-            return self._reset()
+            self.close_connection = True
+            return
         if bad.stall_after is not None:
             self.wfile.write(content[: bad.stall_after])
             self.wfile.flush()

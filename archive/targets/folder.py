@@ -246,8 +246,10 @@ class FolderTarget:
     def _open(self, name: str) -> int:
         self._present()
         try:
-            fd = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC)
-        except (FileNotFoundError, NotADirectoryError):
+            fd = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
+                raise
             raise self._missing(name) from None
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
@@ -257,7 +259,7 @@ class FolderTarget:
     def _facts(self, name: str) -> os.stat_result:
         self._present()
         try:
-            facts = os.stat(self._path(name))
+            facts = os.stat(self._path(name), follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             raise self._missing(name) from None
         if not stat.S_ISREG(facts.st_mode):
@@ -283,7 +285,7 @@ class FolderTarget:
         """Files by their whole names, ascending: a folder stands where its name with a slash does."""
         try:
             with os.scandir(self._folder / above) as entries:
-                children = sorted((each.name + "/" * each.is_dir(), each) for each in entries)
+                children = sorted((each.name + "/" * each.is_dir(follow_symlinks=False), each) for each in entries)
         except FileNotFoundError:
             return
         for child, entry in children:
@@ -297,7 +299,7 @@ class FolderTarget:
                     yield from self._walk(name, prefix, after)
             elif name > after:
                 with contextlib.suppress(FileNotFoundError):
-                    facts = entry.stat()
+                    facts = entry.stat(follow_symlinks=False)
                     if stat.S_ISREG(facts.st_mode):
                         yield name, facts
 

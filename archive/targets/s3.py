@@ -137,8 +137,8 @@ class S3Requests:
                 bucket=bucket,
                 region=self.section.region,
                 status=int(facts.get("HTTPStatusCode", 0)),
-                code=str(told.get("Code", "")),
-                message=str(told.get("Message", "")),
+                code=str(told.get("Code") or ""),
+                message=str(told.get("Message") or ""),
                 headers=headers,
                 now_ms=self.clock.wall_ms(),
             )
@@ -204,9 +204,10 @@ class _Keys:
         with self._lock:
             if self._client is not refused and self._client is not None:
                 return self._client
-            if time.monotonic() - self._renewed_s < _RENEW_S:
+            facts = _facts(self._file) if self._file is not None else None
+            if facts == self._facts and time.monotonic() - self._renewed_s < _RENEW_S:
                 return None
-            self._renewed_s = time.monotonic()
+            self._facts, self._renewed_s = facts, time.monotonic()
             client = self._make()
             if _keys_of(client) == _keys_of(refused):
                 return None

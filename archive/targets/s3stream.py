@@ -12,9 +12,10 @@ from archive.targets.names import PIECE_BYTES_MAX
 from archive.targets.s3 import S3Requests
 from archive.traffic import Pace
 
-_READ_BYTES = 128 * 1024
-_PATIENCE_S = 0.03
-"""What has come is handed on after so long, though it is not a whole piece."""
+_READ_FIRST_BYTES = 128 * 1024
+_READ_LEAST_BYTES = 64 * 1024
+_SLOW_S = 0.03
+"""A read that takes longer is followed by a smaller one, so that what comes slowly is handed on all the same; others by larger ones."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
@@ -52,11 +53,12 @@ class Stream:
 
     async def pieces(self, pace: Pace) -> AsyncIterator[bytes]:
         """Its bytes. Raises: ArchiveUnavailable when it breaks, or ends too soon."""
-        left = self._length
+        left, size = self._length, _READ_FIRST_BYTES
         while left:
-            wanted = min(left, PIECE_BYTES_MAX)
+            wanted = min(left, size)
             await pace.bytes(wanted)
-            piece = await self._requests.pull(self._bucket, self._key, lambda wanted=wanted: self._take(wanted))  # type: ignore[misc]
+            piece, took_s = await self._requests.pull(self._bucket, self._key, lambda wanted=wanted: self._take(wanted))  # type: ignore[misc]
+            size = max(size // 2, _READ_LEAST_BYTES) if took_s > _SLOW_S else min(2 * size, PIECE_BYTES_MAX)
             if not piece:
                 raise ArchiveUnavailable(
                     f"s3://{self._bucket}/{self._key} ({self._requests.where}): the connection was closed {left} bytes too soon"
@@ -68,16 +70,7 @@ class Stream:
         """Let go of the connection: for others if everything was read. A thread that still reads there ends by its timeout."""
         self._requests.drop(self._body.close)
 
-    def _take(self, wanted: int) -> bytes:
-        """In a thread: up to so many bytes; fewer if they come slowly."""
+    def _take(self, wanted: int) -> tuple[bytes, float]:
+        """In a thread: so many bytes, fewer only at the end; and how long that took."""
         began_s = time.monotonic()
-        taken: list[bytes] = []
-        while wanted:
-            piece = self._body.read(min(wanted, _READ_BYTES))
-            if not piece:
-                break
-            taken.append(piece)
-            wanted -= len(piece)
-            if time.monotonic() - began_s > _PATIENCE_S:
-                break
-        return taken[0] if len(taken) == 1 else b"".join(taken)
+        return self._body.read(wanted), time.monotonic() - began_s

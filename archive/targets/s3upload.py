@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from amberblob.errors import ArchiveError, ArchiveUnavailable
 from archive.targets.interface import Stored
 from archive.targets.s3 import content_md5
+from archive.traffic import FREE
 
 if TYPE_CHECKING:
     from archive.targets.s3target import S3Target
@@ -52,6 +53,7 @@ class Upload:
 
     def __init__(self, target: S3Target, name: str, shared: Uploads, part_bytes: int) -> None:
         self._target = target
+        self._cleaner = target.paced(FREE)  # who cleans does not wait
         self._name = name
         self._place = target.place(name)
         self._shared = shared
@@ -97,7 +99,7 @@ class Upload:
         await asyncio.wait([sending])
         found = await self._found()
         if found is not None and found.etag == hashlib.md5(body, usedforsecurity=False).hexdigest():
-            await self._target.delete([self._name])
+            await self._cleaner.delete([self._name])
 
     # -- in parts
 
@@ -163,12 +165,13 @@ class Upload:
                     ),
                     finish=True,
                 )
-                return self._stored(answer, size)
+                stored = self._stored(answer, size)
             except ArchiveUnavailable:
                 found = await self._found()
                 if found is None or found.size_bytes != size:
                     raise
                 return found
+            return stored if stored.etag else await self._cleaner.look(self._name)  # radosgw 16 does not tell it here
 
         return await self._target.retried(attempt)
 
@@ -186,15 +189,15 @@ class Upload:
         if completing is not None:
             found = await self._found()
             if found is not None and found.size_bytes == size:
-                await self._target.delete([self._name])
-        await self._target.abort(self._place["Key"], upload)
+                await self._cleaner.delete([self._name])
+        await self._cleaner.abort(self._place["Key"], upload)
 
     # -- both
 
     async def _found(self) -> Stored | None:
         """What is there under the name; None: nothing, or it cannot be learnt."""
         try:
-            return await self._target.look(self._name)
+            return await self._cleaner.look(self._name)
         except ArchiveError:
             return None
 

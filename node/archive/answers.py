@@ -11,7 +11,7 @@ from typing import Protocol, assert_never
 
 import msgspec
 
-from amberblob.archives import ArchivedChunk, ArchiveLine
+from amberblob.archives import DAMAGED, ArchivedChunk, ArchiveLine
 from amberblob.errors import BadRequest, DiskFailed, NoSuchJob
 from amberblob.ids import valid_hash, valid_ulid
 from amberblob.limits import FRAME_BYTES_MAX, SLOT_COUNT_MAX
@@ -33,6 +33,7 @@ from amberblob.wire_archive import (
     CondemnObjects,
     FindArchived,
     FoundArchived,
+    InstallRows,
     ReadArchived,
     ReprieveObjects,
     StageArchived,
@@ -40,6 +41,7 @@ from amberblob.wire_archive import (
 from amberblob.wire_repair import HeadsReply, slots_in
 from chunkstore.interface import ReplicaStore
 from node.archive.facts import Facts
+from node.archive.installing import Installing
 from node.archive.jobs import JobRequest, told
 from node.archive.runner import JobRunner
 from node.archive.status import ArchiveNodeStatus
@@ -71,8 +73,8 @@ class Condemning(Protocol):
 class Finding(Protocol):
     """The node's index by chunk id."""
 
-    async def find(self, chunk_ids: Sequence[str]) -> Sequence[ArchivedChunk]:
-        """Verified places of those that are known."""
+    async def find(self, chunk_ids: Sequence[str], *, verified: bool) -> Sequence[ArchivedChunk]:
+        """Places of those that are known; ``verified``: only such as were read back."""
         ...
 
 
@@ -103,7 +105,7 @@ class ArchiveAnswers:
         own: how this node's archive is.
 
     Attributes:
-        condemning, keep_manifest: set once, while the node is put together.
+        condemning, keep_manifest, installing: set once, while the node is put together.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class ArchiveAnswers:
     ) -> None:
         self.condemning: Condemning | None = None
         self.keep_manifest: KeepManifest | None = None
+        self.installing: Installing | None = None
         self._store = store
         self._facts = facts
         self._finding = finding
@@ -141,15 +144,18 @@ class ArchiveAnswers:
                 if not valid_ulid(message.blob_id):
                     raise BadRequest(f"{message.blob_id!r} is no blob id")
                 incarnation = self._store.slot_state(message.slot).incarnation
-                return ArchivedBlobReply(
-                    incarnation=incarnation, blob=await self._store.archived(message.slot, message.blob_id)
-                )
+                blob = await self._store.archived(message.slot, message.blob_id)
+                return ArchivedBlobReply(incarnation=incarnation, blob=_asked(blob, frozenset(message.chunk_ids)))
             case FindArchived():
                 return await self._find(message)
             case CondemnObjects() | ReprieveObjects():
                 return await self._condemn(message)
             case ArchiveJob():
                 return await self._job(message)
+            case InstallRows():
+                if self.installing is None:
+                    raise BadRequest("this node does not take older versions")
+                return await self.installing.answer(message)
             case ArchiveInfo():
                 return ArchiveInfoReply(info=msgspec.json.encode(await self._own()))
             case _:
@@ -205,8 +211,8 @@ class ArchiveAnswers:
     async def _find(self, message: FindArchived) -> FoundArchived:
         if len(message.chunk_ids) > FIND_ARCHIVED_MAX or not all(map(valid_hash, message.chunk_ids)):
             raise BadRequest(f"chunk ids that cannot be, or more than {FIND_ARCHIVED_MAX} of them")
-        found = await self._finding.find(message.chunk_ids)
-        return FoundArchived(chunks=self._facts.admitted(chunk for chunk in found if chunk.verified))
+        found = await self._finding.find(message.chunk_ids, verified=False)
+        return FoundArchived(chunks=self._facts.admitted(chunk for chunk in found if chunk.state != DAMAGED))
 
     async def _condemn(self, message: CondemnObjects | ReprieveObjects) -> Reply:
         if len(message.names) > CONDEMN_MAX or not message.token or self.condemning is None:
@@ -251,6 +257,20 @@ def check_row(chunk: ArchivedChunk) -> None:
 def _check_slot(slot: int) -> None:
     if slot >= SLOT_COUNT_MAX:
         raise BadRequest(f"there is no slot {slot}")
+
+
+def _asked(blob: ArchivedBlob | None, chunk_ids: frozenset[str]) -> ArchivedBlob | None:
+    """The rows that were asked for (of all, if none are named), as many as one answer holds."""
+    if blob is None:
+        return None
+    wanted = [chunk for chunk in blob.chunks if not chunk_ids or chunk.chunk_id in chunk_ids]
+    size = 0
+    for count, chunk in enumerate(wanted):
+        size += LINE_BYTES + 4 * len(chunk.target_path) + len(chunk.etag)
+        if count and size > LINES_BYTES_MAX:
+            wanted = wanted[:count]
+            break
+    return msgspec.structs.replace(blob, chunks=tuple(wanted))
 
 
 def _fitting(lines: list[ArchiveLine]) -> list[ArchiveLine]:

@@ -70,6 +70,11 @@ class _Copy:
         return min(self.waiting) - 1 if self.waiting else self.at
 
     @property
+    def has_more(self) -> bool:
+        """Whether there is a page to be read that may be taken."""
+        return self.head > self.at and len(self.waiting) < WAITING_MAX
+
+    @property
     def behind(self) -> int:
         return max(0, self.head - self.at) + len(self.waiting)
 
@@ -110,9 +115,8 @@ class Follower:
             self._look_s = now_s + LOOK_EVERY_S
             await self._look()
         for (slot, node), copy in list(self._copies.items()):
-            if copy.head > copy.at and len(copy.waiting) < WAITING_MAX and self._ground.coordinator.peers.reachable(node):
-                if await self._page(slot, node, copy):
-                    return Did.WORK
+            if copy.has_more and self._ground.coordinator.peers.reachable(node) and await self._page(slot, node, copy):
+                return Did.WORK
         if now_s >= self._waiting_s:
             self._waiting_s = now_s + WAITING_EVERY_S
             for (slot, node), copy in list(self._copies.items()):
@@ -126,7 +130,7 @@ class Follower:
             await self._load()
         await self._look([slot])
         for (one, node), copy in list(self._copies.items()):
-            while one == slot and copy.head > copy.at and len(copy.waiting) < WAITING_MAX:
+            while one == slot and copy.has_more:
                 if not await self._page(slot, node, copy):
                     break
 
@@ -287,9 +291,7 @@ class Follower:
             if not news and not evicted:
                 continue
             chunks = [line.chunk for line in (free if evicted else news)]
-            position = max(
-                position, facts.take(slot, blob_id, chunks, at_ms=ground.now_ms(), evicted=evicted)
-            )
+            position = max(position, facts.take(slot, blob_id, chunks, at_ms=ground.now_ms(), evicted=evicted))
             self.counts.news += len(news)
             self.counts.adopted += evicted
         if position:

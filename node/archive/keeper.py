@@ -172,8 +172,8 @@ class Keeper:
         if len(done) >= slot_count:
             self._runner.mark_complete(progress)
             return
-        mine = [slot for slot in ground.led_slots() if slot not in done]
-        if mine and status.state == "done":
+        if status.state == "done" and any(slot not in done for slot in ground.led_slots()):
+            progress.done_elsewhere(done)
             self._runner.go_on(job)
 
 

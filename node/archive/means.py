@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from amberblob.config import ArchiveSection
+from archive.cache import Cache
 from archive.policy import Disk
 from archive.state import ArchiveState
-from archive.targets.interface import Target
+from archive.targets.interface import Source, Target
 from archive.traffic import Traffic
 from node.archive.jobs import JobRequest
 
@@ -22,6 +23,8 @@ class ArchiveMeans:
         cluster_id: whose archive it is.
         target: requests by it are counted in ``traffic`` and never wait for a job's turn.
         disk: how full this node's disk is now.
+        cache: what was fetched lately.
+        sources: the bucket of ``s3://bucket/key`` that was imported from, and the key; raises ConfigError.
     """
 
     section: ArchiveSection
@@ -30,6 +33,8 @@ class ArchiveMeans:
     traffic: Traffic
     state: ArchiveState
     disk: Callable[[], Disk]
+    cache: Cache
+    sources: Callable[[str], tuple[Source, str]]
 
     def for_job(self, request: JobRequest | None = None) -> Target:
         """The target at a job's pace: what all jobs of the node share, and the job's own limits."""

@@ -6,25 +6,46 @@ goes to ``workers``; answers to other nodes are attributes of :class:`node.archi
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 
 from amberblob.clock import Clock, HybridClock, Randomness
+from amberblob.errors import AmberError
 from amberblob.ids import UlidMint
 from amberblob.metrics import Metrics
 from antientropy.step import Worker
+from archive.groups import GroupUploader
 from archive.heat import Heat
 from archive.policy import Policy
+from archive.upload import Uploader
 from chunkstore.interface import ReplicaStore
 from node.archive.answers import Admission, ArchiveAnswers
+from node.archive.archiver import Archiver
+from node.archive.cacheroom import CacheRoom
 from node.archive.cluster import ClusterArchive
+from node.archive.contents import Contents, Missed
+from node.archive.evictor import Evictor
+from node.archive.export import ExportWork
 from node.archive.facts import Facts
+from node.archive.follow import Follower
 from node.archive.ground import Ground
+from node.archive.healing import Healing
+from node.archive.importing import ImportWork
+from node.archive.installing import Installing
 from node.archive.keeper import Keeper
+from node.archive.known import KnownRows
+from node.archive.manifests import Manifests
 from node.archive.means import ArchiveMeans
 from node.archive.own import OwnStatus
 from node.archive.reach import Reach
+from node.archive.reads import Reads
+from node.archive.recover import RecoverWork
 from node.archive.runner import JobRunner
+from node.archive.sizes import Sizes
+from node.archive.through import Through
+from node.archive.warmth import Warmth
 from node.coordinator import Coordinator
+from node.objects.lookup import Lookup
 from node.routing import Routing
 
 
@@ -41,7 +62,11 @@ class ArchiveParts:
         cluster: the archive of all nodes: what HTTP asks.
         answers: what other nodes are answered.
         own: how this node's archive is.
+        rows: where the archive has single blobs, by this copy and the others.
+        reads: how clients read what is only there. healing: how copies that lack bytes get them, or live without.
+        through: writes that are archived before they are acknowledged.
         keeper: goes on with the jobs of before, begins what is scheduled, takes over what another node left.
+        follower: takes the rows of other copies. evictor: lets bytes go. warmth: keeps over restarts what was read.
         workers: the background work.
     """
 
@@ -53,7 +78,14 @@ class ArchiveParts:
     cluster: ClusterArchive
     answers: ArchiveAnswers
     own: OwnStatus
+    rows: KnownRows
+    reads: Reads
+    healing: Healing
+    through: Through
     keeper: Keeper
+    follower: Follower
+    evictor: Evictor
+    warmth: Warmth
     workers: list[Worker] = field(default_factory=list)
 
     def add_numbers(self, metrics: Metrics) -> None:
@@ -63,6 +95,22 @@ class ArchiveParts:
     async def close(self) -> None:
         """Write down how far the jobs are. After the workers have ended, before the connections are closed."""
         await self.runner.close()
+        await self.through.close()
+        with contextlib.suppress(AmberError):
+            await self.warmth.save()
+        await self.ground.means.cache.close()
+
+
+def uploader_of(means: ArchiveMeans, hybrid: HybridClock, mint: UlidMint) -> Uploader:
+    """One for who does not wait for jobs."""
+    return Uploader(
+        means.target,
+        now_ms=hybrid.now_ms,
+        mint=mint.mint,
+        pack_size=int(means.section.pack_size),
+        lone_size=int(means.section.lone_size),
+        parallel=means.section.parallel,
+    )
 
 
 def archive_parts(
@@ -72,16 +120,20 @@ def archive_parts(
     routing: Routing,
     coordinator: Coordinator,
     admission: Admission,
+    lookup: Lookup,
     clock: Clock,
     hybrid: HybridClock,
     mint: UlidMint,
     randomness: Randomness,
+    missed: Missed,
 ) -> ArchiveParts:
     """Put the archive of a node together; nothing runs yet.
 
     Args:
         means: the target, the node's notes, the cache.
         admission: the rules for what is staged: the node's replica.
+        lookup: how versions are found.
+        missed: is told of bytes that should be here and are not.
     """
     facts = Facts(store)
     ground = Ground(
@@ -98,10 +150,39 @@ def archive_parts(
     policy, heat = Policy.of(means.section), Heat(clock.wall_ms())
     reach = Reach(means.target, means.traffic, clock, now_ms=hybrid.now_ms)
     runner = JobRunner(routing.node, means.state, hybrid.now_ms)
-    own = OwnStatus(ground, runner, reach)
+    follower, evictor, sizes = Follower(ground), Evictor(ground, policy, heat, reach), Sizes(ground)
+    warmth = Warmth(heat, means.state, clock)
+
+    def rows_came(slot: int) -> None:
+        follower.own_changed(slot)
+        evictor.rows_came(slot)
+
+    facts.on_taken = rows_came
+    contents = Contents(store, coordinator.peers, clock, others=ground.others, missed=missed)
+    runner.register("run", Archiver(ground, policy, heat, contents, reach, evictor))
+    own = OwnStatus(ground, runner, reach, follower, evictor, sizes)
     answers = ArchiveAnswers(store, facts, means.state, runner, admission, own=own.status, now_ms=hybrid.now_ms)
+    answers.installing = Installing(store, admission, lambda slot, path: routing.slot_of(path) == slot)
+    answers.keep_manifest = Manifests(store, means.target)
+    runner.register("export", ExportWork(ground))
+    runner.register("recover", RecoverWork(ground))
+    runner.register("import", ImportWork(ground, means.sources))
     cluster = ClusterArchive(ground)
     keeper = Keeper(ground, runner, cluster)
+    rows = KnownRows(store, routing, coordinator.peers, facts, hybrid.now_ms)
+    reads = Reads(rows, means.target, means.cache, means.sources)
+    through = Through(
+        coordinator,
+        routing,
+        lookup,
+        rows,
+        policy,
+        means.target,
+        uploader_of(means, hybrid, mint),
+        GroupUploader(uploader_of(means, hybrid, mint)),
+        mint=mint.mint,
+        patience_s=means.section.timeout_s,
+    )
     return ArchiveParts(
         ground=ground,
         policy=policy,
@@ -111,6 +192,19 @@ def archive_parts(
         cluster=cluster,
         answers=answers,
         own=own,
+        rows=rows,
+        reads=reads,
+        healing=Healing(
+            store,
+            rows,
+            facts,
+            Reads(rows, means.for_job(), means.cache, means.sources, keep=False),
+            hybrid.now_ms,
+        ),
+        through=through,
         keeper=keeper,
-        workers=[keeper, reach],
+        warmth=warmth,
+        follower=follower,
+        evictor=evictor,
+        workers=[CacheRoom(means.cache), keeper, reach, follower, evictor, sizes, warmth],
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import structlog
 
 from amberblob.clock import Clock
-from amberblob.errors import ArchiveError, ArchiveUnavailable
+from amberblob.errors import ArchiveDenied, ArchiveError, ArchiveUnavailable
 from antientropy.step import Did
 from archive.targets.interface import Target
 from archive.traffic import Traffic
@@ -55,12 +55,19 @@ class Reach:
         if self.reached and succeeded > self._succeeded:
             self._succeeded = succeeded
             return self._rest(LOOK_EVERY_S)
+        await self._look(thorough=not self.reached)
+        if self.reached:
+            return self._rest(LOOK_EVERY_S)
+        pause_s, self._retry_s = self._retry_s, min(RETRY_MAX_S, 2 * self._retry_s)
+        return self._rest(pause_s)
+
+    async def _look(self, *, thorough: bool) -> None:
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                if self.reached:
-                    await self._target.page("", "", 1)
-                else:
+                if thorough:
                     await self._target.probe()
+                else:
+                    await self._target.page("", "", 1)
         except TimeoutError:
             self.failed(ArchiveUnavailable(f"{self._target.url} did not answer within {PROBE_TIMEOUT_S:.0f} s."))
         except ArchiveError as error:
@@ -68,9 +75,28 @@ class Reach:
         else:
             self._answered()
             self._succeeded = self._successes()
-            return self._rest(LOOK_EVERY_S)
-        pause_s, self._retry_s = self._retry_s, min(RETRY_MAX_S, 2 * self._retry_s)
-        return self._rest(pause_s)
+
+    async def look_again(self, error: ArchiveError) -> None:
+        """Somebody's request failed: look now whether the target as a whole does not work."""
+        log.info("is the archive reached?", error=error.detail)
+        await self._look(thorough=True)
+
+    async def wait(self, patience_s: float) -> None:
+        """Return once the target answers; looks itself.
+
+        Raises: ArchiveDenied at once, as nobody but an operator can help; another ArchiveError when it did not answer for so long.
+        """
+        end_s, pause_s = self._clock.monotonic_s() + patience_s, RETRY_FIRST_S
+        while True:
+            if not self.reached:
+                await self._look(thorough=True)
+            if self.error is None:
+                return
+            left_s = end_s - self._clock.monotonic_s()
+            if left_s <= 0 or isinstance(self.error, ArchiveDenied):
+                self.require()
+            await asyncio.sleep(min(pause_s, max(0.0, left_s)))
+            pause_s = min(RETRY_MAX_S, 2 * pause_s)
 
     def require(self) -> None:
         """Raises: ArchiveError, why the target cannot be reached, as far as is known."""

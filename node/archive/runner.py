@@ -69,6 +69,12 @@ class JobRunner:
         self._saving = asyncio.Lock()
         self._loaded = False
         self._closed = False
+        self._failed_before = 0
+
+    @property
+    def failures(self) -> int:
+        """What jobs could not do and left since the node started; only grows."""
+        return self._failed_before + sum(progress.status.failures for progress in self._known.values())
 
     def register(self, kind: JobKind, work: JobWork) -> None:
         """Have jobs of a kind carried out by ``work``."""
@@ -83,6 +89,7 @@ class JobRunner:
             except msgspec.MsgspecError as error:
                 log.warning("a job's notes cannot be read: forgotten", job=job, error=str(error))
         self._forget_old()
+        self._failed_before = -sum(progress.status.failures for progress in self._known.values())
         self._loaded = True
         for progress in list(self._known.values()):
             if progress.status.state == "running":
@@ -243,7 +250,7 @@ class JobRunner:
     def _forget_old(self) -> None:
         over = [job for job, progress in self._known.items() if progress.status.state != "running"]
         for job in over[: max(0, len(over) - KEPT_MAX)]:
-            del self._known[job]
+            self._failed_before += self._known.pop(job).status.failures
 
 
 COMPLETE = "complete"

@@ -18,6 +18,7 @@ from typing import Literal
 
 import msgspec
 
+from archive.savings import RuleSavings, add_up
 from node.archive.jobs import PROBLEMS_MAX, SCHEDULED, SCOPES, JobKind, JobRequest, JobStatus
 
 OverallState = Literal["running", "waiting", "done", "failed", "stopped"]
@@ -116,6 +117,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
         slots_total: of the cluster, if the job goes by slots, else 0. slots_done: of them, each counted once where the slots are told.
         unfinished_slots: that nobody has done, as far as those who answered tell; only where one job is asked for, and if it goes by slots.
         problems: the first of them, each with its node's name.
+        savings: of a dry run, what each rule would move and free, all nodes together; what is freed counts each copy.
     """
 
     job: str
@@ -133,6 +135,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[str, int]
     failures: int
     problems: tuple[str, ...]
+    savings: tuple[RuleSavings, ...]
     detail: str
     unfinished_slots: tuple[int, ...]
     nodes: tuple[JobStatus, ...]
@@ -200,6 +203,7 @@ def view_job(parts: Iterable[JobStatus], *, slot_count: int, silent: Iterable[st
         counts=counts,
         failures=sum(part.failures for part in parts),
         problems=tuple(problems[:PROBLEMS_MAX]),
+        savings=tuple(add_up(part.savings for part in parts)),
         detail=_detail(parts, state),
         unfinished_slots=unfinished,
         nodes=tuple(msgspec.structs.replace(part, done_slots=[], notes={}) for part in parts),
