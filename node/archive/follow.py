@@ -260,8 +260,8 @@ class Follower:
     async def _look_at_waiting(self, slot: int, node: str, copy: _Copy, now_s: float) -> None:
         """Take what waits, if its blob has come; what waits for long is read again: it may be gone there, too."""
         if not copy.waiting:
-            copy.waits_since_s = now_s
-        elif now_s - copy.waits_since_s < READ_AGAIN_S:
+            return
+        if now_s - copy.waits_since_s < READ_AGAIN_S:
             await self._take(slot, node, copy, [copy.waiting[seq] for seq in sorted(copy.waiting)])
         else:
             copy.at, copy.waits_since_s = copy.cursor, now_s
@@ -280,6 +280,8 @@ class Follower:
             known = await store.archived(slot, blob_id) if is_here else None
             # Nothing is awaited from here on: what is condemned now is kept out, and waits.
             free = [line for line in some if is_here and not facts.barred.bars(line.chunk.target_path)]
+            if not copy.waiting:
+                copy.waits_since_s = ground.clock.monotonic_s()
             for line in some:
                 copy.waiting[line.seq] = line
             for line in free:

@@ -133,8 +133,11 @@ class JobRunner:
             running.stopping = True
             running.task.cancel()
             await asyncio.wait([running.task])
-        elif progress.status.state == "done":
-            self.mark_complete(progress)
+        elif progress.status.state == "done" and not self.is_complete(progress):
+            # Its own part is done, and not the job: a node that is away now may ask later what became of it.
+            progress.status.state = "stopped"
+            progress.say("stopped by the operator")
+            await self._save(progress)
         return progress.status
 
     def go_on(self, job: str) -> None:

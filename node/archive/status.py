@@ -180,7 +180,7 @@ def view_job(parts: Iterable[JobStatus], *, slot_count: int, silent: Iterable[st
     by_slot = SCOPES[request.kind] == "slots" and SCHEDULED not in request.options
     done = {slot for part in parts for slot in part.done_slots}
     unfinished = tuple(slot for slot in range(slot_count) if slot not in done) if by_slot and slots else ()
-    state = _overall(parts, bool(unfinished))
+    state = _overall(parts, unfinished=bool(unfinished), all_done=by_slot and slots and not unfinished)
     counts: dict[str, int] = {}
     for part in parts:
         for name, count in part.counts.items():
@@ -211,14 +211,14 @@ def view_job(parts: Iterable[JobStatus], *, slot_count: int, silent: Iterable[st
     )
 
 
-def _overall(parts: Iterable[JobStatus], unfinished: bool) -> OverallState:
+def _overall(parts: Iterable[JobStatus], *, unfinished: bool, all_done: bool) -> OverallState:
     states = {part.state for part in parts}
     if "running" in states:
         return "running"
-    if "stopped" in states:
-        return "stopped"
     if "failed" in states:
         return "failed"
+    if "stopped" in states and not all_done:
+        return "stopped"
     return "waiting" if unfinished else "done"
 
 
