@@ -114,10 +114,10 @@ async def test_both_answer_the_same_and_hold_what_they_say(kit, tmp_path: Path, 
                     ids = tuple(chunk.id for chunk in version.chunks)
                     mutations.append(Evicted(SLOT, chain.path, version.version, version.blob_id, ids))
             chance.shuffle(mutations)
-            for mutation in mutations:
+            for entry in mutations:
                 for store in (memory, disk):
                     await store.load(SLOT, chain.path)
-                    store.apply(mutation)
+                    store.apply(entry)
             if versions and chance.random() < 0.5:
                 version = chance.choice(versions)
                 went = [await store.evict(SLOT, chain.path, version) for store in (memory, disk)]
