@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from amberblob.archives import DAMAGED
 from amberblob.errors import ChunkMissing, DiskFailed
 from amberblob.mutations import Archived, Evicted, Installed
 from chunkstore import BlobState, DiskStore
+from chunkstore.doctor import examine
 from chunkstore.fileops import FileOps
 from chunkstore.schema import SLOT_MIGRATIONS
 from chunkstore.slotdb import SlotDatabase
@@ -424,3 +426,35 @@ async def test_many_rows_are_asked_for_in_pieces(kit, tmp_path: Path):
     await stage(store, stays, [b"x"])
     store.apply(Archived(SLOT, stays, many[:6000], NOW))
     assert (await store.archive_objects(SLOT))["packs/0"].rows == 6000
+
+
+# ---- the doctor
+
+
+@kinds
+async def test_the_doctor_looks_at_the_rows_of_what_is_evicted(kit, tmp_path: Path, kind: str):
+    store = await kit.open(tmp_path / "d")
+    one = await brought_and_evicted(store, kind)
+    await store.close()
+    report = examine(tmp_path / "d", deep=True)
+    assert report.healthy and [finding for finding in report.findings if "incomplete" not in finding.what] == []
+    assert (report.counts["versions_evicted"], report.counts["archive_rows"]) == (1, len(one.rows()))
+    database = tmp_path / "d" / "slots" / str(SLOT) / "meta.sqlite3"
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("UPDATE blob_chunk_archives SET state = 0 WHERE pk = 1")
+        connection.execute("INSERT INTO evicted VALUES ('01ARZ3NDEKTSV4RRFFQ69G5FAV', 1, 0, 0)")
+    report = examine(tmp_path / "d", deep=False)
+    wrong = [finding for finding in report.findings if finding.severity == "error"]
+    assert [f"1 of its {len(one.rows())} chunks" in finding.what for finding in wrong] == [True]
+    assert [finding.what for finding in report.findings if finding.severity == "warning"] == [
+        "is marked as evicted, and no version has it"
+    ]
+
+
+async def test_the_doctor_misses_the_manifest_of_what_is_evicted(kit, tmp_path: Path):
+    store = await kit.open(tmp_path / "d")
+    await brought_and_evicted(store, "manifest")
+    await store.close()
+    next((tmp_path / "d" / "slots").rglob("manifest.json")).unlink()
+    (finding,) = [one for one in examine(tmp_path / "d", deep=False).findings if one.severity == "error"]
+    assert "its manifest is missing" in finding.what
