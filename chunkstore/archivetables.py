@@ -41,7 +41,8 @@ class ArchiveTables:
         """See the mutation. Everything gathered before is in the tables."""
         blob_id = entry.blob_id
         intent, row, is_garbage, marked, wanted, has_body = self._sql.execute(_FACTS, (blob_id,)).fetchone()
-        if is_garbage or intent == Intent.ABORTED.value:
+        # An inline body that came with its record counts for more than that the blob was given up before.
+        if is_garbage or (intent == Intent.ABORTED.value and row is None and not has_body):
             return
         told = [chunk for chunk in entry.chunks if is_sane(chunk)]
         if row is not None:

@@ -255,9 +255,11 @@ class Blobs:
                 return known
             if facts.has_body:
                 return BlobState.DURABLE
+            if facts.evicted:
+                return BlobState.DURABLE
             if facts.intent == Intent.ABORTED.value and overlay.intent(slot, blob_id) is None:
                 return BlobState.ABORTED
-            if facts.evicted or (facts.waits and await self._waiting_suffice(slot, blob_id)):
+            if facts.waits and await self._waiting_suffice(slot, blob_id):
                 return BlobState.DURABLE
         complete = await self.run_reading(lambda: self._files.is_complete(slot, blob_id))
         known = self._state_now(slot, blob_id)
