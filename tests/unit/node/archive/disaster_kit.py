@@ -59,13 +59,7 @@ class Store:
 
 @asynccontextmanager
 async def world(
-    store: Store,
-    scratch: Path,
-    *,
-    cluster_id: str = FIRST,
-    slots: int = 4,
-    section: ArchiveSection | None = None,
-    **more: Any,
+    store: Store, scratch: Path, *, cluster_id: str = FIRST, slots: int = 4, section: ArchiveSection | None = None, **more: Any
 ) -> AsyncIterator[Cluster]:
     """A cluster of three nodes whose archive is that bucket. What was fetched is never kept."""
     section = section or ArchiveSection(target="file:///nowhere")

@@ -38,12 +38,16 @@ async def live_through(cluster: Cluster, seed: int, *, paths: int = 6, steps: in
         path, node = chance.choice(names), cluster[chance.randint(1, 3)]
         acts: list[Callable[[], Awaitable[object]]] = [
             lambda: kit.put(node, path, kit.content(chance.choice(SIZES), seed=seed * 1000 + step)),
-            lambda: kit.put(node, path, kit.content(60, seed=step), write_id=f"own-{step}", meta={"step": str(step)}),
+            lambda: kit.put(
+                node, path, kit.content(60, seed=step), write_id=f"own-{step}", meta={"step": str(step)}
+            ),
             lambda: kit.delete(node, path),
             lambda: kit.delete(node, path, version=chance.randint(1, 6)),
             lambda: kit.restore(node, path),
             lambda: kit.restore(node, path, version=chance.randint(1, 6)),
-            lambda: node.coordinator.write(node.routing.of(path), path, Expire(versions=((1, chance.randint(1, 3)),))),
+            lambda: node.coordinator.write(
+                node.routing.of(path), path, Expire(versions=((1, chance.randint(1, 3)),))
+            ),
         ]
         act = chance.choices(acts, weights=(8, 4, 2, 2, 2, 2, 1))[0]
         try:
