@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from amberblob.errors import RegistryUnavailable
 from archive.export import store
@@ -87,8 +88,6 @@ async def test_rows_of_a_deleted_object_do_not_come_back(it: World) -> None:
     row = (await it[1].store.archived(slot, blob)).chunks[0]
     later(it)
     await gc(it)
-    from msgspec.structs import replace
-
     stale = replace(row, target_path=dead, archived_at_ms=row.archived_at_ms + 1)
     assert it.archive(2).ground.facts.take(slot, blob, (stale,), at_ms=1) == 0
     assert await it[2].store.archive_named(slot, [dead]) == set()
@@ -122,7 +121,7 @@ async def test_a_clock_that_is_ahead_deletes_nothing_sooner(it: World) -> None:
     try:
         assert (await gc(it))[1]["young"] == 2
     finally:
-        del clock.wall_ms  # type: ignore[method-assign]
+        del clock.wall_ms
     assert it.bucket.names("packs/") == packs
 
 
@@ -172,8 +171,6 @@ async def test_a_row_that_only_one_copy_has_keeps_the_object(it: World) -> None:
     slot = it.cluster.slot(path)
     blob = (await it[3].store.rows(slot, path))[0].version.blob_id
     row = (await it[3].store.archived(slot, blob)).chunks[0]
-    from msgspec.structs import replace
-
     kept = replace(row, target_path=dead, archived_at_ms=row.archived_at_ms + 1)
     it.archive(3).ground.facts.take(slot, blob, (kept,), at_ms=1)
     later(it)

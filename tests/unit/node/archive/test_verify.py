@@ -9,7 +9,8 @@ import pytest
 from msgspec.structs import replace
 
 from amberblob.archives import DAMAGED, ArchivedChunk
-from node.archive.jobs import JobStatus
+from chunkstore.interface import BlobState
+from node.archive.jobs import SCHEDULED, JobStatus
 from tests.unit.node.archive.archive_kit import EVICT, World, world
 from tests.unit.node.archive.test_run import read
 from tests.unit.node.objects.kit import content, put
@@ -65,12 +66,14 @@ async def test_everything_is_read_in_one_request_for_each_object_and_known_to_be
         assert all([(await row_of(it, index, path)).verified for path in paths])
 
 
-async def test_what_was_read_back_lately_is_left_alone_unless_all_is_wanted(it: World) -> None:
+async def test_what_was_read_back_lately_is_left_alone_if_wanted(it: World) -> None:
     paths = await archived(it)
     await verify(it)
-    counts, _ = await verify(it)
+    counts, _ = await verify(it, options={"newer_than": "1h"})
     assert "objects" not in counts
-    counts, _ = await verify(it, options={"all": "1"})
+    counts, _ = await verify(it, options={SCHEDULED: "always"})
+    assert "objects" not in counts
+    counts, _ = await verify(it)
     assert counts["chunks_verified"] == len(paths)
     it.cluster.clock.ahead_s += 8 * DAY_S
     counts, _ = await verify(it, options={"newer_than": "9d"})
@@ -172,7 +175,7 @@ async def test_copies_that_lived_by_it_want_their_bytes_again(tmp_path: Path) ->
         broken = await row_of(it, 1, path)
         assert await it[1].store.is_evicted(slot, (await it[1].store.rows(slot, path))[0].version.blob_id)
         it.bucket.damage(broken.target_path, broken.end - 1)
-        _, problems = await verify(it, options={"all": "1"})
+        _, problems = await verify(it)
         assert len(problems) == 1 and path in problems[0] and "sent anew" in problems[0]
         await it.follow()
         blob_id = (await it[1].store.rows(slot, path))[0].version.blob_id
@@ -185,13 +188,40 @@ async def test_copies_that_lived_by_it_want_their_bytes_again(tmp_path: Path) ->
             assert await read(it, index, path) == content(5000, number)
 
 
+async def test_an_object_that_is_put_back_counts_again(tmp_path: Path) -> None:
+    async with world(tmp_path, EVICT) as it:
+        paths = await archived(it)
+        await it.evict()
+        path, slot = paths[0], it.cluster.slot(paths[0])
+        broken = await row_of(it, 1, path)
+        kept = it.bucket.objects[broken.target_path].content
+        it.bucket.damage(broken.target_path, broken.end - 1)
+        await verify(it)
+        await it.follow()
+        assert (await row_of(it, 2, path)).state == DAMAGED
+        it.bucket.store(broken.target_path, kept)
+        counts, problems = await verify(it)
+        assert problems == [] and counts["chunks_verified"] == len(paths)
+        await it.follow()
+        for index in (1, 2, 3):
+            row = await row_of(it, index, path)
+            assert row.verified and row.location == broken.location
+        await it.run()
+        await it.evict()
+        blob_id = (await it[1].store.rows(slot, path))[0].version.blob_id
+        for index in (1, 2, 3):
+            await it[index].pull()
+            assert await it[index].store.blob_state(slot, blob_id) is BlobState.DURABLE
+            assert await read(it, index, path) == content(5000, 0)
+
+
 async def test_what_is_lost_is_said_to_be(tmp_path: Path) -> None:
     async with world(tmp_path, EVICT) as it:
         paths = await archived(it)
         await it.evict()
         broken = await row_of(it, 1, paths[0])
         it.bucket.damage(broken.target_path, broken.end - 1)
-        _, (problem,) = await verify(it, options={"all": "1"})
+        _, (problem,) = await verify(it)
         assert "No disk that could be asked has the bytes" in problem and paths[0] in problem
 
 
