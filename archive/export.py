@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -235,6 +235,11 @@ class Exports:
         name = cluster_name(self.cluster)
         return decode_cluster(name, await whole(self.target, name, MIB))
 
+    async def segments(self) -> dict[str, int]:
+        """The segments that are there, by ULID, and their size. Raises as ``Target.page``."""
+        listed = await list_objects(self.target, segment_name(self.cluster, "").removesuffix(".seg"))
+        return {ulid: stored.size_bytes for stored in listed if (ulid := ulid_in(stored.name)) is not None}
+
     async def introduce(self, document: ClusterDocument) -> None:
         """Have ``cluster.json`` be there. Raises: ArchiveError, if another one is."""
         try:
@@ -373,14 +378,15 @@ def _made_ms(name: str) -> int:
 
 async def list_names(target: Target, prefix: str) -> list[str]:
     """Every name that begins with ``prefix``, ascending. Raises as ``Target.page``."""
-    names: list[str] = []
-    after = ""
-    while True:
-        page = await target.page(prefix, after, PAGE)
-        if not page:
-            return names
-        names.extend(stored.name for stored in page)
-        after = names[-1]
+    return [stored.name for stored in await list_objects(target, prefix)]
+
+
+async def list_objects(target: Target, prefix: str) -> list[Stored]:
+    """Every object whose name begins with ``prefix``, ascending. Raises as ``Target.page``."""
+    found: list[Stored] = []
+    while page := await target.page(prefix, found[-1].name if found else "", PAGE):
+        found += page
+    return found
 
 
 async def exported_clusters(target: Target) -> list[str]:
@@ -420,6 +426,27 @@ async def unrecovered(target: Target, own: str) -> list[str]:
     return left
 
 
-def newest(heads: Iterable[SlotHead], copy: str) -> SlotHead | None:
-    """The newest of these that is of that copy."""
-    return next((head for head in heads if head.copy == copy), None)
+def newest(heads: Iterable[SlotHead], copy: str, segments: Mapping[str, int]) -> SlotHead | None:
+    """The newest of these that is of that copy, if all that it names is there, as far as ``segments`` tells."""
+    found = next((head for head in heads if head.copy == copy), None)
+    if found is None or any(segments.get(ref.segment, 0) < ref.end for ref in found.refs()):
+        return None
+    return found
+
+
+async def check_exports(target: Target, cluster: str, problem: Callable[[str], None]) -> int:
+    """Read all that counts of a cluster's exported metadata, and tell what of it is damaged or gone, by name; how many slots are right.
+
+    What is wrong is told anew by the next export with the option ``full``. Raises: ArchiveUnavailable, ArchiveDenied.
+    """
+    exports, right = Exports(target, cluster), 0
+    known = await exports.load()
+    for name, error in known.damaged.items():
+        problem(f"{name}: {error.detail}")
+    for slot, heads in sorted(known.by_slot().items()):
+        try:
+            await exports.gather(heads[0])
+            right += 1
+        except (ArchiveMissing, ArchiveDamaged) as error:
+            problem(f"the metadata of slot {slot}: {error.detail}")
+    return right

@@ -151,7 +151,6 @@ class ArchiveAnswers:
             case ReadArchived():
                 return await self._read(message)
             case AskArchived():
-                _check_slot(message.slot)
                 if not valid_ulid(message.blob_id):
                     raise BadRequest(f"{message.blob_id!r} is no blob id")
                 incarnation = self._store.slot_state(message.slot).incarnation
@@ -178,7 +177,6 @@ class ArchiveAnswers:
 
     async def _stage(self, message: StageArchived) -> Reply:
         slot, blob_id = message.slot, message.blob_id
-        _check_slot(slot)
         if not valid_ulid(blob_id) or not message.chunks or len(message.chunks) > ARCHIVED_LINES_MAX:
             raise BadRequest("a blob id that cannot be, or no rows, or too many")
         for chunk in message.chunks:
@@ -211,7 +209,6 @@ class ArchiveAnswers:
         )
 
     async def _read(self, message: ReadArchived) -> ArchivedLines:
-        _check_slot(message.slot)
         incarnation = self._store.slot_state(message.slot).incarnation
         if message.incarnation != incarnation:
             return ArchivedLines(incarnation=incarnation, lines=())
@@ -268,11 +265,6 @@ def check_row(chunk: ArchivedChunk) -> None:
         or (chunk.head and not valid_hash(chunk.head))
     ):
         raise BadRequest(f"an archive row that cannot be: {chunk.target_path[:100]!r} {chunk.start}-{chunk.end}")
-
-
-def _check_slot(slot: int) -> None:
-    if slot >= SLOT_COUNT_MAX:
-        raise BadRequest(f"there is no slot {slot}")
 
 
 def _asked(blob: ArchivedBlob | None, chunk_ids: frozenset[str]) -> ArchivedBlob | None:

@@ -28,7 +28,7 @@ from node.archive.collector import Collector
 from node.archive.condemned import CondemnedObjects
 from node.archive.contents import Contents, Missed
 from node.archive.evictor import Evictor
-from node.archive.export import ExportWork
+from node.archive.export import ExportWork, ThenExport
 from node.archive.facts import Facts
 from node.archive.follow import Follower
 from node.archive.garbage import GarbageWork
@@ -187,7 +187,8 @@ def archive_parts(
 
     facts.on_taken = rows_came
     contents = Contents(store, coordinator.peers, clock, others=ground.others, missed=missed)
-    runner.register("run", Archiver(ground, policy, heat, contents, reach, evictor))
+    exporting = ExportWork(ground)
+    runner.register("run", ThenExport(Archiver(ground, policy, heat, contents, reach, evictor), exporting))
     own = OwnStatus(ground, runner, reach, follower, evictor, sizes)
     answers = ArchiveAnswers(store, facts, means.state, runner, admission, own=own.status, now_ms=hybrid.now_ms)
     condemned = facts.barred = answers.condemning = CondemnedObjects(store, means.state, lambda: routing.table().nodes)
@@ -196,7 +197,7 @@ def archive_parts(
     runner.register("verify", VerifyWork(ground))
     answers.installing = Installing(store, admission, lambda slot, path: routing.slot_of(path) == slot)
     answers.keep_manifest = Manifests(store, means.target)
-    runner.register("export", ExportWork(ground))
+    runner.register("export", exporting)
     runner.register("recover", RecoverWork(ground))
     runner.register("import", ImportWork(ground, means.sources))
     cluster = ClusterArchive(ground)
