@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from amberblob.errors import RegistryUnavailable
 from archive.export import store
 from archive.segments import cluster_name
+from node.archive.exported import ExportedObjects
 from node.protocol.operations import Expire
 from tests.unit.node.archive.archive_kit import EVICT, World, world
 from tests.unit.node.archive.test_run import read
@@ -49,6 +50,7 @@ def later(it: World, seconds: float = 2 * DAY_S) -> None:
 async def gc(it: World, *indexes: int, **more: object) -> dict[int, dict[str, int]]:
     """Run it on all nodes; what each counted. Problems fail the test unless they are expected."""
     expected = more.pop("problem", "")
+    await it.run(request=it.request("export"))
     statuses = await it.run(*indexes, request=it.request("gc", **more))
     assert {status.state for status in statuses.values()} == {"done"}
     problems = [problem for status in statuses.values() for problem in status.problems]
@@ -181,8 +183,8 @@ async def test_a_row_that_only_one_copy_has_keeps_the_object(it: World) -> None:
 async def test_another_cluster_in_the_same_target_is_not_robbed(it: World) -> None:
     _, packs = await archived_twice(it)
     later(it)
-    await store(it.archive(1).ground.target, cluster_name("01ARZ3NDEKTSV4RRFFQ69G5FAV"), b"{}")
-    await gc(it, problem="also used by 01ARZ3NDEKTSV4RRFFQ69G5FAV")
+    await store(it.archive(1).ground.target, cluster_name("01BX5ZZKBKACTAV9WEVGEMMVRZ"), b"{}")
+    await gc(it, problem="also used by 01BX5ZZKBKACTAV9WEVGEMMVRZ")
     assert it.bucket.names("packs/") == packs
 
 
@@ -199,6 +201,20 @@ async def test_what_the_export_needs_stays_until_the_next_export(it: World, monk
     assert it.bucket.names("packs/") == [dead, alive]
     needed.clear()
     assert (await gc(it))[1]["deleted"] == 1
+
+
+async def test_what_an_export_needs_is_what_a_recovery_would_read(it: World) -> None:
+    _, packs = await archived_twice(it)
+    ground = it.archive(1).ground
+
+    async def needed() -> set[str]:
+        cluster = ground.routing.table().cluster.cluster_id
+        return await ExportedObjects(ground.target, cluster).needed(packs, lambda _: None)
+
+    assert await needed() == set(packs), "when it was exported last both versions were there"
+    await it.run(request=it.request("export"))
+    assert await needed() == {packs[1]}
+    assert await ExportedObjects(ground.target, "01BX5ZZKBKACTAV9WEVGEMMVRZ").needed(packs, lambda _: None) == set()
 
 
 async def test_a_delete_that_fails_is_done_by_the_next_run(it: World) -> None:
