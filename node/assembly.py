@@ -22,6 +22,7 @@ from antientropy.worker import Repairer
 from chunkstore.interface import ReplicaStore
 from node.archive.means import ArchiveMeans
 from node.archive.parts import ArchiveParts, archive_parts
+from node.archive.restore import Restoring
 from node.coordinator import Coordinator
 from node.finishes import Finishes
 from node.health import ClusterHealth, Facts, own_health
@@ -241,6 +242,7 @@ def assemble(
         replica.archive = cold.answers.answer
         replica.on_read = reading.on_read = cold.heat.read
         reading.cold, puller.archived, objects.putting.through = cold.reads, cold.healing, cold.through
+        cold.runner.register("restore", Restoring(cold.ground, cold.rows, reading, puller.source, objects.put))
     repairs.health, repairs.heal = own, heal
     repairs.compare, repairs.found_wrong = repairer.compare_soon, repairer.found_wrong
     return Parts(

@@ -13,15 +13,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
 from amberblob.archives import ArchivedBlob, ArchivedChunk
-from amberblob.errors import AmberError, ArchiveError, DiskFull, PreconditionFailed, VersionConflict
+from amberblob.errors import (
+    AmberError,
+    ArchiveError,
+    DigestMismatch,
+    DiskFull,
+    PeerError,
+    PreconditionFailed,
+    StorageError,
+    VersionConflict,
+)
 from amberblob.limits import MIB, READ_BLOBS_BYTES_MAX, READ_BLOBS_MAX
 from amberblob.manifest import Version
 from antientropy.pull import Source as PeerSource
-from antientropy.pull import complete, complete_small, lacks
+from antientropy.pull import complete, lacks
 from antientropy.room import Room
 from antientropy.wants import is_small
 from archive.fetching import fetch_rows
@@ -47,7 +57,7 @@ PARALLEL = 4
 """Large versions, or objects with small ones, that are read at once."""
 ROOM_BYTES = 64 * MIB
 
-Rewrite = Callable[[str, AsyncIterator[bytes | memoryview], PutOptions], Awaitable[ObjectView]]
+Rewrite = Callable[[str, AsyncIterator[bytes], PutOptions], Awaitable[ObjectView]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,19 +154,19 @@ class _Run:
                     self._gather(_Found(slot, view.path, view.version))
                 else:
                     large.append(_Found(slot, view.path, view.version))
-            await self._each([self._large(found) for found in large])
+            await self._each([partial(self._large, found) for found in large])
             large.clear()
             if len(self._small) >= GATHERED_MAX or self._small_bytes >= GATHERED_BYTES_MAX:
                 await self._flush()
         self._slots.append(slot)
 
-    async def _each(self, work: Sequence[Awaitable[None]]) -> None:
+    async def _each(self, work: Sequence[Callable[[], Awaitable[None]]]) -> None:
         """All of these, some at once. Raises: what one raises, when the others have ended."""
         places = asyncio.Semaphore(PARALLEL)
 
-        async def one(some: Awaitable[None]) -> None:
+        async def one(some: Callable[[], Awaitable[None]]) -> None:
             async with places:
-                await some
+                await some()
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -218,7 +228,7 @@ class _Run:
                 self._failed(found, ArchiveError("no copy knows where the archive has it"))
             else:
                 by_object.setdefault(row.target_path, []).append((found, row))
-        await self._each([self._from_object(name, wanted) for name, wanted in by_object.items()])
+        await self._each([partial(self._from_object, name, wanted) for name, wanted in by_object.items()])
         if not self._request.dry_run:
             for slot in slots:
                 self._progress.slot_done(slot)
@@ -227,24 +237,31 @@ class _Run:
         """Take what other copies have as files; returns the rest."""
         left: list[_Found] = []
         for slot in dict.fromkeys(found.slot for found in small):
-            of_slot = [found for found in small if found.slot == slot]
-            others = self._ground.others(slot)
-            lacked = False
-            for group in _groups(of_slot):
-                if lacked or not others:
-                    left += group
-                    continue
-                versions = [found.version for found in group]
-                fetched, failed = await complete_small(self._ground.store, self._source, slot, versions, others)
-                self._progress.add(from_copies_bytes=fetched)
-                full = next((error for error in failed.values() if isinstance(error, DiskFull)), None)
-                if full is not None:
-                    raise full
-                left += [found for found in group if found.version.blob_id in failed]
-                for found in group:
-                    if found.version.blob_id not in failed:
-                        await self._brought_back(found)
-                lacked = len(failed) == len(group)  # none of them: most likely they have none of the rest either
+            wanted = [found for found in small if found.slot == slot]
+            for node in self._source.order(self._ground.others(slot), sum(found.version.size for found in wanted), ()):
+                wanted = await self._from_copy(node, slot, wanted)
+            left += wanted
+        return left
+
+    async def _from_copy(self, node: str, slot: int, wanted: Sequence[_Found]) -> list[_Found]:
+        """Take what one other copy has; returns the rest. One that has nothing of what it is asked first is not asked for more."""
+        left: list[_Found] = []
+        asked = True
+        for group in _groups(wanted):
+            if not asked:
+                left += group
+                continue
+            try:
+                parts = await self._source.fetch_blobs(node, slot, [found.version for found in group])
+            except (PeerError, StorageError, DigestMismatch) as error:
+                log.info("not from another copy", peer=node, slot=slot, error=error.detail)
+                asked = False
+                left += group
+                continue
+            got = [(found, part) for found, part in zip(group, parts, strict=True) if isinstance(part, bytes)]
+            left += [found for found, part in zip(group, parts, strict=True) if not isinstance(part, bytes)]
+            asked = bool(got)
+            await self._install(got, "from_copies_bytes")
         return left
 
     async def _from_object(self, name: str, wanted: Sequence[tuple[_Found, ArchivedChunk]]) -> None:
@@ -263,16 +280,16 @@ class _Run:
                         # By itself once more: it is looked at twice, and another place of it is looked for.
                         await self._large(found)
                 if size >= PUT_BACK_BYTES:
-                    await self._install(got)
+                    await self._install(got, "from_archive_bytes")
                     got, size = [], 0
         except ArchiveError as error:
             log.info("object not read", object=name, error=error.detail)
-        await self._install(got)
+        await self._install(got, "from_archive_bytes")
         for missing in of_row.values():
             for found in missing:
                 await self._large(found)
 
-    async def _install(self, got: Sequence[tuple[_Found, bytes]]) -> None:
+    async def _install(self, got: Sequence[tuple[_Found, bytes]], counted: str) -> None:
         store = self._ground.store
         for slot in dict.fromkeys(found.slot for found, _ in got):
             some = [(found.version, data) for found, data in got if found.slot == slot]
@@ -283,7 +300,7 @@ class _Run:
             if blobs:
                 await store.install_blobs(slot, blobs)
         for found, data in got:
-            self._progress.add(from_archive_bytes=len(data))
+            self._progress.add(**{counted: len(data)})
             await self._brought_back(found)
 
     # ---- imported content
@@ -303,7 +320,7 @@ class _Run:
         )
         body = self._reading.read(ObjectView(path=view.path, version=version), 0, version.size)
         try:
-            written = await self._put(view.path, body, options)
+            written = await self._put(view.path, _as_bytes(body), options)
         except (PreconditionFailed, VersionConflict):
             self._progress.add(imported_left=1)  # somebody wrote it meanwhile
             return
@@ -313,6 +330,11 @@ class _Run:
         log.info("imported content written anew", path=view.path, was=version.version, version=written.version.version)
         self._progress.add(imported_rewritten=1)
         self._progress.bytes(done=version.size)
+
+
+async def _as_bytes(pieces: AsyncIterator[bytes | memoryview]) -> AsyncIterator[bytes]:
+    async for piece in pieces:
+        yield bytes(piece)
 
 
 def _row_of(found: _Found, rows: ArchivedBlob | None) -> ArchivedChunk | None:

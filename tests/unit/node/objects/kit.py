@@ -322,12 +322,12 @@ class Cluster:
     def __init__(self, **options: Any) -> None:
         self.options = options
         self.net = Net()
-        self.clock = SkewedClock()
+        self.clock: SkewedClock = options.get("clock") or SkewedClock()
         self.nodes: dict[str, Node] = {}
         self.stores: dict[str, Any] = {}
         self.table: RouteTable | None = None
         self.registry = MemoryRegistry(clock=self.clock)
-        self.means: dict[str, ArchiveMeans] = {}
+        self.means: dict[str, ArchiveMeans] = options.get("means", {})
 
     def __getitem__(self, index: int) -> Node:
         return self.nodes[f"n{index}"]
@@ -372,7 +372,7 @@ class Cluster:
             request_timeout_s=options.get("request_timeout_s", 1.5),
             repair=options.get("repair"),
             retention=options.get("retention"),
-            archive=self.means.get(name),
+            archive=options["means"](name) if "means" in options else self.means.get(name),
             readmit=partial(readmit, self.registry, self.table.cluster, name) if self.table is not None else None,
         )
         node = Node(
@@ -469,7 +469,7 @@ def table_of(cluster: Cluster, names: list[str], *, replicas: int, slots: int, e
         name="c",
         slot_count=slots,
         replicas=replicas,
-        chunk_bytes=CHUNK,
+        chunk_bytes=cluster.options.get("chunk_bytes", CHUNK),
         format_version=1,
         created_at_ms=0,
     )
