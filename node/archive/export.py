@@ -306,7 +306,7 @@ class _Batch:
                 cluster=self._exports.cluster,
                 slot_count=self._slot_count,
                 node=ground.node,
-                at_ms=ground.now_ms(),
+                at_ms=min(one.at_ms for one in (*self._told, *self._unchanged)),
                 slots=tuple(self._told),
                 unchanged=unchanged,
             )
