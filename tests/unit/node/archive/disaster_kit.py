@@ -82,7 +82,7 @@ async def world(
             sources=store.sources,
         )
 
-    async with kit.cluster(slots=slots, means=means, **more) as cluster:
+    async with kit.cluster(slots=slots, means={name: means(name) for name in ("n1", "n2", "n3")}, **more) as cluster:
         assert cluster.table is not None
         cluster.table = replace(cluster.table, cluster=replace(cluster.table.cluster, cluster_id=cluster_id))
         yield cluster
