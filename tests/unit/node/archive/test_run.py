@@ -245,3 +245,16 @@ async def test_two_that_send_the_same_do_no_harm(tmp_path: Path, monkeypatch: py
         slot = it.cluster.slot(path)
         told = [await it[index].store.archived(slot, view.version.blob_id) for index in (1, 2, 3)]
         assert told[0] is not None and told[0].chunks == told[1].chunks == told[2].chunks
+
+
+async def test_an_answer_that_is_lost_leaves_at_most_an_object_that_nobody_names(tmp_path: Path) -> None:
+    async with world(tmp_path, EVICT, count=1, replicas=1) as it:
+        view = await put(it[1], "p", content(4000))
+        await it.cluster.settle()
+        lost = it.bucket.fault("lost", "put", "packs/*", times=1)
+        status = (await it.run())[1]
+        assert lost.met == 1 and status.state == "done" and status.failures == 1
+        slot = it.cluster.slot("p")
+        assert len(it.bucket.names("packs/")) == 2
+        [named] = await it[1].store.archive_objects(slot)
+        assert named in it.bucket.names() and await it[1].store.is_evicted(slot, view.version.blob_id)
