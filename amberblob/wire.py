@@ -59,6 +59,7 @@ SINCE: Mapping[str, int] = {
     "ArchiveJob": 3,
     "ArchiveInfo": 3,
     "InstallRows": 3,
+    "ObjectUses": 3,
 }
 """Requests that not every spoken version knows: the name of the message's class, and the first version with it.
 

@@ -7,6 +7,7 @@ follows from who has room: with a quick target one pack after the other is fille
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import OrderedDict
 from collections.abc import AsyncIterable, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from amberblob.archives import ArchivedChunk
 from amberblob.errors import AmberError
 from amberblob.limits import MIB
+from archive.closing import closing
 from archive.frames import LEVEL_DEFAULT, Frame, encode_frame
 from archive.objects import OpenObject
 from archive.packs import ENTRIES_MAX, Item, lone_name, pack_name
@@ -127,18 +129,19 @@ class _Run:
     async def _take(self, source: AsyncIterable[tuple[Item, bytes]]) -> None:
         """Make batches of what comes and have them encoded, no more than a few ahead."""
         batch = _Batch()
-        async for item, data in source:
-            if self._known(item):
-                if len(self._again) >= BATCH_ITEMS:
-                    await self._tell_again()
-            elif len(data) >= self._uploader.lone_size:
-                await self._begin_batch(_Batch([(item, data)]), lone=True)
-            else:
-                batch.pairs.append((item, data))
-                batch.size_bytes += len(data)
-                if batch.full:
-                    await self._begin_batch(batch, lone=False)
-                    batch = _Batch()
+        async with closing(aiter(source)) as items:
+            async for item, data in items:
+                if self._known(item):
+                    if len(self._again) >= BATCH_ITEMS:
+                        await self._tell_again()
+                elif len(data) >= self._uploader.lone_size:
+                    await self._begin_batch(_Batch([(item, data)]), lone=True)
+                else:
+                    batch.pairs.append((item, data))
+                    batch.size_bytes += len(data)
+                    if batch.full:
+                        await self._begin_batch(batch, lone=False)
+                        batch = _Batch()
         if batch.pairs:
             await self._begin_batch(batch, lone=False)
         await self._tell_again()
@@ -208,9 +211,10 @@ class _Run:
             await self._uploader.places.acquire()
             pack = self._begin(pack_name(self._uploader.mint()))
             self._packs.append(pack)
-            asyncio.get_running_loop().call_later(self._uploader.linger_s, self._close, pack)
+            lingering = asyncio.get_running_loop().call_later(self._uploader.linger_s, self._close, pack)
+            sending = self._sending.create_task(self._send(pack))
             # Not in the task: one that is cancelled before it began has no `finally`.
-            self._sending.create_task(self._send(pack)).add_done_callback(lambda _: self._ended())
+            sending.add_done_callback(functools.partial(self._sent, lingering))
 
     def _begin(self, name: str) -> OpenObject:
         self._objects += 1
@@ -247,6 +251,10 @@ class _Run:
         while len(self._done) > REMEMBERED_MAX:
             self._done.popitem(last=False)
         await self._stored(told)
+
+    def _sent(self, lingering: asyncio.TimerHandle, _: asyncio.Task[None]) -> None:
+        lingering.cancel()
+        self._ended()
 
     def _ended(self) -> None:
         """An object is stored, failed or given up: its place is free."""

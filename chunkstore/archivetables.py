@@ -51,7 +51,9 @@ class ArchiveTables:
             return
         broken = self._merge(STAGED, blob_id, told, relied_on=bool(marked))
         if intent is None and told:
-            self._sql.execute("INSERT INTO intents VALUES (?, ?, ?)", (blob_id, Intent.ARCHIVED.value, entry.at_ms))
+            # An inline body came with a record that was accepted: its rows are not to be swept as those of an upload.
+            state = Intent.REFERENCED if has_body else Intent.ARCHIVED
+            self._sql.execute("INSERT INTO intents VALUES (?, ?, ?)", (blob_id, state.value, entry.at_ms))
         if marked and broken:
             self._database.unmark_evicted(blob_id)
         elif entry.evicted and not marked and not has_body and intent in (None, Intent.ARCHIVED.value):

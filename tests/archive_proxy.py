@@ -63,12 +63,13 @@ def status(number: int, code: str = "", message: str = "", **headers: str) -> Ba
 
 
 class Proxy:
-    """A running proxy. ``requests`` has what came: method, path with its query, and headers, all in order."""
+    """A running proxy. ``requests`` has what came: method, path with its query, and headers, all in order; ``connections``: from where."""
 
     def __init__(self, upstream: S3Server) -> None:
         self.upstream = upstream
         self.rules: list[Rule] = []
         self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.connections: set[tuple[str, int]] = set()
         self.ended = threading.Event()
         self._lock = threading.Lock()
         proxy = self
@@ -132,6 +133,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             super().handle_one_request()
 
     def _serve(self) -> None:
+        self.owner.connections.add(self.client_address)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         bad = self.owner.match(self.command, self.path, dict(self.headers.items())) or Bad()
         if bad.status:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import tempfile
 import uuid
@@ -62,19 +63,7 @@ class S3Server:
 
     def client(self) -> Any:
         """A plain boto3 client, to look at the bucket and to do what somebody else might do to it."""
-        return boto3.session.Session().client(
-            "s3",
-            endpoint_url=self.endpoint,
-            region_name=self.region,
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
-            config=Config(
-                s3={"addressing_style": "path"},
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-                retries={"total_max_attempts": 1},
-            ),
-        )
+        return _client(self.endpoint, self.region, self.access_key, self.secret_key)
 
     def make_bucket(self, name: str = "") -> str:
         """One more bucket; its name."""
@@ -86,6 +75,23 @@ class S3Server:
         """All keys of the bucket that begin with ``prefix``, ascending."""
         pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         return [each["Key"] for page in pages for each in page.get("Contents", [])]
+
+
+@functools.cache
+def _client(endpoint: str, region: str, access_key: str, secret_key: str) -> Any:
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=region,
+        aws_access_key_id=access_key,
+        aws_secret_access_key=secret_key,
+        config=Config(
+            s3={"addressing_style": "path"},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            retries={"total_max_attempts": 1},
+        ),
+    )
 
 
 def write_credentials(path: Path, access_key: str = ACCESS_KEY, secret_key: str = SECRET_KEY, token: str = "") -> Path:

@@ -19,7 +19,7 @@ from amberblob.clock import Randomness, SystemRandomness
 from amberblob.errors import ArchiveDamaged, ArchiveDenied, ArchiveError, ArchiveMissing, ArchiveUnavailable
 from archive.targets.interface import Stored
 from archive.targets.names import DELETE_MAX, LIST_MAX, PIECE_BYTES_MAX, check_name, check_prefix
-from archive.targets.threads import Threads
+from archive.targets.threads import Closed, Threads
 from archive.traffic import FREE, Pace, Traffic
 from chunkstore.fileops import FileOps, is_no_room
 
@@ -362,6 +362,8 @@ class FolderTarget:
             raise self._counted(kind, self._translated(error)) from error
         except ArchiveError as error:
             raise self._counted(kind, error) from None
+        except Closed:
+            raise ArchiveError(f"{self._folder}: this node ends; ask another one") from None
 
     def _counted(self, kind: str, error: ArchiveError) -> ArchiveError:
         results = {ArchiveDenied: "denied", ArchiveMissing: "missing", ArchiveDamaged: "damaged"}

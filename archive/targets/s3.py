@@ -7,7 +7,9 @@ Credentials are read again when their file has changed, and when the target refu
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import functools
 import hashlib
 import os
 import threading
@@ -19,6 +21,7 @@ from urllib.parse import urlsplit
 
 import boto3
 import botocore.exceptions as failed
+import botocore.loaders
 import botocore.session
 from botocore.config import Config
 from urllib3.exceptions import HTTPError
@@ -27,7 +30,7 @@ from amberblob.clock import Clock, Randomness, SystemClock, SystemRandomness
 from amberblob.config import ArchiveSection
 from amberblob.errors import ArchiveDenied, ArchiveError, ArchiveUnavailable, ConfigError
 from archive.targets.failures import KeysRefused, Refusal, classify, result_of
-from archive.targets.threads import Threads
+from archive.targets.threads import Closed, Threads
 from archive.traffic import Traffic
 
 _THREADS_FOR_READS = 32
@@ -85,15 +88,20 @@ class S3Requests:
         except ArchiveError as error:
             self.traffic.count(kind, result_of(error))
             raise
-        except BaseException:
+        except asyncio.CancelledError:
             self.traffic.count(kind, "cancelled")
             raise
+        except Closed:
+            raise _closed(bucket, key) from None
         self.traffic.count(kind, "ok")
         return result
 
     async def pull(self, bucket: str, key: str, function: Callable[[], _T]) -> _T:
         """Take more of an answer that has begun; not counted as a request. Raises: ArchiveError."""
-        return await self._threads.run(lambda: self._translating("stream", bucket, key, function))
+        try:
+            return await self._threads.run(lambda: self._translating("stream", bucket, key, function))
+        except Closed:
+            raise _closed(bucket, key) from None
 
     def drop(self, function: Callable[[], object]) -> None:
         """Close an answer that nobody wants any more, in a thread: it may have to wait for one that reads there."""
@@ -145,9 +153,10 @@ class S3Requests:
         )
 
     def _make_client(self) -> Any:
-        """A client with the credentials of now. Slow: a tenth of a second."""
+        """A client with the credentials of now. Slow: the first one takes a quarter of a second."""
         section = self.section
         core = botocore.session.Session(profile=section.profile or ("default" if section.credentials_file else None))
+        core.register_component("data_loader", _descriptions())
         if section.credentials_file:
             core.set_config_variable("credentials_file", str(section.credentials_file))
             providers = core.get_component("credential_provider")
@@ -173,6 +182,12 @@ class S3Requests:
         )
         client.meta.events.register("before-call.s3.DeleteObjects", _send_md5)
         return client
+
+
+@functools.cache
+def _descriptions() -> Any:
+    """What boto3 knows of S3: large, slow to read, and the same for all clients."""
+    return botocore.loaders.create_loader()
 
 
 class _Keys:
@@ -258,6 +273,10 @@ def _check_endpoint(endpoint: str) -> None:
         raise ConfigError(
             "[archive] endpoint wants http://host:port or https://host, without a user or a password (credentials_file has them)"
         )
+
+
+def _closed(bucket: str, key: str) -> ArchiveError:
+    return ArchiveError(f"s3://{bucket}/{key}: this node ends; ask another one")
 
 
 def _broken(asked: str, error: Exception, section: ArchiveSection) -> ArchiveError:

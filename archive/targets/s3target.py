@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from amberblob.errors import ArchiveDamaged, ArchiveError, ArchiveMissing, ArchiveUnavailable
+from amberblob.errors import ArchiveDamaged, ArchiveDenied, ArchiveError, ArchiveMissing, ArchiveUnavailable
 from archive.targets.failures import Unsupported
 from archive.targets.interface import Stored
 from archive.targets.names import DELETE_MAX, LIST_MAX, check_name, check_prefix, s3_url
@@ -158,7 +158,10 @@ class S3Target:
         swept, more = 0, dict[str, str]()
         while True:
             where = {"Bucket": self._bucket, "Prefix": self._prefix, **more}
-            answer = await self.ask("uploads", "", lambda client, where=where: client.list_multipart_uploads(**where))  # type: ignore[misc]
+            try:
+                answer = await self.ask("uploads", "", _list_uploads(where))
+            except Unsupported:
+                return swept
             for each in answer.get("Uploads", []):
                 if each["Initiated"].timestamp() * 1000 < before_ms:
                     await self.abort(each["Key"], each["UploadId"])
@@ -205,13 +208,15 @@ class S3Target:
         return {"Bucket": self._bucket, "Key": self._prefix + name}
 
     async def look(self, name: str) -> Stored:
-        """One try of :meth:`head`. An answer to HEAD has no words: what is missing, object or bucket, only a GET tells. Raises: ArchiveError."""
+        """One try of :meth:`head`. A refused HEAD comes without words: only a GET tells why, or what is missing, object or bucket. Raises: ArchiveError."""
         place = self.place(name)
         try:
             facts = await self.once("head", name, lambda client: client.head_object(**place))
-        except ArchiveMissing:
-            await self.once("get", name, lambda client: client.get_object(**place, Range="bytes=0-0")["Body"].close())
-            raise
+        except (ArchiveMissing, ArchiveDenied):
+            await self.once("get", name, lambda client: client.get_object(**place)["Body"].close())
+            facts = await self.once(
+                "head", name, lambda client: client.head_object(**place)
+            )  # it had the keys read again
         return Stored(
             name=name,
             size_bytes=facts["ContentLength"],
@@ -234,7 +239,7 @@ class S3Target:
     def _check(self, name: str) -> None:
         if self._strict:
             check_name(name)
-        elif not name or "\0" in name:
+        elif not name or "\0" in name or name.encode(errors="ignore").decode() != name:
             raise ArchiveMissing(f"{name!r} cannot be a key of {self.url}")
 
     def _listed(self, each: Any) -> Stored:
@@ -303,6 +308,10 @@ class S3Target:
             more = f" and {len(stayed) - _NAMED_MAX} more" if len(stayed) > _NAMED_MAX else ""
             named = ", ".join(list(stayed)[:_NAMED_MAX])
             raise type(first)(f"{len(stayed)} of {len(names)} objects were not deleted ({named}{more}): {first.detail}")
+
+
+def _list_uploads(where: dict[str, str]) -> Callable[[Any], Any]:
+    return lambda client: client.list_multipart_uploads(**where)
 
 
 def plain_etag(etag: str) -> str:

@@ -34,6 +34,8 @@ from amberblob.wire_archive import (
     FindArchived,
     FoundArchived,
     InstallRows,
+    ObjectUses,
+    ObjectUsesReply,
     ReadArchived,
     ReprieveObjects,
     StageArchived,
@@ -61,12 +63,20 @@ _request = msgspec.json.Decoder(JobRequest).decode
 class Condemning(Protocol):
     """Objects that are to be deleted (rfc/0016, "Deleting from the bucket")."""
 
-    async def condemn(self, names: Sequence[str], token: str) -> tuple[str, ...]:
-        """Write the token down for those of which no row is here, durably; the others are returned."""
+    async def condemn(self, names: Sequence[str], token: str) -> tuple[tuple[str, ...], str]:
+        """Write the token down for those of which no row is here, durably; the others are returned, and the name of the file that has it."""
         ...
 
     async def reprieve(self, names: Sequence[str], token: str) -> None:
         """Forget the token of these, or of all."""
+        ...
+
+
+class TellsUses(Protocol):
+    """Which objects rows of this node name (:class:`node.archive.uses.Uses`)."""
+
+    async def of(self, names: Sequence[str], *, sizes: bool) -> ObjectUsesReply:
+        """Those that are named; ``sizes``: and how much of them."""
         ...
 
 
@@ -120,6 +130,7 @@ class ArchiveAnswers:
         now_ms: Callable[[], int],
     ) -> None:
         self.condemning: Condemning | None = None
+        self.uses: TellsUses | None = None
         self.keep_manifest: KeepManifest | None = None
         self.installing: Installing | None = None
         self._store = store
@@ -149,6 +160,10 @@ class ArchiveAnswers:
                 return await self._find(message)
             case CondemnObjects() | ReprieveObjects():
                 return await self._condemn(message)
+            case ObjectUses():
+                if len(message.names) > CONDEMN_MAX or self.uses is None:
+                    raise BadRequest(f"more than {CONDEMN_MAX} names")
+                return await self.uses.of(message.names, sizes=message.sizes)
             case ArchiveJob():
                 return await self._job(message)
             case InstallRows():
@@ -215,7 +230,8 @@ class ArchiveAnswers:
         if len(message.names) > CONDEMN_MAX or not message.token or self.condemning is None:
             raise BadRequest(f"no token, or more than {CONDEMN_MAX} names")
         if isinstance(message, CondemnObjects):
-            return Condemned(refused=await self.condemning.condemn(message.names, message.token))
+            refused, marks = await self.condemning.condemn(message.names, message.token)
+            return Condemned(refused=refused, marks=marks)
         await self.condemning.reprieve(message.names, message.token)
         return Done()
 

@@ -82,7 +82,9 @@ class JobRunner:
         self._works[kind] = work
 
     async def resume(self) -> None:
-        """Load what is written down, and go on with what was running when the node ended. Call it once, before anything else."""
+        """Load what is written down, and go on with what was running when the node ended. Before anything else; a second time does nothing."""
+        if self._loaded:
+            return
         for job, document in sorted((await self._notes.jobs()).items()):
             try:
                 self._known[job] = Progress(_decode(document))

@@ -4,7 +4,7 @@ Shapes only, and pure functions over them. Times are epoch milliseconds, sizes b
 
 ``GET /archive``::
 
-    {"target": "s3://bucket/prefix", "nodes": [ArchiveNodeStatus, ...], "silent_nodes": ["n3"], "total": ArchiveTotal}
+    {"target": "s3://bucket/prefix", "warnings": [], "nodes": [ArchiveNodeStatus, ...], "silent_nodes": ["n3"], "total": ArchiveTotal}
 
 ``POST /archive/jobs`` takes :class:`JobWanted` and answers 202 :class:`JobStarted`. ``GET /archive/jobs``: ``{"jobs": [JobView, ...],
 "silent_nodes": [...]}``, newest first; ``GET /archive/jobs/{id}``: one :class:`JobView` with ``unfinished_slots``; ``DELETE /archive/jobs/{id}``:
@@ -81,9 +81,10 @@ class ArchiveTotal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ArchiveView(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of ``GET /archive``."""
+    """The answer of ``GET /archive``. ``warnings``: what is wrong between the nodes, in sentences."""
 
     target: str
+    warnings: tuple[str, ...]
     nodes: tuple[ArchiveNodeStatus, ...]
     silent_nodes: tuple[str, ...]
     total: ArchiveTotal
@@ -164,6 +165,21 @@ def total_of(nodes: Iterable[ArchiveNodeStatus]) -> ArchiveTotal:
         requests=sum(node.traffic.get("requests", 0) for node in nodes),
         condemned=max((node.condemned for node in nodes), default=0),
     )
+
+
+def warnings_of(nodes: Iterable[ArchiveNodeStatus]) -> tuple[str, ...]:
+    """What is wrong between the nodes: they must all have the same target, for their rows name objects of it."""
+    by_target: dict[str, list[str]] = {}
+    for node in nodes:
+        by_target.setdefault(node.target, []).append(node.node)
+    lacking = by_target.pop("", [])
+    warnings = []
+    if lacking:
+        warnings.append(f"{', '.join(lacking)} without an archive: set [archive] target there as on the other nodes.")
+    if len(by_target) > 1:
+        said = "; ".join(f"{', '.join(names)}: {target}" for target, names in sorted(by_target.items()))
+        warnings.append(f"The nodes have different targets ({said}): set [archive] target alike on all of them.")
+    return tuple(warnings)
 
 
 def view_job(parts: Iterable[JobStatus], *, slot_count: int, silent: Iterable[str] = (), slots: bool) -> JobView:

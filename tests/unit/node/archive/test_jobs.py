@@ -14,7 +14,7 @@ from amberblob.config.values import Duration
 from amberblob.errors import BadRequest, JobConflict, NoArchive, NoSuchJob, NotReady, QuorumUnavailable
 from node.archive.jobs import JobRequest, JobStatus, Progress
 from node.archive.runner import KEPT_MAX, JobRunner
-from node.archive.status import JobWanted, view_job
+from node.archive.status import ArchiveNodeStatus, JobWanted, view_job, warnings_of
 from tests.unit.node.archive.archive_kit import World, world
 from tests.unit.node.objects.kit import content, put, until
 
@@ -56,7 +56,7 @@ async def runner_of(notes: Notes, work: Work) -> JobRunner:
     return runner
 
 
-def request(number: int, kind: str = "gc", **more: Any) -> JobRequest:
+def request(number: int, kind: Any = "gc", **more: Any) -> JobRequest:
     return JobRequest(job=f"{number:026d}", kind=kind, **more)
 
 
@@ -192,7 +192,13 @@ async def test_who_cannot_begin_is_told_of(tmp_path: Path) -> None:
         view = await it.archive(1).cluster.view()
         assert [node.node for node in view.nodes] == ["n1", "n3", "n4"] and view.silent_nodes == ("n2",)
         assert [node.code for node in view.nodes] == ["", "no-archive", "no-archive"]
-        assert view.total.reached is False
+        assert view.total.reached is False and view.warnings == (
+            "n3, n4 without an archive: set [archive] target there as on the other nodes.",
+        )
+        other = warnings_of(
+            [ArchiveNodeStatus(node="n1", target="s3://a"), ArchiveNodeStatus(node="n2", target="s3://b")]
+        )
+        assert len(other) == 1 and "n1: s3://a; n2: s3://b" in other[0]
 
 
 async def test_a_second_one_is_refused_while_it_runs_and_it_can_be_stopped(tmp_path: Path) -> None:

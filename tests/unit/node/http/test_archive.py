@@ -32,7 +32,9 @@ class FakeArchive:
 
     async def view(self) -> ArchiveView:
         node = ArchiveNodeStatus(node="n1", target="memory://x", reached=True)
-        return ArchiveView(target="memory://x", nodes=(node,), silent_nodes=("n2",), total=total_of([node]))
+        return ArchiveView(
+            target="memory://x", warnings=(), nodes=(node,), silent_nodes=("n2",), total=total_of([node])
+        )
 
     async def start(self, wanted: JobWanted) -> JobStarted:
         if self.wanted:
