@@ -59,6 +59,8 @@ SINCE: Mapping[str, int] = {
     "ReprieveObjects": 3,
     "ArchiveJob": 3,
     "ArchiveInfo": 3,
+    "InstallRows": 3,
+    "ObjectUses": 3,
 }
 """Requests that not every spoken version knows: the name of the message's class, and the first version with it.
 

@@ -59,7 +59,7 @@ RECALL_REST_S = 0.5
 
 @dataclass(slots=True)
 class ScrubCounts:
-    """What scrub found since the start; each only grows."""
+    """What scrub found since the start; each only grows. Of evicted versions the archive rows are checked, not the bytes."""
 
     bytes_checked: int = 0
     versions_checked: int = 0
@@ -70,6 +70,8 @@ class ScrubCounts:
     paths_mended: int = 0
     sums_wrong: int = 0
     orphans_removed: int = 0
+    evicted_checked: int = 0
+    evicted_uncovered: int = 0
 
 
 @dataclass(slots=True)
@@ -304,9 +306,11 @@ class Scrub:
         return units, busy_s
 
     async def _open(self, at: _Current, version: Version) -> int:
-        """Find out which chunks a version has; the bytes read for that."""
+        """Find out which chunks a version has; the bytes read for that. One that lives by its archive rows is checked by those."""
         if version.size == 0:
             return 0
+        if self._store.tally(at.slot).evicted and await self._store.is_evicted(at.slot, version.blob_id):
+            return await self._check_rows_of(at, version)
         if version.manifest_id is None:
             at.chunks.extend(version.chunks)
             return 0
@@ -319,6 +323,16 @@ class Scrub:
             # Its hash is right: whoever wrote it wrote nonsense, and every copy has the same.
             log.error("a manifest cannot be read", slot=at.slot, path=at.path, version=version.version)
         return len(manifest or b"")
+
+    async def _check_rows_of(self, at: _Current, version: Version) -> int:
+        """Whether its archive rows still cover an evicted version; one that they do not is wanted."""
+        self.counts.evicted_checked += 1
+        if not await self._store.is_whole(at.slot, version) and await self._want(at, version, damaged=True):
+            self.counts.evicted_uncovered += 1
+            log.warning(
+                "an evicted version is not covered by its archive rows", slot=at.slot, path=at.path, version=version.version
+            )  # fmt: skip
+        return PATH_UNITS
 
     async def _check_chunk(self, at: _Current, version: Version, chunk: ChunkRef) -> int:
         await self._read(at, version, self._store.read_chunk(at.slot, version.blob_id, chunk, fresh=True))

@@ -19,6 +19,7 @@ import structlog
 
 from amberblob.archives import ArchivedChunk
 from amberblob.errors import NotReady
+from amberblob.ids import valid_hash
 from amberblob.limits import MIB
 from archive import cachefiles
 from archive.cachefiles import CacheFile
@@ -37,6 +38,8 @@ FETCHES_MAX = 16
 """Whole chunks that are fetched at once."""
 WHOLE_BYTES = MIB
 """Of a smaller chunk, and of one of which half is wanted, all is fetched and kept. So it is when part of it is wanted a second time."""
+WRITES_MAX = 8
+"""Chunks that are written at once; what comes meanwhile is not kept: a slow disk must not fill the memory."""
 PARTS_MAX = 4096
 """Chunks of which it is remembered that a part was wanted."""
 
@@ -99,6 +102,7 @@ class Cache:
         self._places = asyncio.Semaphore(FETCHES_MAX)
         self._parts: OrderedDict[str, None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writes = self._write_bytes = 0
         self._filling = budget_bytes > 0
         self._closed = False
         self.size_bytes = 0
@@ -238,27 +242,31 @@ class Cache:
     async def _keep(self, row: ArchivedChunk, buffers: list[Buffer]) -> None:
         """Write it, if there is room for it; others go for it."""
         size = cachefiles.blocks(row.length)
-        if size > self._budget_bytes or row.chunk_id in self._files:
+        if not valid_hash(row.chunk_id):
+            return  # it would name a file
+        if row.chunk_id in self._files or self._writes == WRITES_MAX or self._write_bytes + size > self._budget_bytes:
             return
-        await self.give_room()
-        if not self._filling:
-            return
-        # Those that go are gone before it comes, so the budget is never exceeded, nor by those who write at the same time.
-        going = self._leave(self.size_bytes + size - self._budget_bytes)
-        self.size_bytes += size
+        self._writes += 1
+        self._write_bytes += size
         try:
-            await _in_thread(cachefiles.remove, self._folder, going)
-            store = functools.partial(cachefiles.store, foreign=row.foreign, token=self._token())
-            file = await _in_thread(store, self._folder, row.chunk_id, buffers)
+            await self.give_room()
+            if self._filling:
+                await self._write(row, buffers)
         except OSError as error:
             log.warning("archive-cache-not-written", chunk=row.chunk_id, error=str(error))
-            return
         finally:
-            self.size_bytes -= size
-        if file is not None:
-            double = self._enter(file)
-            if double is not None:
-                await _in_thread(cachefiles.remove, self._folder, [double])
+            self._writes -= 1
+            self._write_bytes -= size
+
+    async def _write(self, row: ArchivedChunk, buffers: list[Buffer]) -> None:
+        """What goes for it is gone before it comes."""
+        going = self._leave(self.size_bytes + self._write_bytes - self._budget_bytes)
+        await _in_thread(cachefiles.remove, self._folder, going)
+        store = functools.partial(cachefiles.store, foreign=row.foreign, token=self._token())
+        file = await _in_thread(store, self._folder, row.chunk_id, buffers)
+        double = self._enter(file) if file is not None else None
+        if double is not None:
+            await _in_thread(cachefiles.remove, self._folder, [double])
 
     def _enter(self, file: CacheFile) -> CacheFile | None:
         """Note a file as the newest; returns the one that it takes the place of, if that has another name."""

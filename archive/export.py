@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import structlog
 from blake3 import blake3
@@ -37,7 +38,8 @@ from archive.segments import (
     segment_name,
     ulid_in,
 )
-from archive.targets.interface import Target
+from archive.targets.interface import Stored, Target
+from archive.written import through_prefix
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +47,9 @@ SEGMENT_BYTES = 8 * MIB
 """A segment that has reached this is stored; it is in memory until then."""
 HEAD_BYTES_MAX = 64 * MIB
 PAGE = 1000
+READ_AT_ONCE = 8
+WRITTEN_KEPT_MS = 86_400_000
+"""What writes that were archived first told of themselves stays so long after the export has it, too."""
 _IN_THREAD_BYTES = 64 * KIB
 _CACHE_BYTES_MAX = 64 * MIB
 _SHARED_BYTES_MAX = 2 * MIB
@@ -62,13 +67,19 @@ async def whole(target: Target, name: str, size_max: int) -> bytes:
     return bytes(data)
 
 
-async def store(target: Target, name: str, data: bytes) -> None:
+async def store(target: Storing, name: str, data: bytes) -> None:
     """Store a small object. Raises as ``Target.put`` does."""
 
     async def parts() -> AsyncIterator[bytes]:
         yield data
 
     await target.put(name, parts())
+
+
+class Storing(Protocol):
+    """The part of a :class:`~archive.targets.interface.Target` that stores."""
+
+    async def put(self, name: str, parts: AsyncIterable[bytes]) -> Stored: ...
 
 
 class SegmentWriter:
@@ -84,7 +95,7 @@ class SegmentWriter:
     """
 
     def __init__(
-        self, target: Target, cluster: str, node: str, *, mint: Callable[[], str], now_ms: Callable[[], int]
+        self, target: Storing, cluster: str, node: str, *, mint: Callable[[], str], now_ms: Callable[[], int]
     ) -> None:
         self.size_bytes = 0
         self.stored = 0
@@ -121,6 +132,11 @@ class SegmentWriter:
         self._close_ref()
         refs, self._refs = tuple(self._refs), []
         return refs
+
+    def abandon(self) -> None:
+        """What came of the slot is not to be told of: it stays in the segment, and nothing names it."""
+        self._entries, self._entries_bytes, self._refs = [], 0, []
+        self._start = len(self._data)
 
     async def flush(self) -> None:
         """Store what is written. Raises as ``Target.put`` does; then all of it is lost, and nothing may name it."""
@@ -171,11 +187,7 @@ class Known:
     heads: dict[str, Head] = field(default_factory=dict)
     damaged: dict[str, ArchiveError] = field(default_factory=dict)
 
-    def slot(self, slot: int) -> list[SlotHead]:
-        """What is known of a slot, newest first."""
-        return self.slots().get(slot, [])
-
-    def slots(self) -> dict[int, list[SlotHead]]:
+    def by_slot(self) -> dict[int, list[SlotHead]]:
         """By slot: what is known of it, newest first."""
         found: dict[int, list[SlotHead]] = {}
         for head in self.heads.values():
@@ -186,13 +198,26 @@ class Known:
     def superseded(self) -> list[str]:
         """Heads of which every slot is told by a newer one."""
         told: set[int] = set()
+        looked_at: set[int] = set()
         names: list[str] = []
         for name, head in self.heads.items():
             slots = {one.slot for one in head.slots}
-            if slots <= told:
+            looked_at |= slots
+            if slots <= told and looked_at.issuperset(head.unchanged):
                 names.append(name)
             told |= slots
+            looked_at.update(head.unchanged)
         return names
+
+    def as_of_ms(self) -> dict[int, int]:
+        """By slot: what was chosen there before this time (epoch milliseconds) is exported; without those that never were."""
+        times: dict[int, int] = {}
+        for head in self.heads.values():
+            for one in head.slots:
+                times.setdefault(one.slot, one.at_ms)
+            for slot in head.unchanged:
+                times.setdefault(slot, head.at_ms)
+        return times
 
 
 class Exports:
@@ -210,6 +235,11 @@ class Exports:
         name = cluster_name(self.cluster)
         return decode_cluster(name, await whole(self.target, name, MIB))
 
+    async def segments(self) -> dict[str, int]:
+        """The segments that are there, by ULID, and their size. Raises as ``Target.page``."""
+        listed = await list_objects(self.target, segment_name(self.cluster, "").removesuffix(".seg"))
+        return {ulid: stored.size_bytes for stored in listed if (ulid := ulid_in(stored.name)) is not None}
+
     async def introduce(self, document: ClusterDocument) -> None:
         """Have ``cluster.json`` be there. Raises: ArchiveError, if another one is."""
         try:
@@ -225,11 +255,12 @@ class Exports:
 
     async def load(self) -> Known:
         """Every head that is there, newest first. Raises as ``Target.page`` and ``Target.read``; heads that are damaged are told in the answer."""
-        names = [name for name in await list_names(self.target, head_name(self.cluster, "").removesuffix(".json"))]
-        names = sorted((name for name in names if ulid_in(name)), reverse=True)
-        known = Known()
-        for name in names:
-            await self._read_head(name, known)
+        listed = await list_names(self.target, head_name(self.cluster, "").removesuffix(".json"))
+        names = sorted((name for name in listed if ulid_in(name)), reverse=True)
+        read = Known()
+        for at in range(0, len(names), READ_AT_ONCE):
+            await asyncio.gather(*(self._read_head(name, read) for name in names[at : at + READ_AT_ONCE]))
+        known = Known({name: read.heads[name] for name in names if name in read.heads}, read.damaged)
         self._heads = dict(known.heads)
         self._damaged = dict(known.damaged)
         return known
@@ -312,10 +343,9 @@ class Exports:
 
     # ---- what nobody needs any more
 
-    async def prune(self, known: Known, before_ms: int) -> int:
-        """Remove heads that newer ones have taken the place of, and segments that no head names, of before that time; how many objects went.
-
-        Heads that cannot be read are left to people for as long; what they named may go, for nobody knows what that was.
+    async def prune(self, known: Known, before_ms: int, slot_count: int) -> int:
+        """Remove what was made before that time, and nobody needs: heads that newer ones have taken the place of, segments that no head names,
+        and the metadata of writes that every slot's export has had for a day; how many objects went.
 
         Raises as ``Target.page`` and ``Target.delete``.
         """
@@ -328,7 +358,12 @@ class Exports:
         segments = await list_names(self.target, segment_name(self.cluster, "").removesuffix(".seg"))
         unnamed = [name for name in segments if (ulid_in(name) or "") not in named and _made_ms(name) < before_ms]
         await self._delete(unnamed)
-        return len(old) + len(unnamed)
+        times = known.as_of_ms()
+        told_ms = min(before_ms, min((times.get(slot, 0) for slot in range(slot_count)), default=0) - WRITTEN_KEPT_MS)
+        listed = await list_names(self.target, through_prefix(self.cluster)) if told_ms > 0 else []
+        written = [name for name in listed if _made_ms(name) < told_ms]
+        await self._delete(written)
+        return len(old) + len(unnamed) + len(written)
 
     async def _delete(self, names: Sequence[str]) -> None:
         for at in range(0, len(names), PAGE):
@@ -343,14 +378,15 @@ def _made_ms(name: str) -> int:
 
 async def list_names(target: Target, prefix: str) -> list[str]:
     """Every name that begins with ``prefix``, ascending. Raises as ``Target.page``."""
-    names: list[str] = []
-    after = ""
-    while True:
-        page = await target.page(prefix, after, PAGE)
-        if not page:
-            return names
-        names.extend(stored.name for stored in page)
-        after = names[-1]
+    return [stored.name for stored in await list_objects(target, prefix)]
+
+
+async def list_objects(target: Target, prefix: str) -> list[Stored]:
+    """Every object whose name begins with ``prefix``, ascending. Raises as ``Target.page``."""
+    found: list[Stored] = []
+    while page := await target.page(prefix, found[-1].name if found else "", PAGE):
+        found += page
+    return found
 
 
 async def exported_clusters(target: Target) -> list[str]:
@@ -370,9 +406,9 @@ async def exported_clusters(target: Target) -> list[str]:
             after = f"{META}{cluster}/z"  # above every name below that folder
 
 
-async def note_recovered(target: Target, cluster: str, into: str, at_ms: int) -> None:
+async def note_recovered(target: Target, cluster: str, into: str) -> None:
     """Note that all that was exported of ``cluster`` is in the cluster ``into`` now. Raises as ``Target.put``."""
-    await store(target, recovered_name(cluster, into), b'{"recovered_into":"%s","at_ms":%d}\n' % (into.encode(), at_ms))
+    await store(target, recovered_name(cluster, into), b'{"recovered_into":"%s"}\n' % into.encode())
 
 
 async def unrecovered(target: Target, own: str) -> list[str]:
@@ -390,6 +426,27 @@ async def unrecovered(target: Target, own: str) -> list[str]:
     return left
 
 
-def newest(heads: Iterable[SlotHead], copy: str) -> SlotHead | None:
-    """The newest of these that is of that copy."""
-    return next((head for head in heads if head.copy == copy), None)
+def newest(heads: Iterable[SlotHead], copy: str, segments: Mapping[str, int]) -> SlotHead | None:
+    """The newest of these that is of that copy, if all that it names is there, as far as ``segments`` tells."""
+    found = next((head for head in heads if head.copy == copy), None)
+    if found is None or any(segments.get(ref.segment, 0) < ref.end for ref in found.refs()):
+        return None
+    return found
+
+
+async def check_exports(target: Target, cluster: str, problem: Callable[[str], None]) -> int:
+    """Read all that counts of a cluster's exported metadata, and tell what of it is damaged or gone, by name; how many slots are right.
+
+    What is wrong is told anew by the next export with the option ``full``. Raises: ArchiveUnavailable, ArchiveDenied.
+    """
+    exports, right = Exports(target, cluster), 0
+    known = await exports.load()
+    for name, error in known.damaged.items():
+        problem(f"{name}: {error.detail}")
+    for slot, heads in sorted(known.by_slot().items()):
+        try:
+            await exports.gather(heads[0])
+            right += 1
+        except (ArchiveMissing, ArchiveDamaged) as error:
+            problem(f"the metadata of slot {slot}: {error.detail}")
+    return right

@@ -8,6 +8,7 @@
 Numbers are little-endian. All pieces but the last hold :data:`PIECE_BYTES` of plain content. A piece that is stored in its plain length is raw;
 a shorter one is a zstd frame of its own, which says how long its content is. So the header's size follows from the plain length alone,
 whoever has the header's hash can check each piece as it comes, and a part of a chunk takes the header and the pieces that it lies in.
+What is checked is the content: zstd can say the same in several ways, and stored bytes that unpack to the right content are as good as those that were sent.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ Buffer = bytes | memoryview
 """Plain content on its way out: whatever memory it lies in already."""
 
 PIECE_BYTES = 256 * KIB
-LEVEL_DEFAULT = 3
+LEVEL_DEFAULT = 1
+"""Of zstd. Measured on pieces of logs, source text and programs: 1.4 to 1.9 times as fast as level 3, which saves at most a twelfth more of what is stored."""
 MAGIC = b"AMBF"
 VERSION = 1
 RAW, ZSTD = 0, 1

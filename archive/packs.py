@@ -50,7 +50,7 @@ assert ENTRIES_MAX * (PATH_BYTES_MAX + 300) <= INDEX_BYTES_MAX
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One chunk of one version that is to be archived; ``index``: its place in the version, -1: its manifest."""
+    """One chunk of one version that is to be archived; ``index``: its place in the version, -1: its manifest; ``version`` 0: not chosen yet."""
 
     chunk: ChunkRef
     slot: int
@@ -66,6 +66,7 @@ class PackEntry(msgspec.Struct, gc=False, frozen=True, array_like=True):
     Attributes:
         start, end, head: of the frame, as in :class:`amberblob.archives.ArchivedChunk`.
         length: of the plain content.
+        version: 0: it was not chosen yet, as nothing is when a write is archived first.
         index: the chunk's place in the version, -1: its manifest.
     """
 
@@ -218,7 +219,7 @@ def _sensible(entry: PackEntry, footer: Footer) -> bool:
         and valid_hash(entry.head)
         and valid_ulid(entry.blob_id)
         and entry.slot >= 0
-        and entry.version >= 1
+        and entry.version >= 0
         and entry.index >= -1
     )
 

@@ -137,7 +137,7 @@ class SlotHead(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
-    """What one node exported at a time: some slots."""
+    """What one node exported at a time: some slots. ``unchanged``: of these there was nothing new since what older heads tell."""
 
     format: int
     cluster: str
@@ -145,6 +145,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     node: str
     at_ms: int
     slots: tuple[SlotHead, ...]
+    unchanged: tuple[int, ...] = ()
 
 
 class _Sealed(msgspec.Struct, frozen=True):

@@ -20,6 +20,8 @@ from amberblob.clock import Clock, Randomness
 from archive.heat import HEAT_MAX
 from archive.statedb import StateFile
 
+MARKS_MAX = 200_000
+"""Marks of other collectors that are kept; the oldest go at a start. (What was deleted needs them no more: rfc/0016.)"""
 JOBS_KEPT = 100
 """The newest jobs by id, whatever became of them."""
 
@@ -51,14 +53,13 @@ class ArchiveState:
     def __init__(self, path: Path, *, clock: Clock, randomness: Randomness) -> None:
         self._file = StateFile(path, clock=clock, randomness=randomness)
         self._clock = clock
+        self.found: tuple[Mark, ...] = ()
+        """The marks that were there when it was opened."""
 
     async def open(self) -> None:
         """Open the file, or begin one; a damaged one is moved aside. Raises: DiskMismatch as well: it is a newer version's."""
-
-        async def nothing(db: aiosqlite.Connection) -> None:
-            await db.execute_fetchall("SELECT count(*) FROM about")
-
-        await self._file.read(nothing)
+        await self.prune_marks()
+        self.found = tuple(await self.marks())
 
     @property
     def identity(self) -> str:
@@ -199,6 +200,22 @@ class ArchiveState:
                 await db.execute("DELETE FROM condemned WHERE token = ? AND own = ?", (token, int(part)))
 
         await self._file.write(work, durable=True)
+
+    async def prune_marks(self, keep: int = MARKS_MAX) -> int:
+        """Forget the oldest marks of others beyond ``keep``; how many. As some may be of a deletion under way, the file is another one then."""
+        fresh = self._file.new_identity()
+
+        async def work(db: aiosqlite.Connection) -> int:
+            cursor = await db.execute(
+                """DELETE FROM condemned WHERE own = ?1 AND (name, token) IN
+                   (SELECT name, token FROM condemned WHERE own = ?1 ORDER BY at_ms DESC, name LIMIT -1 OFFSET ?2)""",
+                (int(Part.OTHERS), keep),
+            )
+            if cursor.rowcount > 0:
+                await self._file.identify(db, fresh)
+            return cursor.rowcount
+
+        return await self._file.write(work, durable=True)
 
     # -- jobs
 

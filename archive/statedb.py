@@ -79,6 +79,15 @@ class StateFile:
 
         return await self._run(transaction)
 
+    def new_identity(self) -> str:
+        """Which no file ever had."""
+        return self._randomness.token(16).hex()
+
+    async def identify(self, db: aiosqlite.Connection, identity: str) -> None:
+        """Have the file be called so, within a transaction."""
+        await db.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (IDENTITY, identity))
+        self.identity = identity
+
     async def close(self) -> None:
         """Let go of the file; what is under way ends first."""
         async with self._lock:
@@ -156,14 +165,12 @@ class StateFile:
                 await db.execute(f"PRAGMA user_version = {version + 1}")
 
             await _in_transaction(db, step)
-        fresh = self._randomness.token(16).hex()
 
-        async def identify(db: aiosqlite.Connection) -> str:
-            await db.execute("INSERT OR IGNORE INTO about VALUES (?, ?)", (IDENTITY, fresh))
+        async def first(db: aiosqlite.Connection) -> None:
             rows = await db.execute_fetchall("SELECT text FROM about WHERE name = ?", (IDENTITY,))
-            return str(next(iter(rows))[0])
+            await self.identify(db, next((str(row[0]) for row in rows), "") or self.new_identity())
 
-        self.identity = await _in_transaction(db, identify)
+        await _in_transaction(db, first)
         # A file that was just made must not go with a power cut, either.
         await asyncio.to_thread(_sync_folder, self._path.parent)
         await db.execute("PRAGMA synchronous=NORMAL")

@@ -7,6 +7,7 @@ follows from who has room: with a quick target one pack after the other is fille
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import OrderedDict
 from collections.abc import AsyncIterable, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from amberblob.archives import ArchivedChunk
 from amberblob.errors import AmberError
 from amberblob.limits import MIB
+from archive.closing import closing
 from archive.frames import LEVEL_DEFAULT, Frame, encode_frame
 from archive.objects import OpenObject
 from archive.packs import ENTRIES_MAX, Item, lone_name, pack_name
@@ -63,6 +65,7 @@ class Uploader:
         lone_size: a chunk of so many bytes or more becomes an object of its own.
         parallel: objects under way at once, over all runs. Memory: about twice the largest chunk, or :data:`archive.objects.ROOM_BYTES`, for each.
         level: of zstd.
+        linger_s: a pack is closed when it has waited so long to become full; its chunks are told then.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Uploader:
         lone_size: int,
         parallel: int,
         level: int = LEVEL_DEFAULT,
+        linger_s: float = 300.0,
     ) -> None:
         self.target = target
         self.now_ms = now_ms
@@ -83,6 +87,7 @@ class Uploader:
         self.lone_size = min(lone_size, pack_size)
         self.parallel = parallel
         self.level = level
+        self.linger_s = linger_s
         self.places = asyncio.Semaphore(parallel)
 
     async def run(self, source: AsyncIterable[tuple[Item, bytes]], stored: Stored, failed: Failed) -> None:
@@ -106,6 +111,7 @@ class _Run:
         self._encoding = asyncio.TaskGroup()
         self._under_way: dict[str, _Chunk] = {}
         self._done: OrderedDict[str, ArchivedChunk] = OrderedDict()
+        self._again: list[tuple[Item, ArchivedChunk]] = []
         self._packs: list[OpenObject] = []
         self._objects = 0
         self._changed = asyncio.Event()
@@ -123,28 +129,38 @@ class _Run:
     async def _take(self, source: AsyncIterable[tuple[Item, bytes]]) -> None:
         """Make batches of what comes and have them encoded, no more than a few ahead."""
         batch = _Batch()
-        async for item, data in source:
-            if await self._known(item):
-                continue
-            if len(data) >= self._uploader.lone_size:
-                await self._ahead.acquire()
-                self._encoding.create_task(self._encode(_Batch([(item, data)]), lone=True))
-                continue
-            batch.pairs.append((item, data))
-            batch.size_bytes += len(data)
-            if batch.full:
-                await self._ahead.acquire()
-                self._encoding.create_task(self._encode(batch, lone=False))
-                batch = _Batch()
+        async with closing(aiter(source)) as items:
+            async for item, data in items:
+                if self._known(item):
+                    if len(self._again) >= BATCH_ITEMS:
+                        await self._tell_again()
+                elif len(data) >= self._uploader.lone_size:
+                    await self._begin_batch(_Batch([(item, data)]), lone=True)
+                else:
+                    batch.pairs.append((item, data))
+                    batch.size_bytes += len(data)
+                    if batch.full:
+                        await self._begin_batch(batch, lone=False)
+                        batch = _Batch()
         if batch.pairs:
-            await self._ahead.acquire()
-            self._encoding.create_task(self._encode(batch, lone=False))
+            await self._begin_batch(batch, lone=False)
+        await self._tell_again()
 
-    async def _known(self, item: Item) -> bool:
+    async def _begin_batch(self, batch: _Batch, lone: bool) -> None:
+        await self._ahead.acquire()
+        self._encoding.create_task(self._encode(batch, lone)).add_done_callback(lambda _: self._ahead.release())
+
+    async def _tell_again(self) -> None:
+        """Of those whose chunk was stored before they came."""
+        again, self._again = self._again, []
+        if again:
+            await self._stored(again)
+
+    def _known(self, item: Item) -> bool:
         """Whether the chunk is stored or on its way already: then this item has its share of that."""
         row = self._done.get(item.chunk.id)
         if row is not None:
-            await self._stored([(item, row)])
+            self._again.append((item, row))
             return True
         chunk = self._under_way.get(item.chunk.id)
         if chunk is None:
@@ -157,20 +173,17 @@ class _Run:
 
     async def _encode(self, batch: _Batch, lone: bool) -> None:
         """Make the frames of a batch and hand them on to objects."""
-        try:
-            pairs, batch.pairs = batch.pairs, []
-            level = self._uploader.level
-            frames = await asyncio.get_running_loop().run_in_executor(None, _encode_all, pairs, level)
-            del pairs
-            for chunk_id, frame in frames:
-                if isinstance(frame, AmberError):
-                    await self._failed(self._under_way.pop(chunk_id).items, frame)
-                elif lone:
-                    await self._send_alone(frame)
-                else:
-                    self._add(await self._pack_with_room(), frame)
-        finally:
-            self._ahead.release()
+        pairs, batch.pairs = batch.pairs, []
+        level = self._uploader.level
+        frames = await asyncio.get_running_loop().run_in_executor(None, _encode_all, pairs, level)
+        del pairs
+        for chunk_id, frame in frames:
+            if isinstance(frame, AmberError):
+                await self._failed(self._under_way.pop(chunk_id).items, frame)
+            elif lone:
+                await self._send_alone(frame)
+            else:
+                self._add(await self._pack_with_room(), frame)
 
     async def _send_alone(self, frame: Frame) -> None:
         if self._objects and self._objects == len(self._packs):
@@ -198,8 +211,10 @@ class _Run:
             await self._uploader.places.acquire()
             pack = self._begin(pack_name(self._uploader.mint()))
             self._packs.append(pack)
+            lingering = asyncio.get_running_loop().call_later(self._uploader.linger_s, self._close, pack)
+            sending = self._sending.create_task(self._send(pack))
             # Not in the task: one that is cancelled before it began has no `finally`.
-            self._sending.create_task(self._send(pack)).add_done_callback(lambda _: self._ended())
+            sending.add_done_callback(functools.partial(self._sent, lingering))
 
     def _begin(self, name: str) -> OpenObject:
         self._objects += 1
@@ -236,6 +251,10 @@ class _Run:
         while len(self._done) > REMEMBERED_MAX:
             self._done.popitem(last=False)
         await self._stored(told)
+
+    def _sent(self, lingering: asyncio.TimerHandle, _: asyncio.Task[None]) -> None:
+        lingering.cancel()
+        self._ended()
 
     def _ended(self) -> None:
         """An object is stored, failed or given up: its place is free."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import msgspec
 
 from amberblob.archives import ArchivedChunk
+from amberblob.ballot import BALLOT_ZERO, Ballot
 from amberblob.manifest import covers
 from amberblob.wire_repair import PathItem
 from archive.segments import META, ArchivedEntry, Entry, PathEntry, encode_entry, encode_part, segment_line
@@ -51,11 +52,11 @@ def encode_written(cluster: str, node: str, at_ms: int, writes: Sequence[Written
 def merged(known: PathItem | None, told: PathItem) -> PathItem:
     """What is known of a path with one more write: the later record counts, and every row stays that it has not let go of.
 
-    In whatever order writes are merged, the same comes of it. Both are known to be chosen, so that of one revision there is one record.
+    In whatever order writes are merged, the same comes of it. Both are known to be chosen, so that of one ballot there is one record.
     """
     if known is None:
         return told
-    newer, older = (told, known) if _revision(told) > _revision(known) else (known, told)
+    newer, older = (told, known) if _ballot(told) > _ballot(known) else (known, told)
     expired = newer.record.expired if newer.record is not None else ()
     rows = {row.version: row for item in (older, newer) for row in item.rows if not covers(expired, row.version)}
     writes = {mark.write_id: mark for item in (older, newer) for mark in item.writes}
@@ -67,5 +68,6 @@ def merged(known: PathItem | None, told: PathItem) -> PathItem:
     )
 
 
-def _revision(item: PathItem) -> int:
-    return item.record.revision if item.record is not None else 0
+def _ballot(item: PathItem) -> Ballot:
+    """Where it was chosen. (Not its revision: those begin anew when a path was forgotten.)"""
+    return item.ballot or BALLOT_ZERO

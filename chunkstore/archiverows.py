@@ -71,13 +71,20 @@ def rows_of(sql: sqlite3.Connection, table: str, blob_id: str) -> Iterator[Archi
             yield chunk
 
 
+def uncovered(
+    sql: sqlite3.Connection, blob_id: str, chunk_ids: Iterable[str], *, table: str = ARCHIVES
+) -> set[str]:  # fmt: skip
+    """Those of these chunks of which no verified row says where they are."""
+    left = set(chunk_ids)
+    for row in sql.execute(f"{_SELECT_OF[table]} AND state > 0", (blob_id,)):
+        if row[0] in left and chunk_of(row) is not None:
+            left.discard(row[0])
+    return left
+
+
 def covers(sql: sqlite3.Connection, blob_id: str, chunk_ids: Iterable[str], *, table: str = ARCHIVES) -> bool:
     """Whether verified rows say of every one of these chunks where it is."""
-    wanted = set(chunk_ids)
-    for row in sql.execute(f"{_SELECT_OF[table]} AND state > 0", (blob_id,)):
-        if row[0] in wanted and chunk_of(row) is not None:
-            wanted.discard(row[0])
-    return not wanted
+    return not uncovered(sql, blob_id, chunk_ids, table=table)
 
 
 def manifest_in(blobs: Path, blob_id: str) -> tuple[str, tuple[ChunkRef, ...]] | None:

@@ -51,13 +51,15 @@ class ArchiveTables:
             return
         broken = self._merge(STAGED, blob_id, told, relied_on=bool(marked))
         if intent is None and told:
-            self._sql.execute("INSERT INTO intents VALUES (?, ?, ?)", (blob_id, Intent.ARCHIVED.value, entry.at_ms))
+            # An inline body came with a record that was accepted: its rows are not to be swept as those of an upload.
+            state = Intent.REFERENCED if has_body else Intent.ARCHIVED
+            self._sql.execute("INSERT INTO intents VALUES (?, ?, ?)", (blob_id, state.value, entry.at_ms))
         if marked and broken:
             self._database.unmark_evicted(blob_id)
         elif entry.evicted and not marked and not has_body and intent in (None, Intent.ARCHIVED.value):
             query = f"SELECT count(*) > 0 AND min(state) > 0 FROM {STAGED} WHERE blob_id = ?"
             if self._sql.execute(query, (blob_id,)).fetchone()[0]:
-                self._database.mark_evicted(blob_id, 0, waiting=True)
+                self._database.mark_waiting(blob_id)
 
     def evicted(self, entry: Evicted) -> None:
         """See the mutation. Everything gathered before is in the tables."""
@@ -69,7 +71,7 @@ class ArchiveTables:
         if not archiverows.covers(self._sql, entry.blob_id, entry.chunk_ids):
             return
         self._sql.execute("DELETE FROM inline_bodies WHERE blob_id = ?", (entry.blob_id,))
-        self._database.mark_evicted(entry.blob_id, version.size, waiting=False)
+        self._database.mark_evicted(version)
 
     def _merge(self, table: str, blob_id: str, told: list[ArchivedChunk], *, relied_on: bool) -> bool:
         """Merge rows in; whether one that was verified is not any more."""
@@ -83,7 +85,10 @@ class ArchiveTables:
                 is_there = True
             after = take(before, chunk, relied_on=relied_on)
             if after is None:
-                continue
+                if not relied_on or before is None or take(before, chunk, relied_on=False) is None:
+                    continue
+                # A number is used up all the same: it does not depend on a mark, which a replay may find otherwise.
+                after = before
             fresh += not is_there
             broken = broken or (before is not None and before.verified and not after.verified)
             news[chunk.chunk_id] = after
@@ -123,7 +128,7 @@ class ArchiveTables:
         if version is None or not version.size:
             return
         if self._is_covered(version):
-            self._database.mark_evicted(blob_id, version.size, waiting=False)
+            self._database.mark_evicted(version)
 
     def _is_covered(self, version: Version) -> bool:
         ids = archiverows.ids_here(self._blobs, version)
@@ -145,7 +150,7 @@ class ArchiveTables:
         if not marked or not version.size:
             return False
         if self._is_covered(version):
-            self._database.mark_evicted(blob_id, version.size, waiting=False)
+            self._database.mark_evicted(version)
         else:
             self._database.want(path, version, damaged=False)
         return True
@@ -154,7 +159,7 @@ class ArchiveTables:
         """The row of ``blobs`` was replaced: what it says has to be covered, if it lives by its rows."""
         if self._database.is_marked(version.blob_id):
             if self._is_covered(version):
-                self._database.mark_evicted(version.blob_id, version.size, waiting=False)
+                self._database.mark_evicted(version)
             else:
                 self._database.want(path, version, damaged=False)
 

@@ -20,6 +20,7 @@ from chunkstore.blobs import Blobs
 from chunkstore.core import DiskCore
 from chunkstore.files import BlobFiles, checked_ulid
 from chunkstore.interface import ArchiveView, ObjectUse
+from chunkstore.slotdb import SlotDatabase
 
 _NAMES_PER_PIECE = 500
 
@@ -116,6 +117,16 @@ class Archiving:
             return False
         return await self._core.ask(slot, lambda database: database.is_marked(blob_id), barrier=self._barrier(slot))
 
+    async def evicted_among(self, slot: int, blob_ids: Collection[str]) -> set[str]:
+        """Those of these blobs that bear the mark."""
+        if self.knows_nothing(slot) or not blob_ids:
+            return set()
+
+        def question(database: SlotDatabase) -> set[str]:
+            return {blob_id for blob_id in blob_ids if database.is_marked(blob_id)}
+
+        return await self._core.ask(slot, question, barrier=self._barrier(slot))
+
     async def chunk_ids(self, slot: int, version: Version) -> tuple[str, ...] | None:
         """What has to have a row for the version to live by them; None when its manifest is not here."""
         chunks = await self._blobs.run_reading(lambda: self._blobs.chunks(slot, version))
@@ -154,7 +165,7 @@ class Archiving:
             if not await core.ask(slot, lambda database: database.is_marked(blob_id), barrier=position):
                 return None
             core.overlay.verified.drop((slot, blob_id))
-            return went + await self._remove_files(slot, blob_id)
+            return went if version.inline else await self._remove_files(slot, blob_id)
 
     async def _remove_files(self, slot: int, blob_id: str) -> int:
         """Remove the files of a blob that is marked; whoever calls this is alone with it."""

@@ -313,6 +313,7 @@ class BatchTables:
         for table in ("inline_bodies", "intents"):
             self._sql.execute(f"DELETE FROM {table} WHERE blob_id = ?", (blob_id,))
         self._archives.forget_waiting(blob_id)
+        self._database.unmark_evicted(blob_id)
         self._database.unwant(blob_id)
         self._sql.execute("INSERT OR IGNORE INTO garbage(blob_id, at_ms) VALUES (?, ?)", (blob_id, at_ms))
 

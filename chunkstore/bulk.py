@@ -103,9 +103,8 @@ class Bulk:
 
         found = await self._blobs.run_reading(look) if files else []
         here = {version.blob_id for version in found if await self.is_whole(slot, version)}
-        if not self._archiving.knows_nothing(slot):
-            rest = [version for version in versions if version.blob_id not in here]
-            here |= {version.blob_id for version in rest if await self._archiving.is_held(slot, version)}
+        evicted = await self._archiving.evicted_among(slot, {one.blob_id for one in versions} - here)
+        here |= {one.blob_id for one in versions if one.blob_id in evicted and await self._archiving.is_held(slot, one)}
         return [version for version in versions if version.blob_id not in here]
 
     async def is_whole(self, slot: int, version: Version) -> bool:

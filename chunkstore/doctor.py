@@ -19,7 +19,7 @@ import msgspec
 from amberblob.errors import DiskMismatch, JournalCorrupt
 from amberblob.ids import content_hash, valid_hash, valid_ulid
 from amberblob.manifest import ChunkRef, decode_manifest
-from chunkstore import digestdb
+from chunkstore import archiverows, digestdb
 from chunkstore.files import INCOMPLETE_NAME, MANIFEST_NAME
 from chunkstore.identity import LOCK_NAME, DiskIdentity, read_identity
 from chunkstore.pool import DATABASE_NAME
@@ -28,6 +28,7 @@ from chunkstore.schema import INDEX_MIGRATIONS, SLOT_MIGRATIONS
 from chunkstore.segments import judge
 
 _VERSION_WITH_DIGESTS = 2
+_VERSION_WITH_EVICTED = 3
 """Of the schema: databases that no node has opened since are older."""
 
 Severity = Literal["info", "warning", "error"]
@@ -36,6 +37,7 @@ Progress = Callable[[str], None]
 _REPAIR = "Reading the object through this node mends its copy, as long as a peer has the bytes."
 _FETCHED = "Nothing to do: the node knows that it is missing, and fetches it from its peers."
 _SCRUB = "The node's scrub finds it and asks a peer for what is right; until then nothing is to be done."
+_UNCOVERED = "The node's scrub finds it and fetches the bytes from its peers, or a row of theirs; look at `amberblob archive verify`."
 _REBUILD = "Start the node: the slot is set aside and rebuilt from its peers."
 
 
@@ -249,7 +251,14 @@ def _examine_rows(connection: sqlite3.Connection, folder: Path, slot: int, repor
     query = "SELECT count(*) FROM registers WHERE chosen = 0 AND record IS NOT NULL"
     report.count("registers_undecided", connection.execute(query).fetchone()[0])
     wanted: set[str] = set()
-    if connection.execute("PRAGMA user_version").fetchone()[0] >= _VERSION_WITH_DIGESTS:
+    evicted: set[str] = set()
+    here: set[str] = set()
+    schema_version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if schema_version >= _VERSION_WITH_EVICTED:
+        evicted = {blob_id for (blob_id,) in connection.execute("SELECT blob_id FROM evicted WHERE waiting = 0")}
+        report.count("versions_evicted", len(evicted))
+        report.count("archive_rows", connection.execute("SELECT count(*) FROM blob_chunk_archives").fetchone()[0])
+    if schema_version >= _VERSION_WITH_DIGESTS:
         wanted = {blob_id for (blob_id,) in connection.execute("SELECT blob_id FROM wanted")}
         report.count("versions_wanted", len(wanted))
         garbage = {blob_id for (blob_id,) in connection.execute("SELECT blob_id FROM garbage")}
@@ -260,9 +269,12 @@ def _examine_rows(connection: sqlite3.Connection, folder: Path, slot: int, repor
     query = "SELECT path, version, blob_id, size, chunks, manifest_id, inline FROM blobs"
     for path, version, blob_id, size, chunks_text, manifest_id, inline in connection.execute(query):
         known.add(blob_id)
+        here.add(blob_id)
         report.count("versions")
         where = f"slot {slot}, {path!r} version {version}, blob {blob_id}"
-        if inline:
+        if blob_id in evicted:
+            found = _uncovered(connection, folder / "blobs" / blob_id, blob_id, chunks_text, manifest_id)
+        elif inline:
             found = _wrong_body(connection, blob_id, chunks_text, deep=report.deep)
         else:
             found = _missing(folder / "blobs" / blob_id, chunks_text, manifest_id) if size else iter(())
@@ -270,10 +282,17 @@ def _examine_rows(connection: sqlite3.Connection, folder: Path, slot: int, repor
             for what in found:
                 if blob_id in wanted:
                     report.add("warning", where, what, _FETCHED)
+                elif blob_id in evicted:
+                    report.add("error", where, what, _UNCOVERED)
                 else:
                     report.add("error", where, what, _REPAIR)
         except UNREADABLE as error:
             report.add("error", where, f"the row cannot be read: {error}", _SCRUB)
+    for blob_id in sorted(evicted - here):
+        report.add(
+            "warning", f"slot {slot}, blob {blob_id}", "is marked as evicted, and no version has it",
+            "Nothing to do: nothing reads it. If it lasts, tell the developers.",
+        )  # fmt: skip
     return known
 
 
@@ -297,6 +316,22 @@ def _examine_digests(connection: sqlite3.Connection, slot: int, report: Report) 
     # Without any the next start makes them.
     if sums is not None and sums[0] != digestdb.sums_of_paths(connection):
         report.add("warning", where, "the digests of the buckets are not those of the paths", _SCRUB)
+
+
+def _uncovered(
+    connection: sqlite3.Connection, folder: Path, blob_id: str, chunks_text: str, manifest_id: str | None
+) -> Iterator[str]:
+    """What an evicted version lacks: verified archive rows of all its chunks, and its manifest."""
+    ids = {chunk.id for chunk in msgspec.json.decode(chunks_text, type=tuple[ChunkRef, ...])}
+    if manifest_id is not None:
+        found = archiverows.manifest_in(folder.parent, blob_id)
+        if found is None or found[0] != manifest_id:
+            yield "it is evicted, and its manifest is missing or fails its hash"
+            return
+        ids = {manifest_id, *(chunk.id for chunk in found[1])}
+    lacking = archiverows.uncovered(connection, blob_id, ids)
+    if lacking:
+        yield f"it is evicted, and {len(lacking)} of its {len(ids)} chunks have no verified archive row: nothing here holds them"
 
 
 def _wrong_body(connection: sqlite3.Connection, blob_id: str, chunks_text: str, *, deep: bool) -> Iterator[str]:

@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import cast
 
 from amberblob.manifest import Version
-from chunkstore import archivedb, archiverows
+from chunkstore import archivedb
 from chunkstore.interface import History
 from chunkstore.rowcodec import UNREADABLE, VERSION_COLUMNS, register_of, version_of
 from chunkstore.slotdb import SlotDatabase
@@ -98,8 +98,7 @@ def want(
 
     ``chunk_ids``: what those have to cover; None: its manifest is not here.
     """
-    marked = chunk_ids is not None and database.is_marked(version.blob_id)
-    if marked and archiverows.covers(database.connection, version.blob_id, chunk_ids or ()):
+    if chunk_ids is not None and archivedb.is_held(database, version.blob_id, chunk_ids):
         return
     if referred(database, [version.blob_id]):
         with database.transaction():

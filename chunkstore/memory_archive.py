@@ -59,6 +59,8 @@ class MemoryArchive(MemoryUpkeep):
         for chunk in told:
             before = news.get(chunk.chunk_id) or known.get(chunk.chunk_id)
             after = take(before, chunk, relied_on=relied_on)
+            if after is None and relied_on and take(before, chunk, relied_on=False) is not None:
+                after = before  # as a disk does: a number is used up all the same
             if after is not None:
                 broken = broken or (before is not None and before.verified and not after.verified)
                 news[chunk.chunk_id] = after

@@ -322,18 +322,18 @@ class SlotDatabase:
 
     # -- bytes that were given up
 
-    def mark_evicted(self, blob_id: str, size: int, *, waiting: bool) -> None:
-        """A blob lives by its archive rows from now on, inside the caller's transaction; it is wanted no more.
-
-        ``waiting``: no row of ``blobs`` has it yet, and it does not count as a version.
-        """
+    def mark_evicted(self, version: Version) -> None:
+        """A version lives by its archive rows from now on, inside the caller's transaction; it is wanted no more."""
+        blob_id, size = version.blob_id, version.size
         self.unmark_evicted(blob_id)
-        values = (blob_id, size, int(waiting), int(not waiting))
-        self.connection.execute("INSERT INTO evicted VALUES (?, ?, ?, ?)", values)
-        if not waiting:
-            tally = self.tally
-            self.tally = replace(tally, evicted=tally.evicted + 1, evicted_bytes=tally.evicted_bytes + size)
-            self.unwant(blob_id)
+        self.connection.execute("INSERT INTO evicted VALUES (?, ?, 0, ?)", (blob_id, size, int(not version.inline)))
+        tally = self.tally
+        self.tally = replace(tally, evicted=tally.evicted + 1, evicted_bytes=tally.evicted_bytes + size)
+        self.unwant(blob_id)
+
+    def mark_waiting(self, blob_id: str) -> None:
+        """A blob that no row of ``blobs`` has yet is to live by its archive rows; it does not count as a version."""
+        self.connection.execute("INSERT OR IGNORE INTO evicted VALUES (?, 0, 1, 0)", (blob_id,))
 
     def unmark_evicted(self, blob_id: str) -> bool:
         """Take the mark away, inside the caller's transaction; whether there was one."""

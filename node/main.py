@@ -54,6 +54,7 @@ from registry.cache import load_cache
 from registry.factory import open_registry
 from registry.interface import Registry
 from registry.moves import RegistryRouteChanges
+from registry.newest import newest_nodes
 from registry.readmit import readmit
 from registry.routes import FORMAT_VERSION, ClusterInfo, NodeInfo, RouteTable
 from registry.trust import check_known
@@ -223,7 +224,7 @@ class Node:
     ) -> None:
         config = self.config
         node = config.node.id
-        archive = await self._archive(cluster)
+        archive = await self._archive(cluster, registry)
         identity = Identity(
             cluster_id=cluster.cluster_id,
             node_id=node,
@@ -343,7 +344,7 @@ class Node:
             "serving", http=f"http://{config.http.advertised}", peer=me.peer_address, slots=len(table.slots_of(node))
         )
 
-    async def _archive(self, cluster: ClusterInfo) -> ArchiveMeans | None:
+    async def _archive(self, cluster: ClusterInfo, registry: Registry) -> ArchiveMeans | None:
         """What the archive is made with; None: none is configured. The target is not asked anything yet."""
         section, disk = self.config.archive, self.config.node.disk
         if not section.target:
@@ -372,6 +373,7 @@ class Node:
             disk=partial(_disk_use, disk),
             cache=cache,
             sources=sources.find,
+            newest_nodes=partial(newest_nodes, registry, self.config.cluster.name, self._table),
         )
 
     async def _enter(

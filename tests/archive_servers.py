@@ -1,4 +1,4 @@
-"""S3 servers for tests: moto's in a thread of this process, on a free port, with a fresh bucket each time.
+"""S3 servers for tests, on free ports, with a fresh bucket each time: moto's in a thread of this process, and a whole small Ceph.
 
 ``with moto_server() as s3: target = open_target(s3.section(), ...)``. Real nodes use the same section: its credentials are in a file.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import tempfile
 import uuid
@@ -62,19 +63,7 @@ class S3Server:
 
     def client(self) -> Any:
         """A plain boto3 client, to look at the bucket and to do what somebody else might do to it."""
-        return boto3.session.Session().client(
-            "s3",
-            endpoint_url=self.endpoint,
-            region_name=self.region,
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
-            config=Config(
-                s3={"addressing_style": "path"},
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-                retries={"total_max_attempts": 1},
-            ),
-        )
+        return _client(self.endpoint, self.region, self.access_key, self.secret_key)
 
     def make_bucket(self, name: str = "") -> str:
         """One more bucket; its name."""
@@ -86,6 +75,23 @@ class S3Server:
         """All keys of the bucket that begin with ``prefix``, ascending."""
         pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         return [each["Key"] for page in pages for each in page.get("Contents", [])]
+
+
+@functools.cache
+def _client(endpoint: str, region: str, access_key: str, secret_key: str) -> Any:
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=region,
+        aws_access_key_id=access_key,
+        aws_secret_access_key=secret_key,
+        config=Config(
+            s3={"addressing_style": "path"},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            retries={"total_max_attempts": 1},
+        ),
+    )
 
 
 def write_credentials(path: Path, access_key: str = ACCESS_KEY, secret_key: str = SECRET_KEY, token: str = "") -> Path:
@@ -117,3 +123,34 @@ def moto_server() -> Iterator[S3Server]:
             yield s3
     finally:
         server.stop()
+
+
+CEPH_ASKED = "AMBERBLOB_TEST_CEPH"
+"""Tests on a real radosgw run only where this is set (``make test-ceph``): it takes a minute to start."""
+
+
+@contextlib.contextmanager
+def ceph_server() -> Iterator[S3Server]:
+    """Debian's radosgw before a small Ceph of its own. The test skips when Ceph is not installed."""
+    import pytest
+
+    from bench.rivals.common import NotInstalled
+    from bench.rivals.radosgw import RadosGateway
+
+    with tempfile.TemporaryDirectory(prefix="amberblob-ceph-") as folder:
+        try:
+            gateway = RadosGateway(Path(folder))
+        except NotInstalled as error:
+            pytest.skip(str(error))
+        with gateway:
+            s3 = S3Server(
+                endpoint=gateway.endpoint,
+                bucket=f"bucket-{uuid.uuid4().hex}",
+                credentials_file=write_credentials(
+                    Path(folder) / "credentials", gateway.access_key, gateway.secret_key
+                ),
+                access_key=gateway.access_key,
+                secret_key=gateway.secret_key,
+            )
+            s3.make_bucket(s3.bucket)
+            yield s3

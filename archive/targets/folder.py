@@ -19,7 +19,7 @@ from amberblob.clock import Randomness, SystemRandomness
 from amberblob.errors import ArchiveDamaged, ArchiveDenied, ArchiveError, ArchiveMissing, ArchiveUnavailable
 from archive.targets.interface import Stored
 from archive.targets.names import DELETE_MAX, LIST_MAX, PIECE_BYTES_MAX, check_name, check_prefix
-from archive.targets.threads import Threads
+from archive.targets.threads import Closed, Threads
 from archive.traffic import FREE, Pace, Traffic
 from chunkstore.fileops import FileOps, is_no_room
 
@@ -246,8 +246,10 @@ class FolderTarget:
     def _open(self, name: str) -> int:
         self._present()
         try:
-            fd = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC)
-        except (FileNotFoundError, NotADirectoryError):
+            fd = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
+                raise
             raise self._missing(name) from None
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
@@ -257,7 +259,7 @@ class FolderTarget:
     def _facts(self, name: str) -> os.stat_result:
         self._present()
         try:
-            facts = os.stat(self._path(name))
+            facts = os.stat(self._path(name), follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             raise self._missing(name) from None
         if not stat.S_ISREG(facts.st_mode):
@@ -283,7 +285,7 @@ class FolderTarget:
         """Files by their whole names, ascending: a folder stands where its name with a slash does."""
         try:
             with os.scandir(self._folder / above) as entries:
-                children = sorted((each.name + "/" * each.is_dir(), each) for each in entries)
+                children = sorted((each.name + "/" * each.is_dir(follow_symlinks=False), each) for each in entries)
         except FileNotFoundError:
             return
         for child, entry in children:
@@ -297,7 +299,7 @@ class FolderTarget:
                     yield from self._walk(name, prefix, after)
             elif name > after:
                 with contextlib.suppress(FileNotFoundError):
-                    facts = entry.stat()
+                    facts = entry.stat(follow_symlinks=False)
                     if stat.S_ISREG(facts.st_mode):
                         yield name, facts
 
@@ -328,9 +330,9 @@ class FolderTarget:
                 self._ops.fsync_dir(folder)
             self._prune(folder)
         if failure is not None:
-            error = self._translated(failure)
-            raise type(error)(
-                f"{len(stayed)} of {len(names)} were not deleted ({', '.join(stayed[:10])}): {error.detail}"
+            seen = self._translated(failure)
+            raise type(seen)(
+                f"{len(stayed)} of {len(names)} were not deleted ({', '.join(stayed[:10])}): {seen.detail}"
             )
 
     def _prune(self, folder: Path) -> None:
@@ -360,6 +362,8 @@ class FolderTarget:
             raise self._counted(kind, self._translated(error)) from error
         except ArchiveError as error:
             raise self._counted(kind, error) from None
+        except Closed:
+            raise ArchiveError(f"{self._folder}: this node ends; ask another one") from None
 
     def _counted(self, kind: str, error: ArchiveError) -> ArchiveError:
         results = {ArchiveDenied: "denied", ArchiveMissing: "missing", ArchiveDamaged: "damaged"}

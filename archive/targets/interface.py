@@ -1,6 +1,8 @@
 """What the archive asks of a target. One contract suite (tests/contract/archive) runs on every implementation.
 
-Names are relative to the target's URL, with ``/`` between their parts, ASCII, at most 512 characters. A name is stored once and never again.
+Names are relative to the target's URL, with ``/`` between their parts, ASCII, at most 512 characters; no part begins with a dot,
+and no name is the beginning of another's up to a ``/`` (a folder cannot have both). A name is stored once and never again, but by who tries the same
+content again: what replaces something has a name of its own.
 """
 
 from __future__ import annotations

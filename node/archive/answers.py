@@ -33,6 +33,9 @@ from amberblob.wire_archive import (
     CondemnObjects,
     FindArchived,
     FoundArchived,
+    InstallRows,
+    ObjectUses,
+    ObjectUsesReply,
     ReadArchived,
     ReprieveObjects,
     StageArchived,
@@ -40,6 +43,7 @@ from amberblob.wire_archive import (
 from amberblob.wire_repair import HeadsReply, slots_in
 from chunkstore.interface import ReplicaStore
 from node.archive.facts import Facts
+from node.archive.installing import Installing
 from node.archive.jobs import JobRequest, told
 from node.archive.runner import JobRunner
 from node.archive.status import ArchiveNodeStatus
@@ -59,12 +63,20 @@ _request = msgspec.json.Decoder(JobRequest).decode
 class Condemning(Protocol):
     """Objects that are to be deleted (rfc/0016, "Deleting from the bucket")."""
 
-    async def condemn(self, names: Sequence[str], token: str) -> tuple[str, ...]:
-        """Write the token down for those of which no row is here, durably; the others are returned."""
+    async def condemn(self, names: Sequence[str], token: str) -> tuple[tuple[str, ...], str]:
+        """Write the token down for those of which no row is here, durably; the others are returned, and the name of the file that has it."""
         ...
 
     async def reprieve(self, names: Sequence[str], token: str) -> None:
         """Forget the token of these, or of all."""
+        ...
+
+
+class TellsUses(Protocol):
+    """Which objects rows of this node name (:class:`node.archive.uses.Uses`)."""
+
+    async def of(self, names: Sequence[str], *, sizes: bool) -> ObjectUsesReply:
+        """Those that are named; ``sizes``: and how much of them."""
         ...
 
 
@@ -103,7 +115,7 @@ class ArchiveAnswers:
         own: how this node's archive is.
 
     Attributes:
-        condemning, keep_manifest: set once, while the node is put together.
+        condemning, keep_manifest, installing: set once, while the node is put together.
     """
 
     def __init__(
@@ -118,7 +130,9 @@ class ArchiveAnswers:
         now_ms: Callable[[], int],
     ) -> None:
         self.condemning: Condemning | None = None
+        self.uses: TellsUses | None = None
         self.keep_manifest: KeepManifest | None = None
+        self.installing: Installing | None = None
         self._store = store
         self._facts = facts
         self._finding = finding
@@ -137,7 +151,6 @@ class ArchiveAnswers:
             case ReadArchived():
                 return await self._read(message)
             case AskArchived():
-                _check_slot(message.slot)
                 if not valid_ulid(message.blob_id):
                     raise BadRequest(f"{message.blob_id!r} is no blob id")
                 incarnation = self._store.slot_state(message.slot).incarnation
@@ -147,8 +160,16 @@ class ArchiveAnswers:
                 return await self._find(message)
             case CondemnObjects() | ReprieveObjects():
                 return await self._condemn(message)
+            case ObjectUses():
+                if len(message.names) > CONDEMN_MAX or self.uses is None:
+                    raise BadRequest(f"more than {CONDEMN_MAX} names")
+                return await self.uses.of(message.names, sizes=message.sizes)
             case ArchiveJob():
                 return await self._job(message)
+            case InstallRows():
+                if self.installing is None:
+                    raise BadRequest("this node does not take older versions")
+                return await self.installing.answer(message)
             case ArchiveInfo():
                 return ArchiveInfoReply(info=msgspec.json.encode(await self._own()))
             case _:
@@ -156,7 +177,6 @@ class ArchiveAnswers:
 
     async def _stage(self, message: StageArchived) -> Reply:
         slot, blob_id = message.slot, message.blob_id
-        _check_slot(slot)
         if not valid_ulid(blob_id) or not message.chunks or len(message.chunks) > ARCHIVED_LINES_MAX:
             raise BadRequest("a blob id that cannot be, or no rows, or too many")
         for chunk in message.chunks:
@@ -189,7 +209,6 @@ class ArchiveAnswers:
         )
 
     async def _read(self, message: ReadArchived) -> ArchivedLines:
-        _check_slot(message.slot)
         incarnation = self._store.slot_state(message.slot).incarnation
         if message.incarnation != incarnation:
             return ArchivedLines(incarnation=incarnation, lines=())
@@ -211,7 +230,8 @@ class ArchiveAnswers:
         if len(message.names) > CONDEMN_MAX or not message.token or self.condemning is None:
             raise BadRequest(f"no token, or more than {CONDEMN_MAX} names")
         if isinstance(message, CondemnObjects):
-            return Condemned(refused=await self.condemning.condemn(message.names, message.token))
+            refused, marks = await self.condemning.condemn(message.names, message.token)
+            return Condemned(refused=refused, marks=marks)
         await self.condemning.reprieve(message.names, message.token)
         return Done()
 
@@ -245,11 +265,6 @@ def check_row(chunk: ArchivedChunk) -> None:
         or (chunk.head and not valid_hash(chunk.head))
     ):
         raise BadRequest(f"an archive row that cannot be: {chunk.target_path[:100]!r} {chunk.start}-{chunk.end}")
-
-
-def _check_slot(slot: int) -> None:
-    if slot >= SLOT_COUNT_MAX:
-        raise BadRequest(f"there is no slot {slot}")
 
 
 def _asked(blob: ArchivedBlob | None, chunk_ids: frozenset[str]) -> ArchivedBlob | None:

@@ -98,7 +98,7 @@ class Archiver:
             await self._dry_run(request, progress)
             return
         progress.say("looking whether the archive answers")
-        await self._reach.wait(PATIENCE_S)
+        await self._reach.wait(PATIENCE_S, progress.say)
         while slots := self._left(progress):
             progress.status.slots_total = len(progress.status.done_slots) + len(slots)
             await _Pass(self, request, progress).carry_out(slots)
@@ -206,8 +206,7 @@ class _Pass:
             self._ledger.began(slot)
             async for item, version in self._selection.slot(slot, self._prefix):
                 if self._reach.reached is False:
-                    self._progress.say(f"waiting for the archive: {self._reach.error}")
-                    await self._reach.wait(PATIENCE_S)
+                    await self._reach.wait(PATIENCE_S, self._progress.say)
                 self._progress.say(f"slot {slot}")
                 self._ledger.opened(slot, 1)
                 yield item, version

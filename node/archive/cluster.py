@@ -23,6 +23,7 @@ from node.archive.status import (
     total_of,
     view_job,
     view_jobs,
+    warnings_of,
 )
 
 log = structlog.get_logger(__name__)
@@ -56,7 +57,11 @@ class ClusterArchive:
                 nodes.append(ArchiveNodeStatus(node=node, reached=False, code=reply.code, why=reply.detail))
         silent = tuple(sorted(replies.keys() - {node.node for node in nodes}))
         return ArchiveView(
-            target=self._ground.target.url, nodes=tuple(nodes), silent_nodes=silent, total=total_of(nodes)
+            target=self._ground.target.url,
+            warnings=warnings_of(nodes),
+            nodes=tuple(nodes),
+            silent_nodes=silent,
+            total=total_of(nodes),
         )
 
     async def start(self, wanted: JobWanted) -> JobStarted:

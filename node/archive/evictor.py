@@ -69,6 +69,7 @@ class Evictor:
         self._all_s = float("-inf")
         self._sweep: AsyncIterator[None] | None = None
         self._began_s = 0.0
+        self._rested_s = float("-inf")
 
     def rows_came(self, slot: int) -> None:
         """Rows were taken into the slot's copy: something may be evicted now."""
@@ -96,7 +97,8 @@ class Evictor:
                 self._sweep = None
                 raise
         now_s = self._ground.clock.monotonic_s()
-        self._all_s = max(self._all_s, now_s + REST_PER_WORK * (now_s - self._began_s))
+        self._rested_s = now_s + min(ALL_EVERY_S, REST_PER_WORK * (now_s - self._began_s))
+        self._all_s = max(self._all_s, self._rested_s)
         return Did.NOTHING
 
     def _begin(self) -> bool:
@@ -107,7 +109,7 @@ class Evictor:
         if self._began_s >= self._all_s:
             self._all_s = self._began_s + ALL_EVERY_S
             slots = self._ground.own_slots()
-        elif pressed:
+        elif pressed and self._began_s >= self._rested_s:
             slots = self._ground.own_slots()
         else:
             slots = sorted(self._changed & set(self._ground.own_slots()))

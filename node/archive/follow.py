@@ -91,6 +91,7 @@ class Follower:
         self._ground = ground
         self._copies: dict[tuple[int, str], _Copy] = {}
         self._own: dict[int, tuple[str, int]] = {}
+        self._unlearnt: set[int] = set()
         self._loaded = False
         self._look_s = float("-inf")
         self._waiting_s = float("-inf")
@@ -102,6 +103,7 @@ class Follower:
 
     def own_changed(self, slot: int) -> None:
         """Rows came to a copy of this node: the index is to know them."""
+        self._unlearnt.add(slot)
         self.wake.set()
 
     async def step(self) -> Did:
@@ -109,9 +111,12 @@ class Follower:
         if not self._loaded:
             await self._load()
         now_s = self._ground.clock.monotonic_s()
-        if await self._index():
+        look = now_s >= self._look_s
+        if look:
+            self._unlearnt.update(self._slots())
+        if await self._index():  # also finds out which of the own copies began anew: before the others are heard
             return Did.WORK
-        if now_s >= self._look_s:
+        if look:
             self._look_s = now_s + LOOK_EVERY_S
             await self._look()
         for (slot, node), copy in list(self._copies.items()):
@@ -148,13 +153,14 @@ class Follower:
     async def _index(self) -> bool:
         """Have the index learn a page of some copy's rows; whether there was any."""
         ground = self._ground
-        for slot in self._slots():
+        for slot in sorted(self._unlearnt):
             incarnation = ground.store.slot_state(slot).incarnation
             known, seq = self._own.get(slot, ("", 0))
             if known != incarnation:
                 await self._begin_anew(slot, incarnation)
                 seq = 0
             if ground.store.tally(slot).archive_head <= seq:
+                self._unlearnt.discard(slot)
                 continue
             lines, _ = await ground.store.archived_after(slot, seq, PAGE_LINES)
             if ground.store.slot_state(slot).incarnation != incarnation:
@@ -260,8 +266,8 @@ class Follower:
     async def _look_at_waiting(self, slot: int, node: str, copy: _Copy, now_s: float) -> None:
         """Take what waits, if its blob has come; what waits for long is read again: it may be gone there, too."""
         if not copy.waiting:
-            copy.waits_since_s = now_s
-        elif now_s - copy.waits_since_s < READ_AGAIN_S:
+            return
+        if now_s - copy.waits_since_s < READ_AGAIN_S:
             await self._take(slot, node, copy, [copy.waiting[seq] for seq in sorted(copy.waiting)])
         else:
             copy.at, copy.waits_since_s = copy.cursor, now_s
@@ -280,6 +286,8 @@ class Follower:
             known = await store.archived(slot, blob_id) if is_here else None
             # Nothing is awaited from here on: what is condemned now is kept out, and waits.
             free = [line for line in some if is_here and not facts.barred.bars(line.chunk.target_path)]
+            if not copy.waiting:
+                copy.waits_since_s = ground.clock.monotonic_s()
             for line in some:
                 copy.waiting[line.seq] = line
             for line in free:

@@ -167,7 +167,7 @@ SCOPES: Mapping[JobKind, Scope] = {
     "run": "slots",
     "verify": "slots",
     "restore": "copies",
-    "gc": "one",
+    "gc": "copies",
     "export": "slots",
     "recover": "one",
     "import": "one",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 
 from amberblob.config import ArchiveSection
@@ -24,6 +24,8 @@ class ArchiveMeans:
         target: requests by it are counted in ``traffic`` and never wait for a job's turn.
         disk: how full this node's disk is now.
         cache: what was fetched lately.
+        newest_nodes: the nodes that the registry names at this moment (:func:`registry.newest.newest_nodes`); None: nobody can tell, and
+            nothing is ever deleted from the target.
         sources: the bucket of ``s3://bucket/key`` that was imported from, and the key; raises ConfigError.
     """
 
@@ -35,6 +37,7 @@ class ArchiveMeans:
     disk: Callable[[], Disk]
     cache: Cache
     sources: Callable[[str], tuple[Source, str]]
+    newest_nodes: Callable[[], Awaitable[Collection[str]]] | None = None
 
     def for_job(self, request: JobRequest | None = None) -> Target:
         """The target at a job's pace: what all jobs of the node share, and the job's own limits."""

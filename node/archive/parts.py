@@ -7,10 +7,11 @@ goes to ``workers``; answers to other nodes are attributes of :class:`node.archi
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from amberblob.clock import Clock, HybridClock, Randomness
-from amberblob.errors import AmberError
+from amberblob.errors import AmberError, NotReady
 from amberblob.ids import UlidMint
 from amberblob.metrics import Metrics
 from antientropy.step import Worker
@@ -23,21 +24,31 @@ from node.archive.answers import Admission, ArchiveAnswers
 from node.archive.archiver import Archiver
 from node.archive.cacheroom import CacheRoom
 from node.archive.cluster import ClusterArchive
+from node.archive.collector import Collector
+from node.archive.condemned import CondemnedObjects
 from node.archive.contents import Contents, Missed
 from node.archive.evictor import Evictor
+from node.archive.export import ExportWork, ThenExport
 from node.archive.facts import Facts
 from node.archive.follow import Follower
+from node.archive.garbage import GarbageWork
 from node.archive.ground import Ground
 from node.archive.healing import Healing
+from node.archive.importing import ImportWork
+from node.archive.installing import Installing
 from node.archive.keeper import Keeper
 from node.archive.known import KnownRows
+from node.archive.manifests import Manifests
 from node.archive.means import ArchiveMeans
 from node.archive.own import OwnStatus
 from node.archive.reach import Reach
 from node.archive.reads import Reads
+from node.archive.recover import RecoverWork
 from node.archive.runner import JobRunner
 from node.archive.sizes import Sizes
 from node.archive.through import Through
+from node.archive.uses import Uses
+from node.archive.verify import VerifyWork
 from node.archive.warmth import Warmth
 from node.coordinator import Coordinator
 from node.objects.lookup import Lookup
@@ -57,6 +68,7 @@ class ArchiveParts:
         cluster: the archive of all nodes: what HTTP asks.
         answers: what other nodes are answered.
         own: how this node's archive is.
+        condemned: objects that are to be deleted.
         rows: where the archive has single blobs, by this copy and the others.
         reads: how clients read what is only there. healing: how copies that lack bytes get them, or live without.
         through: writes that are archived before they are acknowledged.
@@ -73,6 +85,7 @@ class ArchiveParts:
     cluster: ClusterArchive
     answers: ArchiveAnswers
     own: OwnStatus
+    condemned: CondemnedObjects
     rows: KnownRows
     reads: Reads
     healing: Healing
@@ -105,6 +118,26 @@ def uploader_of(means: ArchiveMeans, hybrid: HybridClock, mint: UlidMint) -> Upl
         pack_size=int(means.section.pack_size),
         lone_size=int(means.section.lone_size),
         parallel=means.section.parallel,
+    )
+
+
+def collector_of(ground: Ground) -> Collector:
+    """Deletes from the target at the pace of jobs."""
+    means = ground.means
+
+    async def newest_nodes() -> Collection[str]:
+        if means.newest_nodes is None:
+            raise NotReady("nobody can tell which nodes there are")
+        return await means.newest_nodes()
+
+    return Collector(
+        node=ground.node,
+        mint=ground.mint.mint,
+        state=means.state,
+        known_nodes=ground.nodes,
+        newest_nodes=newest_nodes,
+        ask=ground.ask_all,
+        delete=means.for_job().delete,
     )
 
 
@@ -154,9 +187,19 @@ def archive_parts(
 
     facts.on_taken = rows_came
     contents = Contents(store, coordinator.peers, clock, others=ground.others, missed=missed)
-    runner.register("run", Archiver(ground, policy, heat, contents, reach, evictor))
+    exporting = ExportWork(ground)
+    runner.register("run", ThenExport(Archiver(ground, policy, heat, contents, reach, evictor), exporting))
     own = OwnStatus(ground, runner, reach, follower, evictor, sizes)
     answers = ArchiveAnswers(store, facts, means.state, runner, admission, own=own.status, now_ms=hybrid.now_ms)
+    condemned = facts.barred = answers.condemning = CondemnedObjects(store, means.state, lambda: routing.table().nodes)
+    uses = answers.uses = Uses(store, ground.led_slots, clock)
+    runner.register("gc", GarbageWork(ground, collector_of(ground), uses))
+    runner.register("verify", VerifyWork(ground))
+    answers.installing = Installing(store, admission, lambda slot, path: routing.slot_of(path) == slot)
+    answers.keep_manifest = Manifests(store, means.target)
+    runner.register("export", exporting)
+    runner.register("recover", RecoverWork(ground))
+    runner.register("import", ImportWork(ground, means.sources))
     cluster = ClusterArchive(ground)
     keeper = Keeper(ground, runner, cluster)
     rows = KnownRows(store, routing, coordinator.peers, facts, hybrid.now_ms)
@@ -182,6 +225,7 @@ def archive_parts(
         cluster=cluster,
         answers=answers,
         own=own,
+        condemned=condemned,
         rows=rows,
         reads=reads,
         healing=Healing(

@@ -82,7 +82,9 @@ class JobRunner:
         self._works[kind] = work
 
     async def resume(self) -> None:
-        """Load what is written down, and go on with what was running when the node ended. Call it once, before anything else."""
+        """Load what is written down, and go on with what was running when the node ended. Before anything else; a second time does nothing."""
+        if self._loaded:
+            return
         for job, document in sorted((await self._notes.jobs()).items()):
             try:
                 self._known[job] = Progress(_decode(document))
@@ -133,8 +135,11 @@ class JobRunner:
             running.stopping = True
             running.task.cancel()
             await asyncio.wait([running.task])
-        elif progress.status.state == "done":
-            self.mark_complete(progress)
+        elif progress.status.state == "done" and not self.is_complete(progress):
+            # Its own part is done, and not the job: a node that is away now may ask later what became of it.
+            progress.status.state = "stopped"
+            progress.say("stopped by the operator")
+            await self._save(progress)
         return progress.status
 
     def go_on(self, job: str) -> None:

@@ -7,7 +7,9 @@ import asyncio
 from antientropy.step import Did
 from node.archive.ground import Ground
 
-LOOK_EVERY_S = 30.0
+LOOK_EVERY_S = 5.0
+REST_PER_WORK = 9.0
+"""After a slot was added up the worker rests so many times as long as that took."""
 
 
 class Sizes:
@@ -36,10 +38,11 @@ class Sizes:
             tally = store.tally(slot)
             as_of = (tally.archive_head, tally.archived_rows)
             if self._as_of.get(slot, (0, 0)) != as_of:
+                began_s = self._ground.clock.monotonic_s()
                 uses = await store.archive_objects(slot)
                 self.by_slot[slot] = sum(use.size_bytes for use in uses.values())
                 self._as_of[slot] = as_of
-                self.pause_s = 0.05
+                self.pause_s = 0.02 + REST_PER_WORK * (self._ground.clock.monotonic_s() - began_s)
                 return Did.NOTHING
         self.pause_s = LOOK_EVERY_S
         return Did.NOTHING

@@ -4,7 +4,7 @@ Shapes only, and pure functions over them. Times are epoch milliseconds, sizes b
 
 ``GET /archive``::
 
-    {"target": "s3://bucket/prefix", "nodes": [ArchiveNodeStatus, ...], "silent_nodes": ["n3"], "total": ArchiveTotal}
+    {"target": "s3://bucket/prefix", "warnings": [], "nodes": [ArchiveNodeStatus, ...], "silent_nodes": ["n3"], "total": ArchiveTotal}
 
 ``POST /archive/jobs`` takes :class:`JobWanted` and answers 202 :class:`JobStarted`. ``GET /archive/jobs``: ``{"jobs": [JobView, ...],
 "silent_nodes": [...]}``, newest first; ``GET /archive/jobs/{id}``: one :class:`JobView` with ``unfinished_slots``; ``DELETE /archive/jobs/{id}``:
@@ -81,9 +81,10 @@ class ArchiveTotal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ArchiveView(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of ``GET /archive``."""
+    """The answer of ``GET /archive``. ``warnings``: what is wrong between the nodes, in sentences."""
 
     target: str
+    warnings: tuple[str, ...]
     nodes: tuple[ArchiveNodeStatus, ...]
     silent_nodes: tuple[str, ...]
     total: ArchiveTotal
@@ -166,6 +167,21 @@ def total_of(nodes: Iterable[ArchiveNodeStatus]) -> ArchiveTotal:
     )
 
 
+def warnings_of(nodes: Iterable[ArchiveNodeStatus]) -> tuple[str, ...]:
+    """What is wrong between the nodes: they must all have the same target, for their rows name objects of it."""
+    by_target: dict[str, list[str]] = {}
+    for node in nodes:
+        by_target.setdefault(node.target, []).append(node.node)
+    lacking = by_target.pop("", [])
+    warnings = []
+    if lacking:
+        warnings.append(f"{', '.join(lacking)} without an archive: set [archive] target there as on the other nodes.")
+    if len(by_target) > 1:
+        said = "; ".join(f"{', '.join(names)}: {target}" for target, names in sorted(by_target.items()))
+        warnings.append(f"The nodes have different targets ({said}): set [archive] target alike on all of them.")
+    return tuple(warnings)
+
+
 def view_job(parts: Iterable[JobStatus], *, slot_count: int, silent: Iterable[str] = (), slots: bool) -> JobView:
     """One job from the parts of at least one node.
 
@@ -180,7 +196,7 @@ def view_job(parts: Iterable[JobStatus], *, slot_count: int, silent: Iterable[st
     by_slot = SCOPES[request.kind] == "slots" and SCHEDULED not in request.options
     done = {slot for part in parts for slot in part.done_slots}
     unfinished = tuple(slot for slot in range(slot_count) if slot not in done) if by_slot and slots else ()
-    state = _overall(parts, bool(unfinished))
+    state = _overall(parts, unfinished=bool(unfinished), all_done=by_slot and slots and not unfinished)
     counts: dict[str, int] = {}
     for part in parts:
         for name, count in part.counts.items():
@@ -211,14 +227,14 @@ def view_job(parts: Iterable[JobStatus], *, slot_count: int, silent: Iterable[st
     )
 
 
-def _overall(parts: Iterable[JobStatus], unfinished: bool) -> OverallState:
+def _overall(parts: Iterable[JobStatus], *, unfinished: bool, all_done: bool) -> OverallState:
     states = {part.state for part in parts}
     if "running" in states:
         return "running"
-    if "stopped" in states:
-        return "stopped"
     if "failed" in states:
         return "failed"
+    if "stopped" in states and not all_done:
+        return "stopped"
     return "waiting" if unfinished else "done"
 
 

@@ -10,7 +10,7 @@ import pytest
 from amberblob.archives import UPLOADED
 from amberblob.errors import ArchiveUnavailable, ChunkCorrupt
 from amberblob.ids import content_hash
-from archive.objects import PART_BYTES, ROOM_BYTES, OpenObject
+from archive.objects import PART_BYTES, ROOM_BYTES, OpenObject, _parts_of
 from archive.packs import object_ulid
 from archive.reading import fetch_index, read_chunk
 from archive.targets.memory import MemoryTarget
@@ -209,6 +209,61 @@ async def test_a_target_that_says_that_it_has_another_length_is_not_believed():
     told = Told()
     await uploader_to(Losing()).run(each(pairs_of([text(9)])), told.stored, told.failed)
     assert not told.rows and "is said to have" in str(told.failures[0][1])
+
+
+async def test_a_pack_does_not_wait_for_ever_to_become_full():
+    target, told = MemoryTarget(), Told()
+    uploader = uploader_to(target)
+    uploader.linger_s = 0.01
+
+    async def slow():
+        for seed in range(256):
+            yield item_of(noise(9, seed), seed), noise(9, seed)
+        while len(told.rows) < 256:
+            await asyncio.sleep(0.001)
+        yield item_of(b"one more"), b"one more"
+
+    async with asyncio.timeout(5):
+        await uploader.run(slow(), told.stored, told.failed)
+    assert len(told.rows) == 257 and len(target.bucket.objects) == 2
+
+
+async def test_a_pack_has_no_more_entries_than_an_index_may_have(monkeypatch):
+    monkeypatch.setattr("archive.upload.ENTRIES_MAX", 5)
+    monkeypatch.setattr("archive.objects.ENTRIES_MAX", 5)
+    target, told = MemoryTarget(), Told()
+    pairs = pairs_of([noise(9, seed) for seed in range(12)] + [b"the same"] * 9)
+    await uploader_to(target, parallel=1).run(each(pairs), told.stored, told.failed)
+    assert len(told.rows) == 21
+    sizes = [len(await fetch_index(target, name)) for name in target.bucket.objects]
+    assert max(sizes) == 5 and len(sizes) == 3
+
+
+async def test_the_source_is_closed_when_the_run_is_cancelled():
+    closed = False
+
+    async def endless():
+        nonlocal closed
+        try:
+            yield item_of(b"x"), b"x"
+            await asyncio.Event().wait()
+        finally:
+            closed = True
+
+    run = asyncio.create_task(uploader_to(MemoryTarget()).run(endless(), Told().stored, Told().failed))
+    await settle(3)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert closed
+
+
+def test_what_is_larger_than_a_target_takes_at_once_is_cut(monkeypatch):
+    monkeypatch.setattr("archive.objects.PART_BYTES", 10)
+    monkeypatch.setattr("archive.objects.PART_BYTES_MAX", 25)
+    buffers = [b"abc", noise(60), b"de", b"0123456789", b"f" * 9, b"g" * 9, b"h"]
+    parts = _parts_of(buffers)
+    assert b"".join(parts) == b"".join(buffers) and max(map(len, parts)) <= 25 and all(parts)
 
 
 async def test_nothing_to_do_makes_no_object():

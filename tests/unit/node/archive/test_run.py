@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from amberblob.config import ArchiveRule
+from amberblob.config.values import SizeBytes
 from tests.unit.node.archive.archive_kit import EVICT, World, world
 from tests.unit.node.objects.kit import CHUNK, content, delete, put, until
 
@@ -81,9 +82,10 @@ async def test_another_node_is_asked_for_what_the_own_index_lacks(tmp_path: Path
         before = it.bucket.names()
         await it.run(2)
         assert it.rows(2, other) == 1 and it.bucket.names() == before
-        it.cluster.net.down.add("n1")
         third = it.cluster.path(3)
         await put(it[3], third, b"another" * 1000)
+        await it.cluster.settle()
+        it.cluster.net.down.add("n1")
         await it.run(3)
         assert it.rows(3, third) == 1, "who does not answer is not waited for"
 
@@ -149,7 +151,7 @@ async def test_bytes_that_are_not_on_the_own_disk_come_from_another_copy(tmp_pat
 async def test_policies_choose_what_is_sent(tmp_path: Path) -> None:
     rules = (
         ArchiveRule(prefix="old/", action="archive", versions="old"),
-        ArchiveRule(prefix="big/", action="archive", larger_than=1000),
+        ArchiveRule(prefix="big/", action="archive", larger_than=SizeBytes(1000)),
         ArchiveRule(prefix="big/not/", action="keep"),
     )
     async with world(tmp_path, *rules, count=1, replicas=1) as it:
