@@ -14,6 +14,7 @@ from blake3 import blake3
 from amberblob.errors import ArchiveDamaged, ArchiveError, ArchiveMissing
 from amberblob.ids import ulid_time_ms
 from amberblob.limits import KIB, MIB
+from archive.closing import closing
 from archive.gathered import GatheredSlot
 from archive.segments import (
     META,
@@ -59,11 +60,11 @@ _SHARED_BYTES_MAX = 2 * MIB
 async def whole(target: Target, name: str, size_max: int) -> bytes:
     """A small object, read as a whole. Raises as ``Target.read`` does, and ArchiveDamaged if it is larger than it can be."""
     data = bytearray()
-    pieces = target.read(name)
-    async for piece in pieces:
-        data += piece
-        if len(data) > size_max:
-            raise ArchiveDamaged(f"{name} is larger than {size_max} bytes: it is not what was stored.")
+    async with closing(target.read(name)) as pieces:
+        async for piece in pieces:
+            data += piece
+            if len(data) > size_max:
+                raise ArchiveDamaged(f"{name} is larger than {size_max} bytes: it is not what was stored.")
     return bytes(data)
 
 
@@ -291,10 +292,11 @@ class Exports:
         """The entries of a slot's parts, in order. What came is to be forgotten if this raises: ArchiveMissing, ArchiveDamaged (both name the object)."""
         name = segment_name(self.cluster, ref.segment)
         reader, hasher = PartReader(name, ref.start, slot), blake3()
-        async for piece in self._bytes(name, ref):
-            hasher.update(piece)
-            for _, entries in reader.feed(piece):
-                yield entries
+        async with closing(self._bytes(name, ref)) as pieces:
+            async for piece in pieces:
+                hasher.update(piece)
+                for _, entries in reader.feed(piece):
+                    yield entries
         reader.finish()
         if hasher.hexdigest(16) != ref.digest:
             raise ArchiveDamaged(f"{name} has other parts at bytes {ref.start} to {ref.end} than were exported there.")
@@ -303,8 +305,9 @@ class Exports:
         """All that was exported of a slot. Raises: ArchiveMissing, ArchiveDamaged, naming the object; and as ``Target.read``."""
         gathered = GatheredSlot()
         for ref in slot_head.refs():
-            async for entries in self.read(ref, slot_head.slot):
-                gathered.add(entries)
+            async with closing(self.read(ref, slot_head.slot)) as parts:
+                async for entries in parts:
+                    gathered.add(entries)
         return gathered
 
     async def _bytes(self, name: str, ref: Ref) -> AsyncIterator[bytes]:
@@ -312,8 +315,9 @@ class Exports:
         start, data = self._cached.get(name, (0, b""))
         if not (start <= ref.start and ref.end <= start + len(data)):
             if ref.size_bytes > _SHARED_BYTES_MAX:
-                async for piece in self.target.read(name, ref.start, ref.end):
-                    yield piece
+                async with closing(self.target.read(name, ref.start, ref.end)) as pieces:
+                    async for piece in pieces:
+                        yield piece
                 return
             start, data = ref.start, await self._ahead(name, ref)
             self._keep(name, start, data)
@@ -321,16 +325,11 @@ class Exports:
 
     async def _ahead(self, name: str, ref: Ref) -> bytes:
         data = bytearray()
-        pieces = self.target.read(name, ref.start)
-        try:
+        async with closing(self.target.read(name, ref.start)) as pieces:
             async for piece in pieces:
                 data += piece
-                if len(data) >= _SHARED_BYTES_MAX:
+                if len(data) >= max(_SHARED_BYTES_MAX, ref.size_bytes):
                     break
-        finally:
-            close = getattr(pieces, "aclose", None)
-            if close is not None:
-                await close()
         if len(data) < ref.size_bytes:
             raise ArchiveDamaged(f"{name} ends before byte {ref.end}, to which parts of it were exported.")
         return bytes(data)

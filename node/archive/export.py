@@ -55,7 +55,7 @@ class ExportWork:
         self._telling = Telling(ground.store, ground.coordinator, ground.routing)
         self._exports: Exports | None = None
         self._introduced = False
-        self._pruned_ms = 0
+        self._pruned_ms = ground.now_ms()  # not while the node starts
         self._one_at_a_time = asyncio.Lock()
 
     async def __call__(self, request: JobRequest, progress: Progress) -> None:
@@ -306,7 +306,7 @@ class _Batch:
                 cluster=self._exports.cluster,
                 slot_count=self._slot_count,
                 node=ground.node,
-                at_ms=ground.now_ms(),
+                at_ms=min(one.at_ms for one in (*self._told, *self._unchanged)),
                 slots=tuple(self._told),
                 unchanged=unchanged,
             )

@@ -183,7 +183,7 @@ async def world(
         (folder / name).mkdir()
         await made.open(name)
     try:
-        async with cluster(count, means=made.means, clock=made.clock, **options) as running:
+        async with cluster(count, means=made.means.__getitem__, clock=made.clock, **options) as running:
             made.cluster = running
             yield made
             made.bucket.heal()

@@ -161,7 +161,7 @@ async def test_undecided_registers_are_finished_and_told(tmp_path: Path) -> None
 
 async def test_a_slot_that_cannot_be_told_as_a_whole_is_left_as_it_was(tmp_path: Path) -> None:
     store = Store.new()
-    async with world(store, tmp_path, slots=1, request_timeout_s=0.2, peer_timeout_s=0.1) as cluster:
+    async with world(store, tmp_path, slots=1) as cluster:
         await kit.put(cluster[1], "a", b"1")
         await cluster.settle()
         exporters = Exporters(cluster)

@@ -269,3 +269,17 @@ async def test_head_needs_no_bytes(made):
     await made.cold("p", MIB)
     assert (await look(made[1], "p")).version.size == MIB
     assert made.gets() == 0
+
+
+async def test_explain_tells_who_lives_by_the_archive_and_where_it_is(made):
+    _, view = await made.cold("p", 2 * MIB, (1, 2), alone=True)
+    told = await made[1].objects.explain("p")
+    (version,) = told["versions"]
+    assert version["copies"] == {"n1": "archived", "n2": "archived", "n3": "all"}
+    assert {place["chunk"] for place in version["archive"]} == {chunk.id for chunk in view.version.chunks}
+    for place in version["archive"]:
+        assert place["object"] in made.bucket.objects and place["state"] == "verified" and place["end"] > place["start"]
+    assert told["healthy"]
+    health = made[1].parts.health.own()
+    (slot,) = (one for one in health.slots if one.slot == made.cluster.slot("p"))
+    assert (slot.wanted, slot.evicted, slot.evicted_bytes) == (0, 1, 2 * MIB)
