@@ -203,7 +203,11 @@ def archive_parts(
     cluster = ClusterArchive(ground)
     keeper = Keeper(ground, runner, cluster)
     rows = KnownRows(store, routing, coordinator.peers, facts, hybrid.now_ms)
-    reads = Reads(rows, means.target, means.cache, means.sources)
+
+    def is_down() -> bool:
+        return reach.reached is False
+
+    reads = Reads(rows, means.target, means.cache, means.sources, is_down=is_down)
     through = Through(
         coordinator,
         routing,
@@ -215,6 +219,7 @@ def archive_parts(
         GroupUploader(uploader_of(means, hybrid, mint)),
         mint=mint.mint,
         patience_s=means.section.timeout_s,
+        is_down=is_down,
     )
     return ArchiveParts(
         ground=ground,
@@ -232,7 +237,7 @@ def archive_parts(
             store,
             rows,
             facts,
-            Reads(rows, means.for_job(), means.cache, means.sources, keep=False),
+            Reads(rows, means.for_job(), means.cache, means.sources, keep=False, is_down=is_down),
             hybrid.now_ms,
         ),
         through=through,
