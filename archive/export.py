@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -348,11 +348,12 @@ class Exports:
 
         Raises as ``Target.page`` and ``Target.delete``.
         """
-        old = [name for name in known.superseded() if _made_ms(name) < before_ms]
+        # What cannot be read is no more use to anybody than to tell people that it was damaged.
+        useless = (*known.superseded(), *known.damaged)
+        old = [name for name in useless if _made_ms(name) < before_ms]
         await self._delete(old)
         for name in old:
             known.heads.pop(name, None)
-            self._heads.pop(name, None)
         named = {ref.segment for head in known.heads.values() for one in head.slots for ref in one.refs()}
         segments = await list_names(self.target, segment_name(self.cluster, "").removesuffix(".seg"))
         unnamed = [name for name in segments if (ulid_in(name) or "") not in named and _made_ms(name) < before_ms]
@@ -433,19 +434,22 @@ def newest(heads: Iterable[SlotHead], copy: str, segments: Mapping[str, int]) ->
     return found
 
 
-async def check_exports(target: Target, cluster: str, problem: Callable[[str], None]) -> int:
-    """Read all that counts of a cluster's exported metadata, and tell what of it is damaged or gone, by name; how many slots are right.
+async def check_exports(
+    target: Target, cluster: str, slots: Collection[int], problem: Callable[[str], None]
+) -> set[int]:
+    """Read all that counts of the exported metadata of these slots, and tell what of it is damaged or gone, by name; the slots that this is of.
 
-    What is wrong is told anew by the next export with the option ``full``. Raises: ArchiveUnavailable, ArchiveDenied.
+    Slots that never were exported are not among them. Raises: ArchiveUnavailable, ArchiveDenied.
     """
-    exports, right = Exports(target, cluster), 0
-    known = await exports.load()
+    exports = Exports(target, cluster)
+    known, wrong = await exports.load(), set[int]()
     for name, error in known.damaged.items():
         problem(f"{name}: {error.detail}")
     for slot, heads in sorted(known.by_slot().items()):
-        try:
-            await exports.gather(heads[0])
-            right += 1
-        except (ArchiveMissing, ArchiveDamaged) as error:
-            problem(f"the metadata of slot {slot}: {error.detail}")
-    return right
+        if slot in slots:
+            try:
+                await exports.gather(heads[0])
+            except (ArchiveMissing, ArchiveDamaged) as error:
+                problem(f"the metadata of slot {slot}: {error.detail}")
+                wrong.add(slot)
+    return wrong
