@@ -193,7 +193,7 @@ def archive_parts(
     answers = ArchiveAnswers(store, facts, means.state, runner, admission, own=own.status, now_ms=hybrid.now_ms)
     condemned = facts.barred = answers.condemning = CondemnedObjects(store, means.state, lambda: routing.table().nodes)
     uses = answers.uses = Uses(store, ground.led_slots, clock)
-    runner.register("gc", GarbageWork(ground, collector_of(ground), uses))
+    runner.register("gc", GarbageWork(ground, collector_of(ground), uses, exporting))
     runner.register("verify", VerifyWork(ground))
     answers.installing = Installing(store, admission, lambda slot, path: routing.slot_of(path) == slot)
     answers.keep_manifest = Manifests(store, means.target)

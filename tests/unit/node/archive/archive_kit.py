@@ -132,6 +132,10 @@ async def means_of(
     def sources(url: str) -> Any:
         raise AssertionError(f"nothing was imported: {url}")
 
+    async def newest_nodes() -> set[str]:
+        assert cluster.table is not None
+        return set(cluster.table.nodes)
+
     return ArchiveMeans(
         section=section,
         cluster_id="c",
@@ -141,6 +145,7 @@ async def means_of(
         disk=lambda: disks.get(name),
         cache=cache,
         sources=sources,
+        newest_nodes=newest_nodes,
     )
 
 

@@ -6,16 +6,17 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from msgspec.structs import replace
 
 from amberblob.archives import ArchivedChunk
-from amberblob.clock import SystemClock
+from amberblob.clock import SystemClock, SystemRandomness
 from amberblob.config import ArchiveSection
 from amberblob.manifest import ChunkRef, Record, Version, decode_manifest
 from archive.cache import Cache
 from archive.policy import Disk
+from archive.state import ArchiveState
 from archive.targets.interface import Source
 from archive.targets.memory import MemoryBucket, MemoryTarget
 from archive.traffic import Traffic
@@ -76,7 +77,7 @@ async def world(
             cluster_id=cluster_id,
             target=store.target(),
             traffic=Traffic(SystemClock()),
-            state=cast(Any, None),
+            state=ArchiveState(None, clock=SystemClock(), randomness=SystemRandomness()),
             disk=lambda: Disk(used=1, total=2),
             cache=Cache(scratch / name, 0, spare_bytes=lambda: 0, token=lambda: "t"),
             sources=store.sources,
