@@ -156,10 +156,11 @@ async def world(
     count: int = 3,
     archives: int | None = None,
     section: dict[str, Any] | None = None,
+    on_disks: bool = False,
     **options: Any,
 ) -> AsyncIterator[World]:
-    """``count`` nodes, the first ``archives`` (all) of them with an archive."""
-    async with kit.cluster(count, **options) as cluster:
+    """``count`` nodes, the first ``archives`` (all) of them with an archive; on real disks below the folder, if they are wanted."""
+    async with kit.cluster(count, folder=folder / "disks" if on_disks else None, **options) as cluster:
         bucket, disks = MemoryBucket(cluster.clock), Disks()
         for name in sorted(cluster.nodes)[:archives]:
             cluster.means[name] = await means_of(

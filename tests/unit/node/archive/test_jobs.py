@@ -267,7 +267,7 @@ async def test_a_node_that_was_away_when_its_job_was_stopped_stops_it(tmp_path: 
         assert it.status(1, job).state == "stopped"
 
 
-async def test_a_recovery_is_for_one_node(tmp_path: Path) -> None:
+async def test_some_jobs_are_for_one_node(tmp_path: Path) -> None:
     async with world(tmp_path) as it:
         done: list[str] = []
         for parts in it.archives():
