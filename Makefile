@@ -28,7 +28,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup dev test check fmt model sim sim-long soak bench bench-rivals bench-vs demo lock clean
+.PHONY: help setup dev test test-ceph check fmt model sim sim-long soak bench bench-rivals bench-vs demo lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +40,9 @@ dev: $(STAMP_RUN) ## start a local development cluster (ARGS go to `amberblob de
 
 test: $(STAMP_DEV) ## run the tests, two at a time (ARGS go to pytest; -n 0 for one at a time)
 	@exec $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
+
+test-ceph: $(STAMP_DEV) ## run the archive's tests on a real radosgw too (a small Ceph starts for it; as root: make bench-rivals installs it)
+	@AMBERBLOB_TEST_CEPH=1 exec $(BIN)/python -m pytest --timeout 300 tests/contract/archive $(ARGS)
 
 check: $(STAMP_DEV) ## lint, formatting, types and import layers
 	$(BIN)/ruff check $(CODE)

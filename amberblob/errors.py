@@ -8,10 +8,13 @@ Every error says whose fault it is, whether trying again can help, what was seen
     │   ├── Unauthorized        401  unauthorized
     │   ├── Forbidden           403  reserved-path
     │   ├── NotFound            404  no-such-object, no-such-version, nothing-to-restore
-    │   │   └── NoSuchNode      404  no-such-node
+    │   │   ├── NoSuchNode      404  no-such-node
+    │   │   └── NoSuchJob       404  no-such-job
     │   ├── MethodNotAllowed    405  method-not-allowed
     │   ├── VersionConflict     409  version-conflict
     │   ├── MembershipConflict  409  membership-conflict
+    │   ├── NoArchive           409  no-archive (none is configured on the node that was asked)
+    │   ├── JobConflict         409  job-conflict (a job of that kind is running already)
     │   ├── PreconditionFailed  412  precondition-failed
     │   ├── RangeNotSatisfiable 416  range-not-satisfiable
     │   └── DigestMismatch      422  digest-mismatch
@@ -116,6 +119,13 @@ class NoSuchNode(NotFound):
     title = "No such node"
 
 
+class NoSuchJob(NotFound):
+    """No node that can be reached knows a job of that id."""
+
+    code = "no-such-job"
+    title = "No such job"
+
+
 class MethodNotAllowed(RequestError):
     """The resource does not have this method."""
 
@@ -138,6 +148,29 @@ class MembershipConflict(RequestError):
     code = "membership-conflict"
     status = 409
     title = "Membership conflict"
+
+
+class NoArchive(RequestError):
+    """Something of the archive was asked of a node that has none."""
+
+    code = "no-archive"
+    status = 409
+    title = "No archive"
+
+    def __init__(self, detail: str = "", *, code: str | None = None, extra: Mapping[str, Any] | None = None) -> None:
+        super().__init__(
+            detail or "No archive is configured: set [archive] target on every node and start them again.",
+            code=code,
+            extra=extra,
+        )
+
+
+class JobConflict(RequestError):
+    """A job of that kind is under way already; ``extra`` names it."""
+
+    code = "job-conflict"
+    status = 409
+    title = "Job conflict"
 
 
 class PreconditionFailed(RequestError):

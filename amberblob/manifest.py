@@ -37,7 +37,7 @@ class Version(msgspec.Struct, gc=False, frozen=True, array_like=True):
         version: 1 or more; grows with every PUT of the path.
         blob_id: ULID, unique per PUT; names the folder of its bytes.
         size: bytes.
-        etag: blake3 of the whole content, 64 hex.
+        etag: blake3 of the whole content, 64 hex; of imported content, whose hash is not known, a name of its source (``import-…``).
         created_at_ms: milliseconds since the Unix epoch, from the coordinator's hybrid clock.
         content_type: as the client gave it.
         meta: the client's ``X-Amber-Meta-*``, names in lower case without the prefix.

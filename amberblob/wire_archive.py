@@ -6,6 +6,7 @@ from typing import Literal
 
 from amberblob.archives import ArchivedBlob, ArchivedChunk, ArchiveLine
 from amberblob.ballot import Number, Slot
+from amberblob.manifest import Version, WriteMark
 from amberblob.message import Message
 
 ArchiveJobAction = Literal["start", "stop", "status"]
@@ -44,14 +45,15 @@ class ReadArchived(Message, frozen=True, array_like=True, kw_only=True, tag="bc"
 
 
 class AskArchived(Message, frozen=True, array_like=True, kw_only=True, tag="bd"):
-    """What does the copy know of this blob's archive copies?"""
+    """What does the copy know of this blob's archive copies? Of so many chunks as fit a frame; ``chunk_ids``: only of these, empty: of all."""
 
     slot: Slot
     blob_id: str
+    chunk_ids: tuple[str, ...] = ()
 
 
 class FindArchived(Message, frozen=True, array_like=True, kw_only=True, tag="be"):
-    """Of which of these chunks does the node know a verified place in the archive, in whatever slot?"""
+    """Of which of these chunks does the node know a place in the archive, in whatever slot? (What was not read back yet says so.)"""
 
     chunk_ids: tuple[str, ...]
 
@@ -80,8 +82,30 @@ class ArchiveJob(Message, frozen=True, array_like=True, kw_only=True, tag="bh"):
     request: bytes = b""
 
 
+class ObjectUses(Message, frozen=True, array_like=True, kw_only=True, tag="bk"):
+    """Do rows of the node name these objects, and how much of them? At most :data:`CONDEMN_MAX`. Answered by ObjectUsesReply."""
+
+    names: tuple[str, ...]
+    sizes: bool = False
+    """Tell the bytes as well; that takes a while."""
+
+
 class ArchiveInfo(Message, frozen=True, array_like=True, kw_only=True, tag="bi"):
     """How is your archive? Answered by ArchiveInfoReply."""
+
+
+class InstallRows(Message, frozen=True, array_like=True, kw_only=True, tag="bj"):
+    """Older versions of a path that was recovered from an archive, newest first, and what write ids did there.
+
+    Another cluster had chosen them, and the path's record, which says which of them live, is chosen here. Their archive rows came
+    by StageArchived. Answered by StagedReply, when they are durable, or Refused.
+    """
+
+    slot: Slot
+    epoch: Number
+    path: str
+    rows: tuple[Version, ...]
+    writes: tuple[WriteMark, ...] = ()
 
 
 # ---- answers
@@ -109,15 +133,29 @@ class FoundArchived(Message, frozen=True, array_like=True, kw_only=True, tag="b3
 
 
 class Condemned(Message, frozen=True, array_like=True, kw_only=True, tag="b4"):
-    """Rows of ``refused`` are here; the others bear the token now, durably."""
+    """Rows of ``refused`` are here, or on their way from here; the others bear the token now, durably.
+
+    ``marks``: the file in which that is written down. One that was lost and begun anew has another name.
+    """
 
     refused: tuple[str, ...]
+    marks: str = ""
 
 
 class ArchiveJobReply(Message, frozen=True, array_like=True, kw_only=True, tag="b5"):
     """The node's part of the jobs: JSON of a list of :class:`node.archive.jobs.JobStatus`."""
 
     jobs: bytes
+
+
+class ObjectUsesReply(Message, frozen=True, array_like=True, kw_only=True, tag="b7"):
+    """Those of the objects that rows of the node name: in any of its slots.
+
+    ``sizes``: of each, in their order, the bytes of frames that rows of the slots name which the node looks after; empty if not asked for.
+    """
+
+    used: tuple[str, ...]
+    sizes: tuple[Number, ...] = ()
 
 
 class ArchiveInfoReply(Message, frozen=True, array_like=True, kw_only=True, tag="b6"):
@@ -136,12 +174,22 @@ ArchiveRequest = (
     | ReprieveObjects
     | ArchiveJob
     | ArchiveInfo
+    | InstallRows
+    | ObjectUses
 )
-ArchiveReply = ArchivedLines | ArchivedBlobReply | FoundArchived | Condemned | ArchiveJobReply | ArchiveInfoReply
+ArchiveReply = (
+    ArchivedLines
+    | ArchivedBlobReply
+    | FoundArchived
+    | Condemned
+    | ArchiveJobReply
+    | ArchiveInfoReply
+    | ObjectUsesReply
+)
 
 FIND_ARCHIVED_MAX = 4096
 """Chunk ids in one :class:`FindArchived`: their rows are below half a frame."""
 ARCHIVED_LINES_MAX = 4096
 """Rows in one answer or one :class:`StageArchived`."""
 CONDEMN_MAX = 1000
-"""Names in one :class:`CondemnObjects`."""
+"""Names in one :class:`CondemnObjects`, :class:`ReprieveObjects` or :class:`ObjectUses`."""

@@ -112,12 +112,20 @@ async def complete(
         try:
             chunks = decode_manifest(await store.read_manifest(slot, version.blob_id, version.manifest_id))
         except (StorageError, ValueError):
-            manifest, chunks = await _chunks(source, slot, version, holders)
-            assert manifest is not None
-            await store.install_manifest(slot, version, manifest)
+            manifest, chunks = await manifest_from(store, source, slot, version, holders)
             fetched += len(manifest)
     missing = list(dict.fromkeys(await store.missing_chunks(slot, version, chunks)))
     return fetched + await _Chunks(store, source, slot, version, holders, room).put_back(missing)
+
+
+async def manifest_from(
+    store: ReplicaStore, source: Source, slot: int, version: Version, holders: Sequence[str]
+) -> tuple[bytes, tuple[ChunkRef, ...]]:
+    """Put back the manifest of a version that has one; the file and its chunks. Raises as :func:`complete`."""
+    manifest, chunks = await _chunks(source, slot, version, holders)
+    assert manifest is not None
+    await store.install_manifest(slot, version, manifest)
+    return manifest, chunks
 
 
 class _Chunks:

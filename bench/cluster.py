@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,11 +71,13 @@ class Cluster:
 
     Attributes:
         environment: of its processes; it says whose code they run.
+        options: further ones of `amberblob dev`.
         start_s: from the start of the command to the line ``ready``.
     """
 
     folder: Path
     environment: Mapping[str, str] = field(default_factory=lambda: ENVIRONMENT)
+    options: Sequence[str] = ()
     nodes: list[Node] = field(default_factory=list)
     start_s: float = 0.0
     _dev: subprocess.Popen[bytes] | None = None
@@ -104,6 +106,7 @@ class Cluster:
     def _start(self) -> None:
         first = free_ports()
         command = [sys.executable, "-m", "amberblob", "dev", "--data", str(self.folder), "--port", str(first)]
+        command += self.options
         began = time.monotonic()
         self._dev = subprocess.Popen(
             command,

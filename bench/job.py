@@ -68,6 +68,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         host: of all ports.
         first_client: number of the first client, over all processes.
         body_bytes: of every PUT and POST.
+        own_bodies: each begins with the request's target, so that no two paths get the same. Else all of a process are equal.
         rate_per_s: 0: closed loop, a client's next request follows its last answer. Else open loop: requests are
             due at this rate whatever the answers do, the next free client sends the oldest one that is due, and
             its latency counts from when it was due.
@@ -84,6 +85,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     first_client: int = 0
     body_bytes: int = 0
+    own_bodies: bool = False
     rate_per_s: float = 0.0
     arrivals: Arrivals = "poisson"
     requests_each: int = 0

@@ -63,7 +63,7 @@ _STRONG, _LOCAL = "GET 4 KiB strong, 16 clients", "GET 4 KiB local, 16 clients"
 _DEAD = "4 KiB, 16 clients, two nodes asked, the third dead"
 _SLOW = "4 KiB, 16 clients, two nodes asked, through proxies, the third 100 ms away"
 _REBUILT = "4 KiB, 16 clients, a node is rebuilt"
-_REBUILT = "4 KiB, 16 clients, a node is rebuilt"
+_ARCHIVED, _RESTORED = "archive run, 64 MiB bodies", "archive restore, 64 MiB bodies"
 _EMPTY_DISK = "Objects of 4 KiB to 1 MiB onto an empty disk"
 _MISSED = "One write of a thousand missed"
 _QUIET = "A round with nothing to find"
@@ -105,6 +105,11 @@ TARGETS: tuple[Target, ...] = (
     Target("Writes that were missed, rounds until mended", "heal", _MISSED, "found and mended within", aim=2, at_most=True),
     Target("Writes that were missed, said besides what was mended", "heal", _MISSED, "said besides what was mended", aim=1024, at_most=True),
     Target("A round with nothing to find, said per slot and peer", "heal", _QUIET, "said per slot and peer"),
+    Target("Archived (sent, read back), of boto3's multipart up and down", "archive", _ARCHIVED, "sent and read back", "floor", 0.8),
+    Target("Archived (sent, read back), of boto3's multipart up alone", "archive", _ARCHIVED, "sent and read back, beside sending alone", "floor"),
+    Target("Restored, of boto3's multipart down", "archive", _RESTORED, "brought back", "floor", 0.8),
+    Target("Evicted bodies read by clients, of boto3's multipart down", "archive", "GET of evicted 64 MiB bodies", _RATE, "floor"),
+    Target("Requests to S3 for 1,000 objects of 4 KiB, read back too", "archive", "archive run, 4 KiB bodies", "requests to S3", aim=1, at_most=True),
     Target("p99 of PUT, one node 100 ms away, over near", "slow", f"PUT {_SLOW}", "p99 over that before", aim=_NO_RISE, at_most=True),
     Target("p99 of GET, one node 100 ms away, over near", "slow", f"GET {_SLOW}", "p99 over that before", aim=_NO_RISE, at_most=True),
 )  # fmt: skip

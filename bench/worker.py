@@ -180,6 +180,10 @@ class _Client(asyncio.Protocol):
         length = f"Content-Length: {self._job.body_bytes}\r\n" if operation.has_body else ""
         headers = operation.headers.format_map(names) if operation.headers else ""
         target = operation.target.format_map(names)
+        self._body = self._load.body
+        if self._job.own_bodies:
+            own = target.encode()[: len(self._body)]
+            self._body = own + self._body[len(own) :]
         self._head = f"{operation.method} {target} HTTP/1.1\r\nHost: bench\r\n{length}{headers}\r\n".encode()
         self._send()
 
@@ -202,7 +206,7 @@ class _Client(asyncio.Protocol):
             self._attempt_timer = self._loop.call_later(self._job.attempt_timeout_s, self._late)
         if self._operation.has_body:
             # Not joined: a large body is not copied for each request.
-            self._transport.writelines([self._head, self._load.body])
+            self._transport.writelines([self._head, self._body])
         else:
             self._transport.write(self._head)
 

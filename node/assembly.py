@@ -20,6 +20,9 @@ from antientropy.pace import Yielding
 from antientropy.step import Worker
 from antientropy.worker import Repairer
 from chunkstore.interface import ReplicaStore
+from node.archive.means import ArchiveMeans
+from node.archive.parts import ArchiveParts, archive_parts
+from node.archive.restore import Restoring
 from node.coordinator import Coordinator
 from node.finishes import Finishes
 from node.health import ClusterHealth, Facts, own_health
@@ -59,6 +62,7 @@ class Parts(Generic[P]):
         rejoin: None where copies that are not those of the routes are never named.
         newcomer, mover: None where no slot ever moves.
         caretaker: None where nobody ever changes the set of nodes.
+        archive: None where none is configured.
     """
 
     peers: P
@@ -78,6 +82,7 @@ class Parts(Generic[P]):
     upkeep: Upkeep
     runner: Runner
     health: ClusterHealth
+    archive: ArchiveParts | None = None
 
     def workers(self) -> tuple[Worker, ...]:
         """The background work, in the order in which it is started."""
@@ -88,6 +93,7 @@ class Parts(Generic[P]):
             self.puller,
             self.sweeper,
             *self.upkeep.workers(),
+            *(self.archive.workers if self.archive is not None else ()),
         )
 
     def _movers(self) -> tuple[Worker, ...]:
@@ -126,6 +132,7 @@ def assemble(
     move_lost_s: float = LOST_S,
     repair: RepairSection | None = None,
     retention: RetentionSection | None = None,
+    archive: ArchiveMeans | None = None,
 ) -> Parts[P]:
     """Put a node's parts together; nothing runs yet.
 
@@ -138,6 +145,7 @@ def assemble(
         plans: how what operators left undone is finished; None: it never is.
         move_lost_s: see :data:`node.workers.movedecision.LOST_S`.
         repair, retention: what the operator set; None: the defaults.
+        archive: what an archive is made with; None: there is none.
     """
     repair, retention = repair or RepairSection(), retention or RetentionSection()
     served = Served()
@@ -215,6 +223,26 @@ def assemble(
     def own(ask: AskHealth) -> HealthReply:
         return own_health(store, routing, facts, now_ms=clock.wall_ms(), first=ask.first)
 
+    objects = Objects(coordinator, routing, lookup, reading, inline_bytes_max=INLINE_BYTES_MAX)
+    cold: ArchiveParts | None = None
+    if archive is not None:
+        cold = archive_parts(
+            archive,
+            store=store,
+            routing=routing,
+            coordinator=coordinator,
+            admission=replica,
+            lookup=lookup,
+            clock=clock,
+            hybrid=hybrid,
+            mint=mint,
+            randomness=randomness,
+            missed=lambda slot, blob_id, damaged: puller.missed(slot, blob_id, damaged=damaged),
+        )
+        replica.archive = cold.answers.answer
+        replica.on_read = reading.on_read = cold.heat.read
+        reading.cold, puller.archived, objects.putting.through = cold.reads, cold.healing, cold.through
+        cold.runner.register("restore", Restoring(cold.ground, cold.rows, reading, puller.source, objects.put))
     repairs.health, repairs.heal = own, heal
     repairs.compare, repairs.found_wrong = repairer.compare_soon, repairer.found_wrong
     return Parts(
@@ -223,7 +251,7 @@ def assemble(
         coordinator=coordinator,
         lookup=lookup,
         reading=reading,
-        objects=Objects(coordinator, routing, lookup, reading, inline_bytes_max=INLINE_BYTES_MAX),
+        objects=objects,
         puller=puller,
         rejoin=None if readmit is None else Rejoin(store, routing, readmit),
         newcomer=None if changes is None else Newcomer(store, routing, changes),
@@ -237,4 +265,5 @@ def assemble(
         health=ClusterHealth(own, routing=routing, peers=peers, clock=clock),
         repairer=repairer,
         upkeep=upkeep,
+        archive=cold,
     )

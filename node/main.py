@@ -28,8 +28,14 @@ from amberblob.config import NodeConfig
 from amberblob.errors import AmberError, ConfigError, NotReady, RegistryUnavailable
 from amberblob.ids import UlidMint
 from amberblob.metrics import Metrics
+from archive.cache import Cache
+from archive.policy import Disk
+from archive.state import ArchiveState
+from archive.targets.factory import Sources, open_target
+from archive.traffic import Traffic
 from chunkstore.identity import read_identity
 from chunkstore.store import DiskStore
+from node.archive.means import ArchiveMeans
 from node.assembly import assemble
 from node.epochs import seen_epoch
 from node.healthgauges import add_costs
@@ -48,6 +54,7 @@ from registry.cache import load_cache
 from registry.factory import open_registry
 from registry.interface import Registry
 from registry.moves import RegistryRouteChanges
+from registry.newest import newest_nodes
 from registry.readmit import readmit
 from registry.routes import FORMAT_VERSION, ClusterInfo, NodeInfo, RouteTable
 from registry.trust import check_known
@@ -60,6 +67,9 @@ THREADS = 4
 
 ROUTES_PATIENCE_S = 10.0
 ROUTE_CACHE = "routes.json"
+ARCHIVE_STATE = Path("archive", "archive.sqlite3")
+ARCHIVE_CACHE = Path("archive", "cache")
+"""Below the disk's folder."""
 COLLECT_AFTER = (50_000, 20, 20)
 """Objects beyond those freed again, then collections of the younger generation, after which each generation is collected."""
 
@@ -214,6 +224,7 @@ class Node:
     ) -> None:
         config = self.config
         node = config.node.id
+        archive = await self._archive(cluster, registry)
         identity = Identity(
             cluster_id=cluster.cluster_id,
             node_id=node,
@@ -235,6 +246,7 @@ class Node:
             plans=RegistryPlans(registry, cluster, now_ms=self._clock.wall_ms, seen_epoch=routing.epoch),
             repair=config.repair,
             retention=config.retention,
+            archive=archive,
         )
         peers = parts.peers
         self._closers.push_async_callback(peers.close)
@@ -264,6 +276,9 @@ class Node:
         self._closers.push_async_callback(peer_server.close)
 
         self._closers.push_async_callback(parts.puller.close)
+        if parts.archive is not None:
+            parts.archive.add_numbers(self._metrics)
+            self._closers.push_async_callback(parts.archive.close)
         self._closers.push_async_callback(parts.runner.close)
         host, port = _host_port(config.http.listen)
         http = HttpServer(
@@ -272,6 +287,7 @@ class Node:
                 status,
                 token=config.http.token.reveal() or None,
                 metrics=self._metrics,
+                archive=parts.archive.cluster if parts.archive is not None else None,
                 clock=self._clock,
                 randomness=self._randomness,
                 requests_max=config.limits.requests_max,
@@ -328,6 +344,38 @@ class Node:
             "serving", http=f"http://{config.http.advertised}", peer=me.peer_address, slots=len(table.slots_of(node))
         )
 
+    async def _archive(self, cluster: ClusterInfo, registry: Registry) -> ArchiveMeans | None:
+        """What the archive is made with; None: none is configured. The target is not asked anything yet."""
+        section, disk = self.config.archive, self.config.node.disk
+        if not section.target:
+            return None
+        traffic = Traffic(self._clock, bytes_per_s=int(section.bytes_per_s), requests_per_s=section.requests_per_s)
+        target = open_target(section, traffic)
+        self._closers.push_async_callback(target.close)
+        state = ArchiveState(disk / ARCHIVE_STATE, clock=self._clock, randomness=self._randomness)
+        await state.open()
+        self._closers.push_async_callback(state.close)
+        cache = Cache(
+            disk / ARCHIVE_CACHE,
+            int(section.cache),
+            spare_bytes=partial(_spare_bytes, disk, int(self.config.storage.reserve)),
+            token=self._mint.mint,
+        )
+        await cache.open()
+        sources = Sources(section, traffic)
+        self._closers.push_async_callback(sources.close)
+        return ArchiveMeans(
+            section=section,
+            cluster_id=cluster.cluster_id,
+            target=target,
+            traffic=traffic,
+            state=state,
+            disk=partial(_disk_use, disk),
+            cache=cache,
+            sources=sources.find,
+            newest_nodes=partial(newest_nodes, registry, self.config.cluster.name, self._table),
+        )
+
     async def _enter(
         self, registry: Registry, settings: ClusterSettings, cluster: ClusterInfo, me: NodeInfo, status: Status
     ) -> RouteTable:
@@ -374,6 +422,19 @@ def _advertised_peer(config: NodeConfig, actual_port: int) -> str:
 def _capacity_bytes(disk: Path) -> int:
     stat = os.statvfs(disk)
     return stat.f_blocks * stat.f_frsize
+
+
+def _spare_bytes(disk: Path, reserve_bytes: int) -> int:
+    """How much may be written before the reserve is touched."""
+    stat = os.statvfs(disk)
+    return stat.f_bavail * stat.f_frsize - reserve_bytes
+
+
+def _disk_use(disk: Path) -> Disk:
+    """How full it is: of what this process may use, as ``df`` counts it."""
+    stat = os.statvfs(disk)
+    used = stat.f_blocks - stat.f_bfree
+    return Disk(used=used * stat.f_frsize, total=max(1, used + stat.f_bavail) * stat.f_frsize)
 
 
 if __name__ == "__main__":

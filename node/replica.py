@@ -7,7 +7,7 @@ durable (``store.position`` then ``store.durable``), because what an answer show
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, assert_never
@@ -15,6 +15,7 @@ from typing import Any, assert_never
 import msgspec
 import structlog
 
+from amberblob.archives import ArchivedBlob
 from amberblob.ballot import Ballot, Register, SlotState
 from amberblob.clock import HybridClock
 from amberblob.errors import (
@@ -24,6 +25,7 @@ from amberblob.errors import (
     DigestMismatch,
     DiskFailed,
     DiskFull,
+    NoArchive,
     PeerError,
     StorageError,
 )
@@ -67,6 +69,7 @@ from amberblob.wire import (
     StageOpen,
     pack_parts,
 )
+from amberblob.wire_archive import ArchiveRequest
 from amberblob.wire_repair import ForgetStub
 from antientropy.driving import Pace, Unhurried
 from chunkstore.interface import BlobState, ReplicaStore
@@ -82,6 +85,8 @@ ROWS_BYTES_MAX = FRAME_BYTES_MAX // 2
 """Of the rows in one answer, by an estimate that errs upwards."""
 
 INSPECT_ROWS_MAX = 100
+INSPECT_ARCHIVED_MAX = 64
+"""Archive rows of one version that are told, of at most so many versions."""
 INSPECT_WANTED_MAX = 10_000
 """How many wanted versions of a slot are looked through for those of one path."""
 
@@ -137,6 +142,8 @@ class Replica:
         on_decided: called when it is.
         served: grows with everything that is done here for clients, of this node's or another's.
         pace: what others read for repair waits for this.
+        archive: answers questions about the archive; None: this node has none.
+        on_read: told of every blob of which a client of another node reads a chunk here; None: nobody wants to know.
     """
 
     def __init__(
@@ -154,6 +161,8 @@ class Replica:
         self.on_decided: Callable[[int, str], None] = _ignore
         self.served = 0
         self.pace: Pace = Unhurried()
+        self.archive: Callable[[ArchiveRequest], Awaitable[Reply]] | None = None
+        self.on_read: Callable[[str], None] | None = None
         self._store = store
         self._mute = mute
         self._newcomers = newcomers
@@ -212,6 +221,10 @@ class Replica:
         """Answer anything but StageOpen and :data:`amberblob.wire.BytesRequest`."""
         if isinstance(request, Question):
             return await self._repairs.answer(request)
+        if isinstance(request, ArchiveRequest):
+            if self.archive is None:
+                raise NoArchive
+            return await self.archive(request)
         match request:
             case Prepare():
                 return await self._prepare(request)
@@ -245,7 +258,8 @@ class Replica:
             case _:
                 assert_never(request)
 
-    def _refused(self, slot: int, reason: RefusalReason, detail: str = "") -> Refused:
+    def refused(self, slot: int, reason: RefusalReason, detail: str = "") -> Refused:
+        """A refusal, as the copy's state is now."""
         state = self._store.slot_state(slot)
         return Refused(
             incarnation=state.incarnation, reason=reason, ballot=state.ballot_floor, epoch=state.epoch, detail=detail
@@ -261,7 +275,7 @@ class Replica:
                 else:
                     reply = action.reply
         except DiskFailed as error:
-            respond(self._refused(slot, "disk-failed", error.detail))
+            respond(self.refused(slot, "disk-failed", error.detail))
             return
         self._respond_durably(slot, path, reply, respond)
 
@@ -272,7 +286,7 @@ class Replica:
             return
 
         def durable(error: DiskFailed | None) -> None:
-            respond(reply if error is None else self._refused(slot, "disk-failed", error.detail))
+            respond(reply if error is None else self.refused(slot, "disk-failed", error.detail))
 
         self._store.when_durable(position, durable)
 
@@ -292,7 +306,7 @@ class Replica:
             return Refused(
                 incarnation=state.incarnation, reason="epoch", ballot=state.ballot_floor, epoch=max(known, state.epoch)
             )
-        return self._refused(slot, mute)
+        return self.refused(slot, mute)
 
     def _lags(self, slot: int, epoch: int) -> bool:
         """Whether the copy has no voice by a route that is older than the asker's: by that one it may have."""
@@ -313,9 +327,9 @@ class Replica:
             return muted
         if self._store.failed is not None:
             # Nothing that is promised or accepted from now on would survive a restart.
-            return self._refused(message.slot, "disk-failed", self._store.failed)
+            return self.refused(message.slot, "disk-failed", self._store.failed)
         if message.body_bytes and self._store.full:
-            return self._refused(message.slot, "disk-full")
+            return self.refused(message.slot, "disk-full")
         return None
 
     def _prepare_now(self, message: Prepare, respond: Respond) -> bool:
@@ -364,12 +378,12 @@ class Replica:
         if muted is not None:
             return muted
         if self._store.failed is not None:
-            return self._refused(slot, "disk-failed", self._store.failed)
+            return self.refused(slot, "disk-failed", self._store.failed)
         if added is not None and added.size > 0 and message.body is not None:
             if len(message.body) > INLINE_BYTES_MAX or content_hash(message.body) != added.etag:
                 raise DigestMismatch("the body of a COMMIT does not match its record")
             if self._store.full and not message.holders:
-                return self._refused(slot, "disk-full")
+                return self.refused(slot, "disk-full")
         return None
 
     def _commit_now(self, message: Commit, respond: Respond) -> bool:
@@ -514,11 +528,11 @@ class Replica:
         if action is None:
             return None
         if not isinstance(action, Persist):
-            return self._refused(slot, "epoch")
+            return self.refused(slot, "epoch")
         try:
             self._store.apply(action.mutation)
         except DiskFailed as error:
-            return self._refused(slot, "disk-failed", error.detail)
+            return self.refused(slot, "disk-failed", error.detail)
         return None
 
     def _query_now(self, message: Query, respond: Respond) -> bool:
@@ -623,8 +637,11 @@ class Replica:
         if register.record is not None and register.record.added is not None:
             versions.setdefault(register.record.added.version, register.record.added)
         damaged = await self._wanted_of(slot, path)
+        archived = await self._archived_of(slot, versions)
         present = {
-            number: "damaged" if damaged.get(number) else await self._presence(slot, version)
+            number: "damaged"
+            if damaged.get(number)
+            else await self._presence(slot, version, archived[number].evicted if number in archived else False)
             for number, version in versions.items()
         }
         state = self._store.slot_state(slot)
@@ -640,7 +657,18 @@ class Replica:
             detail=self._store.failed or "",
             unsynced=self._mute(state) is not None,
             wanted=tuple(sorted(damaged)),
+            archived={
+                number: blob.chunks[:INSPECT_ARCHIVED_MAX]
+                for number, blob in sorted(archived.items(), reverse=True)[:INSPECT_ARCHIVED_MAX]
+            },
         )
+
+    async def _archived_of(self, slot: int, versions: Mapping[int, Version]) -> dict[int, ArchivedBlob]:
+        """What is known of these versions' archive copies; those of which nothing is known are left out."""
+        if not self._store.tally(slot).archived_rows:
+            return {}
+        found = {number: await self._store.archived(slot, version.blob_id) for number, version in versions.items()}
+        return {number: blob for number, blob in found.items() if blob is not None}
 
     async def _wanted_of(self, slot: int, path: str) -> dict[int, bool]:
         """Versions of the path whose bytes are to be fetched, and whether they were damaged here; of very many not all."""
@@ -649,9 +677,11 @@ class Replica:
         found = await self._store.wanted(slot, INSPECT_WANTED_MAX)
         return {wanted.version.version: wanted.damaged for wanted in found if wanted.path == path}
 
-    async def _presence(self, slot: int, version: Version) -> str:
+    async def _presence(self, slot: int, version: Version, evicted: bool) -> str:
         if version.size == 0:
             return "all"
+        if evicted:
+            return "archived"
         chunks = version.chunks
         if version.manifest_id is not None:
             try:
@@ -670,11 +700,11 @@ class Replica:
         slot, path = message.slot, message.path
         mute = self._mute(self._store.slot_state(slot))
         if mute is not None:
-            return self._refused(slot, mute)
+            return self.refused(slot, mute)
         register = await self._store.load(slot, path)
         mute = self._mute(self._store.slot_state(slot))
         if mute is not None:
-            return self._refused(slot, mute)
+            return self.refused(slot, mute)
         actions = self.slot(slot).forget(self._store.slot_state(slot), message, register)
         reply = await responded(partial(self._carry_out, slot, path, actions))
         if isinstance(reply, Done):
@@ -683,22 +713,26 @@ class Replica:
 
     # ---- bytes
 
+    async def stage_refused(self, slot: int, epoch: int) -> Refused | None:
+        """Why nothing may be staged in the slot by that epoch's route; None: it may."""
+        await self._catch_up(slot, epoch)
+        muted = self._muted(slot, epoch)
+        # One that was left behind by a route that the sender has not seen yet takes the bytes: they are fetched from here then.
+        return None if muted is None or muted.reason == "epoch" else muted
+
     async def handle_stage(self, peer: str, message: StageOpen, stream: IncomingStage) -> Reply:
         """Take in a blob; the answer is StagedReply or Refused."""
         slot = message.slot
         if not valid_ulid(message.blob_id) or not CHUNK_BYTES_MIN <= message.chunk_bytes <= CHUNK_BYTES_MAX:
             raise BadRequest("a blob id or chunk size that cannot be")
-        await self._catch_up(slot, message.epoch)
-        muted = self._muted(slot, message.epoch)
-        # One that was left behind by a route that the sender has not seen yet takes the bytes: they are fetched from here then.
-        if muted is not None and muted.reason != "epoch":
-            return muted
+        if (refused := await self.stage_refused(slot, message.epoch)) is not None:
+            return refused
         try:
             staging = await self._store.stage(slot, message.blob_id, chunk_bytes=message.chunk_bytes, size=message.size)
         except DiskFull as error:
-            return self._refused(slot, "disk-full", error.detail)
+            return self.refused(slot, "disk-full", error.detail)
         except DiskFailed as error:
-            return self._refused(slot, "disk-failed", error.detail)
+            return self.refused(slot, "disk-failed", error.detail)
         done = False
         try:
             async for frame in stream.frames():
@@ -714,9 +748,9 @@ class Replica:
             done = True
             log.info("blob staged", slot=slot, blob_id=message.blob_id, chunks=len(chunks))
         except DiskFull as error:
-            return self._refused(slot, "disk-full", error.detail)
+            return self.refused(slot, "disk-full", error.detail)
         except DiskFailed as error:
-            return self._refused(slot, "disk-failed", error.detail)
+            return self.refused(slot, "disk-failed", error.detail)
         finally:
             if not done:
                 await staging.abort()
@@ -732,6 +766,8 @@ class Replica:
                     await self.pace.turn(request.chunk.len)
                 else:
                     self.served += 1
+                    if self.on_read is not None:
+                        self.on_read(request.blob_id)
                 return await self._read_chunk(request.slot, request.blob_id, request.chunk)
             case ReadManifest():
                 if not valid_ulid(request.blob_id) or not valid_hash(request.manifest_id):

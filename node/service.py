@@ -12,16 +12,20 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from amberblob.errors import NoArchive
 from amberblob.manifest import Version
+from node.archive.status import ArchiveView, JobStarted, JobsView, JobView, JobWanted
 from node.protocol.operations import NO_CONDITIONS, Conditions
 
 __all__ = [
     "NO_CONDITIONS",
+    "ArchiveService",
     "Conditions",
     "Consistency",
     "ListPage",
     "ListedObject",
     "MembershipAction",
+    "NoArchiveHere",
     "NodeStatus",
     "ObjectService",
     "ObjectView",
@@ -202,3 +206,46 @@ class NodeStatus(Protocol):
         Raises: BadRequest, NotFound (no-such-node), MembershipConflict, NotReady, RegistryUnavailable.
         """
         ...
+
+
+class ArchiveService(Protocol):
+    """The cluster's archive (rfc/0016), whichever node is asked. Every method may raise NoArchive and NotReady."""
+
+    async def view(self) -> ArchiveView:
+        """The answer of ``GET /archive``."""
+        ...
+
+    async def start(self, wanted: JobWanted) -> JobStarted:
+        """The answer of ``POST /archive/jobs``. Raises: BadRequest, JobConflict, QuorumUnavailable."""
+        ...
+
+    async def jobs(self) -> JobsView:
+        """The answer of ``GET /archive/jobs``."""
+        ...
+
+    async def job(self, job: str) -> JobView:
+        """The answer of ``GET /archive/jobs/{id}``. Raises: BadRequest, NoSuchJob."""
+        ...
+
+    async def stop(self, job: str) -> JobView:
+        """The answer of ``DELETE /archive/jobs/{id}``. Raises: BadRequest, NoSuchJob."""
+        ...
+
+
+class NoArchiveHere:
+    """The archive of a node for which none is configured."""
+
+    async def view(self) -> ArchiveView:
+        raise NoArchive
+
+    async def start(self, wanted: JobWanted) -> JobStarted:
+        raise NoArchive
+
+    async def jobs(self) -> JobsView:
+        raise NoArchive
+
+    async def job(self, job: str) -> JobView:
+        raise NoArchive
+
+    async def stop(self, job: str) -> JobView:
+        raise NoArchive

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from amberblob.cli import cluster, copy, dev, doctor, download, explain, objects, serve, upload
+from amberblob.cli import archive, cluster, copy, dev, doctor, download, explain, objects, serve, upload
 from amberblob.cli.options import set_defaults
 from amberblob.cli.output import CommandFailed, complain, debugging, describe
 from amberblob.errors import AmberError
@@ -84,6 +84,7 @@ app.command("cp")(copy.cp)
 app.command("explain")(explain.explain)
 app.command("doctor")(doctor.doctor)
 app.add_typer(cluster.app, name="cluster")
+app.add_typer(archive.app, name="archive")
 app.command("serve")(serve.serve)
 app.command("dev")(dev.dev)
 

@@ -23,6 +23,18 @@ def dev(
         str | None,
         typer.Option("--registry", metavar="URL", help="A registry of your own instead of the embedded one."),
     ] = None,
+    archive: Annotated[
+        str | None,
+        typer.Option(
+            "--archive",
+            metavar="URL|DIR",
+            help="Have an archive: s3://bucket/prefix, or a folder. Give it once: it is written into each node.toml.",
+        ),
+    ] = None,
+    archive_endpoint: Annotated[
+        str | None,
+        typer.Option("--archive-endpoint", metavar="URL", help="Of an S3 that is not Amazon's: http://host:port."),
+    ] = None,
 ) -> None:
     """Run a local cluster in the foreground: one real process per node.
 
@@ -34,11 +46,14 @@ def dev(
     Examples:
       amberblob dev
       amberblob dev --nodes 5 --data /tmp/play --port 9000
+      amberblob dev --archive /tmp/cold                      then: amberblob archive run --dry-run
       kill -9 PID                                            a node dies, the cluster goes on
       amberblob serve --config amberblob-data/node-2/node.toml   and is back
     """
+    from amberblob.cli.devarchive import archive_keys
     from amberblob.cli.devcluster import DevCluster
     from amberblob.cli.devlayout import open_layout
 
-    with open_layout(data, nodes=nodes, port=port, registry=registry) as layout:
+    keys = archive_keys(archive, archive_endpoint)
+    with open_layout(data, nodes=nodes, port=port, registry=registry, archive=keys) as layout:
         DevCluster(layout).run()

@@ -32,6 +32,7 @@ from urllib.parse import quote
 
 import tomli_w
 
+from amberblob.cli.devarchive import with_archive
 from amberblob.cli.output import CommandFailed
 from amberblob.config import load_config
 from amberblob.config.values import without_password
@@ -90,8 +91,12 @@ class DevLayout:
 
 
 @contextmanager
-def open_layout(folder: Path, *, nodes: int | None, port: int, registry: str | None) -> Iterator[DevLayout]:
+def open_layout(
+    folder: Path, *, nodes: int | None, port: int, registry: str | None, archive: Mapping[str, str] | None = None
+) -> Iterator[DevLayout]:
     """Lock the folder, write or complete what belongs in it, and hold the lock until the end.
+
+    ``archive``: from :func:`amberblob.cli.devarchive.archive_keys`; what the files have already stays.
 
     Raises:
         CommandFailed: another dev runs on it, it was made for something else, or a port is taken.
@@ -118,7 +123,7 @@ def open_layout(folder: Path, *, nodes: int | None, port: int, registry: str | N
         for node in members:
             replicas = _section(_read_toml(node.config_file), "cluster").get("replicas", REPLICAS)
             managed = _managed_keys(node, [member.name for member in members], registry_url, replicas)
-            _write_config(node.config_file, managed)
+            _write_config(node.config_file, managed, archive or {})
         environment = _without_managed(os.environ)
         for node in members:
             load_config(node.config_file, environment)  # a mistake in a file is told here, not by three logs
@@ -142,9 +147,9 @@ def _managed_keys(node: DevNode, names: list[str], registry_url: str, replicas: 
     }
 
 
-def _write_config(file: Path, managed: _Sections) -> None:
+def _write_config(file: Path, managed: _Sections, archive: Mapping[str, str]) -> None:
     """Write the managed keys into the file; others that the user put there stay."""
-    document = _read_toml(file)
+    document = with_archive(_read_toml(file), archive)
     for section, keys in managed.items():
         document[section] = {**_section(document, section), **keys}
     header = "# Written by `amberblob dev` at every start; keys that are not dev's own are kept.\n\n"

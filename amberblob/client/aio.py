@@ -15,6 +15,7 @@ import aiohttp
 from blake3 import blake3
 from ulid import ULID
 
+from amberblob.client.archive import ArchiveCalls
 from amberblob.client.bodies import BytesBody, Hashed, Source, prepare_body
 from amberblob.client.http import CONNECTIONS_MAX, READ_BUFFER_BYTES, Http, Request, Timeouts
 from amberblob.client.reader import ObjectReader
@@ -387,6 +388,11 @@ class AsyncClient:
             body=BytesBody(json.dumps(wanted).encode()),
         )
         return _mapping((await self._retrying().fetch(request)).json())
+
+    @property
+    def archive(self) -> ArchiveCalls:
+        """The cluster's archive."""
+        return ArchiveCalls(lambda request: self._retrying().fetch(request))
 
     async def ready(self) -> Mapping[str, str | None]:
         """For each endpoint why it does not serve; None when it does. Asks each once, all at the same time."""

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from amberblob.client.aio import AsyncClient
+from amberblob.client.archive import BlockingArchiveCalls
 from amberblob.client.bodies import Source
 from amberblob.client.http import Timeouts
 from amberblob.client.reader import ObjectReader
@@ -230,6 +231,11 @@ class Client:
     ) -> Mapping[str, Any]:
         """Have nodes join, drain, be removed or forgotten; returns the plan before it is carried out."""
         return self._runner.run(self._client.change_membership(action, nodes, dry_run=dry_run, force=force))
+
+    @property
+    def archive(self) -> BlockingArchiveCalls:
+        """The cluster's archive."""
+        return BlockingArchiveCalls(self._client.archive, self._runner.run)
 
     def ready(self) -> Mapping[str, str | None]:
         """For each endpoint why it does not serve; None when it does."""

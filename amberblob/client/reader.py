@@ -15,6 +15,7 @@ from amberblob.client.retry import Retrying
 from amberblob.client.targets import with_query
 from amberblob.client.types import ByteRange, ObjectInfo, Progress, content_range, info_from_headers, range_header
 from amberblob.errors import AmberError, BadRequest, DigestMismatch, PeerError, PeerUnreachable, WireError
+from amberblob.ids import valid_hash
 
 
 class ObjectReader:
@@ -22,7 +23,8 @@ class ObjectReader:
 
     Use it as ``async with client.get(path) as reader`` or ``reader = await client.get(path)`` and close it. The
     version is pinned by the first answer: a download that is carried on elsewhere is of the same version and etag.
-    A whole object is verified against its etag; the last piece is handed out only after that.
+    A whole object is verified against its etag; the last piece is handed out only after that. (Not one that was imported and never read
+    since: its etag is no hash.)
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class ObjectReader:
             raise
         self._response = response
         self._position = self._start
-        if self.length == self._info.size:
+        if self.length == self._info.size and valid_hash(self._info.etag):
             self._hash = blake3()
         self._pieces = self._stream()
         if self._progress is not None:

@@ -24,11 +24,18 @@ def listing_target(query: Mapping[str, str]) -> str:
 
 HEAL_TARGET = "/cluster/heal"
 MEMBERSHIP_TARGET = "/cluster/membership"
+ARCHIVE_TARGET = "/archive"
+ARCHIVE_JOBS_TARGET = "/archive/jobs"
 
 
 def cluster_target(query: Mapping[str, str]) -> str:
     """``/cluster?…``"""
     return with_query("/cluster", query)
+
+
+def archive_job_target(job: str) -> str:
+    """``/archive/jobs/…``"""
+    return f"{ARCHIVE_JOBS_TARGET}/{quote(job, safe='')}"
 
 
 def with_query(target: str, query: Mapping[str, str]) -> str:

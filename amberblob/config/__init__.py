@@ -36,6 +36,7 @@ from amberblob.config.values import (
     format_duration,
     format_size,
     parse_duration,
+    parse_hours,
     parse_size,
     split_address,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "format_size",
     "load_config",
     "parse_duration",
+    "parse_hours",
     "parse_size",
     "render_config",
     "split_address",

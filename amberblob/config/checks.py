@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Protocol
 
+from amberblob.config.archive_checks import ArchiveChecks
+from amberblob.config.complaint import Complaint
 from amberblob.config.sections import (
     RATE_BYTES_PER_S_MIN,
     RESERVE_BYTES_MIN,
@@ -24,12 +25,6 @@ _REGISTRY_URL = re.compile(r"\A[a-z][a-z0-9+.-]*://\S+\Z")
 _WILDCARD_HOSTS = frozenset({"", "0.0.0.0", "::"})
 
 
-class Complaint(Protocol):
-    """Makes the error about a key's value; ``problem`` says more than what the key wants in general."""
-
-    def __call__(self, section: str, key: str, value: Any, problem: str = "") -> ConfigError: ...
-
-
 class Checks:
     """All checks of one configuration, read from ``path``."""
 
@@ -43,6 +38,7 @@ class Checks:
         self._cluster(config.cluster)
         self._rest(config)
         self._retention(config.retention)
+        ArchiveChecks(self._error).check(config.archive, config.node.disk)
 
     def _addresses(self, config: NodeConfig) -> None:
         for section, values in (("http", config.http), ("peer", config.peer)):

@@ -196,6 +196,11 @@ class RetentionSection(Struct, frozen=True, kw_only=True):
     ] = ()
 
 
+ARCHIVE_EVERY_S_MIN = 60
+PACK_BYTES_MIN, PACK_BYTES_MAX = MIB, 1024 * MIB
+LONE_BYTES_MIN, LONE_BYTES_MAX = 64 * KIB, 64 * MIB
+PART_BYTES_MIN, PART_BYTES_MAX = 5 * MIB, 64 * MIB
+
 ArchiveAction = Literal["keep", "archive", "archive-and-evict", "write-through"]
 _ACTIONS = "keep, archive, archive-and-evict or write-through"
 _DURATION_TEXT = f"a duration {_DURATION}"
@@ -213,7 +218,8 @@ class ArchiveRule(Struct, frozen=True, kw_only=True):
         not_read_for: and until nobody has read it on this node for so long.
         larger_than: versions of fewer bytes are left alone.
         versions: old: only versions that a newer one, or a delete, has taken the place of.
-        evict_above: bytes are evicted only while the disk is fuller than this; 0: always. evict_to: until it is no fuller than this.
+        evict_above: bytes are evicted only once the disk is fuller than this; 0: always. evict_to: until it is no fuller than this;
+            0: as evict_above.
     """
 
     prefix: Annotated[str, Meta(description="what paths begin with; empty: all")] = ""
@@ -236,7 +242,7 @@ class ArchiveJobRule(Struct, frozen=True, kw_only=True):
     """
 
     job: Annotated[Literal["run", "verify", "gc", "export"], Meta(description="run, verify, gc or export")]
-    every: Annotated[Duration, Meta(description=_DURATION_TEXT)]
+    every: Annotated[Duration, Meta(description=_DURATION_TEXT + ", at least 1m")]
     between: Annotated[str, Meta(description='hours as "01:00-05:30", by UTC; empty: at any time')] = ""
 
 
@@ -270,13 +276,19 @@ class ArchiveSection(Struct, frozen=True, kw_only=True):
     parallel: Annotated[int, Meta(ge=1, le=64, description="a number from 1 to 64")] = 4
     timeout_s: _Seconds = 30.0
     tries: Annotated[int, Meta(ge=1, le=20, description="a number from 1 to 20")] = 5
-    bytes_per_s: Annotated[SizeBytes, Meta(description="bytes per second, a size; 0: no limit")] = SizeBytes(0)
+    bytes_per_s: Annotated[
+        SizeBytes, Meta(description="bytes per second: 0 for no limit, or a size of at least 64KiB")
+    ] = SizeBytes(0)
     requests_per_s: Annotated[float, Meta(ge=0, le=100_000, description="a number; 0: no limit")] = 0.0
     cache: Annotated[SizeBytes, Meta(description="a size; 0: none")] = SizeBytes(1024 * MIB)
     grace: Annotated[Duration, Meta(description=_DURATION_TEXT)] = Duration(86_400)
     rewrite_below: Annotated[float, Meta(ge=0, le=1, description="a share from 0 to 1")] = 0.5
-    rules: Annotated[tuple[ArchiveRule, ...], Meta(description="tables [[archive.rules]]")] = ()
-    jobs: Annotated[tuple[ArchiveJobRule, ...], Meta(description="tables [[archive.jobs]] of job, every, between")] = ()
+    rules: Annotated[
+        tuple[ArchiveRule, ...], Meta(description="tables [[archive.rules]] of prefix, action and conditions")
+    ] = ()
+    jobs: Annotated[
+        tuple[ArchiveJobRule, ...], Meta(description="tables [[archive.jobs]] of job, every and between")
+    ] = ()
 
 
 class NodeConfig(Struct, frozen=True, kw_only=True):

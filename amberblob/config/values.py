@@ -16,6 +16,7 @@ _SIZE_UNITS = {"": 1, "B": 1, "KIB": KIB, "MIB": MIB, "GIB": GIB, "TIB": 1024 * 
 _SIZE_UNITS |= {"KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4}
 _TIME_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": DAY_S}
 _NUMBER_AND_UNIT = re.compile(r"\A([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\Z")
+_HOURS = re.compile(r"\A([01][0-9]|2[0-3]):([0-5][0-9])-([01][0-9]|2[0-3]):([0-5][0-9])\Z")
 _FOR_EVER = "all"
 
 
@@ -108,6 +109,23 @@ def check_duration(seconds: float) -> float:
 def parse_keep(text: str) -> float:
     """As :func:`parse_duration`; ``all`` is infinity. Raises ValueError."""
     return math.inf if text.strip() == _FOR_EVER else parse_duration(text)
+
+
+def parse_hours(text: str) -> tuple[int, int] | None:
+    """Minutes after midnight at which ``01:00-05:30`` begins and ends; ``22:00-04:00`` goes over midnight. None: empty, at any time.
+
+    Raises:
+        ValueError: it is neither, or begins when it ends.
+    """
+    if not text:
+        return None
+    match = _HOURS.match(text)
+    if match is None:
+        raise ValueError(f"{text!r} is no span of hours")
+    begin, end = (int(match[part]) * 60 + int(match[part + 1]) for part in (1, 3))
+    if begin == end:
+        raise ValueError(f"{text!r} begins when it ends")
+    return begin, end
 
 
 def format_duration(seconds: float) -> str:

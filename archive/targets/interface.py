@@ -1,6 +1,8 @@
 """What the archive asks of a target. One contract suite (tests/contract/archive) runs on every implementation.
 
-Names are relative to the target's URL, with ``/`` between their parts, ASCII, at most 512 characters. A name is stored once and never again.
+Names are relative to the target's URL, with ``/`` between their parts, ASCII, at most 512 characters; no part begins with a dot,
+and no name is the beginning of another's up to a ``/`` (a folder cannot have both). A name is stored once and never again, but by who tries the same
+content again: what replaces something has a name of its own.
 """
 
 from __future__ import annotations
@@ -8,6 +10,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from archive.traffic import Pace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +42,10 @@ class Target(Protocol):
 
     @property
     def url(self) -> str: ...
+
+    def paced(self, pace: Pace) -> Target:
+        """The same target (connections, threads, counts) for somebody who keeps to a pace: a job. Only the original is closed."""
+        ...
 
     async def put(self, name: str, parts: AsyncIterable[bytes]) -> Stored:
         """Store what comes, durably, with checksums sent along; it is listed and readable on return.
@@ -74,6 +82,27 @@ class Target(Protocol):
         """Store, read and delete a small object. Raises what is wrong, and what to do about it."""
         ...
 
+    async def sweep(self, before_ms: int) -> int:
+        """Remove what broken uploads left before that time (by the target's clock): it is not listed, but takes room. How many of them there were."""
+        ...
+
     async def close(self) -> None:
         """Let go of connections and threads."""
         ...
+
+
+class Source(Protocol):
+    """A bucket that is somebody else's, to be read: names are its keys, any UTF-8 text. As :class:`Target` otherwise."""
+
+    @property
+    def url(self) -> str: ...
+
+    def paced(self, pace: Pace) -> Source: ...
+
+    def read(self, name: str, start: int = 0, end: int | None = None, *, etag: str = "") -> AsyncIterator[bytes]: ...
+
+    async def head(self, name: str) -> Stored: ...
+
+    async def page(self, prefix: str, after: str, limit: int) -> list[Stored]: ...
+
+    async def close(self) -> None: ...

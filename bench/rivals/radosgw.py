@@ -123,6 +123,13 @@ class RadosGateway:
         monitor, gateway = free_ports(2)
         self._layout = Layout(folder=folder.resolve(), fsid=str(uuid.uuid4()), monitor=monitor, gateway=gateway)
         self._processes = Processes(folder, {"PYTHONPATH": ""})
+        self.access_key, self.secret_key = secrets.token_hex(10), secrets.token_hex(20)
+        """Of its S3 interface."""
+
+    @property
+    def endpoint(self) -> str:
+        """Of its S3 interface."""
+        return f"http://{HOST}:{self._layout.gateway}"
 
     def __enter__(self) -> Store:
         try:
@@ -178,7 +185,10 @@ class RadosGateway:
         name = ("-n", "client.rgw")
         user = _USER.partition(":")[0]
         self._layout.data("client.rgw").mkdir()
-        processes.run(self._command(admin, *name, "user", "create", "--uid", user, "--display-name", user))
+        processes.run(
+            self._command(admin, *name, "user", "create", "--uid", user, "--display-name", user,
+                          "--access-key", self.access_key, "--secret-key", self.secret_key)
+        )  # fmt: skip
         processes.run(
             self._command(admin, *name, "subuser", "create", "--uid", user, "--subuser", _USER,
                           "--access", "full", "--key-type", "swift", "--secret", key)

@@ -6,6 +6,7 @@ on a shared machine nothing else is comparable. :mod:`common` says how much of e
 
 from __future__ import annotations
 
+from bench.scenarios.archiving import archive
 from bench.scenarios.common import Plan, Scenario
 from bench.scenarios.failure import dead, death, slow
 from bench.scenarios.healing import heal
@@ -24,6 +25,7 @@ SCENARIOS: dict[str, tuple[str, Scenario]] = {
     "dead": ("One node dead", dead),
     "slow": ("One node slow", slow),
     "heal": ("A node is healed", heal),
+    "archive": ("The archive", archive),
     "death": ("A node dies", death),
     "open": ("Open loop", open_loop),
     "sizes": ("PUT and GET by size and clients", sizes),

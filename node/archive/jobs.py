@@ -6,9 +6,13 @@ goes on after a restart where it was, as its :class:`Progress` is written down.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Literal, Protocol
 
 import msgspec
+
+from amberblob.wire_repair import bitmap_of, slots_in
+from archive.savings import RuleSavings
 
 JobKind = Literal["run", "verify", "restore", "gc", "export", "recover", "import"]
 JobState = Literal["running", "done", "failed", "stopped"]
@@ -53,6 +57,7 @@ class JobStatus(msgspec.Struct, kw_only=True):
         detail: one line: what it does now, or why it ended.
         notes: what it needs to go on after a restart; opaque.
         done_slots: the slots that it is through with.
+        savings: of a dry run, what each rule would move and free on this node.
     """
 
     request: JobRequest
@@ -70,6 +75,11 @@ class JobStatus(msgspec.Struct, kw_only=True):
     detail: str = ""
     notes: dict[str, str] = {}
     done_slots: list[int] = []
+    savings: list[RuleSavings] = []
+
+
+ELSEWHERE = "elsewhere"
+"""The note of the slots that other nodes have done."""
 
 
 class Progress:
@@ -83,6 +93,8 @@ class Progress:
     def __init__(self, status: JobStatus) -> None:
         self.status = status
         self.changed = True
+        self._done = set(status.done_slots)
+        self._elsewhere = set(slots_in(bytes.fromhex(status.notes.get(ELSEWHERE, ""))))
 
     def add(self, **counts: int) -> None:
         """Count what was done."""
@@ -96,9 +108,9 @@ class Progress:
         self.status.bytes_done += done
         self.changed = True
 
-    def problem(self, text: str) -> None:
-        """Something could not be done, and was left."""
-        self.status.failures += 1
+    def problem(self, text: str, *, count: int = 1) -> None:
+        """Something could not be done, or ``count`` things for the same reason, and was left."""
+        self.status.failures += count
         if len(self.status.problems) < PROBLEMS_MAX and text not in self.status.problems:
             self.status.problems.append(text)
         self.changed = True
@@ -109,12 +121,18 @@ class Progress:
         self.changed = True
 
     def is_done(self, slot: int) -> bool:
-        """Whether the job is through with the slot."""
-        return slot in self.status.done_slots
+        """Whether the job is through with the slot, on this node or another."""
+        return slot in self._done or slot in self._elsewhere
+
+    def done_elsewhere(self, slots: Iterable[int]) -> None:
+        """Other nodes told that they are through with these."""
+        self._elsewhere.update(slots)
+        self.set_note(ELSEWHERE, bitmap_of(self._elsewhere).hex())
 
     def slot_done(self, slot: int) -> None:
         """The job is through with the slot."""
-        if slot not in self.status.done_slots:
+        if slot not in self._done:
+            self._done.add(slot)
             self.status.done_slots.append(slot)
             self.status.slots_done = len(self.status.done_slots)
             self.changed = True
@@ -139,3 +157,27 @@ class JobWork(Protocol):
         job goes on with the rest. Raises: ArchiveError or another AmberError when nothing of it can be done; it is then ``failed``.
         """
         ...
+
+
+Scope = Literal["slots", "copies", "one"]
+"""Whose work a job is. slots: of each slot, of the node that looks after it, and another takes it over when that one dies. copies: of every
+node, for each of its own copies. one: of one node for all."""
+
+SCOPES: Mapping[JobKind, Scope] = {
+    "run": "slots",
+    "verify": "slots",
+    "restore": "copies",
+    "gc": "copies",
+    "export": "slots",
+    "recover": "one",
+    "import": "one",
+}
+
+
+SCHEDULED = "scheduled"
+"""The option of jobs that a node began by itself: only its own part, while every other node begins its own."""
+
+
+def told(status: JobStatus, *, slots: bool) -> JobStatus:
+    """What others are told of it: not its notes; its slots only if they are asked for."""
+    return msgspec.structs.replace(status, notes={}, done_slots=status.done_slots if slots else [])

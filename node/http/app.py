@@ -31,7 +31,7 @@ from node.http.sending import DIRECT_BYTES_MIN, SendThreads, SocketSender
 from node.http.target import Resource, parse_target
 from node.http.writes import may_be_repeat, not_hiding
 from node.logs import frequent_lines
-from node.service import NodeStatus, ObjectService
+from node.service import ArchiveService, NoArchiveHere, NodeStatus, ObjectService
 
 _REQUEST_ID = re.compile(r"\A[A-Za-z0-9._-]{1,64}\Z")
 _QUIET_OPERATIONS = frozenset(("healthz", "readyz", "metrics"))
@@ -258,6 +258,7 @@ def build_app(
     *,
     token: str | None,
     metrics: Metrics,
+    archive: ArchiveService | None = None,
     clock: Clock | None = None,
     randomness: Randomness | None = None,
     body_stall_s: float = 60.0,
@@ -271,6 +272,7 @@ def build_app(
         status: what the node says of itself.
         token: what clients must present; None lets everyone in.
         metrics: where requests are counted, and what ``/metrics`` shows.
+        archive: the cluster's archive; None: there is none.
         clock: for durations.
         randomness: for request ids.
         body_stall_s: a body of which nothing arrives for so long is given up (408).
@@ -282,7 +284,14 @@ def build_app(
     def closing() -> bool:
         return app.closing
 
-    context = Context(service=service, status=status, metrics=metrics, closing=closing, body_stall_s=body_stall_s)
+    context = Context(
+        service=service,
+        status=status,
+        archive=archive or NoArchiveHere(),
+        metrics=metrics,
+        closing=closing,
+        body_stall_s=body_stall_s,
+    )
     app = App(
         context,
         token=token,

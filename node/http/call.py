@@ -19,7 +19,7 @@ from multidict import CIMultiDictProxy
 from amberblob.metrics import Metrics
 from amberblob.paths import decode_path
 from node.http.target import Target, parse_query
-from node.service import NodeStatus, ObjectService
+from node.service import ArchiveService, NodeStatus, ObjectService
 
 JSON = "application/json"
 
@@ -33,6 +33,7 @@ class Context:
     Attributes:
         service: the cluster's objects.
         status: what the node says of itself.
+        archive: the cluster's archive.
         metrics: the process's numbers.
         closing: whether the server is shutting down.
         body_stall_s: how long a client may send nothing in the middle of a body.
@@ -40,6 +41,7 @@ class Context:
 
     service: ObjectService
     status: NodeStatus
+    archive: ArchiveService
     metrics: Metrics
     closing: Callable[[], bool]
     body_stall_s: float

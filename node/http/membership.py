@@ -6,10 +6,10 @@ import msgspec
 
 from amberblob.errors import BadRequest
 from amberblob.ids import valid_node_id
+from node.http.bodies import whole_body
 from node.http.call import Answer, Call, Context, json_answer
 from node.service import MembershipAction
 
-BODY_BYTES_MAX = 64 * 1024
 NODES_MAX = 64
 
 
@@ -32,16 +32,7 @@ async def membership(context: Context, call: Call) -> Answer:
 
 
 async def _wanted(context: Context, call: Call) -> _Wanted:
-    body = call.exchange.whole_body
-    if body is None:
-        parts: list[bytes] = []
-        size = 0
-        async for part in call.exchange.body(invite=False, stall_s=context.body_stall_s):
-            size += len(part)
-            if size > BODY_BYTES_MAX:
-                raise BadRequest(f"The body is longer than {BODY_BYTES_MAX} bytes.", code="bad-request")
-            parts.append(part)
-        body = b"".join(parts)
+    body = await whole_body(context, call)
     try:
         wanted = msgspec.json.decode(body, type=_Wanted)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -5,13 +5,18 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from msgspec.json import schema_components
+
 from amberblob.limits import LIST_LIMIT_MAX, META_BYTES_MAX, PATH_BYTES_MAX, VERSION_MAX, WRITE_ID_CHARS_MAX
+from node.archive.status import ArchiveView, JobStarted, JobsView, JobView, JobWanted
 from node.http.target import Resource
 from node.wholeness import CONDITIONS
 
 API_VERSION = "1"
 
 Schema = dict[str, Any]
+
+_REF = "#/components/schemas/{name}"
 
 _VERSION: Schema = {"type": "integer", "minimum": 1, "maximum": VERSION_MAX}
 _OFFSET: Schema = {"type": "integer", "minimum": 0}
@@ -24,10 +29,11 @@ _STATUS_TITLES = {
     "400": "The request cannot be understood: bad-path, path-too-long, bad-parameter, bad-header, bad-range, incomplete-body, …",
     "401": "unauthorized: the cluster asks for its token",
     "403": "reserved-path",
-    "404": "no-such-object, no-such-version, nothing-to-restore, no-such-resource",
+    "404": "no-such-object, no-such-version, nothing-to-restore, no-such-job, no-such-resource",
     "405": "method-not-allowed",
     "408": "request-timeout: the client stopped sending",
-    "409": "version-conflict: the version is not greater than every one before; membership-conflict: not as the cluster is now",
+    "409": "version-conflict: the version is not greater than every one before; membership-conflict: not as the cluster is now; "
+    "no-archive: none is configured; job-conflict: such a job is running",
     "412": "precondition-failed; the headers are the current head's, X-Amber-Version 0 when there is none",
     "416": "range-not-satisfiable; Content-Range tells the size",
     "417": "expectation-failed",
@@ -68,10 +74,13 @@ def document() -> dict[str, Any]:
             Resource.CLUSTER.value: _cluster_item(),
             Resource.HEAL.value: _heal_item(),
             Resource.MEMBERSHIP.value: _membership_item(),
+            Resource.ARCHIVE.value: _archive_item(),
+            Resource.ARCHIVE_JOBS.value: _archive_jobs_item(),
+            Resource.ARCHIVE_JOB.value: _archive_job_item(),
             Resource.OPENAPI.value: _node_item("openapi", "This document.", ("401",)),
         },
         "components": {
-            "schemas": _schemas(),
+            "schemas": _schemas() | _archive_schemas(),
             "headers": _headers(),
             "parameters": {"path": _path_parameter()},
             "responses": {f"Problem{status}": _problem(status, title) for status, title in _STATUS_TITLES.items()},
@@ -322,6 +331,78 @@ def _membership_item() -> Schema:
             },
         }
     }
+
+
+def _archive_item() -> Schema:
+    return {
+        "get": {
+            "operationId": "archive",
+            "summary": "The archive: its target, whether it is reached, what each node sent there and evicted, and all together.",
+            "responses": {
+                "200": _json("How it is.", _schema_of(ArchiveView)),
+                **_problems("401", "409", "503"),
+            },
+        }
+    }
+
+
+def _archive_jobs_item() -> Schema:
+    return {
+        "get": {
+            "operationId": "archiveJobs",
+            "summary": "Jobs of the archive, newest first: each node's part, and the sums.",
+            "responses": {"200": _json("The jobs.", _schema_of(JobsView)), **_problems("401", "409", "503")},
+        },
+        "post": {
+            "operationId": "startArchiveJob",
+            "summary": "Begin a job on every node that can be reached; how far it is tells GET /archive/jobs/{id}.",
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": _schema_of(JobWanted)}},
+            },
+            "responses": {
+                "202": _json("It has begun.", _schema_of(JobStarted)),
+                **_problems("400", "401", "409", "503"),
+            },
+        },
+    }
+
+
+def _archive_job_item() -> Schema:
+    answer = _schema_of(JobView)
+    return {
+        "parameters": [{"name": "id", "in": "path", "required": True, "description": "The job's id.", "schema": _ULID}],
+        "get": {
+            "operationId": "archiveJob",
+            "summary": "One job: each node's part, the sums, and the slots that nobody has done.",
+            "responses": {"200": _json("The job.", answer), **_problems("400", "401", "404", "409", "503")},
+        },
+        "delete": {
+            "operationId": "stopArchiveJob",
+            "summary": "Stop a job on every node that can be reached. What it did stays done.",
+            "responses": {"202": _json("It is stopped.", answer), **_problems("400", "401", "404", "409", "503")},
+        },
+    }
+
+
+def _json(description: str, schema: Schema) -> Schema:
+    return {
+        "description": description,
+        "headers": _common_headers(),
+        "content": {"application/json": {"schema": schema}},
+    }
+
+
+def _schema_of(kind: type[Any]) -> Schema:
+    """Of a struct that is sent as it is; the structs within it are components."""
+    (schema,), _ = schema_components([kind], ref_template=_REF)
+    return dict(schema)
+
+
+def _archive_schemas() -> Schema:
+    """The structs of the archive's answers, as components."""
+    _, components = schema_components([ArchiveView, JobsView, JobView, JobWanted, JobStarted], ref_template=_REF)
+    return dict(components)
 
 
 def _heal_schema() -> Schema:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from amberblob.errors import MethodNotAllowed, NotFound
-from node.http import endpoints
+from node.http import archive, endpoints
 from node.http.call import Handler
 from node.http.delete import delete
 from node.http.get import get
@@ -30,6 +30,15 @@ ROUTES: Mapping[Resource, Mapping[str, tuple[str, Handler]]] = {
     Resource.CLUSTER: {"GET": ("cluster", endpoints.cluster), "HEAD": ("cluster", endpoints.cluster)},
     Resource.HEAL: {"POST": ("heal", endpoints.heal)},
     Resource.MEMBERSHIP: {"POST": ("membership", membership)},
+    Resource.ARCHIVE: {"GET": ("archive", archive.archive)},
+    Resource.ARCHIVE_JOBS: {
+        "GET": ("archive-jobs", archive.jobs),
+        "POST": ("archive-start", archive.start),
+    },
+    Resource.ARCHIVE_JOB: {
+        "GET": ("archive-job", archive.job),
+        "DELETE": ("archive-stop", archive.stop),
+    },
     Resource.OPENAPI: {"GET": ("openapi", endpoints.openapi), "HEAD": ("openapi", endpoints.openapi)},
 }
 """Resource → method → (the operation's name in metrics and logs, its handler)."""

@@ -25,6 +25,9 @@ class Resource(StrEnum):
     CLUSTER = "/cluster"
     HEAL = "/cluster/heal"
     MEMBERSHIP = "/cluster/membership"
+    ARCHIVE = "/archive"
+    ARCHIVE_JOBS = "/archive/jobs"
+    ARCHIVE_JOB = "/archive/jobs/{id}"
     OPENAPI = "/openapi.json"
     NOTHING = ""
 
@@ -35,7 +38,7 @@ class Target:
 
     Attributes:
         resource: what it names.
-        encoded_path: the object's name, still percent-encoded; empty for other resources.
+        encoded_path: the object's name, still percent-encoded, or a job's id; empty for other resources.
         raw_query: what follows the first ``?``, still encoded.
     """
 
@@ -46,7 +49,9 @@ class Target:
 
 _ORIGIN = re.compile(r"\A[A-Za-z][A-Za-z0-9+.\-]*://[^/?]*")
 _OBJECT_PREFIXES = ("/objects/", "/blobs/")
-_EXACT = {resource.value: resource for resource in Resource if resource not in (Resource.OBJECT, Resource.NOTHING)} | {
+_JOB_PREFIX = "/archive/jobs/"
+_NOT_EXACT = (Resource.OBJECT, Resource.ARCHIVE_JOB, Resource.NOTHING)
+_EXACT = {resource.value: resource for resource in Resource if resource not in _NOT_EXACT} | {
     "/blobs": Resource.OBJECTS
 }
 
@@ -73,6 +78,8 @@ def parse_target(raw: str) -> Target:
     for prefix in _OBJECT_PREFIXES:
         if path.startswith(prefix):
             return Target(Resource.OBJECT, path[len(prefix) :], query)
+    if path.startswith(_JOB_PREFIX):
+        return Target(Resource.ARCHIVE_JOB, path[len(_JOB_PREFIX) :], query)
     return Target(_EXACT.get(path, Resource.NOTHING), "", query)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 from collections import deque
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -22,6 +22,7 @@ import structlog
 
 from amberblob.errors import (
     AmberError,
+    ArchiveError,
     ChunkCorrupt,
     ChunkMissing,
     ClusterError,
@@ -35,6 +36,7 @@ from amberblob.wire import ReadChunk, ReadManifest
 from chunkstore.interface import ReplicaStore
 from chunkstore.staging import retrieve
 from node.coordinator import Coordinator
+from node.objects.cold import Arriving, Cold, Course
 from node.pulls import PullRequests
 from node.routing import Routing
 from node.service import ObjectView
@@ -114,7 +116,7 @@ class Fetched:
 
     place: asyncio.Semaphore
     buffer: memoryview
-    data: asyncio.Task[bytes | memoryview]
+    data: asyncio.Task[bytes | memoryview | Arriving]
 
 
 class Reading:
@@ -122,6 +124,8 @@ class Reading:
 
     Attributes:
         served: grows with every piece that is read.
+        cold: chunks that no copy has on its disk; None: there is no archive.
+        on_read: told of every blob that a client reads here; None: nobody wants to know.
     """
 
     def __init__(self, coordinator: Coordinator, routing: Routing, store: ReplicaStore, pulls: PullRequests) -> None:
@@ -130,6 +134,8 @@ class Reading:
         self._store = store
         self._pulls = pulls
         self.served = 0
+        self.cold: Cold | None = None
+        self.on_read: Callable[[str], None] | None = None
         self._places = Places(CHUNKS_IN_MEMORY, CHUNKS_IN_RESERVE)
         self._buffers = Buffers(BUFFERS_KEPT)
 
@@ -138,39 +144,49 @@ class Reading:
         if length <= 0:
             return
         version, slot = view.version, self._routing.slot_of(view.path)
+        if self.on_read is not None:
+            self.on_read(version.blob_id)
         if version.inline:
-            data = await self.chunk(slot, version, version.chunks[0])
-            yield memoryview(data)[offset : offset + length]
+            body = await self.chunk(slot, version, version.chunks[0])
+            yield memoryview(body)[offset : offset + length]
             return
         end = offset + length
         parts: list[tuple[ChunkRef, int, int]] = []
         start = 0
+        course = Course()
         for chunk in await self.chunks(slot, version):
             low, high = max(offset - start, 0), min(end - start, chunk.len)
             if low < high:
                 parts.append((chunk, low, high))
             start += chunk.len
+        course.chunks = [chunk for chunk, _, _ in parts]
         fetched: deque[Fetched] = deque()
 
-        def fetch(place: asyncio.Semaphore, chunk: ChunkRef) -> None:
+        def fetch(place: asyncio.Semaphore, part: tuple[ChunkRef, int, int]) -> None:
+            chunk, low, high = part
             try:
                 buffer = self._buffers.take(max(chunk.len, self._routing.table().cluster.chunk_bytes))
             except BaseException:
                 place.release()
                 raise
-            work = self.chunk(slot, version, chunk, buffer)
+            work = self._chunk(slot, version, chunk, course, low, high, buffer)
             fetched.append(Fetched(place, buffer, asyncio.get_running_loop().create_task(work)))
             fetched[-1].data.add_done_callback(retrieve)
 
         try:
-            for index, (chunk, low, high) in enumerate(parts):
+            for index, (_, low, high) in enumerate(parts):
                 if not fetched:
-                    fetch(await self._places.take(), chunk)
-                for following, _, _ in parts[index + len(fetched) : index + 1 + AHEAD]:
+                    fetch(await self._places.take(), parts[index])
+                for following in parts[index + len(fetched) : index + 1 + AHEAD]:
                     if (free := await self._places.take_free()) is None:
                         break
                     fetch(free, following)
-                yield memoryview(await fetched[0].data)[low:high]
+                data = await fetched[0].data
+                if isinstance(data, bytes | memoryview):
+                    yield memoryview(data)[low:high]
+                else:
+                    async for piece in data.pieces():
+                        yield piece
                 # Who asks for more has done with the last one.
                 done = fetched.popleft()
                 done.place.release()
@@ -180,6 +196,8 @@ class Reading:
                 left.place.release()
                 if left.data.done() and not left.data.cancelled() and left.data.exception() is None:
                     self._buffers.give(left.buffer)
+                    if not isinstance(unread := left.data.result(), bytes | memoryview):
+                        await unread.close()
                 else:
                     # Its buffer is forgotten: a thread may still be reading into it, also when this reader was cancelled,
                     # and the fetching with it.
@@ -191,6 +209,8 @@ class Reading:
         self.served += 1
         if not version.inline:
             return None
+        if self.on_read is not None:
+            self.on_read(version.blob_id)
         return self._store.peek_body(self._routing.slot_of(view.path), version.blob_id)
 
     async def chunks(self, slot: int, version: Version) -> tuple[ChunkRef, ...]:
@@ -213,6 +233,13 @@ class Reading:
             if self._coordinator.node in failures:
                 self._mend(slot, version, node)
             return chunks
+        if self.cold is not None:
+            try:
+                archived = await self.cold.manifest(slot, version)
+            except ArchiveError as error:
+                raise telling(error, failures) from error
+            if archived is not None:
+                return decode_manifest(archived)
         raise bytes_unavailable("the manifest", failures)
 
     async def chunk(
@@ -225,29 +252,113 @@ class Reading:
     ) -> bytes | memoryview:
         """One chunk, verified, perhaps as a view of ``into``; ``holders`` are asked first.
 
-        Raises: ClusterError when no replica that answers has it.
+        Raises: ClusterError when no replica that answers has it, nor the archive.
         """
-        data: bytes | memoryview
+        found = await self._chunk(slot, version, chunk, Course(), 0, chunk.len, into, holders)
+        if isinstance(found, bytes | memoryview):
+            return found
+        return await found.whole()
+
+    async def _chunk(
+        self,
+        slot: int,
+        version: Version,
+        chunk: ChunkRef,
+        course: Course,
+        low: int,
+        high: int,
+        into: memoryview | None,
+        holders: Collection[str] = (),
+    ) -> bytes | memoryview | Arriving:
+        """One chunk, from this disk, another one, or the archive; from there what lies between ``low`` and ``high`` is enough."""
         self.served += 1
         failures: dict[str, str] = {}
-        for node in self._candidates(slot, holders):
-            try:
-                if node == self._coordinator.node:
-                    if into is None:
-                        data = await self._store.read_chunk(slot, version.blob_id, chunk)
-                    else:
-                        data = await self._store.read_chunk_into(slot, version.blob_id, chunk, into)
-                else:
-                    data = await self._fetch(node, ReadChunk(slot=slot, blob_id=version.blob_id, chunk=chunk))
-                    await verify(data, chunk)
-            except (PeerError, StorageError, DigestMismatch) as error:
-                failures[node] = str(error)
-                self._notice(node, slot, version, error)
+        late: list[str] = []
+        candidates = self._candidates(slot, holders)
+        if course.gave:
+            candidates.sort(key=lambda node: (node != self._coordinator.node, node not in course.gave))
+        for node in candidates:
+            if course.cold and self._unlikely(node, slot, course):
+                late.append(node)
                 continue
-            if self._coordinator.node in failures:
-                self._mend(slot, version, node)
+            data = await self._from(node, slot, version, chunk, course, into, failures)
+            if data is not None:
+                return data
+            if node == self._coordinator.node and self.cold is not None:
+                await self._look(slot, version, course)
+                if (data := await self.cold.cached(chunk)) is not None:
+                    return data
+
+        async def elsewhere() -> bytes | memoryview | None:
+            for node in late:
+                if (data := await self._from(node, slot, version, chunk, course, None, failures)) is not None:
+                    return data
+            return None
+
+        if self.cold is not None:
+            try:
+                arriving = await self.cold.open(course, slot, version, chunk, low, high, elsewhere)
+            except ArchiveError as error:
+                raise telling(error, failures) from error
+            if arriving is not None:
+                return arriving
+        if (data := await elsewhere()) is not None:
             return data
         raise bytes_unavailable("a chunk", failures)
+
+    async def _from(
+        self,
+        node: str,
+        slot: int,
+        version: Version,
+        chunk: ChunkRef,
+        course: Course,
+        into: memoryview | None,
+        failures: dict[str, str],
+    ) -> bytes | memoryview | None:
+        """The chunk as one node has it as a file; None: it does not give it, and ``failures`` tells why."""
+        data: bytes | memoryview
+        here = node == self._coordinator.node
+        try:
+            if not here:
+                data = await self._fetch(node, ReadChunk(slot=slot, blob_id=version.blob_id, chunk=chunk))
+                await verify(data, chunk)
+            elif into is None:
+                data = await self._store.read_chunk(slot, version.blob_id, chunk)
+            else:
+                data = await self._store.read_chunk_into(slot, version.blob_id, chunk, into)
+        except (PeerError, StorageError, DigestMismatch) as error:
+            failures[node] = str(error)
+            if not here:
+                course.lacked.add(node)
+                course.gave.discard(node)
+            if here and self.cold is not None:
+                await self._look(slot, version, course)
+            if not course.cold or not isinstance(error, ChunkMissing):
+                self._notice(node, slot, version, error)
+            return None
+        if not here:
+            course.gave.add(node)
+            course.lacked.discard(node)
+        if self._coordinator.node in failures and not course.cold:
+            self._mend(slot, version, node)
+        return data
+
+    async def _look(self, slot: int, version: Version, course: Course) -> None:
+        """Find out whether the blob's bytes are to be expected on this node's disk."""
+        if course.cold is None:
+            try:
+                course.cold = not self._has_copy(slot) or await self._store.is_evicted(slot, version.blob_id)
+            except StorageError:
+                course.cold = False
+
+    def _unlikely(self, node: str, slot: int, course: Course) -> bool:
+        """Whether it is not worth asking the node before the archive: it lacked others of this blob, is away, or has no copy."""
+        if node == self._coordinator.node:
+            return False
+        if node in course.lacked or not self._coordinator.peers.reachable(node):
+            return True
+        return node not in self._routing.table().route(slot).all_nodes
 
     def _notice(self, node: str, slot: int, version: Version, error: Exception) -> None:
         """A copy did not have what it should: this node's is mended in passing, any other by whoever was asked for it."""
@@ -307,6 +418,17 @@ async def verify(data: bytes | memoryview, chunk: ChunkRef) -> None:
         found = content_hash(data)
     if len(data) != chunk.len or found != chunk.id:
         raise DigestMismatch(f"{len(data)} bytes came that are not chunk {chunk.id}")
+
+
+def telling(error: ArchiveError, failures: dict[str, str]) -> ArchiveError:
+    """The archive's error, with what was seen at the copies."""
+    seen = "; ".join(f"{node}: {why}" for node, why in sorted(failures.items()))
+    return type(error)(
+        f"A part of this version is only in the archive, and cannot be had from there now: {error.detail}"
+        + (f" (On the disks: {seen}.)" if seen else ""),
+        code=error.code,
+        extra={**error.extra, "failures": failures},
+    )
 
 
 def bytes_unavailable(what: str, failures: dict[str, str]) -> AmberError:

@@ -10,6 +10,7 @@ from amberblob.limits import INLINE_BYTES_MAX, MIB
 from amberblob.manifest import ChunkRef, Version
 from node.coordinator import Coordinator
 from node.objects.bytes import Reading
+from node.objects.first import ArchivedWrite, WriteThrough
 from node.objects.lookup import Lookup
 from node.objects.restage import Restage
 from node.objects.upload import Digests, Upload
@@ -25,7 +26,11 @@ MOVES_MAX = 4
 
 
 class Putting:
-    """Stores bodies. ``chunk_bytes`` is the cluster's chunk size."""
+    """Stores bodies. ``chunk_bytes`` is the cluster's chunk size.
+
+    Attributes:
+        through: archives bodies first where that is asked for; None: there is no archive.
+    """
 
     def __init__(
         self, coordinator: Coordinator, routing: Routing, lookup: Lookup, reading: Reading, *, inline_bytes_max: int
@@ -35,6 +40,7 @@ class Putting:
         self._routing = routing
         self._lookup = lookup
         self._reading = reading
+        self.through: WriteThrough | None = None
         self._inline_bytes_max = inline_bytes_max
 
     async def put(self, path: str, body: AsyncIterator[bytes] | bytes, options: PutOptions) -> ObjectView:
@@ -47,13 +53,12 @@ class Putting:
             pieces = _pieces(body)
             first = await anext(pieces, b"")
         if len(first) <= self._inline_bytes_max:
-            applied, etag = await self._put_inline(electorate, path, blob_id, first, options)
-            return _same_content(await self._view(electorate, path, applied), etag)
+            return await self._put_inline(electorate, path, blob_id, first, options)
         return await self._put_staged(electorate, path, blob_id, first, pieces, options)
 
     async def _put_inline(
         self, electorate: Electorate, path: str, blob_id: str, body: bytes, options: PutOptions
-    ) -> tuple[Applied, str]:
+    ) -> ObjectView:
         if options.digests:
             digests = Digests(name for name, _ in options.digests)
             digests.update(body)
@@ -67,10 +72,44 @@ class Putting:
             blob_id, self._coordinator.clock.now_ms(), len(body), etag, options, chunks, None, len(chunks), inline=True
         )
         operation = Put(draft=draft, requested=options.version, conditions=options.conditions)
+        if self.through is not None and self.through.wanted(path):
+            return await self._put_through(self.through, electorate, path, draft, operation, body, options)
         applied = await self._coordinator.write(
             electorate, path, operation, write_id=options.write_id, repeat=options.repeat, body=body
         )
-        return applied, etag
+        return _same_content(await self._view(electorate, path, applied), etag)
+
+    async def _put_through(
+        self,
+        through: WriteThrough,
+        electorate: Electorate,
+        path: str,
+        draft: Version,
+        operation: Put,
+        body: bytes,
+        options: PutOptions,
+    ) -> ObjectView:
+        """A small body is archived, then written."""
+        await through.hint(electorate, path, options)
+
+        async def read(chunk: ChunkRef) -> bytes:
+            return body
+
+        archived = await through.archive(electorate, path, draft, draft.chunks, None, read)
+        try:
+            electorate = self._routing.electorate(electorate.slot)
+            await archived.stage(electorate)
+            applied = await self._coordinator.write(
+                electorate, path, operation, write_id=options.write_id, repeat=options.repeat, body=body
+            )
+        except OutcomeUnknown:
+            raise
+        except AmberError:
+            await archived.give_up()
+            raise
+        view = _same_content(await self._view(electorate, path, applied), draft.etag)
+        await archived.confirm(applied, view)
+        return view
 
     async def _put_staged(
         self,
@@ -85,6 +124,10 @@ class Putting:
         upload = Upload(self._coordinator, electorate, blob_id=blob_id, chunk_bytes=chunk_bytes)
         digests = Digests(name for name, _ in options.digests)
         keep = False
+        through = self.through if self.through is not None and self.through.wanted(path) else None
+        archived: ArchivedWrite | None = None
+        if through is not None:
+            await through.hint(electorate, path, options)
         try:
             await upload.open(options.size)
             size = len(first)
@@ -108,6 +151,8 @@ class Putting:
             )
             operation = Put(draft=draft, requested=options.version, conditions=options.conditions)
             applied: Applied | None = None
+            if through is not None:
+                archived = await self._archive(through, electorate, path, draft, upload, holders, options)
             for moves in range(MOVES_MAX):
                 # The body took its time: the slot may have moved meanwhile. Nothing refers to the bytes yet.
                 before, electorate = electorate, self._routing.electorate(electorate.slot)
@@ -124,6 +169,8 @@ class Putting:
                         chunk_bytes=chunk_bytes,
                     )
                     holders = await brought.bring(holders)
+                if archived is not None:
+                    await archived.stage(electorate)
                 # From here on the bytes may be referred to by a COMMIT that we lose sight of, also when we are cancelled.
                 keep = True
                 try:
@@ -141,10 +188,33 @@ class Putting:
             view = await self._view(electorate, path, applied)
             # An earlier try with the same write id may have been applied, with bytes of its own.
             keep = view.version.blob_id == blob_id
-            return _same_content(view, digests.etag)
+            view = _same_content(view, digests.etag)
+            if archived is not None:
+                await archived.confirm(applied, view)
+            return view
         finally:
             if not keep:
                 await upload.abort()
+                if archived is not None:
+                    await archived.give_up()
+
+    async def _archive(
+        self,
+        through: WriteThrough,
+        electorate: Electorate,
+        path: str,
+        draft: Version,
+        upload: Upload,
+        holders: frozenset[str],
+        options: PutOptions,
+    ) -> ArchivedWrite:
+        """Send what was staged to the archive: it is read again from those that have it, a chunk at a time."""
+        await through.hint(electorate, path, options)
+
+        async def read(chunk: ChunkRef) -> bytes | memoryview:
+            return await self._reading.chunk(electorate.slot, draft, chunk, holders=holders)
+
+        return await through.archive(electorate, path, draft, upload.chunks, upload.manifest, read)
 
     async def _view(self, electorate: Electorate, path: str, applied: Applied) -> ObjectView:
         record, mark = applied.record, applied.mark

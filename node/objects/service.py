@@ -26,13 +26,13 @@ class Objects:
         self._routing = routing
         self._lookup = lookup
         self._reading = reading
-        self._putting = Putting(coordinator, routing, lookup, reading, inline_bytes_max=inline_bytes_max)
+        self.putting = Putting(coordinator, routing, lookup, reading, inline_bytes_max=inline_bytes_max)
         self._changing = Changing(coordinator, routing, lookup)
         self._listing = Listing(coordinator, routing, lookup)
         self._explaining = Explaining(coordinator, routing)
 
     async def put(self, path: str, body: AsyncIterator[bytes] | bytes, options: PutOptions) -> ObjectView:
-        return await self._putting.put(path, body, options)
+        return await self.putting.put(path, body, options)
 
     async def delete(
         self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None, repeat: bool = False

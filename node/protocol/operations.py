@@ -76,6 +76,16 @@ class Expire(msgspec.Struct, frozen=True, kw_only=True):
     conditions: Conditions = NO_CONDITIONS
 
 
+class Recover(msgspec.Struct, frozen=True, kw_only=True):
+    """Have the path hold a record that another cluster had chosen, as it is, if the path never had one here (rfc/0016).
+
+    The write id is that of the record's last write: who finds it done before knows that the record is here, or was.
+    """
+
+    record: Record
+    conditions: Conditions = NO_CONDITIONS
+
+
 class Finish(msgspec.Struct, frozen=True):
     """Write nothing new: make sure that what may be chosen is chosen.
 
@@ -86,7 +96,7 @@ class Finish(msgspec.Struct, frozen=True):
     again: bool = False
 
 
-Operation = Put | Delete | DeleteVersion | Restore | Expire | Finish
+Operation = Put | Delete | DeleteVersion | Restore | Expire | Recover | Finish
 
 _OPS: Mapping[type[Operation], Op] = {
     Put: "put",
@@ -204,6 +214,8 @@ def decide(operation: Operation, situation: Situation) -> Decision:
     if isinstance(operation, Finish):
         return Answer()
     mark = situation.prior or (current.write(situation.write_id) if current else None)
+    if isinstance(operation, Recover):
+        return _recover(operation, current, mark)
     if mark is not None:
         if mark.op != _OPS[type(operation)]:
             return Refuse(
@@ -435,6 +447,21 @@ def _expire(operation: Expire, situation: Situation) -> Decision:
             taken=outside(current.taken, expired),
             version=head.version if head is not None else 0,
             expired=expired,
+        )
+    )
+
+
+def _recover(operation: Recover, current: Record | None, mark: WriteMark | None) -> Decision:
+    if mark is not None:
+        return Answer(mark)
+    if current is None:
+        return Propose(operation.record)
+    return Refuse(
+        VersionConflict(
+            f"The path was written here (version {current.version_max}, revision {current.revision}), so that what it was in the other cluster "
+            "cannot be brought back. Nothing was changed: recover into an empty cluster.",
+            code="path-not-empty",
+            extra={"version_max": current.version_max, "head": head_facts(current)},
         )
     )
 

@@ -6,13 +6,16 @@ room for. Learners fetch like voters; what a node still holds of slots whose rou
 
 Bytes come from the voters; if those lack some, from any other node that can be reached: one that held the slot before may have kept them.
 
- Several jobs are under way at once, each for one large version or for many small ones of a slot; how much of them is
+Where there is an archive: a copy that lacks what others gave up takes their rows instead; and what no disk gives comes from there.
+
+Several jobs are under way at once, each for one large version or for many small ones of a slot; how much of them is
 in memory is bounded.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 from collections.abc import Sequence
 from functools import partial
@@ -34,11 +37,21 @@ from amberblob.limits import KIB, READ_BLOBS_BYTES_MAX, READ_BLOBS_MAX
 from amberblob.manifest import Version
 from antientropy.failures import Failures
 from antientropy.pace import Yielding
-from antientropy.pull import BYTES_AT_ONCE, Source, complete, complete_small, inline_body, lacks, stage_from
+from antientropy.pull import (
+    BYTES_AT_ONCE,
+    Source,
+    complete,
+    complete_small,
+    inline_body,
+    lacks,
+    manifest_from,
+    stage_from,
+)
 from antientropy.room import Room
 from antientropy.step import Did
 from antientropy.wants import Want, WantQueue, is_small
 from chunkstore.interface import BlobState, ReplicaStore
+from node.pulls import ArchivedBytes
 from node.routing import Routing
 
 log = structlog.get_logger(__name__)
@@ -68,7 +81,7 @@ BUSY_PARALLEL = 2
 
 
 class Puller:
-    """A worker, and the :class:`node.pulls.PullRequests` of this node. ``source`` is set once before use.
+    """A worker, and the :class:`node.pulls.PullRequests` of this node. ``source``, and ``archived`` if there is an archive, are set once before use.
 
     Args:
         pace: the one by which the source fetches.
@@ -84,6 +97,7 @@ class Puller:
     def __init__(self, store: ReplicaStore, routing: Routing, clock: Clock, *, pace: Yielding, parallel: int) -> None:
         self.wake = asyncio.Event()
         self.source: Source | None = None
+        self.archived: ArchivedBytes | None = None
         self.received_bytes = 0
         self._store = store
         self._routing = routing
@@ -129,7 +143,12 @@ class Puller:
         assert self.source is not None
         others = self._others(slot, holders)
         if version.inline:
-            return await inline_body(self.source, slot, version, others)
+            try:
+                return await inline_body(self.source, slot, version, others)
+            except NOT_HAD:
+                if self.archived is None or not await self.archived.adopt(slot, version, others):
+                    raise
+                return None
         # A pull of its own: rounds come and go within seconds, a large blob takes longer, and two rounds may want it.
         task = self._staging.get(version.blob_id)
         if task is None:
@@ -150,8 +169,13 @@ class Puller:
 
     async def _stage(self, slot: int, version: Version, others: list[str]) -> None:
         assert self.source is not None
-        if await self._store.blob_state(slot, version.blob_id) is not BlobState.DURABLE:
+        if await self._store.blob_state(slot, version.blob_id) is BlobState.DURABLE:
+            return
+        try:
             await stage_from(self._store, self.source, slot, version, others)
+        except NOT_HAD:
+            if self.archived is None or not await self.archived.adopt(slot, version, others):
+                raise
 
     async def close(self) -> None:
         """Give up what is under way, being staged or written down."""
@@ -191,7 +215,7 @@ class Puller:
 
     async def _note(self, slot: int, blob_id: str, damaged: bool) -> None:
         found = await self._store.referred(slot, blob_id) if self._routing.is_member(slot) else None
-        if found is not None:
+        if found is not None and not await self._store.is_evicted(slot, blob_id):
             path, version = found
             await self._store.set_wanted(slot, path, version, damaged=damaged)
             self._failures.hasten(blob_id, self._clock.monotonic_s())
@@ -275,7 +299,10 @@ class Puller:
         others = self._others(slot, want.holders)
         try:
             try:
-                fetched = await complete(self._store, self.source, slot, version, others, self._room)
+                if self.archived is not None and await self._adopted(slot, version, others):
+                    fetched = 0
+                else:
+                    fetched = await complete(self._store, self.source, slot, version, others, self._room)
             except NOT_HAD as error:
                 fetched = await self._complete_elsewhere(want, others, error)
             self.received_bytes += fetched
@@ -302,6 +329,9 @@ class Puller:
                     for version in left:
                         if version.blob_id not in still:
                             del failed[version.blob_id]
+                if self.archived is not None:
+                    left = [version for version in versions if isinstance(failed.get(version.blob_id), NOT_HAD)]
+                    fetched += await self._small_from_archive(slot, left, others, failed)
             except AmberError as error:
                 fetched, failed = 0, {version.blob_id: error for version in versions}
         self.received_bytes += fetched
@@ -336,12 +366,51 @@ class Puller:
         """The same from nodes that are no voters; how many bytes came. Raises ``error``: whether nobody has it, voters say."""
         assert self.source is not None
         strangers = self._strangers(others)
-        if not strangers:
+        if strangers:
+            with contextlib.suppress(*NOT_HAD):
+                return await complete(self._store, self.source, want.slot, want.version, strangers, self._room)
+        if self.archived is None:
             raise error
+        return await self._from_archive(want.slot, want.version, error)
+
+    # ---- the archive
+
+    async def _adopted(self, slot: int, version: Version, others: Sequence[str]) -> bool:
+        """Whether the copy lives by its archive rows now, as others do: one question instead of one for every chunk. Raises as complete."""
+        assert self.source is not None and self.archived is not None
+        if version.manifest_id is not None:
+            try:
+                await self._store.read_manifest(slot, version.blob_id, version.manifest_id)
+            except StorageError:
+                # Else it comes from the archive.
+                with contextlib.suppress(*NOT_HAD):
+                    await manifest_from(self._store, self.source, slot, version, others)
+        return await self.archived.adopt(slot, version, others)
+
+    async def _from_archive(self, slot: int, version: Version, error: AmberError) -> int:
+        """What no disk gives; how many bytes came. Raises ``error`` if it is not known of in the archive either, and what keeps it from coming now."""
+        assert self.archived is not None
         try:
-            return await complete(self._store, self.source, want.slot, want.version, strangers, self._room)
-        except NOT_HAD:
-            raise error from None
+            return await self.archived.fetch(slot, version)
+        except ChunkMissing as missing:
+            raise (missing if lacks(error) else error) from None
+
+    async def _small_from_archive(
+        self, slot: int, versions: Sequence[Version], others: Sequence[str], failed: dict[str, AmberError]
+    ) -> int:
+        """The same for many small ones; those that are had are taken out of ``failed``."""
+        assert self.archived is not None
+        fetched = 0
+        for version in versions:
+            try:
+                if not await self.archived.adopt(slot, version, others):
+                    fetched += await self._from_archive(slot, version, failed[version.blob_id])
+                if not await self._store.is_whole(slot, version):
+                    continue
+                del failed[version.blob_id]
+            except AmberError as error:
+                failed[version.blob_id] = error
+        return fetched
 
     def _others(self, slot: int, holders: tuple[str, ...]) -> list[str]:
         """The holders, then every other voter, those of the old set first, without this node."""

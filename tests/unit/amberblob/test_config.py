@@ -7,6 +7,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from amberblob.config import (
+    ArchiveJobRule,
+    ArchiveRule,
+    ArchiveSection,
     ClusterSection,
     Duration,
     Keep,
@@ -16,6 +19,7 @@ from amberblob.config import (
     RetentionRule,
     RetentionSection,
     Secret,
+    SizeBytes,
     format_duration,
     format_size,
     load_config,
@@ -65,7 +69,9 @@ def test_a_cluster_may_begin_with_fewer_nodes_than_copies(tmp_path):
 
 
 def test_the_example_shows_every_key_with_its_default(tmp_path):
-    text = EXAMPLE.read_text().replace("\n# ", "\n#").replace("\n#", "\n# ")
+    # What is to be on in the full file needs a target.
+    text = EXAMPLE.read_text().replace('# target = ""', '# target = "s3://bucket"')
+    text = text.replace("\n# ", "\n#").replace("\n#", "\n# ")
     uncommented = "\n".join(
         line.removeprefix("# ") if line.startswith("# ") and (" = " in line or "[[" in line[:4]) else line
         for line in text.splitlines()
@@ -80,10 +86,19 @@ def test_the_example_shows_every_key_with_its_default(tmp_path):
     config = load_config(full, {})
     assert [rule.prefix for rule in config.retention.rules] == ["invoices/", "builds/"]  # there is no default to show
     config = replace(config, retention=replace(config.retention, rules=()))
-    for section in ("storage", "log", "limits", "repair", "retention"):
+    assert [rule.prefix for rule in config.archive.rules] == ["logs/", "invoices/"]
+    assert [rule.job for rule in config.archive.jobs] == ["run", "gc"]
+    assert config.archive.credentials_file == Path("/etc/amberblob/s3-credentials")
+    assert config.archive.target == "s3://bucket" and load_config(EXAMPLE, {}).archive.target == ""
+    config = replace(config, archive=replace(config.archive, target="", rules=(), jobs=(), credentials_file=None))
+    for table, struct in (("rules", ArchiveRule), ("jobs", ArchiveJobRule)):
+        shown = uncommented.split(f"[[archive.{table}]]")
+        for key in struct.__struct_fields__:
+            assert any(f"\n{key} = " in part for part in shown[1:]), f"[[archive.{table}]] {key}"
+    for section in ("storage", "log", "limits", "repair", "retention", "archive"):
         assert getattr(config, section) == getattr(load_config(EXAMPLE, {}), section)
         for key in getattr(config, section).__struct_fields__:
-            assert f"\n{key} = " in uncommented or key == "rules", f"[{section}] {key}"
+            assert f"\n{key} = " in uncommented or key in ("rules", "jobs"), f"[{section}] {key}"
 
 
 def test_defaults(tmp_path):
@@ -167,6 +182,19 @@ def test_render_is_read_back(tmp_path):
             secret=Secret(SECRET), registry="embedded:///tmp/r.sqlite3", bootstrap_nodes=("n1", "n2", "n3")
         ),
         repair=RepairSection(scrub_days=0.5),
+        archive=ArchiveSection(
+            target="s3://bucket/some/where",
+            endpoint="http://127.0.0.1:7480",
+            credentials_file=tmp_path / "aws",
+            bytes_per_s=SizeBytes(5 << 20),
+            grace=Duration(0.25),
+            rules=(
+                ArchiveRule(action="archive-and-evict", older_than=Duration(90), evict_above=81.5, evict_to=70),
+                ArchiveRule(prefix="p", action="write-through"),
+                ArchiveRule(prefix="q", larger_than=SizeBytes(1 << 16), versions="old"),
+            ),
+            jobs=(ArchiveJobRule(job="gc", every=Duration(86_400), between="22:00-04:00"),),
+        ),
         retention=RetentionSection(
             keep=Keep(math.inf),
             stub_keep=Duration(90.5),

@@ -18,6 +18,7 @@ class Server:
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()
         self.heads: list[str] = []
+        self.bodies: set[bytes] = set()
         self.port = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -27,7 +28,7 @@ class Server:
                 method, target, _ = head.split(" ", 2)
                 for line in head.split("\r\n"):
                     if line.lower().startswith("content-length:"):
-                        await reader.readexactly(int(line.partition(":")[2]))
+                        self.bodies.add(await reader.readexactly(int(line.partition(":")[2])))
                 self.asked[f"{method} {target}"] += 1
                 self.heads.append(head)
                 writer.write(self.answer(method, target))
@@ -89,6 +90,17 @@ async def test_templates_are_filled():
     ids = [head.partition("X-Id: ")[2].partition("\r\n")[0] for head in server.heads]
     assert len(set(ids)) == 3
     assert all(len(one) == 24 for one in ids)
+
+
+@pytest.mark.parametrize(("own", "kinds"), [(True, 12), (False, 1)])
+async def test_bodies_are_equal_or_each_its_own(own, kinds):
+    async with running() as server:
+        job = Job(
+            ports=(server.port,), clients=3, operations=(put("p"),), body_bytes=64, own_bodies=own, requests_each=4
+        )
+        await through(job)
+    assert {len(body) for body in server.bodies} == {64}
+    assert len(server.bodies) == kinds
 
 
 async def test_what_is_not_ok_is_an_error_and_what_may_be_repeated_is():

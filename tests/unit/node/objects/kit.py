@@ -28,6 +28,7 @@ from chunkstore.interface import ReplicaStore
 from chunkstore.memory import MemoryStore
 from chunkstore.overlay import Intent
 from chunkstore.store import DiskStore
+from node.archive.means import ArchiveMeans
 from node.assembly import Parts, assemble
 from node.coordinator import Coordinator
 from node.objects.bytes import Reading
@@ -321,11 +322,12 @@ class Cluster:
     def __init__(self, **options: Any) -> None:
         self.options = options
         self.net = Net()
-        self.clock = SkewedClock()
+        self.clock: SkewedClock = options.get("clock") or SkewedClock()
         self.nodes: dict[str, Node] = {}
         self.stores: dict[str, Any] = {}
         self.table: RouteTable | None = None
         self.registry = MemoryRegistry(clock=self.clock)
+        self.means: dict[str, ArchiveMeans] = {}
 
     def __getitem__(self, index: int) -> Node:
         return self.nodes[f"n{index}"]
@@ -370,6 +372,7 @@ class Cluster:
             request_timeout_s=options.get("request_timeout_s", 1.5),
             repair=options.get("repair"),
             retention=options.get("retention"),
+            archive=self.means.get(name),
             readmit=partial(readmit, self.registry, self.table.cluster, name) if self.table is not None else None,
         )
         node = Node(
@@ -466,7 +469,7 @@ def table_of(cluster: Cluster, names: list[str], *, replicas: int, slots: int, e
         name="c",
         slot_count=slots,
         replicas=replicas,
-        chunk_bytes=CHUNK,
+        chunk_bytes=cluster.options.get("chunk_bytes", CHUNK),
         format_version=1,
         created_at_ms=0,
     )

@@ -1,0 +1,237 @@
+"""What ``amberblob archive status`` shows, and what a dry run found: from the documents of the nodes to lines and tables. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from amberblob.cli.archivejob import ended, part_of
+from amberblob.cli.output import human_size
+
+NODE_COLUMNS = ("node", "target", "copies>", "archived>", "evicted>", "freed>", "cache>", "sent>", "fetched>", "disk>")
+JOB_COLUMNS = ("job", "what", "state", "began", "done")
+PLAN_COLUMNS = ("prefix", "rule", "copies>", "size>", "to send>", "there already>", "frees>", "now>", "left alone")
+JOBS_SHOWN = 5
+
+_LEFT = {
+    "kept": "kept",
+    "no-rule": "no rule",
+    "young": "too young",
+    "read-lately": "read lately",
+    "small": "too small",
+    "current": "current",
+    "no-bytes": "no bytes here",
+    "done": "there already",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that an operator should know of, and what mends it."""
+
+    what: str
+    mend: str
+
+
+def summary_lines(view: Mapping[str, Any]) -> list[str]:
+    """The archive in two lines."""
+    total = _mapping(view.get("total"))
+    rows, stored = int(total.get("archived_rows") or 0), int(total.get("archived_bytes") or 0)
+    evicted, freed = int(total.get("evicted") or 0), int(total.get("evicted_bytes") or 0)
+    return [
+        f"archive: {view.get('target') or 'none'} ({_reach_of(view)})",
+        f"archived: {rows:,} chunks in {human_size(stored)}; evicted: {evicted:,} copies of versions, {human_size(freed)} given back on the disks",
+    ]
+
+
+def _reach_of(view: Mapping[str, Any]) -> str:
+    nodes = _nodes(view)
+    away = [node for node in nodes if node.get("reached") is False]
+    if away and len(away) < len(nodes):
+        return f"not reached by {', '.join(_name(node) for node in away)}"
+    if away:
+        return f"not reached since {_moment(min(int(node.get('since_ms') or 0) for node in away))}"
+    if any(node.get("reached") for node in nodes):
+        return "reached"
+    return "not tried yet"
+
+
+def node_rows(view: Mapping[str, Any]) -> list[list[str]]:
+    """A line for each node, by :data:`NODE_COLUMNS`; silent ones too."""
+    rows = []
+    for node in _nodes(view):
+        cache, traffic = _mapping(node.get("cache")), _mapping(node.get("traffic"))
+        rows.append(
+            [
+                _name(node),
+                _target_of(node),
+                str(node.get("slots") or 0),
+                f"{int(node.get('archived_rows') or 0):,}",
+                f"{int(node.get('evicted') or 0):,}",
+                human_size(int(node.get("evicted_bytes") or 0)),
+                human_size(int(cache.get("bytes") or 0)),
+                human_size(int(traffic.get("sent_bytes") or 0)),
+                human_size(int(traffic.get("received_bytes") or 0)),
+                f"{float(node.get('disk_full_percent') or 0):.0f} %",
+            ]
+        )
+    for name in view.get("silent_nodes") or ():
+        rows.append([str(name), "no answer", *[""] * (len(NODE_COLUMNS) - 2)])
+    return rows
+
+
+def _target_of(node: Mapping[str, Any]) -> str:
+    if not node.get("target"):
+        return "none"
+    if node.get("reached") is None:
+        return "not tried yet"
+    return "reached" if node.get("reached") else str(node.get("code") or "not reached")
+
+
+def job_rows(jobs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The newest jobs, by :data:`JOB_COLUMNS`."""
+    rows = []
+    for job in jobs[:JOBS_SHOWN]:
+        what = str(job.get("kind"))
+        if job.get("prefix"):
+            what += f" {job['prefix']}"
+        if job.get("dry_run"):
+            what += " (dry run)"
+        if node := _scheduled_on(job):
+            what += f" (scheduled, {node})"
+        whole = part_of("", job)
+        text = whole.text if whole.state in ("running", "waiting") else ended(job).text
+        rows.append([str(job.get("job")), what, whole.state, _moment(int(job.get("asked_at_ms") or 0)), text])
+    return rows
+
+
+def problems_of(view: Mapping[str, Any], jobs: Sequence[Mapping[str, Any]]) -> list[Problem]:
+    """What is not well, worst first."""
+    nodes = _nodes(view)
+    problems = [*_reach_problems(nodes), *_configuration_problems(nodes)]
+    if silent := view.get("silent_nodes"):
+        names = ", ".join(map(str, silent))
+        problems.append(Problem(f"{names} did not answer", f"Start {names}: amberblob cluster status"))
+    return problems + _job_problems(jobs)
+
+
+def _reach_problems(nodes: Sequence[Mapping[str, Any]]) -> list[Problem]:
+    """Each reason once, with the nodes that tell it."""
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    for node in nodes:
+        if node.get("reached") is False:
+            by_reason.setdefault((str(node.get("code") or ""), str(node.get("why") or "")), []).append(_name(node))
+    return [
+        Problem(f"{', '.join(names)}: {code}: {why}", _MENDS.get(code, _MENDS[""]))
+        for (code, why), names in by_reason.items()
+    ]
+
+
+_MENDS = {
+    "archive-denied": 'Mend the credentials, the rights or the bucket (docs/archive.md, "What to do when"), then: amberblob archive status',
+    "archive-missing": "Somebody removed objects from the bucket. What of it is lost tells: amberblob archive verify",
+    "archive-damaged": "Somebody changed objects in the bucket. What of it is lost tells: amberblob archive verify",
+    "": "Bring it back; everything goes on by itself then. What is only there is answered 503 until it is.",
+}
+
+
+def _configuration_problems(nodes: Sequence[Mapping[str, Any]]) -> list[Problem]:
+    targets: dict[str, list[str]] = {}
+    for node in nodes:
+        targets.setdefault(str(node.get("target") or ""), []).append(_name(node))
+    if len(targets) < 2:
+        return []
+    told = "; ".join(f"{', '.join(names)}: {target or 'none'}" for target, names in sorted(targets.items()))
+    return [
+        Problem(
+            f"the nodes do not have the same archive ({told})",
+            "Give [archive] the same target in each node.toml, and start those nodes again.",
+        )
+    ]
+
+
+def _job_problems(jobs: Sequence[Mapping[str, Any]]) -> list[Problem]:
+    """Of the newest job of each kind: what came before it is history. Scheduled ones are each node's own."""
+    problems: list[Problem] = []
+    seen: set[tuple[str, str]] = set()
+    for job in jobs:
+        kind, name = str(job.get("kind")), str(job.get("job"))
+        which = kind, _scheduled_on(job)
+        if which in seen or (kind, "") in seen or job.get("dry_run"):
+            continue
+        seen.add(which)
+        state, failures = str(job.get("state")), int(job.get("failures") or 0)
+        detail = f": {job['detail']}" if job.get("detail") else ""
+        if state == "failed":
+            problems.append(
+                Problem(
+                    f"job {name} ({kind}) failed{detail}", f"Mend that, then start it again: amberblob archive {kind}"
+                )
+            )
+        elif state == "waiting":
+            problems.append(Problem(f"job {name} ({kind}) waits{detail}", f"What for: amberblob archive follow {name}"))
+        elif failures:
+            problems.append(
+                Problem(f"job {name} ({kind}) had {failures:,} problems", f"Which: amberblob archive follow {name}")
+            )
+    return problems
+
+
+def _scheduled_on(job: Mapping[str, Any]) -> str:
+    """The node that began the job by itself, for its own part; empty: somebody asked for it."""
+    for part in job.get("nodes") or ():
+        request = _mapping(_mapping(part).get("request"))
+        if _mapping(request.get("options")).get("scheduled"):
+            return _name(part)
+    return ""
+
+
+def plan_rows(rules: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """What a dry run found per rule, by :data:`PLAN_COLUMNS`. All but what is to be sent counts every copy."""
+    rows = []
+    for rule in rules:
+        action, left = str(rule.get("action") or ""), _mapping(rule.get("left"))
+        alone = ", ".join(
+            f"{int(count):,} {_LEFT.get(str(why), str(why))}" for why, count in left.items() if count and why != "done"
+        )
+        rows.append(
+            [
+                str(rule.get("prefix") or ("(all)" if action else "(others)")),
+                action or "none",
+                f"{int(rule.get('versions') or 0):,}",
+                *(
+                    human_size(int(rule.get(name) or 0))
+                    for name in ("bytes", "send_bytes", "archived_bytes", "free_bytes", "room_bytes")
+                ),
+                alone,
+            ]
+        )
+    return rows
+
+
+def plan_summary(rules: Sequence[Mapping[str, Any]]) -> str:
+    """All rules in one line."""
+    versions, sent, room = (
+        sum(int(rule.get(name) or 0) for rule in rules) for name in ("send_versions", "send_bytes", "room_bytes")
+    )
+    if not versions and not room:
+        return "nothing would move"
+    return f"{versions:,} versions, {human_size(sent)} before compression, would be sent; {human_size(room)} would be freed on the disks"
+
+
+def _nodes(view: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [node for node in view.get("nodes") or () if isinstance(node, Mapping)]
+
+
+def _name(node: Mapping[str, Any]) -> str:
+    return str(node.get("node"))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _moment(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S") if at_ms else "?"

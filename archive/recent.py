@@ -1,0 +1,98 @@
+"""Chunks that were archived after the last export: found by the indexes of the objects that hold them (rfc/0016)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+
+import structlog
+
+from amberblob.archives import ArchivedChunk
+from amberblob.errors import ArchiveDamaged, ArchiveMissing
+from amberblob.ids import ulid_time_ms
+from amberblob.manifest import ChunkRef
+from archive.export import PAGE
+from archive.packs import CHUNKS, PACKS, PackEntry, object_ulid
+from archive.reading import fetch_index
+from archive.targets.interface import Stored, Target
+
+log = structlog.get_logger(__name__)
+
+
+class RecentChunks:
+    """Looks through the objects that were begun at or after a time; once, when it is first asked.
+
+    Args:
+        since_ms: epoch milliseconds, by the ULIDs of the objects.
+        problem: told of objects that cannot be read.
+    """
+
+    def __init__(self, target: Target, since_ms: int, problem: Callable[[str], None]) -> None:
+        self._target = target
+        self._since_ms = since_ms
+        self._problem = problem
+        self._packed: dict[str, ArchivedChunk] | None = None
+        self._lone: dict[str, Stored] | None = None
+
+    async def find(self, chunk: ChunkRef) -> ArchivedChunk | None:
+        """Where a chunk is, as an object says that was not looked at; its row is not verified. Raises as ``Target.page`` and ``Target.read``."""
+        if self._packed is None:
+            self._packed = {}
+            async for stored in recent_packs(self._target, self._since_ms):
+                for row in await self._rows(stored):
+                    self._packed[row.chunk_id] = row
+        found = self._packed.get(chunk.id) or await self._find_lone(chunk)
+        return found if found is not None and found.length == chunk.len else None
+
+    async def _find_lone(self, chunk: ChunkRef) -> ArchivedChunk | None:
+        if self._lone is None:
+            self._lone = {}
+            async for stored in _listed(self._target, CHUNKS, ""):
+                ulid = object_ulid(stored.name)
+                if ulid is not None and ulid_time_ms(ulid) >= self._since_ms:
+                    self._lone[stored.name.rpartition("/")[2].partition(".")[0]] = stored
+        lone = self._lone.get(chunk.id)
+        rows = await self._rows(lone) if lone is not None else []
+        return next((row for row in rows if row.chunk_id == chunk.id), None)
+
+    async def _rows(self, stored: Stored) -> list[ArchivedChunk]:
+        try:
+            entries = await fetch_index(self._target, stored.name, stored.size_bytes)
+        except (ArchiveDamaged, ArchiveMissing) as error:
+            self._problem(f"{stored.name} cannot be used: {error.detail}")
+            return []
+        return [row_of(stored.name, entry) for entry in entries]
+
+
+async def recent_packs(target: Target, since_ms: int) -> AsyncIterator[Stored]:
+    """The packs that were begun at or after that time, oldest day first. Raises as ``Target.page``."""
+    day = datetime.fromtimestamp(max(0, since_ms) / 1000, UTC)
+    async for stored in _listed(target, PACKS, f"{PACKS}{day:%Y/%m/%d}/0"):
+        ulid = object_ulid(stored.name)
+        if ulid is not None and ulid_time_ms(ulid) >= since_ms:
+            yield stored
+
+
+async def _listed(target: Target, prefix: str, after: str) -> AsyncIterator[Stored]:
+    while True:
+        page = await target.page(prefix, after, PAGE)
+        if not page:
+            return
+        for stored in page:
+            yield stored
+        after = page[-1].name
+
+
+def row_of(name: str, entry: PackEntry) -> ArchivedChunk:
+    """The row that an entry of an object's index stands for; nobody has looked at what it says."""
+    ulid = object_ulid(name)
+    assert ulid is not None, name
+    return ArchivedChunk(
+        chunk_id=entry.chunk_id,
+        length=entry.length,
+        target_path=name,
+        start=entry.start,
+        end=entry.end,
+        head=entry.head,
+        archived_at_ms=ulid_time_ms(ulid),
+    )

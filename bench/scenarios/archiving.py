@@ -1,0 +1,173 @@
+"""The archive beside what boto3 itself does with the same S3 server, in turn; and what small objects cost in requests."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from bench import bulk, procfs
+from bench.archiving import JobDone, evicted, run_job
+from bench.cluster import NODES, Cluster
+from bench.job import OBJECTS, Job, put
+from bench.load import run_through
+from bench.plain_s3 import Direction, PlainJob, transfer_s
+from bench.results import Recorder
+from bench.s3_servers import BUCKET, S3, s3_server
+from bench.scenarios.common import LARGE_BYTES, MIB, SMALL_BYTES, Plan, rest
+
+PARALLEL = 4
+"""Requests under way at once per node: what `[archive] parallel` is if nobody sets it."""
+PART_BYTES = 16 * 2**20
+"""What `[archive] part_size` is if nobody sets it."""
+_CLIENTS = 64
+_GIB = 2**30
+_EVICTED_S = 60.0
+_SENT, _RESTORED = "archive run, 64 MiB bodies", "archive restore, 64 MiB bodies"
+T = TypeVar("T")
+
+
+def archive(plan: Plan, folder: Path, to: Recorder) -> None:
+    """64 MiB bodies that do not shrink: archived and restored beside plain multipart; then 4 KiB bodies, for their requests."""
+    theirs = folder / "s3"
+    theirs.mkdir()
+    with s3_server(theirs) as s3:
+        options = ("--archive", f"s3://{BUCKET}/archive", "--archive-endpoint", s3.endpoint)
+        with Cluster(folder / "ours", environment=s3.environment(), options=options) as cluster:
+            for run in plan.rounds():
+                _large(plan, cluster, s3, run, to)
+            _small(plan, cluster, to)
+
+
+def _large(plan: Plan, cluster: Cluster, s3: S3, run: int, to: Recorder) -> None:
+    """One round: sent, by both; brought back onto the disks, and read by clients, beside boto3's download. Who comes first changes with the round."""
+    restored, read = f"large/{run}/restored/", f"large/{run}/read/"
+    half, mib = plan.archived, plan.archived * LARGE_BYTES / MIB
+    gone_before = evicted(cluster.ports[0])
+    for number in range(half):
+        for prefix in (restored, read):
+            body = os.urandom(LARGE_BYTES)
+            bulk.put(cluster.ports[number % NODES], f"{OBJECTS}{prefix}{number}", len(body), body)
+    rest(cluster)
+    both = 2 * half
+    plain_up_s, sent = _in_turn(
+        run, lambda: _plain_s(both, s3, run, "upload"), lambda: run_job(cluster.ports[0], "run", f"large/{run}/")
+    )
+    _await_evicted(cluster, gone_before + NODES * both)
+    plain_both_s = _plain_s(both, s3, run, "download")
+    to.add(
+        _SENT, "sent and read back", "MiB/s", 2 * mib / sent.seconds,
+        floor=("boto3, up and down again", 2 * mib / (plain_up_s + plain_both_s)), note=f"{both} bodies to {s3.title}",
+    )  # fmt: skip
+    floor = ("boto3, up", 2 * mib / plain_up_s)
+    to.add(_SENT, "sent and read back, beside sending alone", "MiB/s", 2 * mib / sent.seconds, floor=floor)
+    _costs(to, _SENT, sent, 2 * mib)
+
+    plain_s, back = _in_turn(
+        run, lambda: _plain_s(half, s3, run, "download"), lambda: run_job(cluster.ports[0], "restore", restored)
+    )
+    floor = ("boto3, down", mib / plain_s)
+    to.add(_RESTORED, "brought back", "MiB/s", mib / back.seconds, floor=floor, note="each byte once")
+    to.add(
+        _RESTORED,
+        "brought back, all copies",
+        "MiB/s",
+        NODES * mib / back.seconds,
+        floor=floor,
+        note=f"onto {NODES} disks",
+    )
+    _costs(to, _RESTORED, back, mib)
+
+    plain_s, seconds = _in_turn(
+        run, lambda: _plain_s(half, s3, run, "download"), lambda: _read_s(cluster, f"{OBJECTS}{read}", half)
+    )
+    to.add(
+        "GET of evicted 64 MiB bodies",
+        "throughput",
+        "MiB/s",
+        mib / seconds,
+        floor=("boto3, down", mib / plain_s),
+        note="all at once",
+    )
+
+
+def _read_s(cluster: Cluster, base: str, count: int) -> float:
+    """GET each body once, all at once, through the nodes in turn; seconds until the last one is whole."""
+
+    def one(number: int) -> None:
+        bulk.get(cluster.ports[number % NODES], f"{base}{number}", LARGE_BYTES)
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(one, range(count)))
+    return time.monotonic() - began
+
+
+def _in_turn(run: int, theirs: Callable[[], float], ours: Callable[[], T]) -> tuple[float, T]:
+    """Both, right after each other; ours first in every other round."""
+    if run % 2:
+        done = ours()
+        return theirs(), done
+    seconds = theirs()
+    return seconds, ours()
+
+
+def _plain_s(count: int, s3: S3, run: int, direction: Direction) -> float:
+    """So many bodies of the same size, divided among as many processes as there are nodes."""
+    names = [f"plain/{run}/{number}" for number in range(count)]
+    jobs = [
+        PlainJob(
+            endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=BUCKET, direction=direction,
+            names=tuple(names[process::NODES]), size_bytes=LARGE_BYTES, parallel=PARALLEL, part_bytes=PART_BYTES,
+        )
+        for process in range(min(NODES, len(names)))
+    ]  # fmt: skip
+    return transfer_s(jobs)
+
+
+def _await_evicted(cluster: Cluster, count: int) -> None:
+    """The bytes are gone from all disks: each node evicts its own, as it hears that they are archived."""
+    deadline = time.monotonic() + _EVICTED_S
+    while (found := evicted(cluster.ports[0])) < count:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{found} of {count} copies were evicted after {_EVICTED_S:.0f} s")
+        time.sleep(0.2)
+
+
+def _costs(to: Recorder, subject: str, done: JobDone, mib: float) -> None:
+    to.add(subject, "sent to S3", "bytes per byte", done.sent_bytes / MIB / mib)
+    to.add(subject, "fetched from S3", "bytes per byte", done.received_bytes / MIB / mib)
+    to.add(subject, "requests to S3", "per GiB", done.requests * _GIB / MIB / mib)
+
+
+def _small(plan: Plan, cluster: Cluster, to: Recorder) -> None:
+    """What 4 KiB objects, each with content of its own, cost in requests, reading them back included."""
+    each = max(1, plan.archived_small // _CLIENTS)
+    count = each * _CLIENTS
+    job = Job(
+        ports=tuple(cluster.ports), clients=_CLIENTS, operations=(put("small", paths=each),), body_bytes=SMALL_BYTES,
+        own_bodies=True, requests_each=each,
+    )  # fmt: skip
+    run_through(job)
+    rest(cluster)
+    nothing = run_job(cluster.ports[0], "run", "there is nothing of this name")
+    cpu = procfs.cpu_s(cluster.pids)
+    done = run_job(cluster.ports[0], "run", "small/")
+    cpu = procfs.cpu_s(cluster.pids) - cpu
+    subject = "archive run, 4 KiB bodies"
+    requests = max(0, done.requests - nothing.requests)
+    to.add(
+        subject,
+        "requests to S3",
+        "per 1,000 objects",
+        requests * 1000 / count,
+        note=f"{count:,} objects, read back too",
+    )
+    to.add(subject, "requests to S3 for a GiB", "", requests * _GIB / (count * SMALL_BYTES))
+    to.add(subject, "requests to S3 of a run with nothing to do", "", nothing.requests, note="not counted above")
+    to.add(subject, "sent to S3", "bytes per byte", done.sent_bytes / (count * SMALL_BYTES))
+    to.add(subject, "throughput", "objects/s", count / done.seconds)
+    to.add(subject, "CPU of all nodes", "µs/object", cpu * 1e6 / count)

@@ -1,0 +1,45 @@
+"""Where the archive has chunks already: looked up in the node's own index, then in those of the others (rfc/0016, "Who uploads")."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import structlog
+
+from amberblob.archives import DAMAGED, ArchivedChunk, merge
+from amberblob.errors import NotReady
+from amberblob.wire_archive import FIND_ARCHIVED_MAX, FindArchived, FoundArchived
+from node.archive.ground import Ground
+
+log = structlog.get_logger(__name__)
+
+
+class Finder:
+    """Looks chunks up by their ids."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+
+    async def find(self, chunk_ids: Sequence[str]) -> dict[str, ArchivedChunk]:
+        """Places of those that somebody knows, by chunk id; nothing that is damaged, imported or condemned here."""
+        found: dict[str, ArchivedChunk] = {}
+        self._merge(found, await self._ground.means.state.find(chunk_ids, verified=False))
+        left = [chunk_id for chunk_id in dict.fromkeys(chunk_ids) if chunk_id not in found]
+        try:
+            peers, nodes = self._ground.coordinator.peers, self._ground.nodes()
+        except NotReady:
+            return found
+        others = [node for node in nodes if node != self._ground.node and peers.reachable(node)]
+        for begin in range(0, len(left), FIND_ARCHIVED_MAX):
+            message = FindArchived(chunk_ids=tuple(left[begin : begin + FIND_ARCHIVED_MAX]))
+            asked = set(message.chunk_ids)
+            for reply in (await self._ground.ask_all(others, message)).values():
+                # Who does not answer may know of them: then they are sent again, which is harmless.
+                if isinstance(reply, FoundArchived):
+                    self._merge(found, (chunk for chunk in reply.chunks if chunk.chunk_id in asked))
+        return found
+
+    def _merge(self, found: dict[str, ArchivedChunk], told: Iterable[ArchivedChunk]) -> None:
+        for chunk in self._ground.facts.admitted(told):
+            if chunk.state != DAMAGED and not chunk.foreign:
+                found[chunk.chunk_id] = merge(found.get(chunk.chunk_id), chunk)

@@ -1,0 +1,118 @@
+"""Copies that lack bytes, and the archive: they live by rows where others do, else what no disk gives comes from there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from amberblob.errors import ArchiveDamaged, ArchiveError, ArchiveMissing, ChunkMissing, PeerError, StorageError
+from amberblob.manifest import ChunkRef, Version, decode_manifest
+from chunkstore.interface import ReplicaStore
+from node.archive.known import KnownRows, TakesRows
+from node.archive.reads import Reads
+from node.objects.cold import Course
+
+log = structlog.get_logger(__name__)
+
+
+class Healing:
+    """Implements :class:`node.pulls.ArchivedBytes`.
+
+    Args:
+        now_ms: the node's hybrid clock.
+    """
+
+    def __init__(
+        self, store: ReplicaStore, rows: KnownRows, facts: TakesRows, reads: Reads, now_ms: Callable[[], int]
+    ) -> None:
+        self._store = store
+        self._rows = rows
+        self._facts = facts
+        self._reads = reads
+        self._now_ms = now_ms
+
+    async def adopt(self, slot: int, version: Version, nodes: Sequence[str]) -> bool:
+        try:
+            if await self._store.is_evicted(slot, version.blob_id):
+                return True
+            for node in nodes:
+                try:
+                    told = await self._rows.of(node, slot, version.blob_id)
+                except PeerError as error:
+                    log.info("archive rows not told", peer=node, slot=slot, blob_id=version.blob_id, error=error.detail)
+                    continue
+                if told is None or not told.evicted:
+                    continue
+                if version.manifest_id is not None:
+                    self._facts.take(slot, version.blob_id, told.chunks, at_ms=self._now_ms())
+                    await self._manifest(slot, version)
+                position = self._facts.take(slot, version.blob_id, told.chunks, at_ms=self._now_ms(), evicted=True)
+                await self._store.durable(position)
+                if await self._store.is_evicted(slot, version.blob_id):
+                    log.info("copy lives by the archive", slot=slot, blob_id=version.blob_id, as_=node)
+                    return True
+        except (StorageError, ArchiveError) as error:
+            log.warning("archive rows not taken", slot=slot, blob_id=version.blob_id, error=error.detail)
+        return False
+
+    async def fetch(self, slot: int, version: Version, *, parallel: int = 1) -> int:
+        """See :meth:`node.pulls.ArchivedBytes.fetch`. ``parallel``: chunks on their way at once."""
+        course = Course()
+        chunks, fetched = version.chunks, 0
+        if version.manifest_id is not None:
+            chunks, fetched = await self._manifest(slot, version)
+        course.chunks = chunks
+        missing = list(reversed(dict.fromkeys(await self._store.missing_chunks(slot, version, chunks))))
+
+        async def some() -> int:
+            got = 0
+            while missing:
+                chunk = missing.pop()
+                data = await self._chunk(course, slot, version, chunk)
+                await self._store.install_chunk(slot, version, chunk, data)
+                got += len(data)
+            return got
+
+        tasks = [asyncio.ensure_future(some()) for _ in range(min(parallel, len(missing)))]
+        try:
+            return fetched + sum(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _manifest(self, slot: int, version: Version) -> tuple[tuple[ChunkRef, ...], int]:
+        """The chunks, and how many bytes of a manifest were fetched for that."""
+        assert version.manifest_id is not None
+        try:
+            return decode_manifest(await self._store.read_manifest(slot, version.blob_id, version.manifest_id)), 0
+        except (StorageError, ValueError):
+            pass
+        try:
+            manifest = await self._reads.manifest(slot, version)
+        except (ArchiveDamaged, ArchiveMissing) as error:
+            raise ChunkMissing(f"the manifest is on no disk, and in the archive: {error.detail}") from error
+        if manifest is None:
+            raise ChunkMissing(
+                f"the manifest of blob {version.blob_id} is on no disk, nor is it known of in the archive"
+            )
+        await self._store.install_manifest(slot, version, manifest)
+        return decode_manifest(manifest), len(manifest)
+
+    async def _chunk(self, course: Course, slot: int, version: Version, chunk: ChunkRef) -> bytes:
+        """The whole of it. Raises as :meth:`fetch`."""
+        try:
+            data = await self._reads.cached(chunk)
+            if data is not None:
+                return data
+            arriving = await self._reads.open(course, slot, version, chunk, 0, chunk.len, _nowhere)
+            if arriving is None:
+                raise ChunkMissing(f"chunk {chunk.id} is on no disk, nor is it known of in the archive")
+            return await arriving.whole()
+        except (ArchiveDamaged, ArchiveMissing) as error:
+            raise ChunkMissing(f"chunk {chunk.id} is on no disk, and in the archive: {error.detail}") from error
+
+
+async def _nowhere() -> None:
+    """All disks were asked before."""

@@ -1,0 +1,143 @@
+"""Whether the target answers, and if not, why: looked at in the background, so that nobody's start or request waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from amberblob.clock import Clock
+from amberblob.errors import ArchiveDenied, ArchiveError, ArchiveUnavailable
+from antientropy.step import Did
+from archive.targets.interface import Target
+from archive.traffic import Traffic
+
+log = structlog.get_logger(__name__)
+
+LOOK_EVERY_S = 60.0
+"""How often a target that answers is looked at, if nothing else went there meanwhile."""
+RETRY_FIRST_S = 2.0
+RETRY_MAX_S = 60.0
+PROBE_TIMEOUT_S = 60.0
+DOUBT_PAUSE_S = 1.0
+"""Between two looks because of others' requests that failed: there may be many."""
+
+
+class Reach:
+    """A worker that looks whether the target answers.
+
+    The first look, and each after a failure, stores, reads and deletes a small object; later ones list one name. What others' requests
+    met counts as well: each success spares a look, and a failure has one made at once.
+
+    Attributes:
+        reached: None: it was not tried yet.
+        error: why it is not reached; None while it is, or was not tried.
+        since_ms: since when that is so, epoch milliseconds.
+    """
+
+    name = "archive-reach"
+
+    def __init__(self, target: Target, traffic: Traffic, clock: Clock, *, now_ms: Callable[[], int]) -> None:
+        self.wake = asyncio.Event()
+        self.pause_s = LOOK_EVERY_S
+        self.reached: bool | None = None
+        self.error: ArchiveError | None = None
+        self.since_ms = 0
+        self._target = target
+        self._traffic = traffic
+        self._clock = clock
+        self._now_ms = now_ms
+        self._succeeded = 0
+        self._retry_s = RETRY_FIRST_S
+        self._doubted = self._looking = False
+        traffic.on_trouble = self._doubt
+
+    def _doubt(self) -> None:
+        """Somebody's request failed."""
+        if self.reached and not self._looking and not self._doubted:
+            self._doubted = True
+            self.wake.set()
+
+    async def step(self) -> Did:
+        """Look, then rest."""
+        if self._doubted:
+            await asyncio.sleep(DOUBT_PAUSE_S)
+        succeeded = self._successes()
+        if self.reached and not self._doubted and succeeded > self._succeeded:
+            self._succeeded = succeeded
+            return self._rest(LOOK_EVERY_S)
+        await self._look(thorough=not self.reached or self._doubted)
+        if self.reached:
+            return self._rest(LOOK_EVERY_S)
+        pause_s, self._retry_s = self._retry_s, min(RETRY_MAX_S, 2 * self._retry_s)
+        return self._rest(pause_s)
+
+    async def _look(self, *, thorough: bool) -> None:
+        self._looking = True
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                if thorough:
+                    await self._target.probe()
+                else:
+                    await self._target.page("", "", 1)
+        except TimeoutError:
+            self.failed(ArchiveUnavailable(f"{self._target.url} did not answer within {PROBE_TIMEOUT_S:.0f} s."))
+        except ArchiveError as error:
+            self.failed(error)
+        else:
+            self._answered()
+            self._succeeded = self._successes()
+        finally:
+            self._looking = self._doubted = False
+
+    async def look_again(self, error: ArchiveError) -> None:
+        """Somebody's request failed: look now whether the target as a whole does not work."""
+        log.info("is the archive reached?", error=error.detail)
+        await self._look(thorough=True)
+
+    async def wait(self, patience_s: float, say: Callable[[str], None] = lambda why: None) -> None:
+        """Return once the target answers; looks itself, and says what it waits for.
+
+        Raises: ArchiveDenied at once, as nobody but an operator can help; another ArchiveError when it did not answer for so long.
+        """
+        end_s, pause_s = self._clock.monotonic_s() + patience_s, RETRY_FIRST_S
+        while True:
+            if not self.reached:
+                await self._look(thorough=True)
+            if self.error is None:
+                return
+            left_s = end_s - self._clock.monotonic_s()
+            if left_s <= 0 or isinstance(self.error, ArchiveDenied):
+                self.require()
+            say(f"waiting for the archive: {self.error}")
+            await asyncio.sleep(min(pause_s, max(0.0, left_s)))
+            pause_s = min(RETRY_MAX_S, 2 * pause_s)
+
+    def require(self) -> None:
+        """Raises: ArchiveError, why the target cannot be reached, as far as is known."""
+        if self.reached is False and self.error is not None:
+            raise type(self.error)(self.error.detail, code=self.error.code)
+
+    def failed(self, error: ArchiveError) -> None:
+        """Somebody's request failed because the target as a whole does not answer; it is looked at soon."""
+        if self.reached is not False:
+            self.reached, self.since_ms = False, self._now_ms()
+            log.warning("the archive is not reached", target=self._target.url, code=error.code, error=error.detail)
+            self._retry_s = RETRY_FIRST_S
+            self.wake.set()
+        self.error = error
+
+    def _answered(self) -> None:
+        if not self.reached:
+            self.reached, self.since_ms = True, self._now_ms()
+            log.info("the archive is reached", target=self._target.url)
+        self.error = None
+        self._retry_s = RETRY_FIRST_S
+
+    def _successes(self) -> int:
+        return sum(count for (_, result), count in self._traffic.requests.items() if result == "ok")
+
+    def _rest(self, seconds: float) -> Did:
+        self.pause_s = seconds
+        return Did.NOTHING

@@ -1,0 +1,48 @@
+"""Keeps what is known of reads over restarts: a worker that tells the time to :class:`archive.heat.Heat`, and writes it down."""
+
+from __future__ import annotations
+
+import asyncio
+
+from amberblob.clock import Clock
+from antientropy.step import Did
+from archive.heat import Heat
+from archive.state import ArchiveState
+
+TICK_EVERY_S = 30.0
+SAVE_EVERY_S = 300.0
+
+
+class Warmth:
+    """A worker. What was read in the last minutes before a crash may be forgotten."""
+
+    name = "archive-heat"
+
+    def __init__(self, heat: Heat, state: ArchiveState, clock: Clock) -> None:
+        self.wake = asyncio.Event()
+        self.pause_s = TICK_EVERY_S
+        self._heat = heat
+        self._state = state
+        self._clock = clock
+        self._loaded = False
+        self._saved_minute = 0
+        self._save_s = clock.monotonic_s() + SAVE_EVERY_S
+
+    async def step(self) -> Did:
+        """Tell the time; now and then write down what was read."""
+        if not self._loaded:
+            self._heat.load(await self._state.heat())
+            self._loaded = True
+        self._heat.tick(self._clock.wall_ms())
+        if self._clock.monotonic_s() >= self._save_s:
+            await self.save()
+        return Did.NOTHING
+
+    async def save(self) -> None:
+        """Write down what was read since the last time."""
+        self._save_s = self._clock.monotonic_s() + SAVE_EVERY_S
+        if not self._loaded:
+            return
+        minute = self._heat.minute
+        await self._state.save_heat(self._heat.since(self._saved_minute))
+        self._saved_minute = minute

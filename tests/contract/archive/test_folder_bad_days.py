@@ -1,0 +1,185 @@
+"""A folder that is full, read-only, not mounted, or tampered with."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from amberblob.clock import SystemClock
+from amberblob.errors import ArchiveDenied, ArchiveError, ArchiveMissing, ArchiveUnavailable
+from archive.targets.folder import MARKER, TEMPORARY, FolderTarget, prepare_folder
+from archive.traffic import Traffic
+from chunkstore.fileops import FileOps
+from tests.archive_parts import collect, names_of, parts_of
+
+
+class Ops(FileOps):
+    """Notes what is made durable, and fails where it is told to."""
+
+    def __init__(self):
+        self.done: list[str] = []
+        self.fail: dict[str, int] = {}
+
+    def _note(self, what, path=""):
+        self.done.append(f"{what} {path}".strip())
+        if what in self.fail:
+            number = self.fail[what]
+            raise OSError(number, os.strerror(number))
+
+    def write_at(self, fd, buffers, offset):
+        self._note("write")
+        return super().write_at(fd, buffers, offset)
+
+    def fsync(self, fd):
+        self._note("sync", Path(os.readlink(f"/proc/self/fd/{fd}")).name)
+        super().fsync(fd)
+
+    def rename(self, source, target):
+        self._note("rename", target.name)
+        super().rename(source, target)
+
+    def unlink(self, path):
+        self._note("unlink", path.name)
+        super().unlink(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    prepare_folder(tmp_path / "archive")
+    return tmp_path / "archive"
+
+
+@pytest.fixture
+def ops():
+    return Ops()
+
+
+@pytest.fixture
+async def target(folder, ops):
+    opened = FolderTarget(folder, Traffic(SystemClock()), ops=ops)
+    yield opened
+    await opened.close()
+
+
+async def test_an_object_is_durable_before_it_has_its_name(target, ops):
+    await target.put("packs/2026/p", parts_of(b"content"))
+    kinds = [each.split()[0] for each in ops.done]
+    at = kinds.index("rename")
+    assert kinds[at - 4 : at] == ["write", "sync", "sync", "sync"]  # the file, and the two new folders' parents
+    assert ops.done[at:] == ["rename p", "sync 2026"]
+
+
+async def test_a_folder_that_is_not_mounted_is_not_an_empty_archive(target, folder):
+    await target.put("packs/p", parts_of(b"content"))
+    folder.rename(folder.with_name("elsewhere"))
+    folder.mkdir()
+    for asking in (
+        target.head("packs/p"),
+        collect(target.read("packs/p")),
+        target.page("", "", 10),
+        target.put("packs/q", parts_of(b"x")),
+        target.delete(["packs/p"]),
+        target.sweep(2**53),
+        target.probe(),
+    ):
+        with pytest.raises(ArchiveUnavailable, match=rf"has no {MARKER}.*not mounted.*touch"):
+            await asking
+    assert os.listdir(folder) == []
+    folder.rmdir()
+    with pytest.raises(ArchiveUnavailable, match="there is no folder"):
+        await target.head("packs/p")
+    folder.with_name("elsewhere").rename(folder)
+    assert await collect(target.read("packs/p")) == b"content"
+
+
+@pytest.mark.parametrize("step", ["write", "sync", "rename"])
+@pytest.mark.parametrize(
+    ("number", "kind", "text"),
+    [
+        (errno.ENOSPC, ArchiveUnavailable, "is full; make room"),
+        (errno.EDQUOT, ArchiveUnavailable, "is full; make room"),
+        (errno.EROFS, ArchiveDenied, "may not write"),
+        (errno.EACCES, ArchiveDenied, "may not write"),
+        (errno.ESTALE, ArchiveUnavailable, "look at that file system"),
+        (errno.EIO, ArchiveUnavailable, "look at that file system"),
+    ],
+)
+async def test_a_put_that_fails_leaves_nothing(target, ops, folder, step, number, kind, text):
+    await target.put("packs/before", parts_of(b"before"))
+    ops.fail[step] = number
+    with pytest.raises(kind, match=text):
+        await target.put("packs/p", parts_of(b"content"))
+    ops.fail.clear()
+    assert names_of(await target.page("", "", 10)) == ["packs/before"]
+    assert os.listdir(folder / TEMPORARY) == []
+    await target.put("packs/p", parts_of(b"content"))
+    assert await collect(target.read("packs/p")) == b"content"
+
+
+async def test_what_cannot_be_deleted_is_named(target, ops):
+    await target.put("packs/p", parts_of(b"content"))
+    ops.fail["unlink"] = errno.EROFS
+    with pytest.raises(ArchiveDenied, match=r"1 of 1 were not deleted \(packs/p\)"):
+        await target.delete(["packs/p"])
+    ops.fail.clear()
+    assert names_of(await target.page("", "", 10)) == ["packs/p"]
+
+
+async def test_what_a_crash_left_is_swept_when_it_is_old(target, folder):
+    await target.probe()
+    left = folder / TEMPORARY / "left"
+    left.write_bytes(b"half")
+    os.utime(left, (1000, 1000))
+    assert await target.page("", "", 10) == []
+    assert await target.sweep(999_000) == 0
+    assert await target.sweep(1_001_000) == 1
+    assert not left.exists()
+
+
+async def test_folders_of_which_nothing_is_left_go(target, folder):
+    await target.put("packs/2026/11/21/p", parts_of(b"x"))
+    await target.put("packs/2026/q", parts_of(b"x"))
+    await target.delete(["packs/2026/11/21/p"])
+    assert sorted(os.listdir(folder / "packs" / "2026")) == ["q"]
+    await target.delete(["packs/2026/q"])
+    assert sorted(os.listdir(folder)) == [MARKER, TEMPORARY]
+
+
+async def test_a_put_whose_folder_is_just_pruned_makes_it_again(target, folder, ops):
+    class Pruned(Ops):
+        times = 2
+
+        def rename(self, source, target):
+            if self.times:
+                self.times -= 1
+                target.parent.rmdir()
+            super().rename(source, target)
+
+    racing = FolderTarget(folder, Traffic(SystemClock()), ops=Pruned())
+    await racing.put("packs/p", parts_of(b"x"))
+    assert names_of(await target.page("", "", 10)) == ["packs/p"]
+    await racing.close()
+
+
+async def test_what_somebody_wrote_over_has_another_etag(target, folder):
+    stored = await target.put("packs/p", parts_of(b"content"))
+    (folder / "packs" / "p").write_bytes(b"tampere")
+    os.utime(folder / "packs" / "p", ns=(1, 1))
+    with pytest.raises(ArchiveError, match="overwritten"):
+        await collect(target.read("packs/p", etag=stored.etag))
+
+
+async def test_links_and_odd_files_are_no_way_out(target, folder, tmp_path):
+    (folder / "packs").mkdir()
+    os.mkfifo(folder / "packs" / "pipe")
+    (folder / "packs" / ".hidden").write_bytes(b"x")
+    (folder / os.fsdecode(b"packs/\xff")).write_bytes(b"x")
+    (folder / "packs" / "link").symlink_to("/etc/passwd")
+    (folder / "packs" / "loop").symlink_to(folder)
+    assert await target.page("", "", 10) == []
+    for name in ("packs/pipe", "packs/link", "packs"):
+        with pytest.raises(ArchiveMissing):
+            await target.head(name)
+        with pytest.raises(ArchiveMissing):
+            await collect(target.read(name))

@@ -1,0 +1,449 @@
+"""`amberblob archive`: what it asks for, what it shows, and when following a job ends."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amberblob.cli.app import run
+from amberblob.cli.archivejob import PATIENCE_S, Ended, JobWatch, UnderWay, Waits
+from amberblob.cli.archiveview import job_rows, node_rows, plan_rows, plan_summary, problems_of, summary_lines
+from amberblob.cli.devarchive import archive_keys, with_archive
+from amberblob.cli.output import CommandFailed
+from archive.targets.folder import MARKER
+
+MIB = 2**20
+JOB = "01KAJ5XQ4T7S9C0M2B8D3E6F1G"
+
+
+def job(state: str = "running", slots: tuple[int, int] = (0, 0), size: tuple[int, int] = (0, 0), **more: Any) -> Any:
+    return {
+        "job": JOB, "kind": "run", "prefix": "", "dry_run": False, "state": state, "asked_at_ms": 1, "ended_ms": 0,
+        "slots_done": slots[0], "slots_total": slots[1], "bytes_done": size[0], "bytes_total": size[1],
+        "counts": {}, "failures": 0, "problems": [], "detail": "", "nodes": [], "silent_nodes": [], **more,
+    }  # fmt: skip
+
+
+# -- following
+
+
+def test_a_job_that_is_done_is_summed_up():
+    end = JobWatch().look(
+        job("done", (64, 64), (3 * MIB, 3 * MIB), counts={"objects": 1234, "bytes_sent": 2 * MIB, "chunks": 0}), 0.0
+    )
+    assert isinstance(end, Ended) and end.well
+    assert end.text == "run done: 3.0 MiB archived, 1,234 objects, 2.0 MiB sent"
+
+
+def test_one_with_problems_is_done_but_not_well():
+    end = JobWatch().look(job("done", failures=3, problems=["n1: no room"]), 0.0)
+    assert isinstance(end, Ended) and not end.well
+    assert end.text == "run done, 3 problems" and end.problems == ("n1: no room",)
+
+
+@pytest.mark.parametrize("state", ["failed", "stopped"])
+def test_one_that_did_not_come_to_its_end_says_why(state):
+    end = JobWatch().look(job(state, detail="n2: wrong key"), 0.0)
+    assert isinstance(end, Ended) and not end.well
+    assert end.text == f"run {state}, n2: wrong key"
+
+
+def test_speed_is_that_of_the_last_seconds_and_the_time_left_goes_by_slots():
+    watch = JobWatch()
+    texts = []
+    for second in range(40):
+        view = job(slots=(second, 100), size=(second * (10 if second < 20 else 1) * MIB, 4000 * MIB))
+        if second >= 20:
+            view["bytes_done"] = (200 + second - 20) * MIB
+        seen = watch.look(view, float(second))
+        assert isinstance(seen, UnderWay)
+        texts.append(seen.text)
+    assert texts[0] == "0 of 100 slots, 0 B of 3.9 GiB"
+    assert "10.0 MiB/s" in texts[15] and "about 85 s left" in texts[15]
+    assert "1.0 MiB/s" in texts[35] and "about 65 s left" in texts[35]
+
+
+def test_each_node_has_a_part():
+    parts = [{"node": "n1", "state": "done", "slots_done": 9, "slots_total": 9}, {"node": "n2", "failures": 2}]
+    seen = JobWatch().look(job(slots=(9, 12), nodes=parts, silent_nodes=["n3"]), 0.0)
+    assert isinstance(seen, UnderWay)
+    assert [(part.node, part.text) for part in seen.parts] == [("n1", "9 of 9 slots"), ("n2", "2 problems")]
+    assert "no answer from n3" in seen.text
+
+
+def test_slots_that_nobody_works_on_are_waited_for_in_vain_only_after_a_while():
+    watch = JobWatch()
+    view = job("waiting", (60, 64), unfinished_slots=[1, 2, 3, 4], silent_nodes=["n3"])
+    assert isinstance(watch.look(view, 0.0), UnderWay)
+    assert isinstance(watch.look({**view, "slots_done": 61}, PATIENCE_S - 1), UnderWay)
+    assert isinstance(watch.look({**view, "slots_done": 61}, PATIENCE_S + 5), UnderWay), "it got further meanwhile"
+    end = watch.look({**view, "slots_done": 61}, 2 * PATIENCE_S)
+    assert isinstance(end, Waits)
+    assert "4 slots are left, n3 did not answer" in end.why and "Start n3" in end.hint
+
+
+def test_a_slow_archive_is_no_reason_to_leave():
+    watch = JobWatch()
+    watch.look(job(slots=(1, 4)), 0.0)
+    assert isinstance(watch.look(job(slots=(1, 4)), 100 * PATIENCE_S), UnderWay)
+
+
+def test_done_without_the_answer_of_a_node_that_began_is_not_done():
+    watch = JobWatch(frozenset({"n1", "n2"}))
+    view = job("done", silent_nodes=["n2"])
+    assert isinstance(watch.look(view, 0.0), UnderWay)
+    assert isinstance(watch.look(view, PATIENCE_S), Waits)
+    assert isinstance(watch.look({**view, "silent_nodes": []}, PATIENCE_S + 1), Ended)
+    by_slots = job("done", (64, 64), silent_nodes=["n2"])
+    assert isinstance(JobWatch(frozenset({"n2"})).look(by_slots, 0.0), Ended), "every slot was done by somebody"
+
+
+# -- status
+
+
+def node(name: str, **more: Any) -> dict[str, Any]:
+    return {
+        "node": name,
+        "target": "s3://b/p",
+        "reached": True,
+        "slots": 64,
+        "cache": {},
+        "traffic": {},
+        "jobs": [],
+        **more,
+    }
+
+
+def view(*nodes: dict[str, Any], **more: Any) -> dict[str, Any]:
+    total = {"archived_rows": 2000, "archived_bytes": 3 * MIB, "evicted": 7, "evicted_bytes": 2**30}
+    return {"target": "s3://b/p", "nodes": list(nodes), "silent_nodes": [], "total": total, **more}
+
+
+def test_all_is_well():
+    told = view(node("n1"), node("n2"))
+    assert summary_lines(told) == [
+        "archive: s3://b/p (reached)",
+        "archived: 2,000 chunks in 3.0 MiB; evicted: 7 copies of versions, 1.0 GiB given back on the disks",
+    ]
+    assert problems_of(told, [job("done")]) == []
+
+
+def test_why_it_is_not_reached_is_said_once_and_what_helps():
+    away = {"reached": False, "code": "archive-denied", "why": "InvalidAccessKeyId: no such key", "since_ms": 1}
+    problems = problems_of(view(node("n1", **away), node("n2", **away), node("n3")), [])
+    assert [problem.what for problem in problems] == ["n1, n2: archive-denied: InvalidAccessKeyId: no such key"]
+    assert "credentials" in problems[0].mend
+    assert "(not reached by n1, n2)" in summary_lines(view(node("n1", **away), node("n2", **away), node("n3")))[0]
+    unavailable = problems_of(view(node("n1", **{**away, "code": "archive-unavailable"})), [])
+    assert "503" in unavailable[0].mend
+
+
+def test_nodes_that_do_not_agree_and_nodes_that_are_silent_are_named():
+    told = view(node("n1"), node("n2", target="", reached=None), silent_nodes=["n3"])
+    problems = problems_of(told, [])
+    assert "n2: none" in problems[0].what and "n1: s3://b/p" in problems[0].what
+    assert problems[1].what == "n3 did not answer"
+    assert [row[:2] for row in node_rows(told)] == [["n1", "reached"], ["n2", "none"], ["n3", "no answer"]]
+
+
+def test_only_the_newest_job_of_a_kind_is_a_problem():
+    old, new = job("failed", detail="n1: denied"), job("done")
+    assert problems_of(view(node("n1")), [new, old]) == []
+    assert "failed: n1: denied" in problems_of(view(node("n1")), [old, new])[0].what
+    assert "3 problems" in problems_of(view(node("n1")), [job("done", failures=3)])[0].what
+
+
+def test_scheduled_jobs_are_those_of_one_node_each():
+    def by(name: str, state: str) -> Any:
+        return job(state, nodes=[{"node": name, "request": {"options": {"scheduled": "1"}}}])
+
+    told = view(node("n1"), node("n2"))
+    assert len(problems_of(told, [by("n1", "done"), by("n2", "failed"), by("n1", "failed")])) == 1
+    assert problems_of(told, [job("done"), by("n2", "failed")]) == [], "somebody has had it done for all nodes since"
+    assert job_rows([by("n1", "done")])[0][1] == "run (scheduled, n1)"
+
+
+def test_the_plan_is_a_line_per_rule():
+    rules = [
+        {"prefix": "logs/", "action": "archive-and-evict", "versions": 30, "bytes": 9 * MIB, "send_versions": 10, "send_bytes": 3 * MIB,
+         "free_bytes": 9 * MIB, "room_bytes": 2 * MIB, "left": {"young": 4, "done": 5}},
+        {"prefix": "", "action": ""},
+    ]  # fmt: skip
+    rows = plan_rows(rules)
+    assert rows[0] == [
+        "logs/",
+        "archive-and-evict",
+        "30",
+        "9.0 MiB",
+        "3.0 MiB",
+        "0 B",
+        "9.0 MiB",
+        "2.0 MiB",
+        "4 too young",
+    ]
+    assert rows[1][:2] == ["(others)", "none"]
+    assert (
+        plan_summary(rules)
+        == "10 versions, 3.0 MiB before compression, would be sent; 2.0 MiB would be freed on the disks"
+    )
+    assert plan_summary([]) == "nothing would move"
+
+
+# -- the commands, against a server
+
+
+class Server:
+    """Answers with what is set, and keeps what was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, Any]] = []
+        self.jobs: list[Any] = [job("done", size=(MIB, MIB))]
+        """What the job is at each look; the last for ever."""
+        self.view: Any = view(node("n1"))
+        self.started = {"job": JOB, "nodes": ["n1"], "silent_nodes": [], "refused": {}}
+        self.url = ""
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_: Server
+
+    def log_message(self, *_):
+        pass
+
+    def handle_any(self):
+        server, length = self.server_, int(self.headers.get("Content-Length", 0))
+        server.asked.append((self.command, self.path, json.loads(self.rfile.read(length)) if length else None))
+        status, answer = 200, server.view
+        if self.command == "POST":
+            status, answer = 202, server.started
+        elif self.path == "/archive/jobs":
+            answer = {"jobs": server.jobs[-1:], "silent_nodes": []}
+        elif self.path == f"/archive/jobs/{JOB}":
+            answer = server.jobs.pop(0) if len(server.jobs) > 1 else server.jobs[0]
+        elif self.path != "/archive":
+            status, answer = 404, {"type": "no-such-job", "title": "No such job", "status": 404, "detail": "None."}
+        body = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST = do_DELETE = handle_any
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    kept = Server()
+    listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"server_": kept}))
+    listening.daemon_threads = True
+    threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
+    kept.url = f"http://127.0.0.1:{listening.server_address[1]}"
+    for name in list(os.environ):
+        if name.startswith("AMBERBLOB_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AMBERBLOB_ENDPOINT", kept.url)
+    yield kept
+    listening.shutdown()
+    listening.server_close()
+
+
+PLAIN = {
+    "kind": "run", "prefix": "", "dry_run": False, "bytes_per_s": 0, "requests_per_s": 0.0, "source": "", "options": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["run"], {}),
+        (["run", "--prefix", "a/", "--rate", "10MiB", "--requests", "2.5"], {"prefix": "a/", "bytes_per_s": 10 * MIB, "requests_per_s": 2.5}),
+        (["verify"], {"kind": "verify"}),
+        (["restore", "--prefix", "a/", "--dry-run"], {"kind": "restore", "prefix": "a/", "dry_run": True}),
+        (["gc", "--dry-run"], {"kind": "gc", "dry_run": True}),
+        (["export"], {"kind": "export"}),
+        (["recover"], {"kind": "recover"}),
+        (["recover", "--from", "s3://old/x"], {"kind": "recover", "source": "s3://old/x"}),
+        (["recover", "--from", "01KAJ"], {"kind": "recover", "options": {"cluster": "01KAJ"}}),
+        (["import", "s3://p/2024/", "--to", "old/"], {"kind": "import", "source": "s3://p/2024/", "options": {"to": "old/", "strip": "yes"}}),
+        (["import", "s3://p", "--whole-keys", "--changed"], {"kind": "import", "source": "s3://p", "options": {"changed": "version"}}),
+    ],
+)  # fmt: skip
+def test_what_is_asked_for(server, arguments, wanted):
+    assert run(["archive", *arguments]) == 0
+    assert server.asked[0] == ("POST", "/archive/jobs", {**PLAIN, **wanted})
+    assert server.asked[1] == ("GET", f"/archive/jobs/{JOB}", None)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--rate", "fast"],
+        ["run", "--rate", "0"],
+        ["run", "--requests", "0"],
+        ["run", "--dry-run", "--detach"],
+        ["import", "https://example.org/bucket"],
+        ["import"],
+        ["follow"],
+    ],
+)
+def test_wrong_usage_asks_for_nothing(server, arguments):
+    assert run(["archive", *arguments]) == 2
+    assert server.asked == []
+
+
+def test_in_a_pipe_there_are_lines_and_a_summary(server, capsys):
+    server.jobs = [job(slots=(1, 64)), job(slots=(2, 64)), job("done", (64, 64), (MIB, MIB), counts={"objects": 3})]
+    assert run(["archive", "run"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "run done: 1.0 MiB archived, 3 objects\n"
+    assert captured.err == "run: 1 of 64 slots\n"
+
+
+def test_detached_it_says_how_to_go_on(server, capsys):
+    assert run(["archive", "run", "--detach"]) == 0
+    out = capsys.readouterr().out
+    assert f"amberblob archive follow {JOB}" in out and f"amberblob archive stop {JOB}" in out
+    assert len(server.asked) == 1
+
+
+def test_machines_get_one_document(server, capsys):
+    assert run(["archive", "run", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == job("done", size=(MIB, MIB)) and captured.err == ""
+    assert run(["archive", "run", "--detach", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == server.started
+    server.jobs = [job("failed")]
+    assert run(["archive", "run", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["state"] == "failed"
+
+
+def test_problems_are_told_and_the_status_is_1(server, capsys):
+    server.jobs = [job("done", failures=25, problems=[f"n1: object {number}" for number in range(20)])]
+    assert run(["archive", "run"]) == 1
+    errors = capsys.readouterr().err
+    assert "problem: n1: object 0\n" in errors and "and 5 more" in errors
+    assert "amberblob: run done, 25 problems" in errors
+
+
+def test_who_does_not_take_part_is_said(server, capsys):
+    server.started = {**server.started, "silent_nodes": ["n2"], "refused": {"n3": "no archive is configured"}}
+    assert run(["archive", "run"]) == 0
+    errors = capsys.readouterr().err
+    assert "n2 did not answer" in errors and "n3 does not take part: no archive is configured" in errors
+
+
+def test_a_dry_run_is_a_table(server, capsys):
+    savings = [
+        {"prefix": "logs/", "action": "archive", "versions": 3, "bytes": MIB, "send_versions": 3, "send_bytes": MIB}
+    ]
+    server.jobs = [job("done", dry_run=True, savings=savings)]
+    assert run(["archive", "run", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split("\t")[:2] == ["prefix", "rule"]
+    assert lines[1].split("\t")[:5] == ["logs/", "archive", "3", "1.0 MiB", "1.0 MiB"]
+    assert lines[2].startswith("3 versions, 1.0 MiB")
+
+
+def test_status_shows_all_and_fails_where_something_is_wrong(server, capsys):
+    assert run(["archive", "status"]) == 0
+    out = capsys.readouterr().out
+    assert "archive: s3://b/p (reached)" in out and f"\n{JOB}\trun\tdone" in out
+    server.view = view(node("n1", reached=False, code="archive-unavailable", why="refused\x1b[2J"))
+    assert run(["archive", "status"]) == 1
+    out = capsys.readouterr().out
+    assert "problem: n1: archive-unavailable: refused\\x1b[2J" in out, "what an S3 says goes to no terminal as it is"
+    assert run(["archive", "status", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["problems"][0]["what"].startswith("n1: archive-unavailable")
+
+
+def test_stop_and_follow(server, capsys):
+    server.jobs = [job("stopped", detail="n1: stopped by the operator")]
+    assert run(["archive", "stop", JOB]) == 0
+    assert server.asked[-1][:2] == ("DELETE", f"/archive/jobs/{JOB}")
+    assert capsys.readouterr().out == f"run stopped: {JOB}\n"
+    assert run(["archive", "follow", JOB]) == 1
+    assert run(["archive", "stop", "nonsense/.."]) == 1
+    assert server.asked[-1][1] == "/archive/jobs/nonsense%2F.."
+    assert "None." in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_the_job_running_and_says_so(server):
+    server.jobs = [job(slots=(1, 64))]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "amberblob", "archive", "run"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell that puts the tests into the background has its children ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    try:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "run: 1 of 64 slots\n"
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 1 and out == ""
+    assert "the job goes on" in errors and f"amberblob archive stop {JOB}" in errors
+    assert all(method != "DELETE" for method, _, _ in server.asked)
+
+
+# -- dev
+
+
+def test_dev_takes_a_bucket_or_a_folder(tmp_path: Path):
+    assert archive_keys(None, None) == {}
+    assert archive_keys("s3://b/p", "http://127.0.0.1:9000") == {
+        "target": "s3://b/p",
+        "endpoint": "http://127.0.0.1:9000",
+    }
+    cold = tmp_path / "cold here"
+    assert archive_keys(str(cold), None) == {"target": cold.as_uri(), "endpoint": ""}
+    assert (cold / MARKER).exists()
+    assert archive_keys(cold.as_uri(), None)["target"] == cold.as_uri()
+    for wrong in (
+        ("s3://", None),
+        ("https://x/y", None),
+        ("file://relative", None),
+        (str(cold), "http://x"),
+        (None, "http://x"),
+    ):
+        with pytest.raises(CommandFailed):
+            archive_keys(*wrong)
+
+
+def test_dev_writes_a_rule_once_and_changes_no_archive():
+    keys = {"target": "s3://b", "endpoint": "http://h:1"}
+    made = with_archive({"node": {"id": "n1"}}, keys)
+    assert made["archive"] == {**keys, "rules": [{"prefix": "", "action": "archive-and-evict"}]}
+    edited = {**made, "archive": {**keys, "rules": [], "cache": "1MiB"}}
+    assert with_archive(edited, keys) == edited, "what the user wrote stays"
+    assert with_archive(edited, {}) == edited
+    with pytest.raises(CommandFailed, match="s3://b"):
+        with_archive(made, {"target": "s3://other", "endpoint": ""})
+
+
+def test_the_file_that_dev_writes_is_valid(tmp_path: Path):
+    from amberblob.cli.devlayout import open_layout
+    from amberblob.config import load_config
+
+    keys = archive_keys(str(tmp_path / "cold"), None)
+    with open_layout(tmp_path / "data", nodes=1, port=17_700, registry=None, archive=keys) as layout:
+        config = load_config(layout.nodes[0].config_file, {})
+    assert config.archive.target == keys["target"]
+    assert [rule.action for rule in config.archive.rules] == ["archive-and-evict"]
+    with open_layout(tmp_path / "data", nodes=None, port=17_700, registry=None) as layout:
+        kept = tomllib.loads(layout.nodes[0].config_file.read_text())
+    assert kept["archive"]["target"] == keys["target"], "given once"

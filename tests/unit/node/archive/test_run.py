@@ -1,0 +1,260 @@
+"""The job ``run``: what is sent, what is not sent again, what is read back and evicted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from amberblob.config import ArchiveRule
+from amberblob.config.values import SizeBytes
+from tests.unit.node.archive.archive_kit import EVICT, World, world
+from tests.unit.node.objects.kit import CHUNK, content, delete, put, until
+
+EXPORT_REQUESTS = 6
+"""After a run the metadata is exported: for the first time the cluster's document, a list, a segment and a head."""
+
+
+async def read(world: World, index: int, path: str) -> bytes:
+    node = world[index]
+    view = await node.objects.lookup(path, version=None, at_ms=None, consistency="strong")
+    return b"".join([bytes(piece) async for piece in node.objects.read(view, 0, view.version.size)])
+
+
+async def test_all_is_sent_once_and_every_copy_hears_of_it(tmp_path: Path) -> None:
+    async with world(tmp_path) as it:
+        for index in range(20):
+            await put(it[1 + index % 3], f"p/{index}", content(100 + index))
+        await it.cluster.settle()
+        statuses = await it.run()
+        assert {status.state for status in statuses.values()} == {"done"}
+        assert sum(status.counts.get("chunks", 0) for status in statuses.values()) == 20
+        assert sum(status.bytes_done for status in statuses.values()) == sum(100 + index for index in range(20))
+        assert all(status.bytes_done == status.bytes_total for status in statuses.values())
+        assert {slot for status in statuses.values() for slot in status.done_slots} == set(range(8))
+        assert len(it.bucket.names("packs/")) == 3, "a pack of each node, of all its slots"
+        await it.follow()
+        for index in (1, 2, 3):
+            assert sum(it[index].store.tally(slot).archived_rows for slot in range(8)) == 20
+        again = await it.run()
+        assert sum(status.counts.get("chunks", 0) for status in again.values()) == 0
+        assert len(it.bucket.names("packs/")) == 3
+        assert it.evicted(1) == 0, "the rule keeps the bytes"
+
+
+@pytest.mark.parametrize("on_disks", [False, True])
+async def test_what_is_evicted_was_read_back_and_is_served(tmp_path: Path, on_disks: bool) -> None:
+    async with world(tmp_path, EVICT, on_disks=on_disks) as it:
+        bodies = {f"p/{index}": content(size, index) for index, size in enumerate((50, 5000, CHUNK + 7, 3 * CHUNK))}
+        for path, body in bodies.items():
+            await put(it[1], path, body)
+        await it.cluster.settle()
+        statuses = await it.run()
+        assert sum(status.counts.get("chunks_verified", 0) for status in statuses.values()) == 7
+        await it.follow()
+        await it.evict()
+        assert [it.evicted(index) for index in (1, 2, 3)] == [4, 4, 4]
+        assert on_disks or not any(files for files in it.cluster.blobs().values())
+        for path, body in bodies.items():
+            assert await read(it, 2, path) == body
+
+
+async def test_content_that_the_archive_has_is_not_sent_again(tmp_path: Path) -> None:
+    async with world(tmp_path) as it:
+        first, other = it.cluster.path(1), it.cluster.path(2)
+        await put(it[1], first, b"the same" * 1000)
+        await it.cluster.settle()
+        await it.run()
+        await it.follow()
+        before = it.bucket.names("packs/")
+        await put(it[1], other, b"the same" * 1000)
+        await it.cluster.settle()
+        statuses = await it.run()
+        assert it.bucket.names("packs/") == before
+        assert sum(status.counts.get("chunks_known", 0) for status in statuses.values()) == 1
+        assert it.rows(2, other) == 1
+
+
+async def test_another_node_is_asked_for_what_the_own_index_lacks(tmp_path: Path) -> None:
+    async with world(tmp_path, count=4, replicas=1, slots=4) as it:
+        first, other = it.cluster.path(1), it.cluster.path(2)
+        await put(it[1], first, b"the same" * 1000)
+        await put(it[1], other, b"the same" * 1000)
+        await it.cluster.settle()
+        await it.run(1)
+        await it.follow(1)
+        before = it.bucket.names("packs/")
+        await it.run(2)
+        assert it.rows(2, other) == 1 and it.bucket.names("packs/") == before
+        third = it.cluster.path(3)
+        await put(it[3], third, b"another" * 1000)
+        await it.cluster.settle()
+        it.cluster.net.down.add("n1")
+        await it.run(3)
+        assert it.rows(3, third) == 1, "who does not answer is not waited for"
+
+
+async def test_damage_that_is_seen_when_read_back_is_not_evicted_and_sent_again(tmp_path: Path) -> None:
+    async with world(tmp_path, EVICT) as it:
+        path = it.cluster.path(1)
+        await put(it[1], path, content(5000))
+        await it.cluster.settle()
+        fault = it.bucket.fault("damage", "put", "packs/*", times=1)
+        status = (await it.run(1))[1]
+        assert fault.met and status.state == "done" and status.failures == 1
+        assert "damaged" in status.problems[0]
+        await it.evict(1)
+        assert it.evicted(1) == 0
+        status = (await it.run(1))[1]
+        assert status.failures == 0 and status.counts["chunks"] == 1
+        assert it.evicted(1) == 1
+
+
+async def test_an_object_that_cannot_be_stored_does_not_stop_the_rest(tmp_path: Path) -> None:
+    async with world(tmp_path, section={"pack_size": 1 << 20, "parallel": 1}) as it:
+        paths = [f"p/{index}" for index in range(6)]
+        for index, path in enumerate(paths):
+            await put(it[1], path, content(400_000, index))
+        await it.cluster.settle()
+        it.bucket.fault("unavailable", "put", "packs/*", times=1)
+        statuses = await it.run(1)
+        assert statuses[1].state == "done" and statuses[1].failures >= 1
+        assert it.archive(1).reach.reached, "the archive as a whole was looked at, and is well"
+        mine = [path for path in paths if it.archive(1).ground.looks_after(it.cluster.slot(path))]
+        assert sum(it.rows(1, path) > 0 for path in mine) == len(mine), "what failed was tried again"
+
+
+async def test_wrong_credentials_fail_the_job_with_the_reason(tmp_path: Path) -> None:
+    async with world(tmp_path) as it:
+        await put(it[1], it.cluster.path(1), content(500))
+        await it.cluster.settle()
+        it.archive(1).reach.reached = None
+        it.bucket.fault("denied")
+        status = (await it.run(1))[1]
+        assert status.state == "failed" and status.detail
+        assert it.archive(1).reach.reached is False
+        own = await it.archive(1).own.status()
+        assert own.code == "archive-denied" and own.why
+        it.bucket.heal()
+        await it.archive(1).reach.step()
+        assert (await it.run(1))[1].state == "done"
+        assert len(it.bucket.names("packs/")) == 1
+
+
+async def test_bytes_that_are_not_on_the_own_disk_come_from_another_copy(tmp_path: Path) -> None:
+    async with world(tmp_path) as it:
+        path = it.cluster.path(1)
+        view = await put(it[1], path, content(2 * CHUNK))
+        await it.cluster.settle()
+        slot = it.cluster.slot(path)
+        it[1].store._slots[slot].files.pop(view.version.blob_id)
+        status = (await it.run(1))[1]
+        assert status.failures == 0 and status.counts["chunks"] == 2
+
+
+async def test_policies_choose_what_is_sent(tmp_path: Path) -> None:
+    rules = (
+        ArchiveRule(prefix="old/", action="archive", versions="old"),
+        ArchiveRule(prefix="big/", action="archive", larger_than=SizeBytes(1000)),
+        ArchiveRule(prefix="big/not/", action="keep"),
+    )
+    async with world(tmp_path, *rules, count=1, replicas=1) as it:
+        await put(it[1], "old/a", b"1" * 10)
+        await put(it[1], "old/a", b"2" * 10)
+        await put(it[1], "big/a", b"3" * 999)
+        await put(it[1], "big/b", b"4" * 1000)
+        await put(it[1], "big/not/c", b"5" * 5000)
+        await put(it[1], "else", b"6" * 5000)
+        await it.cluster.settle()
+        dry = (await it.run(request=it.request(dry_run=True)))[1]
+        assert not it.bucket.names() and dry.counts["send_versions"] == 2 and dry.counts["send_bytes"] == 1010
+        assert {rule.prefix: rule.send_versions for rule in dry.savings}["big/"] == 1
+        assert (await it.run())[1].bytes_done == 1010
+        await delete(it[1], "old/a")
+        await it.cluster.settle()
+        only = await it.run(request=it.request(prefix="big/"))
+        assert "chunks" not in only[1].counts
+        assert (await it.run())[1].counts["chunks"] == 1, "what was deleted is old now"
+
+
+async def test_a_version_with_a_manifest_is_archived_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.objects.upload.MANIFEST_INLINE_CHUNKS_MAX", 2, raising=False)
+    monkeypatch.setattr("amberblob.manifest.MANIFEST_INLINE_CHUNKS_MAX", 2)
+    async with world(tmp_path, EVICT) as it:
+        path, body = it.cluster.path(1), content(5 * CHUNK)
+        view = await put(it[1], path, body)
+        assert view.version.manifest_id is not None
+        await it.cluster.settle()
+        status = (await it.run(1))[1]
+        assert status.counts["chunks"] == 6 and it.rows(1, path) == 6
+        assert it.evicted(1) == 1
+        await it.follow()
+        await it.evict()
+        assert it.evicted(3) == 1
+        assert await read(it, 3, path) == body
+
+
+async def test_small_objects_cost_few_requests(tmp_path: Path) -> None:
+    """At most 1/1,000 of one request each, with reading back, as far as a pack of this test's size allows."""
+    async with world(tmp_path, EVICT, count=1, replicas=1, slots=4, section={"pack_size": 1 << 20}) as it:
+        for index in range(1000):
+            await put(it[1], f"s/{index}", content(4096, index))
+        await it.cluster.settle()
+        traffic = it.archive(1).ground.means.traffic
+        before = sum(traffic.requests.values())
+        status = (await it.run())[1]
+        assert status.counts["chunks_verified"] == 1000 and status.counts["evicted"] == 1000
+        packs = len(it.bucket.names("packs/"))
+        assert packs <= 5, "packs hold chunks of all slots"
+        assert sum(traffic.requests.values()) - before <= 2 * packs + 3 + EXPORT_REQUESTS
+
+
+async def test_a_job_goes_on_after_a_restart_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world(tmp_path, count=1, replicas=1, slots=4) as it:
+        paths = [f"p/{index}" for index in range(12)]
+        for index, path in enumerate(paths):
+            await put(it[1], path, content(3000, index))
+        await it.cluster.settle()
+        request = it.request()
+        hang = it.bucket.fault("hang", "put", "packs/*")
+        await it.archive(1).runner.start(request)
+        await until(lambda: hang.met, "the pack is on its way")
+        await it.archive(1).runner.close()
+        assert it.status(1, request.job).state == "running"
+        it.bucket.heal()
+        again = it.cluster.start("n1").parts.archive
+        assert again is not None
+        await again.keeper.step()
+        await it.ended(1, request.job)
+        status = it.status(1, request.job)
+        assert status.state == "done" and len(it.bucket.names("packs/")) == 1
+        assert sorted(status.done_slots) == [0, 1, 2, 3]
+
+
+async def test_two_that_send_the_same_do_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two nodes send the same at once: rows merge, and all copies agree on one place."""
+    async with world(tmp_path) as it:
+        path = it.cluster.path(1)
+        view = await put(it[1], path, content(4000))
+        await it.cluster.settle()
+        monkeypatch.setattr("node.archive.ground.Ground.looks_after", lambda self, slot: self.has_voice(slot))
+        await it.run()
+        assert len(it.bucket.names("packs/")) > 1
+        await it.follow()
+        await it.follow()
+        slot = it.cluster.slot(path)
+        told = [await it[index].store.archived(slot, view.version.blob_id) for index in (1, 2, 3)]
+        assert told[0] is not None and told[0].chunks == told[1].chunks == told[2].chunks
+
+
+async def test_an_answer_that_is_lost_leaves_at_most_an_object_that_nobody_names(tmp_path: Path) -> None:
+    async with world(tmp_path, EVICT, count=1, replicas=1) as it:
+        view = await put(it[1], "p", content(4000))
+        await it.cluster.settle()
+        lost = it.bucket.fault("lost", "put", "packs/*", times=1)
+        status = (await it.run())[1]
+        assert lost.met == 1 and status.state == "done" and status.failures == 1
+        slot = it.cluster.slot("p")
+        assert len(it.bucket.names("packs/")) == 2
+        [named] = await it[1].store.archive_objects(slot)
+        assert named in it.bucket.names() and await it[1].store.is_evicted(slot, view.version.blob_id)
