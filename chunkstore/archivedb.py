@@ -171,10 +171,10 @@ def _add(found: dict[str, ObjectSum], target_path: object, count: int, size: int
 
 
 def named(database: SlotDatabase, target_paths: Collection[str]) -> set[str]:
-    """Those of these objects that any row names that is not damaged, waiting ones too."""
+    """Those of these objects that any row names, waiting and damaged ones too."""
     query = (
-        f"SELECT EXISTS (SELECT 1 FROM {ARCHIVES} WHERE target_path = ?1 AND state >= 0) "
-        f"OR EXISTS (SELECT 1 FROM {STAGED} WHERE target_path = ?1 AND state >= 0)"
+        f"SELECT EXISTS (SELECT 1 FROM {ARCHIVES} WHERE target_path = ?1) "
+        f"OR EXISTS (SELECT 1 FROM {STAGED} WHERE target_path = ?1)"
     )
     sql = database.connection
     return {name for name in target_paths if sql.execute(query, (name,)).fetchone()[0]}

@@ -532,7 +532,10 @@ class ReplicaStore(Protocol):
         ...
 
     async def archive_named(self, slot: int, target_paths: Collection[str]) -> set[str]:
-        """Those of these objects that rows of this slot name (waiting rows too, damaged ones not). Cheap: by an index."""
+        """Those of these objects that rows of this slot name, waiting and damaged ones too. Cheap: by an index.
+
+        A damaged row is there only as long as its content is not archived anew: until then nobody deletes what may still be mended.
+        """
         ...
 
     async def archive_rows_of(self, slot: int, target_path: str, after: int, limit: int) -> list[ArchiveLine]:

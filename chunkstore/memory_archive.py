@@ -175,21 +175,23 @@ class MemoryArchive(MemoryUpkeep):
             evicted=version.blob_id in at.evicted, wanted=version.blob_id in at.wanted,
         )  # fmt: skip
 
-    def _sound_rows(self, slot: int) -> list[ArchivedChunk]:
+    def _rows(self, slot: int) -> list[ArchivedChunk]:
         at = self._look(slot)
         blobs = (*at.waiting.values(), *at.archives.values())
-        return [chunk for chunks in blobs for chunk in chunks.values() if chunk.state >= 0]
+        return [chunk for chunks in blobs for chunk in chunks.values()]
 
     async def archive_objects(self, slot: int) -> dict[str, ObjectUse]:
         found: dict[str, ObjectUse] = {}
-        for chunk in self._sound_rows(slot):
+        for chunk in self._rows(slot):
+            if chunk.state < 0:
+                continue
             known = found.get(chunk.target_path, ObjectUse(rows=0, size_bytes=0))
             size_bytes = known.size_bytes + chunk.end - chunk.start
             found[chunk.target_path] = ObjectUse(rows=known.rows + 1, size_bytes=size_bytes)
         return found
 
     async def archive_named(self, slot: int, target_paths: Collection[str]) -> set[str]:
-        return {chunk.target_path for chunk in self._sound_rows(slot)} & set(target_paths)
+        return {chunk.target_path for chunk in self._rows(slot)} & set(target_paths)
 
     async def is_evicted(self, slot: int, blob_id: str) -> bool:
         return blob_id in self._look(slot).evicted

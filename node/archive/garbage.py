@@ -208,13 +208,17 @@ class _Gc:
         if self._dry_run:
             self._progress.add(would_delete=len(names), would_delete_bytes=sum(sizes[name] for name in names))
             return
+        self._progress.bytes(total=sum(sizes[name] for name in names))
         outcome = await self._collector.collect(names)
         self._progress.add(
             deleted=len(outcome.deleted),
             deleted_bytes=sum(sizes[name] for name in outcome.deleted),
             refused=len(outcome.refused),
         )
-        self._progress.bytes(done=sum(sizes[name] for name in outcome.deleted))
+        self._progress.bytes(
+            total=sum(sizes[name] for name in outcome.deleted) - sum(sizes[name] for name in names),
+            done=sum(sizes[name] for name in outcome.deleted),
+        )
         if outcome.why:
             self._progress.problem(f"{len(names) - len(outcome.deleted)} objects were not deleted: {outcome.why}")
 

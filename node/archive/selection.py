@@ -44,6 +44,8 @@ class _Due:
     slot: int
     view: ArchiveView
     items: list[Item]
+    damaged: frozenset[tuple[str, int, int]] = frozenset()
+    """Places of which this copy knows that they are damaged; who is asked where the content is may not know yet."""
 
 
 def prefixes_within(policy: Policy, prefix: str) -> list[str]:
@@ -133,6 +135,7 @@ class Selection:
             position = 0
             for one in due:
                 rows = [found[item.chunk.id] for item in one.items if item.chunk.id in found]
+                rows = [row for row in rows if row.location not in one.damaged]
                 taken = await self._give(one, rows)
                 position = max(position, taken)
                 # A row of an object that was condemned meanwhile was kept out: then the chunk is sent.
@@ -166,10 +169,10 @@ class Selection:
                 self._progress.problem(f"{view.path} version {version.version}: {error.detail}")
                 return None
             chunks = [*enumerate(decode_manifest(manifest)), (-1, ChunkRef(id=version.manifest_id, len=len(manifest)))]
-        have: set[str] = set()
-        if view.uploaded:
-            blob = await self._ground.store.archived(slot, version.blob_id)
-            have = {row.chunk_id for row in blob.chunks if row.state != DAMAGED} if blob is not None else set()
+        blob = await self._ground.store.archived(slot, version.blob_id)
+        known = blob.chunks if blob is not None else ()
+        have = {row.chunk_id for row in known if row.state != DAMAGED}
+        damaged = frozenset(row.location for row in known if row.state == DAMAGED)
         items: dict[str, Item] = {}
         for index, chunk in chunks:
             if chunk.id not in have and chunk.id not in items:
@@ -181,7 +184,7 @@ class Selection:
                     version=version.version,
                     index=index,
                 )
-        return _Due(slot, view, list(items.values())) if items else None
+        return _Due(slot, view, list(items.values()), damaged) if items else None
 
 
 def _batches(views: Sequence[ArchiveView]) -> Iterable[list[ArchiveView]]:

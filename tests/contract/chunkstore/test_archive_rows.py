@@ -194,6 +194,8 @@ async def test_objects(store: ReplicaStore):
     assert await store.archive_named(SLOT, [PACK, OTHER, "packs/x"]) == {PACK, OTHER}
     await tell(store, two.version, two.rows(target=OTHER, state=DAMAGED))
     assert set(await store.archive_objects(SLOT)) == {PACK}
+    assert await store.archive_named(SLOT, [OTHER]) == {OTHER}, "what is damaged may be mended"
+    await tell(store, two.version, two.rows(target=PACK, at_ms=two.rows()[0].archived_at_ms + 1))
     assert await store.archive_named(SLOT, [OTHER]) == set()
 
 

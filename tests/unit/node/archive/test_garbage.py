@@ -98,6 +98,9 @@ async def test_rows_of_a_deleted_object_do_not_come_back(it: World) -> None:
 async def test_what_is_young_is_left_alone_by_either_clock(it: World) -> None:
     _, packs = await archived_twice(it)
     assert (await gc(it))[1]["young"] == 2
+    it.bucket.objects[packs[0]].modified_ms -= 3 * DAY_S * 1000
+    assert (await gc(it))[1]["young"] == 2, "its name says that it is young"
+    it.bucket.objects[packs[0]].modified_ms += 3 * DAY_S * 1000
     later(it)
     it.bucket.objects[packs[0]].modified_ms += 3 * DAY_S * 1000  # as if the target's clock had been wrong
     counts = await gc(it)
@@ -304,3 +307,24 @@ async def test_a_pack_that_is_mostly_alive_stays(it: World) -> None:
     later(it)
     counts = await gc(it)
     assert not any(one.get("mostly_dead") for one in counts.values()) and it.bucket.names("packs/") == packs
+
+
+async def test_what_is_damaged_is_not_deleted_before_its_content_is_archived_anew(it: World) -> None:
+    """Somebody may put an older version of the object back."""
+    path = it.cluster.path(1)
+    await put(it[1], path, content(5000))
+    await it.cluster.settle()
+    await it.run()
+    await it.follow()
+    (pack,) = it.bucket.names("packs/")
+    it.bucket.damage(pack, 100)
+    await it.run(request=it.request("verify"))
+    await it.follow()
+    later(it)
+    await gc(it)
+    assert it.bucket.names("packs/") == [pack]
+    await it.run()
+    await it.follow()
+    await gc(it)
+    (anew,) = it.bucket.names("packs/")
+    assert anew != pack and await read(it, 3, path) == content(5000)
