@@ -178,8 +178,8 @@ def archive_parts(
     policy, heat = Policy.of(means.section), Heat(clock.wall_ms())
     reach = Reach(means.target, means.traffic, clock, now_ms=hybrid.now_ms)
     runner = JobRunner(routing.node, means.state, hybrid.now_ms)
-    follower, evictor, sizes = Follower(ground), Evictor(ground, policy, heat, reach), Sizes(ground)
     warmth = Warmth(heat, means.state, clock)
+    follower, evictor, sizes = Follower(ground), Evictor(ground, policy, heat, reach, warmth.load), Sizes(ground)
 
     def rows_came(slot: int) -> None:
         follower.own_changed(slot)
