@@ -370,7 +370,7 @@ class InspectReply(Message, frozen=True, array_like=True, kw_only=True, tag="i")
     detail: str = ""
     unsynced: bool = False
     wanted: tuple[VersionNumber, ...] = ()
-    archived: dict[int, tuple[ArchivedChunk, ...]] = {}
+    archived: dict[int, tuple[ArchivedChunk, ...]] = msgspec.field(default_factory=dict)
 
 
 class StagedReply(Message, frozen=True, array_like=True, kw_only=True, tag="t"):

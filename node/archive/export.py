@@ -8,15 +8,15 @@ numbers, so whoever takes a slot over makes a base. Few requests whatever the nu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Mapping
+from collections.abc import AsyncIterable, Container, Mapping
 from dataclasses import dataclass
 
 import msgspec
 import structlog
 
 from amberblob.errors import ArchiveError
-from amberblob.limits import KIB, MIB
-from archive.export import Exports, Known, SegmentWriter, newest
+from amberblob.limits import KIB, MIB, SLOT_COUNT_MAX
+from archive.export import Exports, Known, SegmentWriter, check_exports, newest
 from archive.segments import FORMAT, ClusterDocument, Head, Ref, SlotHead
 from archive.targets.interface import Stored, Target
 from node.archive.exporting import Telling, Unsettled
@@ -55,13 +55,14 @@ class ExportWork:
         self._telling = Telling(ground.store, ground.coordinator, ground.routing)
         self._exports: Exports | None = None
         self._introduced = False
-        self._pruned_ms = 0
+        self._pruned_ms = ground.now_ms()  # not while the node starts
         self._one_at_a_time = asyncio.Lock()
 
     async def __call__(self, request: JobRequest, progress: Progress) -> None:
         """Export the slots that this node looks after. Raises: ArchiveError, NotReady, DiskFailed."""
-        target, full = self.ground.means.for_job(request), request.options.get("full") == "yes"
-        await self.export(target, progress, by_slot=True, dry_run=request.dry_run, full=full)
+        anew = range(SLOT_COUNT_MAX) if request.options.get("full") == "yes" else ()
+        target = self.ground.means.for_job(request)
+        await self.export(target, progress, by_slot=True, dry_run=request.dry_run, anew=anew)
 
     async def export(
         self,
@@ -70,7 +71,7 @@ class ExportWork:
         *,
         by_slot: bool = False,
         dry_run: bool = False,
-        full: bool = False,
+        anew: Container[int] = (),
     ) -> None:
         """The same, as the last part of another job. Counts ``exported_slots``, ``exported_bases``, ``exported_bytes``.
 
@@ -78,14 +79,16 @@ class ExportWork:
 
         Args:
             by_slot: the job is nothing else, and goes slot by slot.
-            full: tell all slots as a whole.
+            anew: these slots are told as a whole, whatever is there.
 
         Raises: ArchiveError, NotReady, DiskFailed.
         """
         async with self._one_at_a_time:
-            await self._export(target, progress, by_slot=by_slot, dry_run=dry_run, full=full)
+            await self._export(target, progress, by_slot=by_slot, dry_run=dry_run, anew=anew)
 
-    async def _export(self, target: Target, progress: Progress, *, by_slot: bool, dry_run: bool, full: bool) -> None:
+    async def _export(
+        self, target: Target, progress: Progress, *, by_slot: bool, dry_run: bool, anew: Container[int]
+    ) -> None:
         ground = self.ground
         table = ground.routing.table()
         cluster = table.cluster.cluster_id
@@ -96,7 +99,7 @@ class ExportWork:
         if not self._introduced and not dry_run:
             await exports.introduce(_document(table.cluster))
             self._introduced = True
-        known = Known() if full else await exports.load()
+        known = await exports.load()
         segments = await exports.segments() if known.heads else {}
         writer = SegmentWriter(
             _Nowhere() if dry_run else target,
@@ -106,7 +109,9 @@ class ExportWork:
             now_ms=ground.now_ms,
         )
         slot_count = table.cluster.slot_count
-        batch = _Batch(self, exports, known, segments, writer, progress, slot_count, by_slot=by_slot, dry_run=dry_run)
+        batch = _Batch(
+            self, exports, known, segments, writer, progress, slot_count, by_slot=by_slot, dry_run=dry_run, anew=anew
+        )
         await batch.run()
         now_ms = ground.now_ms()
         if not dry_run and now_ms - self._pruned_ms >= PRUNE_EVERY_MS:
@@ -230,6 +235,29 @@ class ThenExport:
             progress.problem(f"The metadata was not exported: {error.detail}")
 
 
+class ThenCheck:
+    """A :class:`node.archive.jobs.JobWork`: another one, and after it a look at the exported metadata; what of it is damaged is told anew."""
+
+    def __init__(self, work: JobWork, exporting: ExportWork) -> None:
+        self._work = work
+        self._exporting = exporting
+
+    async def __call__(self, request: JobRequest, progress: Progress) -> None:
+        """Do the work, and check. Raises as the work does."""
+        await self._work(request, progress)
+        if request.dry_run or request.prefix:
+            return
+        ground, target = self._exporting.ground, self._exporting.ground.means.for_job(request)
+        progress.say("reading the exported metadata back")
+        try:
+            cluster = ground.routing.table().cluster.cluster_id
+            wrong = await check_exports(target, cluster, ground.led_slots(), progress.problem)
+            if wrong:
+                await self._exporting.export(target, progress, anew=wrong)
+        except ArchiveError as error:
+            progress.problem(f"The exported metadata was not looked at: {error.detail}")
+
+
 class _Batch:
     """One run: slot after slot, and heads that tell of them."""
 
@@ -245,7 +273,9 @@ class _Batch:
         *,
         by_slot: bool,
         dry_run: bool,
+        anew: Container[int],
     ) -> None:
+        self._anew = anew
         self._work = work
         self.ground = work.ground
         self._by_slot = by_slot
@@ -280,7 +310,7 @@ class _Batch:
         await self._publish()
 
     async def _slot(self, slot: int) -> None:
-        known = self._known.get(slot, [])
+        known = self._known.get(slot, []) if slot not in self._anew else []
         try:
             done = await self._work.slot(slot, known, self._segments, self._writer)
         except Unsettled as error:
@@ -306,7 +336,7 @@ class _Batch:
                 cluster=self._exports.cluster,
                 slot_count=self._slot_count,
                 node=ground.node,
-                at_ms=ground.now_ms(),
+                at_ms=min(one.at_ms for one in (*self._told, *self._unchanged)),
                 slots=tuple(self._told),
                 unchanged=unchanged,
             )

@@ -28,7 +28,7 @@ from node.archive.collector import Collector
 from node.archive.condemned import CondemnedObjects
 from node.archive.contents import Contents, Missed
 from node.archive.evictor import Evictor
-from node.archive.export import ExportWork, ThenExport
+from node.archive.export import ExportWork, ThenCheck, ThenExport
 from node.archive.facts import Facts
 from node.archive.follow import Follower
 from node.archive.garbage import GarbageWork
@@ -194,8 +194,8 @@ def archive_parts(
     answers = ArchiveAnswers(store, facts, means.state, runner, admission, own=own.status, now_ms=hybrid.now_ms)
     condemned = facts.barred = answers.condemning = CondemnedObjects(store, means.state, lambda: routing.table().nodes)
     uses = answers.uses = Uses(store, ground.led_slots, clock)
-    runner.register("gc", GarbageWork(ground, collector_of(ground), uses))
-    runner.register("verify", VerifyWork(ground))
+    runner.register("gc", GarbageWork(ground, collector_of(ground), uses, exporting))
+    runner.register("verify", ThenCheck(VerifyWork(ground), exporting))
     answers.installing = Installing(store, admission, lambda slot, path: routing.slot_of(path) == slot)
     answers.keep_manifest = Manifests(store, means.target)
     runner.register("export", exporting)

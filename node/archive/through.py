@@ -228,7 +228,8 @@ class ArchivedPut:
                     return ""
             return node
 
-        nodes = await asyncio.gather(*map(one, electorate.voters))
+        with self._through.rows.using(self._rows):
+            nodes = await asyncio.gather(*map(one, electorate.voters))
         have = frozenset(node for node in nodes if node)
         if not electorate.is_write_quorum(have):
             raise QuorumUnavailable.of(*electorate.writes_short(have), out)

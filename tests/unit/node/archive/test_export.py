@@ -14,6 +14,7 @@ from archive.export import Exports, check_exports
 from archive.lost import LostCluster
 from archive.segments import SlotHead, segment_name, ulid_in
 from node.archive import export as exporting
+from node.archive.jobs import JobRequest, Progress
 from node.protocol.operations import Expire
 from node.stubs import collect
 from tests.unit.node.archive.disaster_kit import (
@@ -161,7 +162,7 @@ async def test_undecided_registers_are_finished_and_told(tmp_path: Path) -> None
 
 async def test_a_slot_that_cannot_be_told_as_a_whole_is_left_as_it_was(tmp_path: Path) -> None:
     store = Store.new()
-    async with world(store, tmp_path, slots=1, request_timeout_s=0.2, peer_timeout_s=0.1) as cluster:
+    async with world(store, tmp_path, slots=1) as cluster:
         await kit.put(cluster[1], "a", b"1")
         await cluster.settle()
         exporters = Exporters(cluster)
@@ -285,6 +286,10 @@ async def test_damage_is_told_by_name_and_an_older_export_is_used(tmp_path: Path
     assert any("cluster.json" in text for text in (await told(store))[1])
 
 
+async def _nothing(request: JobRequest, progress: Progress) -> None:
+    """A job that has nothing to do."""
+
+
 async def test_metadata_that_somebody_removed_is_told_anew_and_what_is_damaged_when_it_is_asked_for(
     tmp_path: Path,
 ) -> None:
@@ -301,11 +306,17 @@ async def test_metadata_that_somebody_removed_is_told_anew_and_what_is_damaged_w
         (segment,) = store.bucket.names(f"meta/{FIRST}/segments")
         store.bucket.damage(segment, 200)
         problems: list[str] = []
-        assert await check_exports(store.target(), FIRST, problems.append) == 0
+        assert await check_exports(store.target(), FIRST, [0], problems.append) == {0}
         assert len(problems) == 1 and segment in problems[0]
         one = progress("export", options={"full": "yes"})
         await exporting.ExportWork(ground(cluster[1]))(one.status.request, one)
-        assert await check_exports(store.target(), FIRST, problems.append) == 1 and len(problems) == 1
+        assert await check_exports(store.target(), FIRST, [0], problems.append) == set() and len(problems) == 1
+        assert await told(store) == (await picture(cluster), [])
+        # The job verify looks, too.
+        store.bucket.damage(store.bucket.names(f"meta/{FIRST}/segments")[-1], 200)
+        one = progress("verify")
+        await exporting.ThenCheck(_nothing, exporting.ExportWork(ground(cluster[1])))(one.status.request, one)
+        assert one.status.failures == 1 and "/segments/" in one.status.problems[0]
         assert await told(store) == (await picture(cluster), [])
 
 

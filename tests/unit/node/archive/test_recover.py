@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from amberblob.config import ArchiveRule, ArchiveSection
-from amberblob.errors import AmberError, BadRequest, NotFound
+from amberblob.errors import AmberError, ArchiveError, BadRequest, NotFound
 from archive.export import unrecovered
+from chunkstore import paging
+from node.archive import placing
+from node.archive import recover as recovering
 from node.protocol.operations import Expire
 from tests.unit.node.archive.disaster_kit import (
     FIRST,
@@ -294,7 +297,58 @@ async def test_a_dry_run_tells_and_writes_nothing(tmp_path: Path) -> None:
         assert await unrecovered(store.target(), SECOND) == [FIRST]
 
 
-async def test_a_recovery_that_stops_anywhere_is_gone_on_with(tmp_path: Path) -> None:
+async def test_long_histories_come_back_page_by_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paging, "HISTORY_PAGE_MAX", 3)
+    monkeypatch.setattr(placing, "MESSAGE_BYTES", 1000)
+    store = Store.new()
+    async with world(store, tmp_path / "a") as first:
+        for number in range(25):
+            await kit.put(first[1], "p", b"%d" % number, write_id=f"w{number}")
+        await kit.delete(first[1], "p", version=7)
+        await first.settle()
+        await archive(first)
+        await Exporters(first).run()
+    async with world(store, tmp_path / "b", cluster_id=SECOND) as second:
+        told = await recover(second)
+        assert told.status.failures == 0 and second.net.count("InstallRows", "n1") > 3
+        for number in range(25):
+            if number != 6:
+                assert await kit.get(second[1 + number % 3], "p", version=number + 1) == b"%d" % number
+        rows = await second.stores["n3"].rows(second.slot("p"), "p")
+        assert [row.version.version for row in rows] == list(range(25, 0, -1))
+        assert [row.version.version for row in rows if row.tombstoned_at_ms is not None] == [7]
+
+
+async def test_a_bucket_that_fails_now_and_then_only_delays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovering, "PAUSE_S", 0.001)
+    store = Store.new()
+    async with world(store, tmp_path / "a", slots=2) as first:
+        for number in range(3):
+            await kit.put(first[1], f"p{number}", b"%d" % number)
+        await kit.put(first[1], "r", kit.content(66 * kit.CHUNK))
+        await first.settle()
+        await archive(first, verified=False)
+        await Exporters(first).run()
+        before = await picture(first)
+    failed, skip = True, 0
+    while failed:
+        async with world(store, tmp_path / "b", cluster_id=SECOND, slots=2) as second:
+            store.bucket.fault("unavailable", "*", skip=skip, times=3)
+            failed = False
+            try:
+                failed = bool((await recover(second)).status.failures)
+            except ArchiveError:
+                failed = True
+            store.bucket.heal()
+            told = await recover(second, 2)
+            assert told.status.failures == 0, (skip, told.status.problems)
+            assert await picture(second) == before
+        skip += 3
+    assert skip > 10
+
+
+async def test_a_recovery_that_stops_anywhere_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovering, "PAUSE_S", 0.001)
     store = Store.new()
     async with world(store, tmp_path / "a", slots=1) as first:
         for number in range(3):
@@ -332,5 +386,5 @@ async def test_a_recovery_that_stops_anywhere_is_gone_on_with(tmp_path: Path) ->
             await second.resolve()
             assert await picture(second) == before, cut
             assert nothing_wanted(second)
-        cut += 3
+        cut += 5
     assert cut > 20
