@@ -40,6 +40,7 @@ from node.archive.keeper import Keeper
 from node.archive.known import KnownRows
 from node.archive.manifests import Manifests
 from node.archive.means import ArchiveMeans
+from node.archive.metadata import Metadata
 from node.archive.own import OwnStatus
 from node.archive.reach import Reach
 from node.archive.reads import Reads
@@ -217,7 +218,7 @@ def archive_parts(
         means.target,
         uploader_of(means, hybrid, mint),
         GroupUploader(uploader_of(means, hybrid, mint)),
-        mint=mint.mint,
+        Metadata(routing, means.target, now_ms=hybrid.now_ms, mint=mint.mint, patience_s=means.section.timeout_s),
         patience_s=means.section.timeout_s,
         is_down=is_down,
     )
