@@ -27,10 +27,10 @@ from amberblob.manifest import ChunkRef, Version
 from amberblob.wire import Discard, Refused, StagedReply
 from amberblob.wire_archive import ARCHIVED_LINES_MAX, StageArchived
 from amberblob.wire_repair import PathItem
-from archive.export import store as store_object
 from archive.groups import GroupUploader
 from archive.segments import FORMAT, ClusterDocument, cluster_name, encode_cluster
 from archive.targets.interface import Target
+from archive.targets.small import store as store_object
 from archive.upload import Item, Uploader
 from archive.written import Written, encode_written, through_name
 from node.archive.known import KnownRows
