@@ -194,7 +194,7 @@ def archive_parts(
     answers = ArchiveAnswers(store, facts, means.state, runner, admission, own=own.status, now_ms=hybrid.now_ms)
     condemned = facts.barred = answers.condemning = CondemnedObjects(store, means.state, lambda: routing.table().nodes)
     uses = answers.uses = Uses(store, ground.led_slots, clock)
-    runner.register("gc", GarbageWork(ground, collector_of(ground), uses))
+    runner.register("gc", GarbageWork(ground, collector_of(ground), uses, exporting))
     runner.register("verify", ThenCheck(VerifyWork(ground), exporting))
     answers.installing = Installing(store, admission, lambda slot, path: routing.slot_of(path) == slot)
     answers.keep_manifest = Manifests(store, means.target)
@@ -204,7 +204,11 @@ def archive_parts(
     cluster = ClusterArchive(ground)
     keeper = Keeper(ground, runner, cluster)
     rows = KnownRows(store, routing, coordinator.peers, facts, hybrid.now_ms)
-    reads = Reads(rows, means.target, means.cache, means.sources)
+
+    def is_down() -> bool:
+        return reach.reached is False
+
+    reads = Reads(rows, means.target, means.cache, means.sources, is_down=is_down)
     through = Through(
         coordinator,
         routing,
@@ -216,6 +220,7 @@ def archive_parts(
         GroupUploader(uploader_of(means, hybrid, mint)),
         mint=mint.mint,
         patience_s=means.section.timeout_s,
+        is_down=is_down,
     )
     return ArchiveParts(
         ground=ground,
@@ -233,7 +238,7 @@ def archive_parts(
             store,
             rows,
             facts,
-            Reads(rows, means.for_job(), means.cache, means.sources, keep=False),
+            Reads(rows, means.for_job(), means.cache, means.sources, keep=False, is_down=is_down),
             hybrid.now_ms,
         ),
         through=through,

@@ -42,8 +42,9 @@ async def test_all_is_sent_once_and_every_copy_hears_of_it(tmp_path: Path) -> No
         assert it.evicted(1) == 0, "the rule keeps the bytes"
 
 
-async def test_what_is_evicted_was_read_back_and_is_served(tmp_path: Path) -> None:
-    async with world(tmp_path, EVICT) as it:
+@pytest.mark.parametrize("on_disks", [False, True])
+async def test_what_is_evicted_was_read_back_and_is_served(tmp_path: Path, on_disks: bool) -> None:
+    async with world(tmp_path, EVICT, on_disks=on_disks) as it:
         bodies = {f"p/{index}": content(size, index) for index, size in enumerate((50, 5000, CHUNK + 7, 3 * CHUNK))}
         for path, body in bodies.items():
             await put(it[1], path, body)
@@ -53,7 +54,7 @@ async def test_what_is_evicted_was_read_back_and_is_served(tmp_path: Path) -> No
         await it.follow()
         await it.evict()
         assert [it.evicted(index) for index in (1, 2, 3)] == [4, 4, 4]
-        assert not any(files for files in it.cluster.blobs().values())
+        assert on_disks or not any(files for files in it.cluster.blobs().values())
         for path, body in bodies.items():
             assert await read(it, 2, path) == body
 
@@ -244,3 +245,16 @@ async def test_two_that_send_the_same_do_no_harm(tmp_path: Path, monkeypatch: py
         slot = it.cluster.slot(path)
         told = [await it[index].store.archived(slot, view.version.blob_id) for index in (1, 2, 3)]
         assert told[0] is not None and told[0].chunks == told[1].chunks == told[2].chunks
+
+
+async def test_an_answer_that_is_lost_leaves_at_most_an_object_that_nobody_names(tmp_path: Path) -> None:
+    async with world(tmp_path, EVICT, count=1, replicas=1) as it:
+        view = await put(it[1], "p", content(4000))
+        await it.cluster.settle()
+        lost = it.bucket.fault("lost", "put", "packs/*", times=1)
+        status = (await it.run())[1]
+        assert lost.met == 1 and status.state == "done" and status.failures == 1
+        slot = it.cluster.slot("p")
+        assert len(it.bucket.names("packs/")) == 2
+        [named] = await it[1].store.archive_objects(slot)
+        assert named in it.bucket.names() and await it[1].store.is_evicted(slot, view.version.blob_id)

@@ -327,7 +327,7 @@ class Cluster:
         self.stores: dict[str, Any] = {}
         self.table: RouteTable | None = None
         self.registry = MemoryRegistry(clock=self.clock)
-        self.means: dict[str, ArchiveMeans] = options.get("means", {})
+        self.means: dict[str, ArchiveMeans] = {}
 
     def __getitem__(self, index: int) -> Node:
         return self.nodes[f"n{index}"]
