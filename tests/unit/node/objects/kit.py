@@ -372,7 +372,7 @@ class Cluster:
             request_timeout_s=options.get("request_timeout_s", 1.5),
             repair=options.get("repair"),
             retention=options.get("retention"),
-            archive=self.means.get(name),
+            archive=options["means"](name) if "means" in options else self.means.get(name),
             readmit=partial(readmit, self.registry, self.table.cluster, name) if self.table is not None else None,
         )
         node = Node(
