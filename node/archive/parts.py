@@ -20,6 +20,7 @@ from archive.heat import Heat
 from archive.policy import Policy
 from archive.upload import Uploader
 from chunkstore.interface import ReplicaStore
+from node.archive.afterwards import ThenCheck, ThenExport
 from node.archive.answers import Admission, ArchiveAnswers
 from node.archive.archiver import Archiver
 from node.archive.cacheroom import CacheRoom
@@ -28,7 +29,7 @@ from node.archive.collector import Collector
 from node.archive.condemned import CondemnedObjects
 from node.archive.contents import Contents, Missed
 from node.archive.evictor import Evictor
-from node.archive.export import ExportWork, ThenCheck, ThenExport
+from node.archive.export import ExportWork
 from node.archive.facts import Facts
 from node.archive.follow import Follower
 from node.archive.garbage import GarbageWork
