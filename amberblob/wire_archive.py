@@ -178,13 +178,7 @@ ArchiveRequest = (
     | ObjectUses
 )
 ArchiveReply = (
-    ArchivedLines
-    | ArchivedBlobReply
-    | FoundArchived
-    | Condemned
-    | ArchiveJobReply
-    | ArchiveInfoReply
-    | ObjectUsesReply
+    ArchivedLines | ArchivedBlobReply | FoundArchived | Condemned | ArchiveJobReply | ArchiveInfoReply | ObjectUsesReply
 )
 
 FIND_ARCHIVED_MAX = 4096

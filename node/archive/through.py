@@ -28,7 +28,6 @@ from amberblob.wire_archive import ARCHIVED_LINES_MAX, StageArchived
 from amberblob.wire_repair import PathItem
 from archive.groups import GroupUploader
 from archive.targets.interface import Target
-from archive.targets.small import store as store_object
 from archive.upload import Item, Uploader
 from archive.written import Written
 from node.archive.known import KnownRows
