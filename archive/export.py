@@ -1,24 +1,21 @@
-"""Exported metadata in the bucket: written, found again, read, and what nobody needs any more removed (rfc/0016)."""
+"""Exported metadata in the bucket: found again, read, and what nobody needs any more removed (rfc/0016)."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import structlog
 from blake3 import blake3
 
 from amberblob.errors import ArchiveDamaged, ArchiveError, ArchiveMissing
 from amberblob.ids import ulid_time_ms
-from amberblob.limits import KIB, MIB
+from amberblob.limits import MIB
 from archive.closing import closing
 from archive.gathered import GatheredSlot
 from archive.segments import (
-    META,
-    PART_BYTES,
     ClusterDocument,
     Entry,
     Head,
@@ -26,154 +23,27 @@ from archive.segments import (
     Ref,
     SlotHead,
     cluster_name,
-    cluster_of,
     decode_cluster,
     decode_head,
     encode_cluster,
-    encode_entry,
     encode_head,
-    encode_part,
     head_name,
-    recovered_name,
-    segment_line,
     segment_name,
     ulid_in,
 )
-from archive.targets.interface import Stored, Target
+from archive.targets.interface import Target
+from archive.targets.small import list_names, list_objects, store, whole
 from archive.written import through_prefix
 
 log = structlog.get_logger(__name__)
-
-SEGMENT_BYTES = 8 * MIB
-"""A segment that has reached this is stored; it is in memory until then."""
 HEAD_BYTES_MAX = 64 * MIB
-PAGE = 1000
+DELETE_MAX = 1000
 READ_AT_ONCE = 8
 WRITTEN_KEPT_MS = 86_400_000
 """What writes that were archived first told of themselves stays so long after the export has it, too."""
-_IN_THREAD_BYTES = 64 * KIB
 _CACHE_BYTES_MAX = 64 * MIB
 _SHARED_BYTES_MAX = 2 * MIB
 """What is read of a segment along with a small part, because the slots that come next have theirs beside it."""
-
-
-async def whole(target: Target, name: str, size_max: int) -> bytes:
-    """A small object, read as a whole. Raises as ``Target.read`` does, and ArchiveDamaged if it is larger than it can be."""
-    data = bytearray()
-    async with closing(target.read(name)) as pieces:
-        async for piece in pieces:
-            data += piece
-            if len(data) > size_max:
-                raise ArchiveDamaged(f"{name} is larger than {size_max} bytes: it is not what was stored.")
-    return bytes(data)
-
-
-async def store(target: Storing, name: str, data: bytes) -> None:
-    """Store a small object. Raises as ``Target.put`` does."""
-
-    async def parts() -> AsyncIterator[bytes]:
-        yield data
-
-    await target.put(name, parts())
-
-
-class Storing(Protocol):
-    """The part of a :class:`~archive.targets.interface.Target` that stores."""
-
-    async def put(self, name: str, parts: AsyncIterable[bytes]) -> Stored: ...
-
-
-class SegmentWriter:
-    """Takes entries slot by slot and stores them as segments of bounded size; parts of many slots share one.
-
-    Args:
-        mint: makes the ULIDs of segments.
-        now_ms: the hybrid clock.
-
-    Attributes:
-        size_bytes: what was written so far, stored or to be stored.
-        stored: how many segments were.
-    """
-
-    def __init__(
-        self, target: Storing, cluster: str, node: str, *, mint: Callable[[], str], now_ms: Callable[[], int]
-    ) -> None:
-        self.size_bytes = 0
-        self.stored = 0
-        self._target = target
-        self._cluster = cluster
-        self._node = node
-        self._mint = mint
-        self._now_ms = now_ms
-        self._segment = ""
-        self._data = bytearray()
-        self._entries: list[bytes] = []
-        self._entries_bytes = 0
-        self._slot = -1
-        self._start = 0
-        self._refs: list[Ref] = []
-
-    def begin(self, slot: int) -> None:
-        """What comes now is of this slot; :meth:`end` ends it."""
-        assert not self._entries and not self._refs, "the slot before was not ended"
-        self._slot = slot
-        self._start = len(self._data)
-
-    async def add(self, entry: Entry) -> None:
-        """One more entry of the slot. Raises as ``Target.put`` does."""
-        encoded = encode_entry(entry)
-        self._entries.append(encoded)
-        self._entries_bytes += len(encoded)
-        if self._entries_bytes >= PART_BYTES:
-            await self._write_part()
-
-    async def end(self) -> tuple[Ref, ...]:
-        """Where the slot's entries are: readable once :meth:`flush` has returned. Raises as ``Target.put`` does."""
-        await self._write_part()
-        self._close_ref()
-        refs, self._refs = tuple(self._refs), []
-        return refs
-
-    def abandon(self) -> None:
-        """What came of the slot is not to be told of: it stays in the segment, and nothing names it."""
-        self._entries, self._entries_bytes, self._refs = [], 0, []
-        self._start = len(self._data)
-
-    async def flush(self) -> None:
-        """Store what is written. Raises as ``Target.put`` does; then all of it is lost, and nothing may name it."""
-        self._close_ref()
-        if self._data:
-            data, segment = bytes(self._data), self._segment
-            self._data.clear()
-            self._start = 0
-            await store(self._target, segment_name(self._cluster, segment), data)
-            self.stored += 1
-
-    async def _write_part(self) -> None:
-        if not self._entries:
-            return
-        entries, size = self._entries, self._entries_bytes
-        self._entries, self._entries_bytes = [], 0
-        if size >= _IN_THREAD_BYTES:
-            part = await asyncio.to_thread(encode_part, self._slot, entries)
-        else:
-            part = encode_part(self._slot, entries)
-        if not self._data:
-            self._segment = self._mint()
-            self._data += segment_line(self._cluster, self._node, self._now_ms())
-            self._start = len(self._data)
-        self._data += part
-        self.size_bytes += len(part)
-        if len(self._data) >= SEGMENT_BYTES:
-            await self.flush()
-
-    def _close_ref(self) -> None:
-        end = len(self._data)
-        if end > self._start:
-            with memoryview(self._data) as view:
-                digest = blake3(view[self._start : end]).hexdigest(16)
-            self._refs.append(Ref(self._segment, self._start, end, digest))
-        self._start = end
 
 
 @dataclass(slots=True)
@@ -366,64 +236,14 @@ class Exports:
         return len(old) + len(unnamed) + len(written)
 
     async def _delete(self, names: Sequence[str]) -> None:
-        for at in range(0, len(names), PAGE):
-            await self.target.delete(names[at : at + PAGE])
+        for at in range(0, len(names), DELETE_MAX):
+            await self.target.delete(names[at : at + DELETE_MAX])
 
 
 def _made_ms(name: str) -> int:
     """When an object was named; what has no such name is never old."""
     ulid = ulid_in(name)
     return ulid_time_ms(ulid) if ulid is not None else 2**62
-
-
-async def list_names(target: Target, prefix: str) -> list[str]:
-    """Every name that begins with ``prefix``, ascending. Raises as ``Target.page``."""
-    return [stored.name for stored in await list_objects(target, prefix)]
-
-
-async def list_objects(target: Target, prefix: str) -> list[Stored]:
-    """Every object whose name begins with ``prefix``, ascending. Raises as ``Target.page``."""
-    found: list[Stored] = []
-    while page := await target.page(prefix, found[-1].name if found else "", PAGE):
-        found += page
-    return found
-
-
-async def exported_clusters(target: Target) -> list[str]:
-    """The clusters whose metadata is in a target, ascending. Raises as ``Target.page``."""
-    found: list[str] = []
-    after = ""
-    while True:
-        page = await target.page(META, after, 1)
-        if not page:
-            return found
-        name = page[0].name
-        cluster = cluster_of(name)
-        if cluster is None:
-            after = name
-        else:
-            found.append(cluster)
-            after = f"{META}{cluster}/z"  # above every name below that folder
-
-
-async def note_recovered(target: Target, cluster: str, into: str) -> None:
-    """Note that all that was exported of ``cluster`` is in the cluster ``into`` now. Raises as ``Target.put``."""
-    await store(target, recovered_name(cluster, into), b'{"recovered_into":"%s"}\n' % into.encode())
-
-
-async def unrecovered(target: Target, own: str) -> list[str]:
-    """Other clusters that keep their metadata in this target, and that were not recovered into ``own``.
-
-    Whatever no copy of ``own`` refers to may be theirs: nothing is to be deleted while there are any. Raises as ``Target.page``.
-    """
-    others = [cluster for cluster in await exported_clusters(target) if cluster != own]
-    left = []
-    for cluster in others:
-        try:
-            await target.head(recovered_name(cluster, own))
-        except ArchiveMissing:
-            left.append(cluster)
-    return left
 
 
 def newest(heads: Iterable[SlotHead], copy: str, segments: Mapping[str, int]) -> SlotHead | None:

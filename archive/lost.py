@@ -10,10 +10,11 @@ import structlog
 from amberblob.errors import ArchiveDamaged, ArchiveMissing
 from amberblob.ids import ulid_time_ms
 from amberblob.limits import MIB
-from archive.export import Exports, Known, list_names, whole
+from archive.export import Exports, Known
 from archive.gathered import GatheredSlot
 from archive.segments import ArchivedEntry, Entry, PartReader, PathEntry, SlotHead, ulid_in
 from archive.targets.interface import Target
+from archive.targets.small import list_names, whole
 from archive.written import merged, through_prefix
 
 log = structlog.get_logger(__name__)

@@ -11,10 +11,10 @@ from amberblob.archives import ArchivedChunk
 from amberblob.errors import ArchiveDamaged, ArchiveMissing
 from amberblob.ids import ulid_time_ms
 from amberblob.manifest import ChunkRef
-from archive.export import PAGE
 from archive.packs import CHUNKS, PACKS, PackEntry, object_ulid
 from archive.reading import fetch_index
 from archive.targets.interface import Stored, Target
+from archive.targets.small import PAGE
 
 log = structlog.get_logger(__name__)
 

@@ -113,7 +113,9 @@ class Archiving:
     # -- living by rows
 
     async def is_evicted(self, slot: int, blob_id: str) -> bool:
-        if self.knows_nothing(slot):
+        tally, overlay = self._core.tally(slot), self._core.overlay
+        is_applied = slot not in overlay.known() or self._core.is_applied(overlay.archive_position(slot))
+        if is_applied and not (tally.evicted or tally.archive_staged):
             return False
         return await self._core.ask(slot, lambda database: database.is_marked(blob_id), barrier=self._barrier(slot))
 

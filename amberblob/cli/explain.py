@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 _TOLD = ("path", "replicas", "versions", "healthy", "advice")
 CHUNKS_SHOWN_MAX = 20
 _WELL = ("", "chosen", "accepted")
-_COPY_STYLES = {"all": "green", "some": "yellow", "none": "red", "damaged": "red", "unreachable": "red"}
+_COPY_STYLES = {
+    "all": "green",
+    "archived": "green",
+    "some": "yellow",
+    "none": "red",
+    "damaged": "red",
+    "unreachable": "red",
+}
 
 
 def explain(
@@ -100,7 +107,7 @@ def _version(row: Any) -> Branch:
         text += f"  {human_size(size)}"
     if row.get("tombstoned"):
         text += "  deleted"
-    shown = ("version", "size", "tombstoned", "copies", "chunks")
+    shown = ("version", "size", "tombstoned", "copies", "chunks", "archive")
     children = [Branch(_pair(name, value)) for name, value in row.items() if name not in shown and _is_plain(value)]
     children += [_generic(name, value) for name, value in row.items() if name not in shown and not _is_plain(value)]
     if chunks := _rows(row.get("chunks")):
@@ -108,6 +115,11 @@ def _version(row: Any) -> Branch:
         if len(chunks) > CHUNKS_SHOWN_MAX:
             lines.append(Branch(f"… and {len(chunks) - CHUNKS_SHOWN_MAX} more (--json shows all)"))
         children.append(Branch("chunks", children=lines))
+    if places := _rows(row.get("archive")):
+        lines = [Branch(_place(place)) for place in places[:CHUNKS_SHOWN_MAX]]
+        if len(places) > CHUNKS_SHOWN_MAX:
+            lines.append(Branch(f"… and {len(places) - CHUNKS_SHOWN_MAX} more (--json shows all)"))
+        children.append(Branch("archive", children=lines))
     copies = row.get("copies")
     if isinstance(copies, Mapping):
         children.append(
@@ -125,6 +137,12 @@ def _version(row: Any) -> Branch:
 def _chunk(row: Any) -> str:
     if isinstance(row, Mapping) and isinstance(row.get("len"), int):
         return printable(f"{row.get('id')}  {human_size(row['len'])}")
+    return printable(_inline(row))
+
+
+def _place(row: Any) -> str:
+    if isinstance(row, Mapping) and isinstance(row.get("start"), int) and isinstance(row.get("end"), int):
+        return printable(f"{row.get('object')}  {row['start']}-{row['end']}  {row.get('state')}")
     return printable(_inline(row))
 
 

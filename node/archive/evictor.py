@@ -10,7 +10,7 @@ Nothing is evicted while the archive cannot be reached: who cannot look whether 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 import structlog
@@ -49,13 +49,18 @@ class EvictCounts:
 class Evictor:
     """A worker. Of its sweeps one runs at a time.
 
+    Args:
+        warm: returns once ``heat`` knows what was read before the node started.
+
     Attributes:
         counts: for the metrics.
     """
 
     name = "archive-evict"
 
-    def __init__(self, ground: Ground, policy: Policy, heat: Heat, reach: Reach) -> None:
+    def __init__(
+        self, ground: Ground, policy: Policy, heat: Heat, reach: Reach, warm: Callable[[], Awaitable[None]]
+    ) -> None:
         self.wake = asyncio.Event()
         self.pause_s = LOOK_EVERY_S
         self.counts = EvictCounts()
@@ -63,6 +68,7 @@ class Evictor:
         self._policy = policy
         self._heat = heat
         self._reach = reach
+        self._warm = warm
         self._water = Water()
         self._lock = asyncio.Lock()
         self._changed: set[int] = set()
@@ -135,6 +141,7 @@ class Evictor:
         self, slots: Iterable[int], prefix: str, progress: Progress | None, disk: Disk
     ) -> AsyncIterator[None]:
         """Look through these slots and evict; yields after each bit of work."""
+        await self._warm()
         rules = {rule for rule in self._evicting() if self._water.lets_go(rule, disk)}
         waiting = Candidates(self._ground.randomness)
         freed = 0

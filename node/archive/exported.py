@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from amberblob.errors import ArchiveMissing
-from archive.export import unrecovered
+from archive.clusters import unrecovered
 from archive.lost import LostCluster
 from archive.targets.interface import Target
 

@@ -25,6 +25,9 @@ from node.archive.runner import JobRunner
 log = structlog.get_logger(__name__)
 
 LOOK_EVERY_S = 5.0
+SETTLE_S = 5.0
+"""After a start those that cannot be reached are waited for so long before jobs go on; looked at every :data:`SETTLE_LOOK_S`."""
+SETTLE_LOOK_S = 0.2
 TAKE_OVER_MS = 24 * 3_600_000
 """A job that ended here so long ago is not taken over any more: the next one does it."""
 BEGAN_NOTE = "scheduled"
@@ -45,10 +48,14 @@ class Keeper:
         self._cluster = cluster
         self._schedule: Schedule | None = None
         self._resumed: set[str] = set()
+        self._began_s = ground.clock.monotonic_s()
 
     async def step(self) -> Did:
         """Look once."""
         if self._schedule is None:
+            if not self._settled():
+                self.pause_s = SETTLE_LOOK_S
+                return Did.NOTHING
             self._schedule = await self._load()
         await self._scheduled(self._schedule)
         await self._stopped_meanwhile()
@@ -57,6 +64,16 @@ class Keeper:
                 await self._take_over(progress)
         self.pause_s = LOOK_EVERY_S
         return Did.NOTHING
+
+    def _settled(self) -> bool:
+        """Whether the others had time to be reached: before, this node would take all slots for its own, and send what they send."""
+        ground = self._ground
+        try:
+            nodes = ground.nodes()
+        except NotReady:
+            return False
+        unreached = [node for node in nodes if not ground.coordinator.peers.reachable(node)]
+        return not unreached or ground.clock.monotonic_s() >= self._began_s + SETTLE_S
 
     async def _load(self) -> Schedule:
         await self._runner.resume()

@@ -20,6 +20,7 @@ from archive.heat import Heat
 from archive.policy import Policy
 from archive.upload import Uploader
 from chunkstore.interface import ReplicaStore
+from node.archive.afterwards import ThenCheck, ThenExport
 from node.archive.answers import Admission, ArchiveAnswers
 from node.archive.archiver import Archiver
 from node.archive.cacheroom import CacheRoom
@@ -28,7 +29,7 @@ from node.archive.collector import Collector
 from node.archive.condemned import CondemnedObjects
 from node.archive.contents import Contents, Missed
 from node.archive.evictor import Evictor
-from node.archive.export import ExportWork, ThenCheck, ThenExport
+from node.archive.export import ExportWork
 from node.archive.facts import Facts
 from node.archive.follow import Follower
 from node.archive.garbage import GarbageWork
@@ -40,6 +41,7 @@ from node.archive.keeper import Keeper
 from node.archive.known import KnownRows
 from node.archive.manifests import Manifests
 from node.archive.means import ArchiveMeans
+from node.archive.metadata import Metadata
 from node.archive.own import OwnStatus
 from node.archive.reach import Reach
 from node.archive.reads import Reads
@@ -178,8 +180,8 @@ def archive_parts(
     policy, heat = Policy.of(means.section), Heat(clock.wall_ms())
     reach = Reach(means.target, means.traffic, clock, now_ms=hybrid.now_ms)
     runner = JobRunner(routing.node, means.state, hybrid.now_ms)
-    follower, evictor, sizes = Follower(ground), Evictor(ground, policy, heat, reach), Sizes(ground)
     warmth = Warmth(heat, means.state, clock)
+    follower, evictor, sizes = Follower(ground), Evictor(ground, policy, heat, reach, warmth.load), Sizes(ground)
 
     def rows_came(slot: int) -> None:
         follower.own_changed(slot)
@@ -217,7 +219,7 @@ def archive_parts(
         means.target,
         uploader_of(means, hybrid, mint),
         GroupUploader(uploader_of(means, hybrid, mint)),
-        mint=mint.mint,
+        Metadata(routing, means.target, now_ms=hybrid.now_ms, mint=mint.mint, patience_s=means.section.timeout_s),
         patience_s=means.section.timeout_s,
         is_down=is_down,
     )

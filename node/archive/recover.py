@@ -22,7 +22,7 @@ from amberblob.errors import (
 )
 from amberblob.manifest import Version
 from amberblob.wire_repair import PathItem
-from archive.export import exported_clusters, note_recovered
+from archive.clusters import exported_clusters, note_recovered
 from archive.gathered import GatheredSlot
 from archive.lost import LostCluster
 from archive.recent import RecentChunks

@@ -16,7 +16,6 @@ from amberblob.archives import ArchivedChunk
 from amberblob.errors import (
     AmberError,
     ArchiveError,
-    ArchiveMissing,
     ArchiveUnavailable,
     OutcomeUnknown,
     PeerError,
@@ -27,15 +26,13 @@ from amberblob.manifest import ChunkRef, Version
 from amberblob.wire import Discard, Refused, StagedReply
 from amberblob.wire_archive import ARCHIVED_LINES_MAX, StageArchived
 from amberblob.wire_repair import PathItem
-from archive.export import store as store_object
 from archive.groups import GroupUploader
-from archive.segments import FORMAT, ClusterDocument, cluster_name, encode_cluster
 from archive.targets.interface import Target
 from archive.upload import Item, Uploader
-from archive.written import Written, encode_written, through_name
+from archive.written import Written
 from node.archive.known import KnownRows
+from node.archive.metadata import Metadata
 from node.archive.reads import DOWN_PATIENCE_S
-from node.archive.together import Together
 from node.coordinator import Coordinator
 from node.objects.first import ReadBack
 from node.objects.lookup import Lookup
@@ -47,10 +44,6 @@ from node.service import ObjectView, PutOptions
 
 log = structlog.get_logger(__name__)
 
-GROUPS = 2
-"""Groups of metadata under way at once."""
-GROUP_COUNT_MAX = 4096
-"""Writes in one of them, and archive rows."""
 SMALL_BYTES_MAX = MIB
 """A body of up to so many bytes waits for others to share a pack."""
 PACE_BYTES_PER_S = MIB
@@ -71,7 +64,6 @@ class Through:
 
     Args:
         uploader: for what is large. groups: for what is small, with an uploader of its own.
-        mint: makes ULIDs.
         patience_s: how long the archive may take for what is small; larger bodies may take longer.
         is_down: whether the target is known not to answer: then it is only tried whether it is back.
     """
@@ -86,8 +78,8 @@ class Through:
         target: Target,
         uploader: Uploader,
         groups: GroupUploader,
+        metadata: Metadata,
         *,
-        mint: Callable[[], str],
         patience_s: float,
         is_down: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -99,22 +91,14 @@ class Through:
         self._target = target
         self._uploader = uploader
         self._groups = groups
-        self._mint = mint
+        self.metadata = metadata
         self._patience_s = patience_s
         self._is_down = is_down
-        self._told_cluster = False
-        self._metadata: Together[Written, None] = Together(
-            self._send_metadata,
-            flights=GROUPS,
-            count_max=GROUP_COUNT_MAX,
-            size_max=GROUP_COUNT_MAX,
-            size_of=lambda write: 1 + len(write.chunks),
-        )
 
     async def close(self) -> None:
         """Give up what is under way."""
         await self._groups.close()
-        await self._metadata.close()
+        await self.metadata.close()
 
     def wanted(self, path: str) -> bool:
         return self._rules.write_through(path)
@@ -198,41 +182,6 @@ class Through:
         if errors:
             raise errors[0]
         return list(rows.values())
-
-    # ---- metadata
-
-    async def tell(self, write: Written) -> None:
-        """Have the archive know of a write that is chosen; returns when it does. Raises: ArchiveError, TimeoutError."""
-        async with asyncio.timeout(self._patience_s):
-            await self._metadata.of(write)
-
-    async def _send_metadata(self, writes: list[Written]) -> list[None]:
-        info = self.routing.table().cluster
-        async with asyncio.timeout(self._patience_s):
-            if not self._told_cluster:
-                await self._tell_cluster()
-            data = encode_written(info.cluster_id, self.routing.node, self.coordinator.clock.now_ms(), writes)
-            await store_object(self._target, through_name(info.cluster_id, self._mint()), data)
-        return [None] * len(writes)
-
-    async def _tell_cluster(self) -> None:
-        """The bucket explains itself only with the cluster's document; before the first export there is none."""
-        info = self.routing.table().cluster
-        name = cluster_name(info.cluster_id)
-        try:
-            await self._target.head(name)
-        except ArchiveMissing:
-            document = ClusterDocument(
-                format=FORMAT,
-                cluster=info.cluster_id,
-                name=info.name,
-                slot_count=info.slot_count,
-                chunk_bytes=info.chunk_bytes,
-                replicas=info.replicas,
-                created_at_ms=info.created_at_ms,
-            )
-            await store_object(self._target, name, encode_cluster(document))
-        self._told_cluster = True
 
 
 class ArchivedPut:
@@ -318,7 +267,7 @@ class ArchivedPut:
                 rows=(version,),
                 writes=applied.record.writes,
             )
-            await through.tell(Written(electorate.slot, item, version.blob_id, self._rows))
+            await through.metadata.tell(Written(electorate.slot, item, version.blob_id, self._rows))
         except (ArchiveError, QuorumUnavailable, TimeoutError) as error:
             why = error.detail if isinstance(error, AmberError) else "it did not answer in time"
             raise OutcomeUnknown(

@@ -30,13 +30,19 @@ class Warmth:
 
     async def step(self) -> Did:
         """Tell the time; now and then write down what was read."""
-        if not self._loaded:
-            self._heat.load(await self._state.heat())
-            self._loaded = True
+        await self.load()
         self._heat.tick(self._clock.wall_ms())
         if self._clock.monotonic_s() >= self._save_s:
             await self.save()
         return Did.NOTHING
+
+    async def load(self) -> None:
+        """Returns once it is known what was read before the node started: who evicts waits for that."""
+        if not self._loaded:
+            known = await self._state.heat()
+            if not self._loaded:
+                self._loaded = True
+                self._heat.load(known)
 
     async def save(self) -> None:
         """Write down what was read since the last time."""

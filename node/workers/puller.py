@@ -330,8 +330,8 @@ class Puller:
                         if version.blob_id not in still:
                             del failed[version.blob_id]
                 if self.archived is not None:
-                    left = [version for version in versions if isinstance(failed.get(version.blob_id), NOT_HAD)]
-                    fetched += await self._small_from_archive(slot, left, others, failed)
+                    left_wants = [want for want in wants if isinstance(failed.get(want.version.blob_id), NOT_HAD)]
+                    fetched += await self._small_from_archive(left_wants, others, failed)
             except AmberError as error:
                 fetched, failed = 0, {version.blob_id: error for version in versions}
         self.received_bytes += fetched
@@ -369,9 +369,7 @@ class Puller:
         if strangers:
             with contextlib.suppress(*NOT_HAD):
                 return await complete(self._store, self.source, want.slot, want.version, strangers, self._room)
-        if self.archived is None:
-            raise error
-        return await self._from_archive(want.slot, want.version, error)
+        return await self._from_archive(want, error)
 
     # ---- the archive
 
@@ -387,24 +385,29 @@ class Puller:
                     await manifest_from(self._store, self.source, slot, version, others)
         return await self.archived.adopt(slot, version, others)
 
-    async def _from_archive(self, slot: int, version: Version, error: AmberError) -> int:
-        """What no disk gives; how many bytes came. Raises ``error`` if it is not known of in the archive either, and what keeps it from coming now."""
-        assert self.archived is not None
+    async def _from_archive(self, want: Want, error: AmberError) -> int:
+        """What no disk gives; how many bytes came. Copies that are only away are waited for a little: the bucket costs time and money.
+
+        Raises ``error`` if it is not known of in the archive either, and what keeps it from coming now.
+        """
+        if self.archived is None or not (lacks(error) or want.tries + 1 >= TRIES_MAX):
+            raise error
         try:
-            return await self.archived.fetch(slot, version)
+            return await self.archived.fetch(want.slot, want.version)
         except ChunkMissing as missing:
             raise (missing if lacks(error) else error) from None
 
     async def _small_from_archive(
-        self, slot: int, versions: Sequence[Version], others: Sequence[str], failed: dict[str, AmberError]
+        self, wants: Sequence[Want], others: Sequence[str], failed: dict[str, AmberError]
     ) -> int:
         """The same for many small ones; those that are had are taken out of ``failed``."""
         assert self.archived is not None
         fetched = 0
-        for version in versions:
+        for want in wants:
+            slot, version = want.slot, want.version
             try:
                 if not await self.archived.adopt(slot, version, others):
-                    fetched += await self._from_archive(slot, version, failed[version.blob_id])
+                    fetched += await self._from_archive(want, failed[version.blob_id])
                 if not await self._store.is_whole(slot, version):
                     continue
                 del failed[version.blob_id]

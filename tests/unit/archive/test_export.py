@@ -7,8 +7,9 @@ from msgspec.structs import replace
 
 from amberblob.clock import SeededRandomness
 from amberblob.errors import ArchiveDamaged, ArchiveError, ArchiveMissing, ArchiveUnavailable
-from archive import export
-from archive.export import Exports, SegmentWriter, exported_clusters, note_recovered, unrecovered
+from archive import export, segmentwriter
+from archive.clusters import exported_clusters, note_recovered, unrecovered
+from archive.export import Exports
 from archive.segments import (
     FORMAT,
     ClusterDocument,
@@ -21,6 +22,7 @@ from archive.segments import (
     head_name,
     segment_name,
 )
+from archive.segmentwriter import SegmentWriter
 from archive.targets.memory import MemoryTarget
 from archive.written import through_name
 from tests.unit.archive.export_kit import CLUSTER, NOW_MS, Hand, item, target, version
@@ -104,8 +106,8 @@ async def test_many_slots_share_a_segment_and_each_reads_its_own() -> None:
 
 
 async def test_a_large_slot_is_cut_into_segments_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "SEGMENT_BYTES", 64 * 1024)
-    monkeypatch.setattr(export, "PART_BYTES", 16 * 1024)
+    monkeypatch.setattr(segmentwriter, "SEGMENT_BYTES", 64 * 1024)
+    monkeypatch.setattr(segmentwriter, "PART_BYTES", 16 * 1024)
     scene = Scene()
     refs = (await scene.write({1: entries(300, size=1000)}))[1]
     assert len(refs) > 3

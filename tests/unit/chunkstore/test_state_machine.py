@@ -1294,7 +1294,7 @@ def _walk() -> None:
             disk.accept_and_choose(back=0)
             disk.archive(back=0, verified=False, all_of_it=True, wait=False)
             disk.evict(back=0)
-            disk.archive(back=0, verified=True, all_of_it=True, wait=False)
+            disk.archive(back=0, verified=True, all_of_it=True, wait=True)
             for calls in range(1, 8):
                 disk.crash_within_evict(back=0, calls=calls, tail="keep")
                 disk.evict(back=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from amberblob.config import ArchiveRule
+from amberblob.config.values import Duration
 from amberblob.errors import ArchiveUnavailable
 from archive.policy import Disk
 from node.archive.evictor import LOOK_EVERY_S
@@ -98,3 +99,22 @@ async def test_what_is_not_verified_stays(tmp_path: Path) -> None:
         assert (await it.run())[1].counts["chunks_verified"] == 4
         assert it.evicted(1) == 2, "what was sent before is read back by the next run"
         assert len(it.bucket.names("packs/")) == 1
+
+
+async def test_what_was_read_before_a_restart_is_known_before_anything_goes(tmp_path: Path) -> None:
+    rule = ArchiveRule(action="archive-and-evict", not_read_for=Duration(3600))
+    async with world(tmp_path, rule, count=1, replicas=1) as it:
+        view = await put(it[1], "p", content(STAGED))
+        other = await put(it[1], "q", content(STAGED, 1))
+        await it.cluster.settle()
+        it.cluster.clock.ahead_s += 4000
+        parts = it.archive(1)
+        await parts.warmth.step()
+        parts.heat.read(view.version.blob_id)
+        await parts.warmth.save()
+        again = it.cluster.start("n1").parts.archive
+        assert again is not None
+        await again.keeper.step()
+        await it.run()
+        assert not await it[1].store.is_evicted(it.cluster.slot("p"), view.version.blob_id)
+        assert await it[1].store.is_evicted(it.cluster.slot("q"), other.version.blob_id)

@@ -14,6 +14,7 @@ from archive.export import Exports, check_exports
 from archive.lost import LostCluster
 from archive.segments import SlotHead, segment_name, ulid_in
 from node.archive import export as exporting
+from node.archive.afterwards import ThenCheck
 from node.archive.jobs import JobRequest, Progress
 from node.protocol.operations import Expire
 from node.stubs import collect
@@ -315,7 +316,7 @@ async def test_metadata_that_somebody_removed_is_told_anew_and_what_is_damaged_w
         # The job verify looks, too.
         store.bucket.damage(store.bucket.names(f"meta/{FIRST}/segments")[-1], 200)
         one = progress("verify")
-        await exporting.ThenCheck(_nothing, exporting.ExportWork(ground(cluster[1])))(one.status.request, one)
+        await ThenCheck(_nothing, exporting.ExportWork(ground(cluster[1])))(one.status.request, one)
         assert one.status.failures == 1 and "/segments/" in one.status.problems[0]
         assert await told(store) == (await picture(cluster), [])
 

@@ -192,3 +192,17 @@ async def test_a_body_staged_while_the_archive_hangs_is_no_concern_of_healing(ma
     await made[2].pull()
     assert made[2].puller.waiting == 0
     made.targets["n2"].faults[0].release()
+
+
+@pytest.mark.parametrize("size", [5, 3 * CHUNK])
+async def test_copies_that_are_only_away_are_waited_for_before_the_bucket_is_read(made, size):
+    data, view = await made.stored("p", size)
+    await made.take(view, await made.send(view))
+    await lost(made, 2, view)
+    made.cluster.net.down = {"n1", "n3"}
+    for _ in range(3):
+        await made[2].puller.step()
+    assert made.gets() == 0 and made[2].puller.waiting == 1
+    await tried(made, 2)
+    assert made.gets() > 0 and made[2].puller.waiting == 0
+    assert await get(made[2], "p", consistency="local") == data

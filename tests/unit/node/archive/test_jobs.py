@@ -13,6 +13,7 @@ from amberblob.config import ArchiveJobRule
 from amberblob.config.values import Duration
 from amberblob.errors import BadRequest, JobConflict, NoArchive, NoSuchJob, NotReady, QuorumUnavailable
 from node.archive.jobs import JobRequest, JobStatus, Progress
+from node.archive.keeper import SETTLE_S
 from node.archive.runner import KEPT_MAX, JobRunner
 from node.archive.status import ArchiveNodeStatus, JobWanted, view_job, warnings_of
 from tests.unit.node.archive.archive_kit import World, world
@@ -317,3 +318,16 @@ async def test_scheduled_jobs_begin_by_themselves(tmp_path: Path) -> None:
         assert len(again.runner.statuses()) == 2
         for status in again.runner.statuses():
             await it.ended(1, status.request.job)
+
+
+async def test_after_a_start_jobs_go_on_once_the_others_can_be_reached_or_are_given_up(tmp_path: Path) -> None:
+    async with world(tmp_path) as it:
+        it.cluster.net.down.add("n3")
+        again = it.cluster.start("n1").parts.archive
+        assert again is not None
+        await again.keeper.step()
+        with pytest.raises(NotReady):
+            await again.runner.start(it.request())
+        it.cluster.clock.ahead_s += SETTLE_S
+        await again.keeper.step()
+        await again.runner.start(it.request())

@@ -10,7 +10,7 @@ import pytest
 
 from amberblob.config import ArchiveRule, ArchiveSection
 from amberblob.errors import AmberError, ArchiveError, BadRequest, NotFound
-from archive.export import unrecovered
+from archive.clusters import unrecovered
 from chunkstore import paging
 from node.archive import placing
 from node.archive import recover as recovering

@@ -34,6 +34,7 @@ async def restore(made: World, number: int, **request) -> JobStatus:
     """Run the job on one node; how it ended."""
     node = made[number]
     assert node.parts.archive is not None
+    assert node.puller.source is not None
     ground = node.parts.archive.ground
     asked = JobRequest(job="01ARZ3NDEKTSV4RRFFQ69G5FAV", kind="restore", **request)
     progress = Progress(JobStatus(request=asked, node=f"n{number}"))

@@ -8,7 +8,8 @@ import pytest
 
 from amberblob.errors import ChunkCorrupt, ClusterError
 from node.objects import bytes as bytes_module
-from node.objects.bytes import CHUNKS_IN_MEMORY, CHUNKS_IN_RESERVE, Buffers
+from node.objects.bytes import CHUNKS_IN_MEMORY, CHUNKS_IN_RESERVE
+from node.objects.memory import Buffers
 from tests.unit.node.objects.kit import CHUNK, STAGED, Cluster, Node, cluster, content, delete, get, look, put, read
 
 
