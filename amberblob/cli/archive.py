@@ -91,7 +91,9 @@ def restore(
     endpoint: Endpoint = None,
     json_output: Json = False,
 ) -> None:
-    """Bring evicted bytes back onto the disks. (Reading does not need that.) A rule that evicts takes them away again in its next run.
+    """Bring evicted bytes back onto the disks. (Reading does not need that.)
+
+    A rule that evicts takes them away again as soon as it applies to them.
 
     \b
     Examples:

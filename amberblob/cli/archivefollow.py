@@ -218,6 +218,6 @@ class _Lines:
 
     def __call__(self, seen: UnderWay) -> None:
         now_s = time.monotonic()
-        if seen.text != self._last and (not self._last or now_s - self._at_s >= LINE_S):
+        if seen.news != self._last and (not self._last or now_s - self._at_s >= LINE_S):
             note(printable(f"{self._title}: {seen.text}"))
-            self._last, self._at_s = seen.text, now_s
+            self._last, self._at_s = seen.news, now_s

@@ -20,16 +20,14 @@ RATE_OVER_S = 10.0
 """The speed is that of the last so many seconds: a job has phases."""
 
 _TIME_LEFT_AFTER_S = 5.0
+_STALLED_AFTER_S = 15.0
+"""Who did not get further for so long has no time left that anybody could tell."""
 
-_DONE_BY = {
-    "run": "archived",
-    "verify": "read back",
-    "restore": "brought back",
-    "gc": "looked at",
-    "export": "exported",
-    "recover": "recovered",
-    "import": "imported",
+_TOLD: Mapping[str, tuple[str, ...]] = {
+    "run": ("versions", "bytes_archived", "bytes_sent", "archive_objects", "evicted_bytes"),
+    "verify": ("objects", "chunks_verified", "bytes_verified", "chunks_damaged", "chunks_missing"),
 }
+"""Of kinds that count much: what is worth a line. Of the others everything is told, and ``--json`` has all of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +67,12 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnderWay:
-    """It goes on. ``text`` has everything, for a line; ``parts`` are the nodes that answered."""
+    """It goes on. ``text`` has everything, for a line; ``parts`` are the nodes that answered; ``news`` changes when something was done."""
 
     whole: Part
     parts: tuple[Part, ...]
     text: str
+    news: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +123,8 @@ class JobWatch:
             self.furthest, self.further_at_s = reached, now_s
         if now_s - self.further_at_s >= PATIENCE_S and (whole.state != "running"):
             return _waits(view, silent)
-        return UnderWay(whole=whole, parts=parts, text=self._text(view, whole, silent, now_s))
+        news = f"{whole.text} {silent} {view.get('detail')}"
+        return UnderWay(whole=whole, parts=parts, text=self._text(view, whole, silent, now_s), news=news)
 
     def _text(self, view: Mapping[str, Any], whole: Part, silent: Sequence[str], now_s: float) -> str:
         self.seen.append((now_s, whole.bytes_done, whole.share or 0.0))
@@ -134,7 +134,7 @@ class JobWatch:
         since_s, bytes_before, _ = self.seen[0]
         if now_s > since_s and whole.bytes_done > bytes_before:
             texts.append(f"{human_size(int((whole.bytes_done - bytes_before) / (now_s - since_s)))}/s")
-        if left := self._time_left(whole.share, now_s):
+        if now_s - self.further_at_s < _STALLED_AFTER_S and (left := self._time_left(whole.share, now_s)):
             texts.append(left)
         if silent:
             texts.append(f"no answer from {', '.join(silent)}")
@@ -172,10 +172,8 @@ def ended(view: Mapping[str, Any]) -> Ended:
     """What a job that nobody works on any more came to."""
     whole = part_of("", view)
     kind = str(view.get("kind") or "job")
-    texts = [f"{kind} {whole.state}"]
-    if whole.state == "done" and not view.get("dry_run") and whole.bytes_done:
-        texts[0] += f": {human_size(whole.bytes_done)} {_DONE_BY.get(kind, 'done')}"
-    texts += counts_text(view.get("counts"))
+    texts = [f"{kind} {'looked' if view.get('dry_run') and whole.state == 'done' else whole.state}"]
+    texts += counts_text(kind, view.get("counts"))
     if whole.failures:
         texts.append(f"{whole.failures} problem{'s' if whole.failures > 1 else ''}")
     if whole.state != "done" and (detail := view.get("detail")):
@@ -184,15 +182,11 @@ def ended(view: Mapping[str, Any]) -> Ended:
     return Ended(state=whole.state, text=", ".join(texts), problems=problems, failures=whole.failures)
 
 
-def counts_text(counts: Any) -> list[str]:
+def counts_text(kind: str, counts: Any) -> list[str]:
     """What a job counted: ``12 objects``, ``3.4 MiB sent``; nothing of what it counted as none."""
     if not isinstance(counts, Mapping):
         return []
-    return [
-        _count_text(str(name), int(count))
-        for name, count in counts.items()
-        if count and not str(name).startswith("rule")
-    ]
+    return [_count_text(name, int(counts[name])) for name in _TOLD.get(kind) or map(str, counts) if counts.get(name)]
 
 
 def _count_text(name: str, count: int) -> str:

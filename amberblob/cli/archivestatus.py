@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from amberblob.cli.archivefollow import follow_job
+from amberblob.cli.archivejob import ended
 from amberblob.cli.archiveview import (
     JOB_COLUMNS,
     NODE_COLUMNS,
@@ -110,10 +111,7 @@ def show_plan(document: Mapping[str, Any]) -> None:
         _table(PLAN_COLUMNS, plan_rows(rules))
         say(plan_summary(rules))
         return
-    counts = document.get("counts")
-    listed = [f"{name}\t{count}" for name, count in counts.items()] if isinstance(counts, Mapping) else []
-    for line in listed or ["nothing would be done"]:
-        say(printable(line))
+    say(printable(ended(document).text))
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

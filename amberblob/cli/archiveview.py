@@ -103,6 +103,8 @@ def job_rows(jobs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             what += f" (scheduled, {node})"
         whole = part_of("", job)
         text = whole.text if whole.state in ("running", "waiting") else ended(job).text
+        if (rules := job.get("savings")) and whole.state == "done":
+            text = plan_summary(rules)
         rows.append([str(job.get("job")), what, whole.state, _moment(int(job.get("asked_at_ms") or 0)), text])
     return rows
 

@@ -39,11 +39,20 @@ def job(state: str = "running", slots: tuple[int, int] = (0, 0), size: tuple[int
 
 
 def test_a_job_that_is_done_is_summed_up():
-    end = JobWatch().look(
-        job("done", (64, 64), (3 * MIB, 3 * MIB), counts={"objects": 1234, "bytes_sent": 2 * MIB, "chunks": 0}), 0.0
-    )
+    counts = {
+        "bytes_sent": 2 * MIB,
+        "versions": 1234,
+        "bytes_archived": 3 * MIB,
+        "evicted_bytes": 0,
+        "exported_slots": 8,
+    }
+    end = JobWatch().look(job("done", (64, 64), (3 * MIB, 3 * MIB), counts=counts), 0.0)
     assert isinstance(end, Ended) and end.well
-    assert end.text == "run done: 3.0 MiB archived, 1,234 objects, 2.0 MiB sent"
+    assert end.text == "run done, 1,234 versions, 3.0 MiB archived, 2.0 MiB sent"
+    gc = JobWatch().look(
+        job("done", kind="gc", dry_run=True, counts={"listed": 7, "listed_bytes": MIB, "dead": 0}), 0.0
+    )
+    assert isinstance(gc, Ended) and gc.text == "gc looked, 7 listed, 1.0 MiB listed"
 
 
 def test_one_with_problems_is_done_but_not_well():
@@ -72,6 +81,17 @@ def test_speed_is_that_of_the_last_seconds_and_the_time_left_goes_by_slots():
     assert texts[0] == "0 of 100 slots, 0 B of 3.9 GiB"
     assert "10.0 MiB/s" in texts[15] and "about 85 s left" in texts[15]
     assert "1.0 MiB/s" in texts[35] and "about 65 s left" in texts[35]
+
+
+def test_of_one_that_stands_still_no_time_is_told_and_nothing_is_news():
+    watch = JobWatch()
+    for second in range(10):
+        seen = watch.look(job(slots=(second, 100)), float(second))
+    assert isinstance(seen, UnderWay) and "left" in seen.text
+    waiting = job(slots=(9, 100), detail="n1: waiting for the archive")
+    later = [watch.look(waiting, 10.0 + second) for second in range(40)]
+    assert "left" not in later[-1].text and "waiting for the archive" in later[-1].text
+    assert len({seen.news for seen in later}) == 1
 
 
 def test_each_node_has_a_part():
@@ -304,10 +324,10 @@ def test_wrong_usage_asks_for_nothing(server, arguments):
 
 
 def test_in_a_pipe_there_are_lines_and_a_summary(server, capsys):
-    server.jobs = [job(slots=(1, 64)), job(slots=(2, 64)), job("done", (64, 64), (MIB, MIB), counts={"objects": 3})]
+    server.jobs = [job(slots=(1, 64)), job(slots=(2, 64)), job("done", (64, 64), (MIB, MIB), counts={"versions": 3})]
     assert run(["archive", "run"]) == 0
     captured = capsys.readouterr()
-    assert captured.out == "run done: 1.0 MiB archived, 3 objects\n"
+    assert captured.out == "run done, 3 versions\n"
     assert captured.err == "run: 1 of 64 slots\n"
 
 
