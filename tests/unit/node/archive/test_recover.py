@@ -6,6 +6,7 @@ import asyncio
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from amberblob.config import ArchiveRule, ArchiveSection
@@ -14,6 +15,8 @@ from archive.clusters import unrecovered
 from chunkstore import paging
 from node.archive import placing
 from node.archive import recover as recovering
+from node.archive.jobs import JobStatus, Progress
+from node.archive.recover import RecoverWork
 from node.protocol.operations import Expire
 from tests.unit.node.archive.disaster_kit import (
     FIRST,
@@ -23,7 +26,9 @@ from tests.unit.node.archive.disaster_kit import (
     Store,
     archive,
     contents,
+    ground,
     picture,
+    progress,
     recover,
     world,
 )
@@ -218,6 +223,57 @@ async def test_a_path_that_holds_something_else_is_left_and_the_rest_comes(tmp_p
         assert told.status.failures == 1 and "recover into an empty cluster" in told.status.problems[0]
         assert await kit.get(second[1], "p") == b"mine" and await kit.get(second[1], "q") == b"old"
         assert await unrecovered(store.target(), SECOND) == [FIRST]
+
+
+async def test_a_path_that_was_left_is_not_forgotten_when_the_job_goes_on_after_a_restart(tmp_path: Path) -> None:
+    """Its chunks are referred to by nobody here: were the lost cluster noted as recovered, gc would delete them."""
+    store = Store.new()
+    async with world(store, tmp_path / "a") as first:
+        await kit.put(first[1], "p", b"old")
+        await first.settle()
+        await archive(first)
+        await Exporters(first).run()
+    async with world(store, tmp_path / "b", cluster_id=SECOND) as second:
+        await kit.put(second[1], "p", b"mine")
+        told = progress("recover")
+        work = RecoverWork(ground(second[1]))
+        await work(told.status.request, told)
+        assert len(told.status.done_slots) == 4
+        # The node ends before the job is through, and goes on with what was written down.
+        again = Progress(msgspec.json.decode(msgspec.json.encode(told.status), type=JobStatus))
+        await work(again.status.request, again)
+        assert await unrecovered(store.target(), SECOND) == [FIRST]
+
+
+async def test_a_cluster_whose_metadata_is_damaged_is_not_taken_for_recovered(tmp_path: Path) -> None:
+    store = Store.new()
+    async with world(store, tmp_path / "a") as first:
+        for number in range(8):
+            await kit.put(first[1], f"p{number}", b"old")
+        await first.settle()
+        await archive(first)
+        await Exporters(first).run()
+    segments = store.bucket.names(f"meta/{FIRST}/segments/")
+    store.bucket.damage(segments[0], len(store.bucket.objects[segments[0]].content) // 2)
+    async with world(store, tmp_path / "b", cluster_id=SECOND) as second:
+        told = await recover(second)
+        assert told.status.problems
+        assert await unrecovered(store.target(), SECOND) == [FIRST], (
+            "what it needs cannot be told: nothing is to be deleted"
+        )
+
+
+async def test_the_manifest_of_a_version_that_was_archived_after_the_export_is_found(tmp_path: Path) -> None:
+    store, data = Store.new(), kit.content(66 * kit.CHUNK + 5)
+    async with world(store, tmp_path / "a") as first:
+        await kit.put(first[1], "large", data)
+        await first.settle()
+        await Exporters(first).run()
+        await archive(first)
+    async with world(store, tmp_path / "b", cluster_id=SECOND) as second:
+        told = await recover(second)
+        assert told.status.problems == []
+        assert await kit.get(second[3], "large") == data
 
 
 async def test_what_was_written_on_after_it_was_recovered_stays(tmp_path: Path) -> None:
