@@ -6,9 +6,10 @@ import asyncio
 import functools
 from collections.abc import Callable
 
-from archive.export import Exports, store
+from archive.export import Exports
 from archive.segments import FORMAT, ClusterDocument
 from archive.targets.interface import Target
+from archive.targets.small import store
 from archive.written import Written, encode_written, through_name
 from node.archive.together import Together
 from node.routing import Routing

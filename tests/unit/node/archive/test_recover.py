@@ -11,10 +11,12 @@ import pytest
 
 from amberblob.config import ArchiveRule, ArchiveSection
 from amberblob.errors import AmberError, ArchiveError, BadRequest, NotFound
+from archive import lost as losing
 from archive.clusters import unrecovered
 from chunkstore import paging
 from node.archive import placing
 from node.archive import recover as recovering
+from node.archive.export import ExportWork
 from node.archive.jobs import JobStatus, Progress
 from node.archive.recover import RecoverWork
 from node.protocol.operations import Expire
@@ -207,6 +209,31 @@ async def test_writes_that_were_archived_first_come_back_without_any_export_sinc
         told = await recover(third)
         assert told.status.failures and any(newest in text for text in told.status.problems)
         assert await kit.get(third[1], "old") == b"3"
+
+
+async def test_what_the_exporting_copy_missed_comes_back_from_the_writes_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A voter that was away exports before it was mended: what it says of the time must not hide the writes that it lacks."""
+    monkeypatch.setattr(losing, "LATE_MS", 0)
+    store = Store.new()
+    section = ArchiveSection(target="file:///nowhere", rules=(ArchiveRule(action="write-through"),))
+    async with world(store, tmp_path / "a", section=section) as first:
+        path = first.path(1)
+        works = {node.name: ExportWork(ground(node)) for node in first}
+        seen_ms = ground(first[1]).now_ms()
+        for work in works.values():
+            work.compared_ms = lambda slot: seen_ms
+        await asyncio.sleep(0.002)
+        first.net.down.add("n1")
+        await kit.put(first[2], path, b"acknowledged")
+        first.net.heal()
+        for work in works.values():
+            told = progress("export")
+            await work(told.status.request, told)
+    async with world(store, tmp_path / "b", cluster_id=SECOND) as second:
+        await recover(second)
+        assert await kit.get(second[1], path) == b"acknowledged"
 
 
 async def test_a_path_that_holds_something_else_is_left_and_the_rest_comes(tmp_path: Path) -> None:
