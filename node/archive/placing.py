@@ -49,7 +49,12 @@ class Placing:
                 evicted=True,
                 manifest_id=manifest_id if last else None,
             )
-            with self._ground.facts.using({chunk.target_path for chunk in batch}):
+            names = {chunk.target_path for chunk in batch}
+            with self._ground.facts.using(names) as may:
+                if not names <= may:
+                    # This node has agreed to its being deleted, and so may all others have: nobody may get rows of it any more.
+                    why = {self._ground.node: f"{min(names - may)} is being deleted from the archive"}
+                    raise QuorumUnavailable.of(*electorate.writes_short(frozenset()), why)
                 replies = await self._ground.ask_all(sorted(held), request, timeout_s=ASK_S)
             held = _counted(electorate, replies)
         return held

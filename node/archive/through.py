@@ -228,7 +228,14 @@ class ArchivedPut:
                     return ""
             return node
 
-        with self._through.rows.using(self._rows):
+        names = {row.target_path for row in self._rows}
+        with self._through.rows.using(self._rows) as may:
+            if not names <= may:
+                # This node has agreed to its being deleted, and so may all others have: nobody may get rows of it any more.
+                raise QuorumUnavailable.of(
+                    *electorate.writes_short(frozenset()),
+                    {self._through.routing.node: f"{min(names - may)} is being deleted from the archive"},
+                )
             nodes = await asyncio.gather(*map(one, electorate.voters))
         have = frozenset(node for node in nodes if node)
         if not electorate.is_write_quorum(have):

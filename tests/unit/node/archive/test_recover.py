@@ -9,15 +9,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from amberblob.archives import ArchivedChunk
 from amberblob.config import ArchiveRule, ArchiveSection
-from amberblob.errors import AmberError, ArchiveError, BadRequest, NotFound
+from amberblob.errors import AmberError, ArchiveError, BadRequest, NotFound, QuorumUnavailable
 from archive import lost as losing
 from archive.clusters import unrecovered
+from archive.packs import pack_name
 from chunkstore import paging
 from node.archive import placing
 from node.archive import recover as recovering
 from node.archive.export import ExportWork
 from node.archive.jobs import JobStatus, Progress
+from node.archive.placing import Placing
 from node.archive.recover import RecoverWork
 from node.protocol.operations import Expire
 from tests.unit.node.archive.disaster_kit import (
@@ -471,3 +474,19 @@ async def test_a_recovery_that_stops_anywhere_is_gone_on_with(tmp_path: Path, mo
             assert nothing_wanted(second)
         cut += 5
     assert cut > 20
+
+
+async def test_no_rows_are_sent_of_an_object_that_this_node_let_be_deleted(tmp_path: Path) -> None:
+    """The others may have lost their marks since; nobody but the sender knows then that the object is gone."""
+    store = Store.new()
+    async with world(store, tmp_path / "a") as first:
+        node = first[1]
+        name = pack_name(node.coordinator.mint.mint())
+        assert node.parts.archive is not None
+        await node.parts.archive.condemned.condemn([name], "n2/token")
+        gone = ArchivedChunk("1" * 64, 10, name, 16, 80, "2" * 64, 1, 1)
+        electorate, blob_id = node.routing.of("p"), node.coordinator.mint.mint()
+        with pytest.raises(QuorumUnavailable, match="being deleted"):
+            await Placing(ground(node)).stage(electorate, blob_id, [gone])
+        for disk in first.stores.values():
+            assert await disk.archived(electorate.slot, blob_id) is None
