@@ -155,7 +155,7 @@ class _Pass:
         section, target = self._ground.section, self._ground.means.for_job(request)
         self._uploader = Uploader(
             target,
-            now_ms=self._ground.now_ms,
+            now_ms=self._ground.rows_ms,
             mint=self._ground.mint.mint,
             pack_size=int(section.pack_size),
             lone_size=int(section.lone_size),

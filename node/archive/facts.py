@@ -55,11 +55,23 @@ class Facts:
         self.on_taken: Callable[[int], None] = _ignore
         self.refused = 0
         self._store = store
+        self._seen_ms = 0
 
     def admitted(self, chunks: Iterable[ArchivedChunk]) -> tuple[ArchivedChunk, ...]:
         """Those that can be true, and do not name a condemned object."""
         bars = self.barred.bars
         return tuple(chunk for chunk in chunks if chunk.possible and not bars(chunk.target_path))
+
+    def give_way(self, row: ArchivedChunk) -> None:
+        """The row is to give way to one of another place: such as are made from now on are dated later than it (:meth:`dated`)."""
+        self._seen_ms = max(self._seen_ms, row.archived_at_ms)
+
+    def dated(self, now_ms: int) -> int:
+        """When rows that are made now were archived: now, or later than all that are to give way to them, if those have come from a clock that was ahead.
+
+        Else what is sent anew, because its place is damaged or to be emptied, would be sent again and again, and never take that one's place.
+        """
+        return max(now_ms, self._seen_ms + 1)
 
     def using(self, target_paths: Iterable[str]) -> AbstractContextManager[frozenset[str]]:
         """Rows of these objects that no copy here has are on their way to other nodes: meanwhile this node does not agree to their being deleted.

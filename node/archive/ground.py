@@ -116,3 +116,7 @@ class Ground:
     def now_ms(self) -> int:
         """The hybrid time: what archive rows and versions are dated by."""
         return self.hybrid.now_ms()
+
+    def rows_ms(self) -> int:
+        """The hybrid time as rows bear it that are made now: see :meth:`node.archive.facts.Facts.dated`."""
+        return self.facts.dated(self.now_ms())

@@ -37,7 +37,7 @@ class Rewriter:
         section = ground.section
         self._uploader = Uploader(
             self._target,
-            now_ms=ground.now_ms,
+            now_ms=ground.rows_ms,
             mint=ground.mint.mint,
             pack_size=int(section.pack_size),
             lone_size=int(section.lone_size),
@@ -56,6 +56,7 @@ class Rewriter:
                     if line.chunk.verified or line.chunk.state == 0:
                         pair = await self._pair(slot, line)
                         if pair is not None:
+                            self._ground.facts.give_way(line.chunk)
                             yield pair
 
     async def _pair(self, slot: int, line: ArchiveLine) -> tuple[Item, bytes] | None:

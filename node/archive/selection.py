@@ -5,11 +5,11 @@ Content that is known gets its rows here and is not sent. Rows that were uploade
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from amberblob.archives import DAMAGED, ArchivedChunk
+from amberblob.archives import DAMAGED, ArchivedChunk, merge
 from amberblob.errors import AmberError
 from amberblob.manifest import ChunkRef, Version, decode_manifest
 from archive.heat import Heat
@@ -44,8 +44,13 @@ class _Due:
     slot: int
     view: ArchiveView
     items: list[Item]
-    damaged: frozenset[tuple[str, int, int]] = frozenset()
-    """Places of which this copy knows that they are damaged; who is asked where the content is may not know yet."""
+    damaged: Mapping[str, ArchivedChunk]
+    """Rows of which this copy knows that they are damaged, by chunk id; who is asked where the content is may not know yet."""
+
+    def helps(self, row: ArchivedChunk) -> bool:
+        """Whether a place that is known elsewhere can be this version's: an older one than a damaged one would never take that one's place."""
+        broken = self.damaged.get(row.chunk_id)
+        return broken is None or (row.location != broken.location and merge(broken, row) == row)
 
 
 def prefixes_within(policy: Policy, prefix: str) -> list[str]:
@@ -135,7 +140,7 @@ class Selection:
             position = 0
             for one in due:
                 rows = [found[item.chunk.id] for item in one.items if item.chunk.id in found]
-                rows = [row for row in rows if row.location not in one.damaged]
+                rows = [row for row in rows if one.helps(row)]
                 taken = await self._give(one, rows)
                 position = max(position, taken)
                 # A row of an object that was condemned meanwhile was kept out: then the chunk is sent.
@@ -172,7 +177,10 @@ class Selection:
         blob = await self._ground.store.archived(slot, version.blob_id)
         known = blob.chunks if blob is not None else ()
         have = {row.chunk_id for row in known if row.state != DAMAGED}
-        damaged = frozenset(row.location for row in known if row.state == DAMAGED)
+        broken = [row for row in known if row.state == DAMAGED]
+        for row in broken:
+            self._ground.facts.give_way(row)
+        damaged = {row.chunk_id: row for row in broken}
         items: dict[str, Item] = {}
         for index, chunk in chunks:
             if chunk.id not in have and chunk.id not in items:

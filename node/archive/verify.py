@@ -202,7 +202,8 @@ class _Verify:
         for slot, blob_id, row in seen.places:
             told = seen.verdicts[row].told(now_ms)
             if told is not None and told.verified and row.state == DAMAGED:
-                told = replace(told, archived_at_ms=now_ms)
+                ground.facts.give_way(row)
+                told = replace(told, archived_at_ms=ground.rows_ms())
             if told is not None and told != row:
                 by_blob.setdefault((slot, blob_id), []).append(told)
         position = 0

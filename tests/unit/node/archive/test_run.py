@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from amberblob.archives import DAMAGED
 from amberblob.config import ArchiveRule
 from amberblob.config.values import SizeBytes
 from tests.unit.node.archive.archive_kit import EVICT, World, world
@@ -258,3 +260,32 @@ async def test_an_answer_that_is_lost_leaves_at_most_an_object_that_nobody_names
         assert len(it.bucket.names("packs/")) == 2
         [named] = await it[1].store.archive_objects(slot)
         assert named in it.bucket.names() and await it[1].store.is_evicted(slot, view.version.blob_id)
+
+
+@pytest.mark.parametrize("ahead_ms", [0, 86_400_000])
+async def test_what_is_damaged_is_sent_anew_whatever_else_is_known_and_whatever_the_clock_was(
+    tmp_path: Path, ahead_ms: int
+) -> None:
+    """An older place of the same content never takes the place of a damaged one; nor does a new one if the damaged one's clock was ahead."""
+    async with world(tmp_path) as it:
+        path = it.cluster.path(1)
+        await put(it[1], path, content(5000))
+        await it.cluster.settle()
+        await it.run()
+        await it.follow()
+        slot, ground = it.cluster.slot(path), it.archive(1).ground
+        (row,) = await it[1].store.rows(slot, path)
+        blob = await it[1].store.archived(slot, row.version.blob_id)
+        assert blob is not None
+        broken = replace(
+            blob.chunks[0],
+            target_path="packs/other",
+            archived_at_ms=blob.chunks[0].archived_at_ms + 1 + ahead_ms,
+            state=DAMAGED,
+        )
+        for index in (1, 2, 3):
+            it.archive(index).ground.facts.take(slot, row.version.blob_id, [broken], at_ms=1)
+        assert await ground.means.state.find([broken.chunk_id], verified=False), "the older place is known"
+        await it.run()
+        blob = await it[1].store.archived(slot, row.version.blob_id)
+        assert blob is not None and [chunk.state >= 0 for chunk in blob.chunks] == [True]
