@@ -133,7 +133,7 @@ class KnownRows:
     @staticmethod
     def _learn(course: Course, told: ArchivedBlob | None) -> None:
         for row in told.chunks if told is not None else ():
-            course.rows[row.chunk_id] = merge(course.rows.get(row.chunk_id), row)
+            course.rows[row.chunk_id] = _better(course.rows.get(row.chunk_id), row)
 
     @staticmethod
     def _usable(course: Course, chunk: ChunkRef) -> ArchivedChunk | None:
@@ -147,3 +147,12 @@ class KnownRows:
         at = ids.index(chunk.id) if chunk.id in ids else 0
         following = islice(dict.fromkeys(ids[at:]), CHUNKS_ASKED)
         return list(dict.fromkeys((chunk.id, *following)))[:CHUNKS_ASKED]
+
+
+def _better(known: ArchivedChunk | None, told: ArchivedChunk) -> ArchivedChunk:
+    """The place to read from: the newer one, but none that is damaged while another is not. A copy may live by an older place than the others did."""
+    first = merge(known, told)
+    if known is None or first.state != DAMAGED:
+        return first
+    other = told if first == known else known
+    return other if other.state != DAMAGED and other.location != first.location else first

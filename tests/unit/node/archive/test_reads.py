@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from msgspec.structs import replace
 
 from amberblob.archives import DAMAGED
 from amberblob.errors import ArchiveDamaged, ArchiveMissing, ArchiveUnavailable, ClusterError
@@ -318,3 +319,18 @@ async def test_on_real_disks(tmp_path):
         made.bucket.objects.clear()
         for path, data in bodies.items():
             assert await get(made[3], path, consistency="local") == data
+
+
+async def test_an_older_place_by_which_another_copy_lives_serves_when_the_newer_one_is_damaged(made):
+    """One was away while the others took to a newer upload, and heard only that it is damaged: it keeps what it has."""
+    data, view = await made.cold("p", CHUNK + 1)
+    slot, blob_id = made.cluster.slot("p"), view.version.blob_id
+    for number in (1, 3):
+        store, facts = made[number].store, made[number].parts.archive.ground.facts
+        blob = await store.archived(slot, blob_id)
+        newer = [replace(row, target_path="packs/newer", archived_at_ms=row.archived_at_ms + 1) for row in blob.chunks]
+        facts.take(slot, blob_id, newer, at_ms=1)
+        facts.take(slot, blob_id, [replace(row, state=DAMAGED) for row in newer], at_ms=1)
+        assert not await made.evicted(view, number)
+    assert await made.evicted(view, 2)
+    assert await get(made[1], "p") == data
