@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from archive.export import Exports, store
+from archive.export import Exports
+from archive.targets.small import store
 from archive.segments import FORMAT, ClusterDocument
 from archive.targets.interface import Target
 from archive.written import Written, encode_written, through_name

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from amberblob.errors import RegistryUnavailable
-from archive.export import store
+from archive.targets.small import store
 from archive.segments import cluster_name
 from node.archive.exported import ExportedObjects
 from node.protocol.operations import Expire
