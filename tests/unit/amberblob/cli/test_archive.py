@@ -303,6 +303,7 @@ PLAIN = {
 )  # fmt: skip
 def test_what_is_asked_for(server, arguments, wanted):
     assert run(["archive", *arguments]) == 0
+    assert len(server.asked[0][2].pop("job")) == 26
     assert server.asked[0] == ("POST", "/archive/jobs", {**PLAIN, **wanted})
     assert server.asked[1] == ("GET", f"/archive/jobs/{JOB}", None)
 
