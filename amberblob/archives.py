@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from amberblob.ids import content_hash
+
+_IMPORTED = b"amberblob-import\0"
 UPLOADED = 0
 """The target said that it has it; it was not read back."""
 DAMAGED = -1
@@ -45,9 +48,23 @@ class ArchivedChunk(msgspec.Struct, gc=False, frozen=True, array_like=True):
         return not self.head
 
     @property
+    def possible(self) -> bool:
+        """Whether the row can be true: imported content is named after its source, and other content is never taken from there.
+
+        Else a row made up (or mixed up) for some chunk would have its readers take bytes that nobody can check.
+        """
+        return not self.foreign or self.chunk_id == import_id(self.target_path, self.etag, self.start, self.end)
+
+    @property
     def location(self) -> tuple[str, int, int]:
         """Names the bytes; names are never used again, so it never comes to mean others."""
         return self.target_path, self.start, self.end
+
+
+def import_id(url: str, etag: str, start: int, end: int) -> str:
+    """The name of a range of an object whose content is not known: blake3 of its source, 64 hex characters."""
+    parts = (url.encode(), etag.encode(), b"%d" % start, b"%d" % end)
+    return content_hash(_IMPORTED + b"\0".join(parts))
 
 
 def merge(known: ArchivedChunk | None, told: ArchivedChunk) -> ArchivedChunk:

@@ -53,6 +53,10 @@ class GatheredSlot:
         for item in self.items.values():
             for row in item.rows:
                 yield row.blob_id
+            # What the record tells of comes back, too, also when its row is not among them.
+            for version in (item.record.head, item.record.previous) if item.record is not None else ():
+                if version is not None:
+                    yield version.blob_id
 
     def _continue(self, more: PathItem) -> None:
         before = self.items[more.path]

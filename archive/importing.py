@@ -9,13 +9,11 @@ from __future__ import annotations
 import mimetypes
 from dataclasses import dataclass
 
-from amberblob.archives import ArchivedChunk
-from amberblob.ids import content_hash
+from amberblob.archives import ArchivedChunk, import_id
 from amberblob.limits import CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, MANIFEST_INLINE_CHUNKS_MAX
 from amberblob.manifest import ChunkRef, Version, place_chunks
 from archive.targets.interface import Stored
 
-DOMAIN = b"amberblob-import\0"
 ETAG_PREFIX = "import-"
 """What the etag of an imported version begins with: it is no hash of its content."""
 META_SOURCE = "source"
@@ -36,12 +34,6 @@ class Imported:
     draft: Version
     chunks: tuple[ArchivedChunk, ...]
     manifest: bytes | None
-
-
-def import_id(url: str, etag: str, start: int, end: int) -> str:
-    """The name of a range of an object whose content is not known: blake3 of its source, 64 hex characters."""
-    parts = (url.encode(), etag.encode(), b"%d" % start, b"%d" % end)
-    return content_hash(DOMAIN + b"\0".join(parts))
 
 
 def import_etag(url: str, etag: str, size: int) -> str:

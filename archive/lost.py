@@ -21,6 +21,8 @@ log = structlog.get_logger(__name__)
 
 LATE_MS = 300_000
 """Writes may bear a time that is so much older than that of an export that does not have them: the nodes' clocks differ."""
+NOT_YET = "only writes that were archived first come back"
+"""How a problem ends that is no damage: nothing was ever told of a slot."""
 THROUGH_BYTES_MAX = 256 * MIB
 PACK_LATE_MS = 3_600_000
 """An object may have been begun so long before the export that does not know what was put into it."""
@@ -83,7 +85,7 @@ class LostCluster:
         """
         heads = self._heads.get(slot, [])
         if not heads:
-            self._problem(f"slot {slot} was never exported: only writes that were archived first come back")
+            self._problem(f"slot {slot} was never exported: {NOT_YET}")
         gathered, as_of_ms = GatheredSlot(), 0
         for at, head in enumerate(heads):
             try:

@@ -88,6 +88,11 @@ async def _read_foreign(
         raise ValueError(f"{row.target_path} is not of {target.url}")
     if start == end:
         return
+    if not row.possible or row.length != row.end - row.start:
+        raise ArchiveDamaged(
+            f"{row.target_path}, bytes {row.start} to {row.end}, was never imported as chunk {row.chunk_id}: who told so is wrong.",
+            extra={"object": row.target_path},
+        )
     left = end - start
     async with closing(
         target.read(row.target_path.removeprefix(root), row.start + start, row.start + end, etag=row.etag)

@@ -35,14 +35,14 @@ class RecentChunks:
         self._lone: dict[str, Stored] | None = None
 
     async def find(self, chunk: ChunkRef) -> ArchivedChunk | None:
-        """Where a chunk is, as an object says that was not looked at; its row is not verified. Raises as ``Target.page`` and ``Target.read``."""
+        """Where a chunk is (``len`` 0: of a length that is not known), as an object says that was not looked at; its row is not verified. Raises as ``Target.page`` and ``Target.read``."""
         if self._packed is None:
             self._packed = {}
             async for stored in recent_packs(self._target, self._since_ms):
                 for row in await self._rows(stored):
                     self._packed[row.chunk_id] = row
         found = self._packed.get(chunk.id) or await self._find_lone(chunk)
-        return found if found is not None and found.length == chunk.len else None
+        return found if found is not None and chunk.len in (0, found.length) else None
 
     async def _find_lone(self, chunk: ChunkRef) -> ArchivedChunk | None:
         if self._lone is None:

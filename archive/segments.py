@@ -26,6 +26,7 @@ from amberblob.errors import ArchiveDamaged, ArchiveError
 from amberblob.ids import content_hash, valid_ulid
 from amberblob.limits import MIB, SLOT_COUNT_MAX
 from amberblob.wire_repair import PathItem
+from archive.frames import inflate
 
 FORMAT = 1
 META = "meta/"
@@ -325,9 +326,12 @@ class PartReader:
 
     def _entries(self, stored: bytes, plain_bytes: int, count: int) -> list[Entry]:
         try:
-            plain = zstandard.ZstdDecompressor().decompress(stored, max_output_size=plain_bytes)
+            # The library makes room for whatever the stored bytes say, not for what the header does: that is looked at first.
+            plain = inflate(stored, plain_bytes, PART_BYTES_MAX)
+            if plain is None:
+                raise self._damaged("the part cannot be unpacked")
             entries = _entries_decoder.decode(plain)
-        except (zstandard.ZstdError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise self._damaged(f"the part cannot be read: {error}") from error
         if len(entries) != count:
             raise self._damaged(f"the part has {len(entries)} entries and says {count}")

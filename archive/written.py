@@ -7,7 +7,7 @@ not take its place.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -15,7 +15,10 @@ from amberblob.archives import ArchivedChunk
 from amberblob.ballot import BALLOT_ZERO, Ballot
 from amberblob.manifest import covers
 from amberblob.wire_repair import PathItem
-from archive.segments import META, ArchivedEntry, Entry, PathEntry, encode_entry, encode_part, segment_line
+from archive.segments import META, PART_BYTES, ArchivedEntry, Entry, PathEntry, encode_entry, encode_part, segment_line
+
+ENTRY_ROWS = 1000
+"""Archive rows in one entry; those of a longer version are several, which are merged."""
 
 
 class Written(msgspec.Struct, gc=False, frozen=True):
@@ -38,15 +41,35 @@ def through_name(cluster: str, ulid: str) -> str:
 
 
 def encode_written(cluster: str, node: str, at_ms: int, writes: Sequence[Written]) -> bytes:
-    """A segment of these writes."""
-    slots: dict[int, list[Entry]] = {}
+    """A segment of these writes. Takes a moment for a long one; for any thread.
+
+    In parts that a reader takes: one of all rows of a body of many chunks would be longer than a part can be, and nobody could read it.
+    """
+    slots: dict[int, list[Written]] = {}
     for write in writes:
-        entries = slots.setdefault(write.slot, [])
-        entries.append(PathEntry(write.item))
-        if write.chunks:
-            entries.append(ArchivedEntry(write.blob_id, write.chunks))
-    parts = [encode_part(slot, [encode_entry(entry) for entry in slots[slot]]) for slot in sorted(slots)]
+        slots.setdefault(write.slot, []).append(write)
+    parts = [part for slot in sorted(slots) for part in _parts(slot, slots[slot])]
     return segment_line(cluster, node, at_ms) + b"".join(parts)
+
+
+def _parts(slot: int, writes: Iterable[Written]) -> Iterator[bytes]:
+    entries: list[bytes] = []
+    size = 0
+    for entry in _entries(writes):
+        entries.append(encode_entry(entry))
+        size += len(entries[-1])
+        if size >= PART_BYTES:
+            yield encode_part(slot, entries)
+            entries, size = [], 0
+    if entries:
+        yield encode_part(slot, entries)
+
+
+def _entries(writes: Iterable[Written]) -> Iterator[Entry]:
+    for write in writes:
+        yield PathEntry(write.item)
+        for at in range(0, len(write.chunks), ENTRY_ROWS):
+            yield ArchivedEntry(write.blob_id, write.chunks[at : at + ENTRY_ROWS])
 
 
 def merged(known: PathItem | None, told: PathItem) -> PathItem:

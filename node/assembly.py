@@ -242,6 +242,7 @@ def assemble(
         replica.archive = cold.answers.answer
         replica.on_read = reading.on_read = cold.heat.read
         reading.cold, puller.archived, objects.putting.through = cold.reads, cold.healing, cold.through
+        cold.exporting.compared_ms = repairer.compared_ms
         cold.runner.register("restore", Restoring(cold.ground, cold.rows, reading, puller.source, objects.put))
     repairs.health, repairs.heal = own, heal
     repairs.compare, repairs.found_wrong = repairer.compare_soon, repairer.found_wrong

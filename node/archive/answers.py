@@ -263,6 +263,7 @@ def check_row(chunk: ArchivedChunk) -> None:
         or not chunk.target_path
         or len(chunk.target_path) > TARGET_PATH_CHARS_MAX
         or (chunk.head and not valid_hash(chunk.head))
+        or not chunk.possible
     ):
         raise BadRequest(f"an archive row that cannot be: {chunk.target_path[:100]!r} {chunk.start}-{chunk.end}")
 

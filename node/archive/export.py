@@ -8,7 +8,7 @@ numbers, so whoever takes a slot over makes a base. Few requests whatever the nu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Container, Mapping
+from collections.abc import AsyncIterable, Callable, Container, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -48,10 +48,16 @@ class _Slot:
 
 
 class ExportWork:
-    """A :class:`node.archive.jobs.JobWork`. Options: ``full``: ``yes``: tell every slot as a whole, whatever is there."""
+    """A :class:`node.archive.jobs.JobWork`. Options: ``full``: ``yes``: tell every slot as a whole, whatever is there.
+
+    Attributes:
+        compared_ms: when a slot's copy was last known to lack nothing that another voter had (:meth:`antientropy.worker.Repairer.compared_ms`).
+            Set once, while the node is put together; None: copies never lack anything.
+    """
 
     def __init__(self, ground: Ground) -> None:
         self.ground = ground
+        self.compared_ms: Callable[[int], int] | None = None
         self._telling = Telling(ground.store, ground.coordinator, ground.routing)
         self._exports: Exports | None = None
         self._introduced = False
@@ -124,12 +130,14 @@ class ExportWork:
 
         Raises: Unsettled, DiskFailed, ArchiveError.
         """
-        store, ground = self.ground.store, self.ground
-        at_ms = ground.now_ms()
+        store = self.ground.store
+        at_ms = self._level_ms(slot)
         copy = store.slot_state(slot).incarnation
         await store.settle([slot])
         tally = store.tally(slot)
-        before = self._base_of(known, copy, segments, at_ms)
+        before = self._base_of(known, copy, segments, self.ground.now_ms())
+        if before is not None:
+            at_ms = max(at_ms, before.at_ms)  # what this copy had then it has now
         if before is None or before.log > tally.log_head or before.archived > tally.archive_head:
             return await self._base(slot, copy, at_ms, writer)
         if before.log == tally.log_head and before.archived == tally.archive_head:
@@ -153,14 +161,23 @@ class ExportWork:
             msgspec.structs.replace(before, changes=all_changes, log=lines, archived=rows, at_ms=at_ms), written=True
         )
 
-    def _base_of(self, known: list[SlotHead], copy: str, segments: Mapping[str, int], at_ms: int) -> SlotHead | None:
+    def _level_ms(self, slot: int) -> int:
+        """What was chosen before this is in this node's copy; to be asked before the copy is read.
+
+        A copy with a voice may lack what others chose while it was away, or cut off. Were that said to be exported, writes of that time
+        which were archived first, and are told of by nothing but their segments, would be passed over when the cluster is built again.
+        """
+        now_ms = self.ground.now_ms()
+        return now_ms if self.compared_ms is None else min(now_ms, self.compared_ms(slot))
+
+    def _base_of(self, known: list[SlotHead], copy: str, segments: Mapping[str, int], now_ms: int) -> SlotHead | None:
         """The head that this copy may go on from.
 
         One that another copy has told of the slot since may be on its way out of the bucket: it is too old for that once half of the time is over
         for which what is superseded stays.
         """
         before = newest(known, copy, segments)
-        if before is None or before is known[0] or at_ms - before.at_ms < int(self.ground.section.grace * 500):
+        if before is None or before is known[0] or now_ms - before.at_ms < int(self.ground.section.grace * 500):
             return before
         return None
 
@@ -277,7 +294,7 @@ class _Batch:
         newest_known = known[0] if known else None
         if done.written or newest_known is None or newest_known.copy != done.head.copy:
             self._told.append(done.head)
-            self._progress.add(exported_bases=int(done.head.base_ms == done.head.at_ms))
+            self._progress.add(exported_bases=int(all(done.head.base != one.base for one in known)))
         else:
             self._unchanged.append(done.head)
         self._done.append(slot)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 
 from amberblob.errors import ArchiveMissing
 from archive.clusters import unrecovered
-from archive.lost import LostCluster
+from archive.lost import NOT_YET, LostCluster
 from archive.targets.interface import Target
 
 
@@ -50,8 +50,5 @@ class ExportedObjects:
 
     def _problem(self, text: str) -> None:
         # A slot that no export has yet needs nothing.
-        if not text.endswith(_NOT_YET):
+        if not text.endswith(NOT_YET):
             self.damaged.append(text)
-
-
-_NOT_YET = "only writes that were archived first come back"

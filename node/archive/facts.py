@@ -57,9 +57,9 @@ class Facts:
         self._store = store
 
     def admitted(self, chunks: Iterable[ArchivedChunk]) -> tuple[ArchivedChunk, ...]:
-        """Those that do not name a condemned object."""
+        """Those that can be true, and do not name a condemned object."""
         bars = self.barred.bars
-        return tuple(chunk for chunk in chunks if not bars(chunk.target_path))
+        return tuple(chunk for chunk in chunks if chunk.possible and not bars(chunk.target_path))
 
     def using(self, target_paths: Iterable[str]) -> AbstractContextManager[frozenset[str]]:
         """Rows of these objects that no copy here has are on their way to other nodes: meanwhile this node does not agree to their being deleted.

@@ -17,6 +17,7 @@ import structlog
 
 from amberblob.archives import ArchivedChunk, ArchiveLine, merge
 from amberblob.errors import NotReady, PeerError
+from amberblob.limits import NUMBER_MAX
 from amberblob.wire_archive import ArchivedLines, ArchiveHeads, ReadArchived
 from amberblob.wire_repair import HeadsReply, bitmap_of
 from antientropy.step import Did
@@ -221,6 +222,9 @@ class Follower:
             return
         for index, slot in enumerate(slots):
             head = int.from_bytes(reply.heads[index * _HEAD_BYTES : (index + 1) * _HEAD_BYTES], "little")
+            if head > NUMBER_MAX:
+                log.warning("an archive head that cannot be", slot=slot, peer=node)
+                continue
             incarnation = reply.incarnations.get(slot, reply.incarnation)
             copy = self._copies.get((slot, node))
             if copy is None or copy.incarnation != incarnation:
@@ -240,6 +244,7 @@ class Follower:
     async def _page(self, slot: int, node: str, copy: _Copy) -> bool:
         """Read one page of a copy's rows and take it; whether it got on."""
         message = ReadArchived(slot=slot, incarnation=copy.incarnation, after=copy.at, limit=PAGE_LINES)
+        asked = copy.head  # what is heard of while the answer is on its way may be of rows that it does not have yet
         try:
             reply = await self._ground.ask(node, message)
         except PeerError as error:
@@ -257,7 +262,7 @@ class Follower:
             return False
         self.counts.lines += len(reply.lines)
         await self._take(slot, node, copy, reply.lines)
-        copy.at = reply.lines[-1].seq if reply.lines else max(copy.at, copy.head)
+        copy.at = reply.lines[-1].seq if reply.lines else max(copy.at, asked)
         if reply.more:
             copy.head = max(copy.head, copy.at + 1)
         await self._save(slot, node, copy)
@@ -320,9 +325,9 @@ def _is_news(known: ArchivedChunk | None, line: ArchiveLine) -> bool:
 
 
 def _ascending(lines: Sequence[ArchiveLine], after: int) -> bool:
-    """Whether they are a page above ``after``."""
+    """Whether they are a page above ``after``, with numbers that there can be."""
     for line in lines:
-        if line.seq <= after:
+        if not after < line.seq <= NUMBER_MAX:
             return False
         after = line.seq
     return True

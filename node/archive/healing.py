@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+from amberblob.archives import ArchivedBlob
 from amberblob.errors import ArchiveDamaged, ArchiveError, ArchiveMissing, ChunkMissing, PeerError, StorageError
 from amberblob.manifest import ChunkRef, Version, decode_manifest
 from chunkstore.interface import ReplicaStore
@@ -43,7 +44,7 @@ class Healing:
                 except PeerError as error:
                     log.info("archive rows not told", peer=node, slot=slot, blob_id=version.blob_id, error=error.detail)
                     continue
-                if told is None or not told.evicted:
+                if told is None or not told.evicted or not _covers(told, version):
                     continue
                 if version.manifest_id is not None:
                     self._facts.take(slot, version.blob_id, told.chunks, at_ms=self._now_ms())
@@ -112,6 +113,12 @@ class Healing:
             return await arriving.whole()
         except (ArchiveDamaged, ArchiveMissing) as error:
             raise ChunkMissing(f"chunk {chunk.id} is on no disk, and in the archive: {error.detail}") from error
+
+
+def _covers(told: ArchivedBlob, version: Version) -> bool:
+    """Whether verified rows are told of every chunk, as far as the version itself lists them: its row may not be here yet, to compare with."""
+    verified = {row.chunk_id for row in told.chunks if row.verified}
+    return verified.issuperset(chunk.id for chunk in version.chunks)
 
 
 async def _nowhere() -> None:

@@ -57,7 +57,10 @@ class Holding:
         if version.manifest_id is not None:
             row = known.get(version.manifest_id)
             if row is None or row.state == DAMAGED:
+                row = await self._recent.find(ChunkRef(version.manifest_id, 0))
+            if row is None:
                 return None
+            known[version.manifest_id] = row
             manifest = (ChunkRef(row.chunk_id, row.length),)
             listed = await self._manifest(row)
             if listed is None:

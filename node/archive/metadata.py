@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 
 from archive.export import Exports
-from archive.targets.small import store
 from archive.segments import FORMAT, ClusterDocument
 from archive.targets.interface import Target
+from archive.targets.small import store
 from archive.written import Written, encode_written, through_name
 from node.archive.together import Together
 from node.routing import Routing
@@ -17,6 +18,8 @@ GROUPS = 2
 """Segments under way at once."""
 GROUP_COUNT_MAX = 4096
 """Writes in one of them, and archive rows."""
+ROWS_HERE_MAX = 1000
+"""Rows that are encoded at once; more are in a thread: it would hold up everybody else."""
 
 
 class Metadata:
@@ -65,7 +68,11 @@ class Metadata:
         async with asyncio.timeout(self._patience_s):
             if not self._told_cluster:
                 await self._tell_cluster()
-            data = encode_written(info.cluster_id, self._routing.node, self._now_ms(), writes)
+            encode = functools.partial(encode_written, info.cluster_id, self._routing.node, self._now_ms(), writes)
+            if sum(len(write.chunks) for write in writes) > ROWS_HERE_MAX:
+                data = await asyncio.get_running_loop().run_in_executor(None, encode)
+            else:
+                data = encode()
             await store(self._target, through_name(info.cluster_id, self._mint()), data)
         return [None] * len(writes)
 

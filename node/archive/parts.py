@@ -76,6 +76,7 @@ class ArchiveParts:
         through: writes that are archived before they are acknowledged.
         keeper: goes on with the jobs of before, begins what is scheduled, takes over what another node left.
         follower: takes the rows of other copies. evictor: lets bytes go. warmth: keeps over restarts what was read.
+        exporting: tells the bucket of the metadata.
         workers: the background work.
     """
 
@@ -96,6 +97,7 @@ class ArchiveParts:
     follower: Follower
     evictor: Evictor
     warmth: Warmth
+    exporting: ExportWork
     workers: list[Worker] = field(default_factory=list)
 
     def add_numbers(self, metrics: Metrics) -> None:
@@ -245,6 +247,7 @@ def archive_parts(
         through=through,
         keeper=keeper,
         warmth=warmth,
+        exporting=exporting,
         follower=follower,
         evictor=evictor,
         workers=[CacheRoom(means.cache), keeper, reach, follower, evictor, sizes, warmth],

@@ -24,7 +24,7 @@ from amberblob.manifest import Version
 from amberblob.wire_repair import PathItem
 from archive.clusters import exported_clusters, note_recovered
 from archive.gathered import GatheredSlot
-from archive.lost import LostCluster
+from archive.lost import NOT_YET, LostCluster
 from archive.recent import RecentChunks
 from archive.recovering import Revival, revive
 from archive.targets.interface import Target
@@ -43,6 +43,10 @@ PAUSE_S = 0.5
 LEFT_MAX = 100
 """After so many paths that could not be written the cluster is taken to be unable to, and the job fails."""
 LOST_TOLD_MAX = 10
+LEFT_BEHIND = "left-behind"
+"""The note that something of the lost cluster did not come: a path that holds something else here, or metadata that could not be read. Nothing
+here refers to its objects, so they must not be taken for garbage; also when the job went on after a restart, and does not look at that slot again.
+"""
 
 
 class RecoverWork:
@@ -68,7 +72,13 @@ class RecoverWork:
             )
         own = ground.routing.table().cluster.cluster_id
         cluster = await chosen(target, own, request.options.get("cluster", ""))
-        lost = LostCluster(target, cluster, progress.problem)
+
+        def unread(text: str) -> None:
+            progress.problem(text)
+            if not text.endswith(NOT_YET):
+                progress.set_note(LEFT_BEHIND, "1")
+
+        lost = LostCluster(target, cluster, unread)
         await lost.open()
         progress.status.slots_total = lost.slot_count
         recent = RecentChunks(target, lost.since_ms, progress.problem)
@@ -81,7 +91,7 @@ class RecoverWork:
         if run.error is not None:
             raise run.error
         everything = not request.prefix and not request.dry_run
-        if everything and not run.conflicts and len(progress.status.done_slots) == lost.slot_count:
+        if everything and not progress.note(LEFT_BEHIND) and len(progress.status.done_slots) == lost.slot_count:
             await note_recovered(target, cluster, own)
 
 
@@ -114,14 +124,12 @@ class _Run:
 
     Attributes:
         error: why some paths could not be written; None: all could.
-        conflicts: paths that hold something else.
     """
 
     def __init__(
         self, ground: Ground, placing: Placing, holding: Holding, request: JobRequest, progress: Progress
     ) -> None:
         self.error: AmberError | None = None
-        self.conflicts = 0
         self._left = 0
         self._ground = ground
         self._placing = placing
@@ -157,7 +165,7 @@ class _Run:
                 self._count(revival, fresh=await self._write(revival, held))
                 return
             except VersionConflict as error:
-                self.conflicts += 1
+                self._progress.set_note(LEFT_BEHIND, "1")
                 self._progress.problem(f"{item.path!r}: {error.detail}")
                 return
             except (ClusterError, PeerError) as error:

@@ -250,7 +250,11 @@ class JobRunner:
         async with self._saving:
             if progress.changed:
                 progress.changed = False
-                await self._notes.save_job(progress.status.request.job, msgspec.json.encode(progress.status))
+                try:
+                    await self._notes.save_job(progress.status.request.job, msgspec.json.encode(progress.status))
+                except BaseException:
+                    progress.changed = True  # the next time, then
+                    raise
 
     def _forget_old(self) -> None:
         over = [job for job, progress in self._known.items() if progress.status.state != "running"]

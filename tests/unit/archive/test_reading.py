@@ -7,8 +7,9 @@ from contextlib import aclosing
 import msgspec
 import pytest
 
-from amberblob.archives import ArchivedChunk
+from amberblob.archives import ArchivedChunk, import_id
 from amberblob.errors import ArchiveDamaged, ArchiveMissing, ArchiveUnavailable
+from amberblob.ids import content_hash
 from archive import reading
 from archive.frames import PIECE_BYTES, header_bytes
 from archive.packs import TAIL_BYTES
@@ -115,7 +116,7 @@ def imported(target: MemoryTarget, content: bytes, start: int = 0, end: int | No
     stored = target.bucket.store("some folder/a key", content)
     end = len(content) if end is None else end
     path = "s3://theirs/some folder/a key"
-    return ArchivedChunk("1" * 64, end - start, path, start, end, "", 1, 1, stored.etag)
+    return ArchivedChunk(import_id(path, stored.etag, start, end), end - start, path, start, end, "", 1, 1, stored.etag)
 
 
 async def test_imported_content_is_read_as_it_is_as_long_as_nobody_changed_it():
@@ -130,6 +131,19 @@ async def test_imported_content_is_read_as_it_is_as_long_as_nobody_changed_it():
         await all_of(target, row, 0, row.length + 1)
     with pytest.raises(ValueError):
         await all_of(MemoryTarget(url="s3://theirs2", strict=False), row)
+
+
+async def test_nothing_but_imported_content_is_taken_from_elsewhere():
+    """A row that says of a chunk of ours that it lies in somebody's bucket would have its readers take whatever is there."""
+    target = MemoryTarget(url="s3://theirs", strict=False)
+    row = imported(target, b"0123456789")
+    for wrong in (
+        msgspec.structs.replace(row, chunk_id=content_hash(b"abcdefghij")),
+        msgspec.structs.replace(row, start=1),
+        msgspec.structs.replace(row, length=9),
+    ):
+        with pytest.raises(ArchiveDamaged, match="never imported"):
+            await all_of(target, wrong)
 
 
 @pytest.mark.parametrize("odd", [b"012345678", b"0123456789x", b""])

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 
 import pytest
+import zstandard
 from msgspec.structs import replace
 
 from amberblob.errors import ArchiveDamaged, ArchiveError
+from amberblob.ids import content_hash
+from archive import segments
 from archive.gathered import GatheredSlot
 from archive.segments import (
     FORMAT,
@@ -129,3 +133,15 @@ def test_rows_merge_in_any_order() -> None:
         for one in rows:
             gathered.add([ArchivedEntry(v.blob_id, (one,))])
         assert gathered.rows(v)[v.chunks[0].id].state == -1
+
+
+def test_what_unpacks_to_more_than_it_says_is_damage_and_takes_no_memory() -> None:
+    stored = zstandard.ZstdCompressor().compress(bytes(1 << 26))
+    fields = segments._HEADER.pack(b"AMBP", FORMAT, 0, 3, 1, 100, len(stored), bytes(32))[: segments._HASHED]
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArchiveDamaged, match="unpacked"):
+            entries_of(fields + bytes.fromhex(content_hash(fields + stored)) + stored, step=1 << 20)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    finally:
+        tracemalloc.stop()

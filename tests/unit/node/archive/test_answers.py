@@ -147,7 +147,7 @@ async def test_an_answer_fits_a_frame_however_long_the_names_are(tmp_path: Path)
         view = await put(it[1], it.cluster.path(1), content(100))
         await it.cluster.settle()
         slot, store = it.cluster.slot(it.cluster.path(1)), it[1].store
-        rows = [row(number, target_path="s3://b/" + "é" * 500, head="", etag="e") for number in range(1, 3000)]
+        rows = [row(number, target_path="packs/" + "é" * 500) for number in range(1, 3000)]
         await store.durable(it.archive(1).ground.facts.take(slot, view.version.blob_id, rows, at_ms=1))
         page = await ask(it, ReadArchived(slot=slot, incarnation=store.disk_id, after=0, limit=ARCHIVED_LINES_MAX))
         assert page.more and 0 < len(page.lines) < 2999

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from amberblob.archives import ArchivedChunk, ArchiveLine
 from amberblob.ids import content_hash
 from amberblob.manifest import Version
 from amberblob.mutations import Installed
+from amberblob.wire import Reply, Request
+from amberblob.wire_archive import ArchivedLines
+from amberblob.wire_repair import HeadsReply
 from node.archive.facts import NothingBarred
 from node.archive.follow import _Copy
+from node.archive.ground import Ground
 from tests.unit.node.archive.archive_kit import EVICT, World, world
 from tests.unit.node.objects.kit import content, put
 
@@ -186,3 +192,43 @@ async def test_what_waits_for_long_is_read_again_and_forgotten_if_it_is_gone_the
         it.cluster.clock.ahead_s += 700
         await it.follow(2)
         assert not copy.waiting and follower.behind == 0
+
+
+async def test_rows_that_come_while_a_page_is_on_its_way_are_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page may be empty, as rows go with their versions; what is heard of meanwhile was not in it."""
+    async with world(tmp_path) as it:
+        slot, follower = it.cluster.slot(it.cluster.path(1)), it.archive(2).follower
+        copy = follower._copies[slot, "n1"] = _Copy(it[1].store.slot_state(slot).incarnation, 0, head=1)
+
+        async def ask(ground: Ground, node: str, request: Request, **more: float) -> Reply:
+            copy.head = 2
+            return ArchivedLines(incarnation=copy.incarnation, lines=())
+
+        monkeypatch.setattr(Ground, "ask", ask)
+        assert await follower._page(slot, "n1", copy)
+        assert (copy.at, copy.has_more) == (1, True)
+
+
+@pytest.mark.parametrize("number", [2**62 + 1, 2**64 - 1])
+async def test_numbers_that_no_table_can_hold_are_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    async with world(tmp_path) as it:
+        slot, follower = it.cluster.slot(it.cluster.path(1)), it.archive(2).follower
+        incarnation = it[1].store.slot_state(slot).incarnation
+        follower._heard(
+            "n1", [slot], HeadsReply(incarnation=incarnation, heads=number.to_bytes(8, "little"), incarnations={})
+        )
+        assert follower.behind == 0
+        copy = follower._copies[slot, "n1"] = _Copy(incarnation, 0, head=1)
+        version = await placed(it, it.cluster.path(1))
+        line = ArchiveLine(number, version.blob_id, row_of(version))
+
+        async def ask(ground: Ground, node: str, request: Request, **more: float) -> Reply:
+            return ArchivedLines(incarnation=incarnation, lines=(line,))
+
+        monkeypatch.setattr(Ground, "ask", ask)
+        assert not await follower._page(slot, "n1", copy)
+        assert copy.at == 0 and follower.counts.failures == 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from archive.targets.memory import Fault
+from chunkstore.interface import BlobState
 from node.protocol.operations import Finish
 from tests.unit.node.archive.kit import World, world
 from tests.unit.node.healing.healing_kit import healed, round_of
@@ -206,3 +208,31 @@ async def test_copies_that_are_only_away_are_waited_for_before_the_bucket_is_rea
     await tried(made, 2)
     assert made.gets() > 0 and made[2].puller.waiting == 0
     assert await get(made[2], "p", consistency="local") == data
+
+
+async def test_a_copy_does_not_live_by_rows_of_a_part(made, monkeypatch):
+    """Whoever says that it gave the bytes up, and tells too few rows, is wrong, and must not be followed in that."""
+    _, view = await made.cold("p", 3 * CHUNK, (1, 3))
+    healing = made[2].parts.archive.healing
+    of = healing._rows.of
+
+    async def few(node, slot, blob_id, chunk_ids=()):
+        told = await of(node, slot, blob_id, chunk_ids)
+        return replace(told, chunks=told.chunks[:1])
+
+    monkeypatch.setattr(healing._rows, "of", few)
+    store = made[2].store
+    blank = replace(view.version, blob_id=made[2].coordinator.mint.mint())
+    assert not await healing.adopt(SLOT, view.version, ["n1", "n3"])
+
+    async def as_if(node, slot, blob_id, chunk_ids=()):
+        return replace(
+            await of(node, slot, view.version.blob_id, chunk_ids),
+            chunks=(await of(node, slot, view.version.blob_id)).chunks[:1],
+        )
+
+    monkeypatch.setattr(healing._rows, "of", as_if)
+    assert not await healing.adopt(SLOT, blank, ["n1", "n3"]), (
+        "before its record comes there is nothing else to compare with"
+    )
+    assert await store.blob_state(SLOT, blank.blob_id) is BlobState.ABSENT

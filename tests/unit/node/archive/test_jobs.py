@@ -11,7 +11,7 @@ import pytest
 
 from amberblob.config import ArchiveJobRule
 from amberblob.config.values import Duration
-from amberblob.errors import BadRequest, JobConflict, NoArchive, NoSuchJob, NotReady, QuorumUnavailable
+from amberblob.errors import BadRequest, DiskFull, JobConflict, NoArchive, NoSuchJob, NotReady, QuorumUnavailable
 from node.archive.jobs import JobRequest, JobStatus, Progress
 from node.archive.keeper import SETTLE_S
 from node.archive.runner import KEPT_MAX, JobRunner
@@ -341,3 +341,22 @@ async def test_after_a_start_jobs_go_on_once_the_others_can_be_reached_or_are_gi
         it.cluster.clock.ahead_s += SETTLE_S
         await again.keeper.step()
         await again.runner.start(it.request())
+
+
+async def test_how_a_job_ended_is_written_down_later_if_it_could_not_be_at_once() -> None:
+    notes, work = Notes(), Work()
+    runner = await runner_of(notes, work)
+    await runner.start(request(1))
+    save, fails = notes.save_job, True
+
+    async def failing(job: str, status: bytes) -> None:
+        if fails:
+            raise DiskFull("full")
+        await save(job, status)
+
+    notes.save_job = failing  # type: ignore[method-assign]
+    work.gate.set()
+    await until(lambda: runner.count("done") == 1)
+    fails = False
+    await runner.close()
+    assert [msgspec.json.decode(kept, type=JobStatus).state for kept in notes.kept.values()] == ["done"]

@@ -6,14 +6,19 @@ import asyncio
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from amberblob.config import ArchiveRule, ArchiveSection
 from amberblob.errors import AmberError, ArchiveError, BadRequest, NotFound
+from archive import lost as losing
 from archive.clusters import unrecovered
 from chunkstore import paging
 from node.archive import placing
 from node.archive import recover as recovering
+from node.archive.export import ExportWork
+from node.archive.jobs import JobStatus, Progress
+from node.archive.recover import RecoverWork
 from node.protocol.operations import Expire
 from tests.unit.node.archive.disaster_kit import (
     FIRST,
@@ -23,7 +28,9 @@ from tests.unit.node.archive.disaster_kit import (
     Store,
     archive,
     contents,
+    ground,
     picture,
+    progress,
     recover,
     world,
 )
@@ -204,6 +211,31 @@ async def test_writes_that_were_archived_first_come_back_without_any_export_sinc
         assert await kit.get(third[1], "old") == b"3"
 
 
+async def test_what_the_exporting_copy_missed_comes_back_from_the_writes_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A voter that was away exports before it was mended: what it says of the time must not hide the writes that it lacks."""
+    monkeypatch.setattr(losing, "LATE_MS", 0)
+    store = Store.new()
+    section = ArchiveSection(target="file:///nowhere", rules=(ArchiveRule(action="write-through"),))
+    async with world(store, tmp_path / "a", section=section) as first:
+        path = first.path(1)
+        works = {node.name: ExportWork(ground(node)) for node in first}
+        seen_ms = ground(first[1]).now_ms()
+        for work in works.values():
+            work.compared_ms = lambda slot: seen_ms
+        await asyncio.sleep(0.002)
+        first.net.down.add("n1")
+        await kit.put(first[2], path, b"acknowledged")
+        first.net.heal()
+        for work in works.values():
+            told = progress("export")
+            await work(told.status.request, told)
+    async with world(store, tmp_path / "b", cluster_id=SECOND) as second:
+        await recover(second)
+        assert await kit.get(second[1], path) == b"acknowledged"
+
+
 async def test_a_path_that_holds_something_else_is_left_and_the_rest_comes(tmp_path: Path) -> None:
     store = Store.new()
     async with world(store, tmp_path / "a") as first:
@@ -218,6 +250,57 @@ async def test_a_path_that_holds_something_else_is_left_and_the_rest_comes(tmp_p
         assert told.status.failures == 1 and "recover into an empty cluster" in told.status.problems[0]
         assert await kit.get(second[1], "p") == b"mine" and await kit.get(second[1], "q") == b"old"
         assert await unrecovered(store.target(), SECOND) == [FIRST]
+
+
+async def test_a_path_that_was_left_is_not_forgotten_when_the_job_goes_on_after_a_restart(tmp_path: Path) -> None:
+    """Its chunks are referred to by nobody here: were the lost cluster noted as recovered, gc would delete them."""
+    store = Store.new()
+    async with world(store, tmp_path / "a") as first:
+        await kit.put(first[1], "p", b"old")
+        await first.settle()
+        await archive(first)
+        await Exporters(first).run()
+    async with world(store, tmp_path / "b", cluster_id=SECOND) as second:
+        await kit.put(second[1], "p", b"mine")
+        told = progress("recover")
+        work = RecoverWork(ground(second[1]))
+        await work(told.status.request, told)
+        assert len(told.status.done_slots) == 4
+        # The node ends before the job is through, and goes on with what was written down.
+        again = Progress(msgspec.json.decode(msgspec.json.encode(told.status), type=JobStatus))
+        await work(again.status.request, again)
+        assert await unrecovered(store.target(), SECOND) == [FIRST]
+
+
+async def test_a_cluster_whose_metadata_is_damaged_is_not_taken_for_recovered(tmp_path: Path) -> None:
+    store = Store.new()
+    async with world(store, tmp_path / "a") as first:
+        for number in range(8):
+            await kit.put(first[1], f"p{number}", b"old")
+        await first.settle()
+        await archive(first)
+        await Exporters(first).run()
+    segments = store.bucket.names(f"meta/{FIRST}/segments/")
+    store.bucket.damage(segments[0], len(store.bucket.objects[segments[0]].content) // 2)
+    async with world(store, tmp_path / "b", cluster_id=SECOND) as second:
+        told = await recover(second)
+        assert told.status.problems
+        assert await unrecovered(store.target(), SECOND) == [FIRST], (
+            "what it needs cannot be told: nothing is to be deleted"
+        )
+
+
+async def test_the_manifest_of_a_version_that_was_archived_after_the_export_is_found(tmp_path: Path) -> None:
+    store, data = Store.new(), kit.content(66 * kit.CHUNK + 5)
+    async with world(store, tmp_path / "a") as first:
+        await kit.put(first[1], "large", data)
+        await first.settle()
+        await Exporters(first).run()
+        await archive(first)
+    async with world(store, tmp_path / "b", cluster_id=SECOND) as second:
+        told = await recover(second)
+        assert told.status.problems == []
+        assert await kit.get(second[3], "large") == data
 
 
 async def test_what_was_written_on_after_it_was_recovered_stays(tmp_path: Path) -> None:

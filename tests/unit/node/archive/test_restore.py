@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 from msgspec.structs import replace
 
-from amberblob.archives import ArchivedChunk
+from amberblob.archives import ArchivedChunk, import_id
 from amberblob.errors import AmberError, DiskFull
 from amberblob.ids import content_hash
 from amberblob.manifest import ChunkRef
@@ -169,8 +169,9 @@ async def imported(made: World, path: str, data: bytes):
     node = made[1]
     slot = made.cluster.slot(path)
     stored = made.foreign.store(path, data)
-    chunk = ChunkRef(content_hash(f"amberblob-import {path}".encode()), len(data))
-    row = ArchivedChunk(chunk.id, len(data), f"{FOREIGN}/{path}", 0, len(data), "", 1, state=1, etag=stored.etag)
+    url = f"{FOREIGN}/{path}"
+    chunk = ChunkRef(import_id(url, stored.etag, 0, len(data)), len(data))
+    row = ArchivedChunk(chunk.id, len(data), url, 0, len(data), "", 1, state=1, etag=stored.etag)
     draft = (await made.stored("template", 5))[1].version
     draft = replace(
         draft,

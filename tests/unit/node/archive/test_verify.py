@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from amberblob.archives import DAMAGED, ArchivedChunk
+from amberblob.archives import DAMAGED, ArchivedChunk, import_id
 from chunkstore.interface import BlobState
 from node.archive.jobs import SCHEDULED, JobStatus
 from tests.unit.node.archive.archive_kit import EVICT, World, world
@@ -233,12 +233,14 @@ async def test_imported_content_is_not_judged(it: World) -> None:
     slot = it.cluster.slot(paths[0])
     row = await row_of(it, 1, paths[0])
     blob_id = (await it[1].store.rows(slot, paths[0]))[0].version.blob_id
-    foreign = replace(row, head="", etag="e", target_path="s3://elsewhere/key", archived_at_ms=row.archived_at_ms + 1)
+    url = "s3://elsewhere/key"
+    foreign = replace(row, chunk_id=import_id(url, "e", row.start, row.end), head="", etag="e", target_path=url)
     for index in (1, 2, 3):
         it.archive(index).ground.facts.take(slot, blob_id, (foreign,), at_ms=1)
     counts, problems = await verify(it)
-    assert problems == [] and "objects" not in counts
-    assert (await row_of(it, 1, paths[0])).target_path == "s3://elsewhere/key"
+    assert problems == [] and counts["objects"] == 1, "the archive's own"
+    told = await it[1].store.archived(slot, blob_id)
+    assert told is not None and foreign in told.chunks
 
 
 async def test_an_option_that_cannot_be_fails_the_job(it: World) -> None:
