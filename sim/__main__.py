@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import multiprocessing
 import os
 import subprocess
@@ -20,8 +21,9 @@ import typer
 
 from sim.check import WrongHistory
 from sim.mutants import MUTANTS
-from sim.shape import FAULTS, FAULTS_OF_COPIES, FAULTS_OF_MEMBERS
-from sim.world import World
+from sim.archiveshape import FAULTS_OF_ARCHIVES, JOBS
+from sim.shape import FAULTS, FAULTS_OF_COPIES, FAULTS_OF_MEMBERS, Shape
+from sim.world import World, shape_chance
 
 SEEDS_PER_PROCESS = 25
 FIRING_SEEDS = 200
@@ -29,12 +31,17 @@ FIRES = (
     *FAULTS,
     *FAULTS_OF_COPIES,
     *FAULTS_OF_MEMBERS,
+    *FAULTS_OF_ARCHIVES,
+    *(f"job {kind}" for kind in JOBS if kind != "stop"),
     "acknowledged versions",
     "agreements",
+    "archive did not answer",
+    "archives judged",
     "blobs swept",
     "bytes repaired",
     "bytes read",
     "client gave up",
+    "copies that adopted rows",
     "copy readmitted",
     "cut database log",
     "cut message",
@@ -43,6 +50,7 @@ FIRES = (
     "joint aborted",
     "joint begun",
     "joint finished",
+    "job stopped",
     "late message",
     "learner named",
     "learners dropped",
@@ -53,6 +61,8 @@ FIRES = (
     "lost message",
     "lost write",
     "moves done",
+    "objects deleted",
+    "objects stored",
     "operator died",
     "operator refused",
     "paths expired",
@@ -61,6 +71,8 @@ FIRES = (
     "slots scrubbed",
     "stubs collected",
     "torn write",
+    "versions evicted",
+    "versions held by rows at the end",
 )
 """What must really have happened in a run of that many seeds; else the run shows nothing."""
 
@@ -153,6 +165,13 @@ def _hunt_all(seeds: int, operations: int, folder: Path | None, jobs: int) -> in
     return survived
 
 
+def with_archives(first: int, count: int, operations: int) -> list[int]:
+    """The next so many seeds in whose worlds an archive is at work."""
+    numbers = itertools.count(first)
+    drawn = (seed for seed in numbers if Shape.draw(shape_chance(seed), operations).archive is not None)
+    return list(itertools.islice(drawn, count))
+
+
 def _of_commit() -> int:
     """A number that each commit has for itself."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
@@ -178,6 +197,9 @@ def main(
     jobs: Annotated[int, typer.Option(help="Processes.", min=1)] = os.cpu_count() or 1,
     twice: Annotated[bool, typer.Option("--twice", help="Play each seed twice and compare the traces.")] = False,
     trace: Annotated[bool, typer.Option("--trace", help="With --seed: print everything that happens.")] = False,
+    archives: Annotated[
+        bool, typer.Option("--archives", help="Pass over the seeds whose worlds have no archive.")
+    ] = False,
     folder: Annotated[Path | None, typer.Option(help="Where the disks go; in memory by default.")] = None,
     mutants: Annotated[
         bool, typer.Option("--mutants", help="Play up to --seeds with each deliberate bug; all must be caught.")
@@ -196,6 +218,8 @@ def main(
         _report([result], 0.0)
         raise typer.Exit(1 if result.story else 0)
     wanted = [seed] if seed is not None else list(range(first, first + seeds))
+    if archives:
+        wanted = with_archives(first, seeds, operations)
     if of_commit:
         other = _of_commit()
         wanted[seeds // 2 :] = range(other, other + seeds - seeds // 2)
@@ -211,7 +235,10 @@ def main(
                 print(f"\r{number}/{len(wanted)} seeds", end="", file=sys.stderr, flush=True)
         if time.perf_counter() - began >= minutes * 60 or any(result.story for result in results):
             break
-        wanted = [number + len(wanted) for number in wanted]
+        if archives:
+            wanted = with_archives(wanted[-1] + 1, seeds, operations)
+        else:
+            wanted = [number + len(wanted) for number in wanted]
     different = []
     if twice:
         again = {result.seed: result for result in _many(wanted, operations, folder, jobs)}

@@ -8,6 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from sim.clients import Violation
+from sim.archiveshape import FAULTS_OF_ARCHIVES
 from sim.machine import Machine
 from sim.operators import Operators
 from sim.shape import FAULTS_OF_MEMBERS
@@ -41,6 +42,7 @@ class Faults:
         self._watches_joint = False
         self._to_damage = False
         self._to_replace = False
+        self._notes_to_lose = False
         self._at_worst = False
         self._over = False
 
@@ -165,6 +167,10 @@ class Faults:
                     network.loss, network.spikes = self._world.shape.loss, self._world.shape.spikes
 
                 self._for_a_while(f"bad network: loses {network.loss}", back)
+            case "notes lost":
+                self._notes_to_lose = True
+            case _ if fault in FAULTS_OF_ARCHIVES:
+                self._archive(fault)
             case _ if fault in FAULTS_OF_MEMBERS:
                 self._spawn(self._operators.change(fault))
                 if fault == "killed in joint" and not self._watches_joint:
@@ -237,6 +243,35 @@ class Faults:
             trouble.syncs_fail = True
             self._for_a_while(f"sync error: {name}", lambda: setattr(trouble, "syncs_fail", False))
 
+    def _archive(self, fault: str) -> None:
+        bucket, random = self._world.bucket, self._random
+        assert bucket is not None
+        if fault == "archive stores damage":
+            # Before it was read back: what is damaged later is gone, and nobody promised otherwise.
+            bucket.fault("damage", "put", random.choice(("packs/*", "chunks/*")), times=1)
+            self._world.fired[fault] += 1
+            self._note(fault)
+            return
+        kind = random.choice(("*", "*", "put", "get", "delete", "list"))
+        match fault:
+            case "archive away":
+                broken = bucket.fault("unavailable", kind)
+            case "archive slow":
+                broken = bucket.fault(None, kind, delay_s=random.choice((0.3, 1.5, 4.0)))
+            case "archive throttles":
+                broken = bucket.fault("throttled", kind)
+            case "archive hangs":
+                broken = bucket.fault("hang", kind)
+            case _:
+                broken = bucket.fault("lost", kind)
+
+        def over() -> None:
+            broken.release()
+            if broken in bucket.faults:
+                bucket.faults.remove(broken)
+
+        self._for_a_while(f"{fault}: {kind}", over)
+
     def _pause(self, machine: Machine) -> None:
         process = machine.process
         if process is None or process.paused:
@@ -259,8 +294,12 @@ class Faults:
             self._world.fired["database damage"] += 1
         if self._to_replace and machine is self._may_damage:
             self._to_replace = False
-            machine.disk.become_new()
+            machine.become_new()
             self._world.fired["new disk"] += 1
+        if self._notes_to_lose and machine is self._may_damage:
+            self._notes_to_lose = False
+            machine.notes.lose()
+            self._world.fired["notes lost"] += 1
         back_s = self._random.expovariate(1.0) * self._world.shape.fault_s
         self._world.loop.call_later(back_s, self._boot, machine)
 
@@ -281,8 +320,12 @@ class Faults:
         async def stop() -> None:
             await parts.puller.close()
             await parts.runner.close()
+            if parts.archive is not None:
+                await parts.archive.close()
             await parts.coordinator.close(2.0)
             await store.close()
+            if parts.archive is not None:
+                await parts.archive.ground.means.state.close()
 
         task = self._world.loop.create_task(stop(), context=process.context())
         while not task.done() and process.alive:
@@ -312,6 +355,8 @@ class Faults:
         for number in undo:
             undo[number]()
         self._world.registry.down = self._world.registry.unlucky = False
+        if self._world.bucket is not None:
+            self._world.bucket.heal()
         network = self._world.network
         network.cut.clear()
         network.slow.clear()
