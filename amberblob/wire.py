@@ -15,6 +15,7 @@ from typing import Literal
 
 import msgspec
 
+from amberblob.archives import ArchivedChunk
 from amberblob.ballot import Ballot, Number, Slot, VersionNumber
 from amberblob.manifest import ChunkRef, Record, Version, WriteMark
 from amberblob.message import Message
@@ -351,10 +352,11 @@ class ScanReply(Message, frozen=True, array_like=True, kw_only=True, tag="s"):
 
 
 class InspectReply(Message, frozen=True, array_like=True, kw_only=True, tag="i"):
-    """A replica's view of one path. ``bytes_present`` pairs each row's version with "all", "some", "none" or "damaged".
+    """A replica's view of one path. ``bytes_present`` pairs each row's version with "all", "some", "none", "damaged" or "archived"
+    (the copy lives by its archive rows).
 
     ``more``: there are older rows that are not told. ``unsynced``: this copy has no voice; ``incarnation`` names it all the same.
-    ``wanted``: versions whose bytes are to be fetched.
+    ``wanted``: versions whose bytes are to be fetched. ``archived``: by version, where the archive has chunks of it, of long ones not all.
     """
 
     incarnation: str
@@ -368,6 +370,7 @@ class InspectReply(Message, frozen=True, array_like=True, kw_only=True, tag="i")
     detail: str = ""
     unsynced: bool = False
     wanted: tuple[VersionNumber, ...] = ()
+    archived: dict[int, tuple[ArchivedChunk, ...]] = msgspec.field(default_factory=dict)
 
 
 class StagedReply(Message, frozen=True, array_like=True, kw_only=True, tag="t"):

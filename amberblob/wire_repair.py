@@ -217,6 +217,7 @@ class SlotHealth(msgspec.Struct, gc=False, frozen=True, array_like=True):
         scrubbed_ms: when it was last read and checked as a whole; 0: never.
         unrecoverable: of the wanted, those of which no replica could give some bytes when last asked.
         moving: it is not one of the voters yet (a learner, or of the new set only while the slot moves): what it lacks is on its way.
+        evicted, evicted_bytes: versions that live by their archive rows, and their size. Nothing is missing of them.
     """
 
     slot: Slot
@@ -231,6 +232,8 @@ class SlotHealth(msgspec.Struct, gc=False, frozen=True, array_like=True):
     scrubbed_ms: int
     unrecoverable: int = 0
     moving: bool = False
+    evicted: int = 0
+    evicted_bytes: int = 0
 
 
 class HealthReply(Message, frozen=True, array_like=True, kw_only=True, tag="6"):

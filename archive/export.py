@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from blake3 import blake3
 from amberblob.errors import ArchiveDamaged, ArchiveError, ArchiveMissing
 from amberblob.ids import ulid_time_ms
 from amberblob.limits import KIB, MIB
+from archive.closing import closing
 from archive.gathered import GatheredSlot
 from archive.segments import (
     META,
@@ -59,11 +60,11 @@ _SHARED_BYTES_MAX = 2 * MIB
 async def whole(target: Target, name: str, size_max: int) -> bytes:
     """A small object, read as a whole. Raises as ``Target.read`` does, and ArchiveDamaged if it is larger than it can be."""
     data = bytearray()
-    pieces = target.read(name)
-    async for piece in pieces:
-        data += piece
-        if len(data) > size_max:
-            raise ArchiveDamaged(f"{name} is larger than {size_max} bytes: it is not what was stored.")
+    async with closing(target.read(name)) as pieces:
+        async for piece in pieces:
+            data += piece
+            if len(data) > size_max:
+                raise ArchiveDamaged(f"{name} is larger than {size_max} bytes: it is not what was stored.")
     return bytes(data)
 
 
@@ -235,6 +236,11 @@ class Exports:
         name = cluster_name(self.cluster)
         return decode_cluster(name, await whole(self.target, name, MIB))
 
+    async def segments(self) -> dict[str, int]:
+        """The segments that are there, by ULID, and their size. Raises as ``Target.page``."""
+        listed = await list_objects(self.target, segment_name(self.cluster, "").removesuffix(".seg"))
+        return {ulid: stored.size_bytes for stored in listed if (ulid := ulid_in(stored.name)) is not None}
+
     async def introduce(self, document: ClusterDocument) -> None:
         """Have ``cluster.json`` be there. Raises: ArchiveError, if another one is."""
         try:
@@ -286,10 +292,11 @@ class Exports:
         """The entries of a slot's parts, in order. What came is to be forgotten if this raises: ArchiveMissing, ArchiveDamaged (both name the object)."""
         name = segment_name(self.cluster, ref.segment)
         reader, hasher = PartReader(name, ref.start, slot), blake3()
-        async for piece in self._bytes(name, ref):
-            hasher.update(piece)
-            for _, entries in reader.feed(piece):
-                yield entries
+        async with closing(self._bytes(name, ref)) as pieces:
+            async for piece in pieces:
+                hasher.update(piece)
+                for _, entries in reader.feed(piece):
+                    yield entries
         reader.finish()
         if hasher.hexdigest(16) != ref.digest:
             raise ArchiveDamaged(f"{name} has other parts at bytes {ref.start} to {ref.end} than were exported there.")
@@ -298,8 +305,9 @@ class Exports:
         """All that was exported of a slot. Raises: ArchiveMissing, ArchiveDamaged, naming the object; and as ``Target.read``."""
         gathered = GatheredSlot()
         for ref in slot_head.refs():
-            async for entries in self.read(ref, slot_head.slot):
-                gathered.add(entries)
+            async with closing(self.read(ref, slot_head.slot)) as parts:
+                async for entries in parts:
+                    gathered.add(entries)
         return gathered
 
     async def _bytes(self, name: str, ref: Ref) -> AsyncIterator[bytes]:
@@ -307,8 +315,9 @@ class Exports:
         start, data = self._cached.get(name, (0, b""))
         if not (start <= ref.start and ref.end <= start + len(data)):
             if ref.size_bytes > _SHARED_BYTES_MAX:
-                async for piece in self.target.read(name, ref.start, ref.end):
-                    yield piece
+                async with closing(self.target.read(name, ref.start, ref.end)) as pieces:
+                    async for piece in pieces:
+                        yield piece
                 return
             start, data = ref.start, await self._ahead(name, ref)
             self._keep(name, start, data)
@@ -316,16 +325,11 @@ class Exports:
 
     async def _ahead(self, name: str, ref: Ref) -> bytes:
         data = bytearray()
-        pieces = self.target.read(name, ref.start)
-        try:
+        async with closing(self.target.read(name, ref.start)) as pieces:
             async for piece in pieces:
                 data += piece
-                if len(data) >= _SHARED_BYTES_MAX:
+                if len(data) >= max(_SHARED_BYTES_MAX, ref.size_bytes):
                     break
-        finally:
-            close = getattr(pieces, "aclose", None)
-            if close is not None:
-                await close()
         if len(data) < ref.size_bytes:
             raise ArchiveDamaged(f"{name} ends before byte {ref.end}, to which parts of it were exported.")
         return bytes(data)
@@ -344,11 +348,12 @@ class Exports:
 
         Raises as ``Target.page`` and ``Target.delete``.
         """
-        old = [name for name in known.superseded() if _made_ms(name) < before_ms]
+        # What cannot be read is no more use to anybody than to tell people that it was damaged.
+        useless = (*known.superseded(), *known.damaged)
+        old = [name for name in useless if _made_ms(name) < before_ms]
         await self._delete(old)
         for name in old:
             known.heads.pop(name, None)
-            self._heads.pop(name, None)
         named = {ref.segment for head in known.heads.values() for one in head.slots for ref in one.refs()}
         segments = await list_names(self.target, segment_name(self.cluster, "").removesuffix(".seg"))
         unnamed = [name for name in segments if (ulid_in(name) or "") not in named and _made_ms(name) < before_ms]
@@ -373,14 +378,15 @@ def _made_ms(name: str) -> int:
 
 async def list_names(target: Target, prefix: str) -> list[str]:
     """Every name that begins with ``prefix``, ascending. Raises as ``Target.page``."""
-    names: list[str] = []
-    after = ""
-    while True:
-        page = await target.page(prefix, after, PAGE)
-        if not page:
-            return names
-        names.extend(stored.name for stored in page)
-        after = names[-1]
+    return [stored.name for stored in await list_objects(target, prefix)]
+
+
+async def list_objects(target: Target, prefix: str) -> list[Stored]:
+    """Every object whose name begins with ``prefix``, ascending. Raises as ``Target.page``."""
+    found: list[Stored] = []
+    while page := await target.page(prefix, found[-1].name if found else "", PAGE):
+        found += page
+    return found
 
 
 async def exported_clusters(target: Target) -> list[str]:
@@ -420,6 +426,30 @@ async def unrecovered(target: Target, own: str) -> list[str]:
     return left
 
 
-def newest(heads: Iterable[SlotHead], copy: str) -> SlotHead | None:
-    """The newest of these that is of that copy."""
-    return next((head for head in heads if head.copy == copy), None)
+def newest(heads: Iterable[SlotHead], copy: str, segments: Mapping[str, int]) -> SlotHead | None:
+    """The newest of these that is of that copy, if all that it names is there, as far as ``segments`` tells."""
+    found = next((head for head in heads if head.copy == copy), None)
+    if found is None or any(segments.get(ref.segment, 0) < ref.end for ref in found.refs()):
+        return None
+    return found
+
+
+async def check_exports(
+    target: Target, cluster: str, slots: Collection[int], problem: Callable[[str], None]
+) -> set[int]:
+    """Read all that counts of the exported metadata of these slots, and tell what of it is damaged or gone, by name; the slots that this is of.
+
+    Slots that never were exported are not among them. Raises: ArchiveUnavailable, ArchiveDenied.
+    """
+    exports = Exports(target, cluster)
+    known, wrong = await exports.load(), set[int]()
+    for name, error in known.damaged.items():
+        problem(f"{name}: {error.detail}")
+    for slot, heads in sorted(known.by_slot().items()):
+        if slot in slots:
+            try:
+                await exports.gather(heads[0])
+            except (ArchiveMissing, ArchiveDamaged) as error:
+                problem(f"the metadata of slot {slot}: {error.detail}")
+                wrong.add(slot)
+    return wrong

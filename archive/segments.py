@@ -137,7 +137,12 @@ class SlotHead(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
-    """What one node exported at a time: some slots. ``unchanged``: of these there was nothing new since what older heads tell."""
+    """What one node exported at a time: some slots.
+
+    Attributes:
+        at_ms: the earliest of the times at which its slots were looked at.
+        unchanged: of these slots there was nothing new then since what older heads tell.
+    """
 
     format: int
     cluster: str

@@ -48,9 +48,9 @@ class Mark:
 
 
 class ArchiveState:
-    """The notes. All methods may raise DiskFailed and DiskFull; those that read return what was written before, also when not durable yet."""
+    """The notes; with no path, in memory only. All methods may raise DiskFailed and DiskFull; those that read return what was written before, also when not durable yet."""
 
-    def __init__(self, path: Path, *, clock: Clock, randomness: Randomness) -> None:
+    def __init__(self, path: Path | None, *, clock: Clock, randomness: Randomness) -> None:
         self._file = StateFile(path, clock=clock, randomness=randomness)
         self._clock = clock
         self.found: tuple[Mark, ...] = ()

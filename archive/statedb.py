@@ -47,10 +47,11 @@ IDENTITY = "identity"
 class StateFile:
     """One SQLite database, used by one connection, one piece of work after another.
 
+    ``path`` None: in memory, for tests and simulations; it is gone when it is closed.
     What turns out to be damaged is moved aside (``*.damaged-<epoch ms>``) and begun anew with another :attr:`identity`.
     """
 
-    def __init__(self, path: Path, *, clock: Clock, randomness: Randomness) -> None:
+    def __init__(self, path: Path | None, *, clock: Clock, randomness: Randomness) -> None:
         self._path = path
         self._clock = clock
         self._randomness = randomness
@@ -134,10 +135,13 @@ class StateFile:
             raise DiskFailed(f"{self._path} is closed: the node is ending.")
         if self._db is not None:
             return self._db
-        await asyncio.to_thread(self._path.parent.mkdir, parents=True, exist_ok=True)
-        opening = aiosqlite.connect(
-            f"file:{quote(str(self._path))}?mode=rwc", uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S
-        )
+        if self._path is None:
+            opening = aiosqlite.connect(":memory:", isolation_level=None)
+        else:
+            await asyncio.to_thread(self._path.parent.mkdir, parents=True, exist_ok=True)
+            opening = aiosqlite.connect(
+                f"file:{quote(str(self._path))}?mode=rwc", uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S
+            )
         _let_exit(opening)
         db = await opening
         try:
@@ -172,7 +176,8 @@ class StateFile:
 
         await _in_transaction(db, first)
         # A file that was just made must not go with a power cut, either.
-        await asyncio.to_thread(_sync_folder, self._path.parent)
+        if self._path is not None:
+            await asyncio.to_thread(_sync_folder, self._path.parent)
         await db.execute("PRAGMA synchronous=NORMAL")
 
     async def _disconnect(self) -> None:
@@ -182,6 +187,8 @@ class StateFile:
                 await db.close()
 
     def _move_aside(self, error: sqlite3.Error) -> None:
+        if self._path is None:
+            return
         suffix = f".damaged-{self._clock.wall_ms()}"
         for part in ("", "-wal", "-shm"):
             file = self._path.with_name(self._path.name + part)
@@ -217,7 +224,7 @@ def _code(error: sqlite3.Error) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
-def _told(path: Path, error: sqlite3.Error) -> StorageError:
+def _told(path: Path | None, error: sqlite3.Error) -> StorageError:
     if _code(error) == sqlite3.SQLITE_FULL:
         return DiskFull(f"{path} cannot grow: the disk is full. Nothing was noted; make room.")
     return DiskFailed(f"{path} cannot be used: {error}. Look at the file, its folder and the disk.")

@@ -84,6 +84,10 @@ class Rate:
                 raise
 
 
+def _nobody() -> None:
+    """Is told of trouble."""
+
+
 class Traffic:
     """Counts and limits of one node.
 
@@ -97,6 +101,7 @@ class Traffic:
         sent_bytes, received_bytes: of content, those of failed tries too.
         retries: tries after the first one, and streams that were resumed.
         throttles: how often the target said that this is too much.
+        on_trouble: told of each try that did not reach the target, or was denied.
     """
 
     def __init__(
@@ -113,6 +118,7 @@ class Traffic:
         self.received_bytes = 0
         self.retries = 0
         self.throttles = 0
+        self.on_trouble: Callable[[], None] = _nobody
 
     @property
     def spacing_s(self) -> float:
@@ -134,6 +140,8 @@ class Traffic:
         elif result == "ok" and self._spacing_s:
             eased_s = self._spacing_s * SPACING_EASES
             self._spacing_s = eased_s if eased_s >= SPACING_FIRST_S / 4 else 0.0
+        elif result in ("unavailable", "denied"):
+            self.on_trouble()
 
     async def take_request(self) -> None:
         """One more request of some job: when its turn has come."""

@@ -53,12 +53,11 @@ def s3_server(folder: Path) -> Iterator[S3]:
             yield server
         return
     with gateway as store:
-        access_key, secret_key = gateway.make_s3_key()
         server = S3(
             title=store.title,
-            endpoint=f"http://{HOST}:{store.ports[0]}",
-            access_key=access_key,
-            secret_key=secret_key,
+            endpoint=gateway.endpoint,
+            access_key=gateway.access_key,
+            secret_key=gateway.secret_key,
             pids=tuple(store.pids),
         )
         _make_bucket(server)

@@ -108,7 +108,8 @@ TARGETS: tuple[Target, ...] = (
     Target("Archived (sent, read back), of boto3's multipart up and down", "archive", _ARCHIVED, "sent and read back", "floor", 0.8),
     Target("Archived (sent, read back), of boto3's multipart up alone", "archive", _ARCHIVED, "sent and read back, beside sending alone", "floor"),
     Target("Restored, of boto3's multipart down", "archive", _RESTORED, "brought back", "floor", 0.8),
-    Target("Requests to S3 per object of 4 KiB, read back too", "archive", "archive run, 4 KiB bodies", "requests to S3", aim=0.001, at_most=True),
+    Target("Evicted bodies read by clients, of boto3's multipart down", "archive", "GET of evicted 64 MiB bodies", _RATE, "floor"),
+    Target("Requests to S3 for 1,000 objects of 4 KiB, read back too", "archive", "archive run, 4 KiB bodies", "requests to S3", aim=1, at_most=True),
     Target("p99 of PUT, one node 100 ms away, over near", "slow", f"PUT {_SLOW}", "p99 over that before", aim=_NO_RISE, at_most=True),
     Target("p99 of GET, one node 100 ms away, over near", "slow", f"GET {_SLOW}", "p99 over that before", aim=_NO_RISE, at_most=True),
 )  # fmt: skip

@@ -12,9 +12,11 @@ way of an entry), then by interest:
 * bytes: :mod:`staging` (the way in), :mod:`files`, :mod:`blobs`
 * mending: :mod:`bulk` (many blobs at once, what is whole); scrub: :mod:`scrubdb`, :mod:`scrubbing`; garbage: :mod:`garbagedb`
   (what is referred to), :mod:`garbage`
+* the archive: :mod:`archiverules` (pure: how rows merge), :mod:`archiverows` (rows and what they cover), :mod:`archivetables` (what
+  an entry does), :mod:`archivedb` (questions), :mod:`archiving` (giving up bytes)
 * the disk itself: :mod:`identity`, :mod:`space`, :mod:`fileops`, :mod:`recovery`, :mod:`doctor`
 * the twin for tests and simulations, in layers: :mod:`memory_state`, :mod:`memory_base`, :mod:`memory_repair`,
-  :mod:`memory_upkeep`, :mod:`memory_damage` (what goes wrong with it), :mod:`memory`
+  :mod:`memory_upkeep`, :mod:`memory_archive`, :mod:`memory_damage` (what goes wrong with it), :mod:`memory`
 
 It must not know of peers, ballots' meaning, HTTP or the registry: it keeps what it is told to keep. The format
 and the reasons are in rfc/0003-on-disk-format.md.

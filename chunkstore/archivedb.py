@@ -97,18 +97,22 @@ def views_after(
 
 
 def _view(database: SlotDatabase, path: str, version: Version, is_head: bool, dead_at_ms: int | None) -> ArchiveView:
-    states: dict[str, int] = {}
-    if database.tally.archived_rows:
-        query = f"SELECT chunk_id, state FROM {ARCHIVES} WHERE blob_id = ?"
-        states = dict(database.connection.execute(query, (version.blob_id,)))
-    if version.manifest_id is None:
-        ids = ids_of(version, version.chunks)
-        count, states = len(ids), {one: states[one] for one in ids if one in states}
-    else:
+    uploaded = verified = 0
+    sql, ids = database.connection, ids_of(version, version.chunks)
+    count = len(ids)
+    if version.manifest_id is not None:
         count = version.chunk_count + 1
+    if database.tally.archived_rows and version.manifest_id is not None:
+        query = f"SELECT coalesce(sum(state >= 0), 0), coalesce(sum(state > 0), 0) FROM {ARCHIVES} WHERE blob_id = ?"
+        uploaded, verified = sql.execute(query, (version.blob_id,)).fetchone()
+    elif database.tally.archived_rows:
+        query = f"SELECT state FROM {ARCHIVES} WHERE blob_id = ? AND chunk_id = ? AND typeof(state) = 'integer'"
+        for one in ids:
+            for (state,) in sql.execute(query, (version.blob_id, one)):
+                uploaded += state >= 0
+                verified += state > 0
     return ArchiveView(
-        path=path, version=version, is_head=is_head, tombstoned_at_ms=dead_at_ms,
-        uploaded=sum(state >= 0 for state in states.values()), verified=sum(state > 0 for state in states.values()),
+        path=path, version=version, is_head=is_head, tombstoned_at_ms=dead_at_ms, uploaded=uploaded, verified=verified,
         chunk_count=count, evicted=database.is_marked(version.blob_id), wanted=database.is_wanted(version.blob_id),
     )  # fmt: skip
 

@@ -15,14 +15,13 @@ _INTEGER_MAX = 2**63 - 1
 
 def is_sane(chunk: ArchivedChunk) -> bool:
     """Whether the tables can hold it. Others send it: what they cannot hold is passed over, and no disk fails for it."""
-    numbers = (chunk.length, chunk.start, chunk.end, chunk.archived_at_ms)
     return (
-        valid_hash(chunk.chunk_id)
-        and bool(chunk.target_path)
-        and all(0 <= number <= _INTEGER_MAX for number in numbers)
-        and chunk.start <= chunk.end
-        and chunk.archived_at_ms <= _MS_MAX
+        0 <= chunk.start <= chunk.end <= _INTEGER_MAX
+        and 0 <= chunk.length <= _INTEGER_MAX
+        and 0 <= chunk.archived_at_ms <= _MS_MAX
         and DAMAGED <= chunk.state <= _INTEGER_MAX
+        and bool(chunk.target_path)
+        and valid_hash(chunk.chunk_id)
     )
 
 

@@ -32,6 +32,8 @@ class ArchiveTables:
         self._database = database
         self._sql = database.connection
         self._blobs = database.path.parent / "blobs"
+        self._fresh = 0
+        self._is_news = False
 
     # -- entries
 
@@ -39,7 +41,8 @@ class ArchiveTables:
         """See the mutation. Everything gathered before is in the tables."""
         blob_id = entry.blob_id
         intent, row, is_garbage, marked, wanted, has_body = self._sql.execute(_FACTS, (blob_id,)).fetchone()
-        if is_garbage or intent == Intent.ABORTED.value:
+        # An inline body that came with its record counts for more than that the blob was given up before.
+        if is_garbage or (intent == Intent.ABORTED.value and row is None and not has_body):
             return
         told = [chunk for chunk in entry.chunks if is_sane(chunk)]
         if row is not None:
@@ -98,12 +101,20 @@ class ArchiveTables:
 
     def _put(self, table: str, blob_id: str, chunks: list[ArchivedChunk], fresh: int) -> None:
         archiverows.put(self._sql, table, blob_id, chunks)
-        tally = self._database.tally
         if table == STAGED:
+            tally = self._database.tally
             self._database.tally = replace(tally, archive_staged=tally.archive_staged + fresh)
         else:
+            self._fresh += fresh
+            self._is_news = True
+
+    def settle(self) -> None:
+        """Bring the tally up to the rows that came."""
+        if self._is_news:
             (head,) = self._sql.execute("SELECT max(pk) FROM blob_chunk_archives").fetchone()
-            self._database.tally = replace(tally, archive_head=head, archived_rows=tally.archived_rows + fresh)
+            tally = self._database.tally
+            self._database.tally = replace(tally, archive_head=head, archived_rows=tally.archived_rows + self._fresh)
+            self._fresh, self._is_news = 0, False
 
     def _version(self, blob_id: str, path: str | None = None) -> Version | None:
         """The version that has the blob, by its row; None when there is none that can be read, or it is of another path."""
@@ -165,6 +176,7 @@ class ArchiveTables:
 
     def row_goes(self, blob_id: str) -> None:
         """A row of ``blobs`` expires: so does everything that the archive has of it."""
+        self.settle()
         tally = self._database.tally
         if tally.archived_rows:
             count = self._sql.execute("DELETE FROM blob_chunk_archives WHERE blob_id = ?", (blob_id,)).rowcount
@@ -174,6 +186,7 @@ class ArchiveTables:
 
     def row_renamed(self, blob_id: str) -> None:
         """A row of ``blobs`` bore this blob's id by mistake: what the archive has of that waits for the right one."""
+        self.settle()
         if not self._database.tally.archived_rows:
             return
         self._merge(STAGED, blob_id, list(archiverows.rows_of(self._sql, ARCHIVES, blob_id)), relied_on=False)

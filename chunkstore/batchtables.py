@@ -138,6 +138,7 @@ class BatchTables:
 
     def flush(self) -> None:
         """Write what was gathered."""
+        self._archives.settle()
         self._flush_references()
         self._flush_bodies()
         for statement, values in ((_INSERT_LOG, self._log), (_INSERT_WRITE, self._writes)):
@@ -237,6 +238,7 @@ class BatchTables:
         except UNREADABLE:
             pass
         archives = self._archives
+        archives.settle()
         if self._database.tally.archived_rows:
             # The row that archive rows refer to may be away for a moment.
             self._sql.execute("PRAGMA defer_foreign_keys = ON")
@@ -293,6 +295,7 @@ class BatchTables:
                     row.delta -= row_term(row.path, version_of(found))
                 except UNREADABLE:
                     row.remake = True
+            self._archives.settle()
             if self._database.tally.archived_rows:
                 for blob_id in gone:
                     self._archives.row_goes(blob_id)

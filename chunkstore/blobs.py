@@ -255,9 +255,11 @@ class Blobs:
                 return known
             if facts.has_body:
                 return BlobState.DURABLE
+            if facts.evicted:
+                return BlobState.DURABLE
             if facts.intent == Intent.ABORTED.value and overlay.intent(slot, blob_id) is None:
                 return BlobState.ABORTED
-            if facts.evicted or (facts.waits and await self._waiting_suffice(slot, blob_id)):
+            if facts.waits and await self._waiting_suffice(slot, blob_id):
                 return BlobState.DURABLE
         complete = await self.run_reading(lambda: self._files.is_complete(slot, blob_id))
         known = self._state_now(slot, blob_id)
@@ -401,8 +403,10 @@ class Blobs:
 
     async def _keep_files(self, slot: int, blob_id: str) -> None:
         """Bytes of a blob that was evicted are put back: no sweep takes them for leftovers of the eviction."""
-        if (slot, blob_id) not in self.mending and self._core.tally(slot).evicted:
-            await self._core.ask(slot, partial(archivedb.settle_files, blob_id=blob_id))
+        barrier = self._core.overlay.archive_position(slot)
+        may_be = self._core.tally(slot).evicted or not self._core.is_applied(barrier)
+        if may_be and (slot, blob_id) not in self.mending:
+            await self._core.ask(slot, partial(archivedb.settle_files, blob_id=blob_id), barrier=barrier)
 
     async def _mended(self, slot: int, version: Version, chunk_id: str | None) -> None:
         """Count what is still missing, and take the mark off the folder when nothing is."""

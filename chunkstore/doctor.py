@@ -219,10 +219,11 @@ class _examined:
 def _examine_slot(disk: Path, slot: int, report: Report) -> None:
     folder = disk / "slots" / str(slot)
     known: set[str] = set()
+    evicted: set[str] = set()
     with _examined(folder / DATABASE_NAME, f"slots/{slot}/{DATABASE_NAME}", report, len(SLOT_MIGRATIONS)) as connection:
         if connection is not None:
             try:
-                known = _examine_rows(connection, folder, slot, report)
+                known = _examine_rows(connection, folder, slot, report, evicted)
             except sqlite3.Error as error:
                 report.add("error", f"slots/{slot}/{DATABASE_NAME}", f"SQLite says: {error}", _REBUILD)
     blobs = folder / "blobs"
@@ -236,7 +237,7 @@ def _examine_slot(disk: Path, slot: int, report: Report) -> None:
                 "warning", where, "nothing in the database knows this blob", "The node's sweep looks at it later."
             )
         if report.deep:
-            _examine_chunks(blobs / name, where, report)
+            _examine_chunks(blobs / name, where, report, is_evicted=name in evicted)
     staging = folder / "staging"
     left = len(os.listdir(staging)) if staging.is_dir() else 0
     if left and not report.in_use:
@@ -245,17 +246,18 @@ def _examine_slot(disk: Path, slot: int, report: Report) -> None:
         )
 
 
-def _examine_rows(connection: sqlite3.Connection, folder: Path, slot: int, report: Report) -> set[str]:
-    """Rows against files; returns the blob ids that the tables know."""
+def _examine_rows(
+    connection: sqlite3.Connection, folder: Path, slot: int, report: Report, evicted: set[str]
+) -> set[str]:  # fmt: skip
+    """Rows against files; returns the blob ids that the tables know, and puts those that live by archive rows into ``evicted``."""
     known = {blob_id for (blob_id,) in connection.execute("SELECT blob_id FROM intents")}
     query = "SELECT count(*) FROM registers WHERE chosen = 0 AND record IS NOT NULL"
     report.count("registers_undecided", connection.execute(query).fetchone()[0])
     wanted: set[str] = set()
-    evicted: set[str] = set()
     here: set[str] = set()
     schema_version = connection.execute("PRAGMA user_version").fetchone()[0]
     if schema_version >= _VERSION_WITH_EVICTED:
-        evicted = {blob_id for (blob_id,) in connection.execute("SELECT blob_id FROM evicted WHERE waiting = 0")}
+        evicted.update(blob_id for (blob_id,) in connection.execute("SELECT blob_id FROM evicted WHERE waiting = 0"))
         report.count("versions_evicted", len(evicted))
         report.count("archive_rows", connection.execute("SELECT count(*) FROM blob_chunk_archives").fetchone()[0])
     if schema_version >= _VERSION_WITH_DIGESTS:
@@ -369,8 +371,8 @@ def _missing(folder: Path, chunks_text: str, manifest_id: str | None) -> Iterato
         yield f"{absent} chunks are missing or of the wrong length"
 
 
-def _examine_chunks(folder: Path, where: str, report: Report) -> None:
-    if (folder / INCOMPLETE_NAME).exists():
+def _examine_chunks(folder: Path, where: str, report: Report, *, is_evicted: bool) -> None:
+    if not is_evicted and (folder / INCOMPLETE_NAME).exists():
         report.add("info", where, "marked incomplete: a repair is under way", _REPAIR)
     chunks = folder / "chunks"
     for name in sorted(os.listdir(chunks)) if chunks.is_dir() else []:

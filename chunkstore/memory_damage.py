@@ -79,6 +79,12 @@ class MemoryDamage(MemoryArchive):
         at.registers[path] = Register(register.accepted, wrong, True)
         known.record_term = (wrong, known.record_term[1])
 
+    def lose_archive_row(self, slot: int, blob_id: str, chunk_id: str) -> None:
+        """A row that says where the archive has a chunk is gone."""
+        at = self._look(slot)
+        del at.archives[blob_id][chunk_id]
+        del at.archive_seqs[blob_id, chunk_id]
+
     def lose_tombstone(self, slot: int, path: str, version: int) -> None:
         """A row forgets that it was tombstoned."""
         rows = self._look(slot).paths[path].rows

@@ -132,6 +132,8 @@ def own_health(
                 compared_ms=facts.compared.compared_ms(slot) if facts.compared is not None else 0,
                 scrubbed_ms=facts.scrubbed.scrubbed_ms(slot) if facts.scrubbed is not None else 0,
                 unrecoverable=fetched.unrecoverable(slot) if fetched is not None else 0,
+                evicted=tally.evicted,
+                evicted_bytes=tally.evicted_bytes,
             )
         )
     return HealthReply(

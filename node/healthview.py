@@ -102,6 +102,8 @@ def _copy(copy: CopyView) -> dict[str, Any]:
             "damaged": health.damaged,
             "unrecoverable": health.unrecoverable,
             "unsynced": health.unsynced,
+            "evicted": health.evicted,
+            "evicted_bytes": health.evicted_bytes,
             "last_compare": time_or_none(health.compared_ms),
             "last_scrub": time_or_none(health.scrubbed_ms),
         }

@@ -7,7 +7,7 @@ durable (``store.position`` then ``store.durable``), because what an answer show
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, assert_never
@@ -15,6 +15,7 @@ from typing import Any, assert_never
 import msgspec
 import structlog
 
+from amberblob.archives import ArchivedBlob
 from amberblob.ballot import Ballot, Register, SlotState
 from amberblob.clock import HybridClock
 from amberblob.errors import (
@@ -84,6 +85,8 @@ ROWS_BYTES_MAX = FRAME_BYTES_MAX // 2
 """Of the rows in one answer, by an estimate that errs upwards."""
 
 INSPECT_ROWS_MAX = 100
+INSPECT_ARCHIVED_MAX = 64
+"""Archive rows of one version that are told, of at most so many versions."""
 INSPECT_WANTED_MAX = 10_000
 """How many wanted versions of a slot are looked through for those of one path."""
 
@@ -634,8 +637,11 @@ class Replica:
         if register.record is not None and register.record.added is not None:
             versions.setdefault(register.record.added.version, register.record.added)
         damaged = await self._wanted_of(slot, path)
+        archived = await self._archived_of(slot, versions)
         present = {
-            number: "damaged" if damaged.get(number) else await self._presence(slot, version)
+            number: "damaged"
+            if damaged.get(number)
+            else await self._presence(slot, version, archived[number].evicted if number in archived else False)
             for number, version in versions.items()
         }
         state = self._store.slot_state(slot)
@@ -651,7 +657,18 @@ class Replica:
             detail=self._store.failed or "",
             unsynced=self._mute(state) is not None,
             wanted=tuple(sorted(damaged)),
+            archived={
+                number: blob.chunks[:INSPECT_ARCHIVED_MAX]
+                for number, blob in sorted(archived.items(), reverse=True)[:INSPECT_ARCHIVED_MAX]
+            },
         )
+
+    async def _archived_of(self, slot: int, versions: Mapping[int, Version]) -> dict[int, ArchivedBlob]:
+        """What is known of these versions' archive copies; those of which nothing is known are left out."""
+        if not self._store.tally(slot).archived_rows:
+            return {}
+        found = {number: await self._store.archived(slot, version.blob_id) for number, version in versions.items()}
+        return {number: blob for number, blob in found.items() if blob is not None}
 
     async def _wanted_of(self, slot: int, path: str) -> dict[int, bool]:
         """Versions of the path whose bytes are to be fetched, and whether they were damaged here; of very many not all."""
@@ -660,9 +677,11 @@ class Replica:
         found = await self._store.wanted(slot, INSPECT_WANTED_MAX)
         return {wanted.version.version: wanted.damaged for wanted in found if wanted.path == path}
 
-    async def _presence(self, slot: int, version: Version) -> str:
+    async def _presence(self, slot: int, version: Version, evicted: bool) -> str:
         if version.size == 0:
             return "all"
+        if evicted:
+            return "archived"
         chunks = version.chunks
         if version.manifest_id is not None:
             try:

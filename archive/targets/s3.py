@@ -11,11 +11,7 @@ import asyncio
 import base64
 import functools
 import hashlib
-import os
-import threading
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -30,13 +26,12 @@ from amberblob.clock import Clock, Randomness, SystemClock, SystemRandomness
 from amberblob.config import ArchiveSection
 from amberblob.errors import ArchiveDenied, ArchiveError, ArchiveUnavailable, ConfigError
 from archive.targets.failures import KeysRefused, Refusal, classify, result_of
+from archive.targets.s3keys import Keys
 from archive.targets.threads import Closed, Threads
 from archive.traffic import Traffic
 
 _THREADS_FOR_READS = 32
 _CONNECT_TIMEOUT_MAX_S = 10.0
-_LOOK_AT_FILE_S = 1.0
-_RENEW_S = 5.0
 _DEFAULT_REGION = "us-east-1"
 _T = TypeVar("_T")
 
@@ -64,7 +59,7 @@ class S3Requests:
         threads = section.parallel + _THREADS_FOR_READS
         self._connections = 2 * threads
         self._threads = Threads(threads, "archive-s3")
-        self._keys = _Keys(self._make_client, section.credentials_file)
+        self._keys = Keys(self._make_client, section.credentials_file)
 
     @property
     def where(self) -> str:
@@ -188,65 +183,6 @@ class S3Requests:
 def _descriptions() -> Any:
     """What boto3 knows of S3: large, slow to read, and the same for all clients."""
     return botocore.loaders.create_loader()
-
-
-class _Keys:
-    """The client, as long as its credentials are good. Used by threads."""
-
-    def __init__(self, make: Callable[[], Any], file: Path | None) -> None:
-        self._make = make
-        self._file = file
-        self._lock = threading.Lock()
-        self._client: Any = None
-        self._facts: object = None
-        self._looked_s = float("-inf")
-        self._renewed_s = float("-inf")
-
-    def client(self) -> Any:
-        """The client of now; another one when the credentials' file has changed."""
-        with self._lock:
-            if self._file is not None and time.monotonic() - self._looked_s > _LOOK_AT_FILE_S:
-                self._looked_s = time.monotonic()
-                facts = _facts(self._file)
-                if facts != self._facts:
-                    self._facts, self._client = facts, None
-            if self._client is None:
-                self._client = self._make()
-            return self._client
-
-    def renewed(self, refused: Any) -> Any:
-        """Another client than the one that was refused; None: its keys are still the newest."""
-        with self._lock:
-            if self._client is not refused and self._client is not None:
-                return self._client
-            facts = _facts(self._file) if self._file is not None else None
-            if facts == self._facts and time.monotonic() - self._renewed_s < _RENEW_S:
-                return None
-            self._facts, self._renewed_s = facts, time.monotonic()
-            client = self._make()
-            if _keys_of(client) == _keys_of(refused):
-                return None
-            self._client = client
-            return client
-
-    def close(self) -> None:
-        with self._lock:
-            client, self._client = self._client, None
-        if client is not None:
-            client.close()
-
-
-def _keys_of(client: Any) -> object:
-    credentials = client._request_signer._credentials
-    return credentials and tuple(credentials.get_frozen_credentials())
-
-
-def _facts(file: Path) -> object:
-    try:
-        stat = os.stat(file)
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _send_md5(params: dict[str, Any], **_: object) -> None:

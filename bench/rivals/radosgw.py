@@ -150,15 +150,6 @@ class RadosGateway:
     def __exit__(self, *_: object) -> None:
         self._processes.stop()
 
-    def make_s3_key(self) -> tuple[str, str]:
-        """Access key and secret key of the user, for the S3 interface; the gateway runs."""
-        access_key, secret_key = secrets.token_hex(8), secrets.token_hex(16)
-        self._processes.run(
-            self._command("radosgw-admin", "-n", "client.rgw", "key", "create", "--uid", _USER.partition(":")[0],
-                          "--key-type", "s3", "--access-key", access_key, "--secret-key", secret_key)
-        )  # fmt: skip
-        return access_key, secret_key
-
     def _command(self, program: str, *arguments: str) -> list[str]:
         return [program, "-c", str(self._layout.config), *arguments]
 

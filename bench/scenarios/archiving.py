@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from bench import bulk, procfs
 from bench.archiving import JobDone, evicted, run_job
@@ -23,6 +26,8 @@ PART_BYTES = 16 * 2**20
 _CLIENTS = 64
 _GIB = 2**30
 _EVICTED_S = 60.0
+_SENT, _RESTORED = "archive run, 64 MiB bodies", "archive restore, 64 MiB bodies"
+T = TypeVar("T")
 
 
 def archive(plan: Plan, folder: Path, to: Recorder) -> None:
@@ -38,61 +43,81 @@ def archive(plan: Plan, folder: Path, to: Recorder) -> None:
 
 
 def _large(plan: Plan, cluster: Cluster, s3: S3, run: int, to: Recorder) -> None:
-    """One round: sent, by both; brought back, by both. Who comes first changes with the round."""
-    prefix, mib = f"large/{run}/", plan.archived * LARGE_BYTES / MIB
+    """One round: sent, by both; brought back onto the disks, and read by clients, beside boto3's download. Who comes first changes with the round."""
+    restored, read = f"large/{run}/restored/", f"large/{run}/read/"
+    half, mib = plan.archived, plan.archived * LARGE_BYTES / MIB
     gone_before = evicted(cluster.ports[0])
-    for number in range(plan.archived):
-        body = os.urandom(LARGE_BYTES)
-        bulk.put(cluster.ports[number % NODES], f"{OBJECTS}{prefix}{number}", len(body), body)
+    for number in range(half):
+        for prefix in (restored, read):
+            body = os.urandom(LARGE_BYTES)
+            bulk.put(cluster.ports[number % NODES], f"{OBJECTS}{prefix}{number}", len(body), body)
     rest(cluster)
-    plain_up_s, sent = _pair(plan, cluster, s3, run, "upload", "run", prefix)
-    _await_evicted(cluster, gone_before + NODES * plan.archived)
-    plain_down_s, back = _pair(plan, cluster, s3, run, "download", "restore", prefix)
+    both = 2 * half
+    plain_up_s, sent = _in_turn(
+        run, lambda: _plain_s(both, s3, run, "upload"), lambda: run_job(cluster.ports[0], "run", f"large/{run}/")
+    )
+    _await_evicted(cluster, gone_before + NODES * both)
+    plain_both_s = _plain_s(both, s3, run, "download")
+    to.add(
+        _SENT, "sent and read back", "MiB/s", 2 * mib / sent.seconds,
+        floor=("boto3, up and down again", 2 * mib / (plain_up_s + plain_both_s)), note=f"{both} bodies to {s3.title}",
+    )  # fmt: skip
+    floor = ("boto3, up", 2 * mib / plain_up_s)
+    to.add(_SENT, "sent and read back, beside sending alone", "MiB/s", 2 * mib / sent.seconds, floor=floor)
+    _costs(to, _SENT, sent, 2 * mib)
 
-    note = f"{plan.archived} bodies to {s3.title}"
-    subject = "archive run, 64 MiB bodies"
-    to.add(
-        subject,
-        "sent and read back",
-        "MiB/s",
-        mib / sent.seconds,
-        floor=("boto3, up and down again", mib / (plain_up_s + plain_down_s)),
-        note=note,
+    plain_s, back = _in_turn(
+        run, lambda: _plain_s(half, s3, run, "download"), lambda: run_job(cluster.ports[0], "restore", restored)
     )
+    floor = ("boto3, down", mib / plain_s)
+    to.add(_RESTORED, "brought back", "MiB/s", mib / back.seconds, floor=floor, note="each byte once")
     to.add(
-        subject,
-        "sent and read back, beside sending alone",
+        _RESTORED,
+        "brought back, all copies",
         "MiB/s",
-        mib / sent.seconds,
-        floor=("boto3, up", mib / plain_up_s),
-    )
-    _costs(to, subject, sent, mib)
-    subject = "archive restore, 64 MiB bodies"
-    to.add(
-        subject,
-        "brought back",
-        "MiB/s",
-        mib / back.seconds,
-        floor=("boto3, down", mib / plain_down_s),
+        NODES * mib / back.seconds,
+        floor=floor,
         note=f"onto {NODES} disks",
     )
-    _costs(to, subject, back, mib)
+    _costs(to, _RESTORED, back, mib)
+
+    plain_s, seconds = _in_turn(
+        run, lambda: _plain_s(half, s3, run, "download"), lambda: _read_s(cluster, f"{OBJECTS}{read}", half)
+    )
+    to.add(
+        "GET of evicted 64 MiB bodies",
+        "throughput",
+        "MiB/s",
+        mib / seconds,
+        floor=("boto3, down", mib / plain_s),
+        note="all at once",
+    )
 
 
-def _pair(
-    plan: Plan, cluster: Cluster, s3: S3, run: int, direction: Direction, kind: str, prefix: str
-) -> tuple[float, JobDone]:
-    """Seconds of plain boto3, and the job, right after each other."""
+def _read_s(cluster: Cluster, base: str, count: int) -> float:
+    """GET each body once, all at once, through the nodes in turn; seconds until the last one is whole."""
+
+    def one(number: int) -> None:
+        bulk.get(cluster.ports[number % NODES], f"{base}{number}", LARGE_BYTES)
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(one, range(count)))
+    return time.monotonic() - began
+
+
+def _in_turn(run: int, theirs: Callable[[], float], ours: Callable[[], T]) -> tuple[float, T]:
+    """Both, right after each other; ours first in every other round."""
     if run % 2:
-        done = run_job(cluster.ports[0], kind, prefix)
-        return _plain_s(plan, s3, run, direction), done
-    plain_s = _plain_s(plan, s3, run, direction)
-    return plain_s, run_job(cluster.ports[0], kind, prefix)
+        done = ours()
+        return theirs(), done
+    seconds = theirs()
+    return seconds, ours()
 
 
-def _plain_s(plan: Plan, s3: S3, run: int, direction: Direction) -> float:
-    """The same number of the same size, divided among as many processes as there are nodes."""
-    names = [f"plain/{run}/{number}" for number in range(plan.archived)]
+def _plain_s(count: int, s3: S3, run: int, direction: Direction) -> float:
+    """So many bodies of the same size, divided among as many processes as there are nodes."""
+    names = [f"plain/{run}/{number}" for number in range(count)]
     jobs = [
         PlainJob(
             endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=BUCKET, direction=direction,
@@ -128,12 +153,21 @@ def _small(plan: Plan, cluster: Cluster, to: Recorder) -> None:
     )  # fmt: skip
     run_through(job)
     rest(cluster)
+    nothing = run_job(cluster.ports[0], "run", "there is nothing of this name")
     cpu = procfs.cpu_s(cluster.pids)
     done = run_job(cluster.ports[0], "run", "small/")
     cpu = procfs.cpu_s(cluster.pids) - cpu
     subject = "archive run, 4 KiB bodies"
-    to.add(subject, "requests to S3", "per object", done.requests / count, note=f"{count:,} objects, read back too")
-    to.add(subject, "requests to S3", "per GiB", done.requests * _GIB / (count * SMALL_BYTES))
+    requests = max(0, done.requests - nothing.requests)
+    to.add(
+        subject,
+        "requests to S3",
+        "per 1,000 objects",
+        requests * 1000 / count,
+        note=f"{count:,} objects, read back too",
+    )
+    to.add(subject, "requests to S3 for a GiB", "", requests * _GIB / (count * SMALL_BYTES))
+    to.add(subject, "requests to S3 of a run with nothing to do", "", nothing.requests, note="not counted above")
     to.add(subject, "sent to S3", "bytes per byte", done.sent_bytes / (count * SMALL_BYTES))
     to.add(subject, "throughput", "objects/s", count / done.seconds)
     to.add(subject, "CPU of all nodes", "µs/object", cpu * 1e6 / count)

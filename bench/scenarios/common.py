@@ -46,7 +46,7 @@ class Plan:
         listed: objects in the listing.
         healed: objects on the disk that is emptied.
         compared: objects of which one in a thousand is missed.
-        archived: bodies of 64 MiB that are archived and restored at once.
+        archived: bodies of 64 MiB that are restored, and as many that are read, at once; both are archived.
         archived_small: objects of 4 KiB that are archived at once.
         death_s: how long the load goes on in whose middle a node dies.
         scenario_s: after so long a scenario begins no further run or cell.

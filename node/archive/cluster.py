@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -31,28 +32,26 @@ log = structlog.get_logger(__name__)
 ASK_TIMEOUT_S = 3.0
 """How long one node is waited for where somebody looks; those that take longer are told as silent."""
 
+T = TypeVar("T")
+
 _jobs = msgspec.json.Decoder(list[JobStatus]).decode
 _info = msgspec.json.Decoder(ArchiveNodeStatus).decode
 
 
 class ClusterArchive:
-    """Implements :class:`node.service.ArchiveService`.
+    """Implements :class:`node.service.ArchiveService`."""
 
-    Args:
-        check: looks at a job before anybody is asked for it; raises BadRequest.
-    """
-
-    def __init__(self, ground: Ground, *, check: Callable[[JobWanted], None] = lambda wanted: None) -> None:
+    def __init__(self, ground: Ground) -> None:
         self._ground = ground
-        self._check = check
 
     async def view(self) -> ArchiveView:
         """How all nodes' archives are. Raises: NotReady."""
         replies = await self._ground.ask_all(self._ground.nodes(), ArchiveInfo(), timeout_s=ASK_TIMEOUT_S)
         nodes: list[ArchiveNodeStatus] = []
         for node, reply in sorted(replies.items()):
-            if isinstance(reply, ArchiveInfoReply):
-                nodes.append(_info(reply.info))
+            told = _decoded(_info, reply.info) if isinstance(reply, ArchiveInfoReply) else None
+            if told is not None:
+                nodes.append(told)
             elif isinstance(reply, PeerError) and reply.code == NoArchive.code:
                 nodes.append(ArchiveNodeStatus(node=node, reached=False, code=reply.code, why=reply.detail))
         silent = tuple(sorted(replies.keys() - {node.node for node in nodes}))
@@ -69,7 +68,8 @@ class ClusterArchive:
 
         Raises: BadRequest, JobConflict (every node that answered runs another of the kind), QuorumUnavailable (nobody began), NotReady.
         """
-        self._check(wanted)
+        if wanted.kind == "import" and not wanted.source:
+            raise BadRequest("An import needs its source: s3://bucket/prefix.")
         ground = self._ground
         request = JobRequest(
             job=ground.mint.mint(),
@@ -114,7 +114,7 @@ class ClusterArchive:
     async def jobs(self) -> JobsView:
         """All jobs that nodes tell of, newest first. Raises: NotReady."""
         replies = await self._ask_jobs(ArchiveJob(action="status"))
-        told = {node: _jobs(reply.jobs) for node, reply in replies.items() if isinstance(reply, ArchiveJobReply)}
+        told = {node: parts_in(reply) for node, reply in replies.items()}
         return view_jobs(told, slot_count=self._slot_count(), silent=_silent(replies))
 
     async def job(self, job: str) -> JobView:
@@ -129,7 +129,7 @@ class ClusterArchive:
         return await self._ground.ask_all(self._ground.nodes(), message, timeout_s=ASK_TIMEOUT_S)
 
     def _view(self, job: str, replies: dict[str, Reply | PeerError]) -> JobView:
-        parts = [part for reply in replies.values() if isinstance(reply, ArchiveJobReply) for part in _jobs(reply.jobs)]
+        parts = [part for reply in replies.values() for part in parts_in(reply)]
         silent = _silent(replies)
         if not parts:
             raise NoSuchJob(
@@ -146,6 +146,21 @@ _REFUSALS = frozenset(
     (NoArchive.code, JobConflict.code, NotReady.code, NoSuchJob.code, BadRequest.code, "peer-refused")
 )
 """Codes of answers; with anything else the node was not reached, or gave no answer."""
+
+
+def parts_in(reply: object) -> list[JobStatus]:
+    """The parts of jobs that an answer tells; of an error, or of software that tells them in another way, none."""
+    if not isinstance(reply, ArchiveJobReply):
+        return []
+    return _decoded(_jobs, reply.jobs) or []
+
+
+def _decoded(decode: Callable[[bytes], T], data: bytes) -> T | None:
+    try:
+        return decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        log.warning("a node tells of its archive what cannot be read", error=str(error))
+        return None
 
 
 def _checked(job: str) -> str:

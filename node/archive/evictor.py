@@ -145,21 +145,35 @@ class Evictor:
                 after: tuple[str, int] | None = ("", 0)
                 while after is not None:
                     page, after = await self._ground.store.archive_page(slot, after, PAGE_VERSIONS, prefix=begin)
-                    for due in self._due(slot, page, rules):
-                        if due.rule.evict_above:
-                            waiting.offer(due)
-                        else:
-                            freed += await self._evict(due, progress)
+                    due = self._due(slot, page, rules)
+                    for candidate in due:
+                        if candidate.rule.evict_above:
+                            waiting.offer(candidate)
+                    at_once = [candidate for candidate in due if not candidate.rule.evict_above]
+                    for at in range(0, len(at_once), AT_ONCE):
+                        freed += await self._evict_some(at_once[at : at + AT_ONCE], progress)
+                        yield
                     yield
-        count = 0
-        while (candidate := waiting.take()) is not None:
-            # By what was freed, not by looking again: a database's file does not shrink, so one that is full of small bodies would never be empty enough.
-            left = Disk(used=max(0, disk.used - freed), total=disk.total)
-            if self._water.lets_go(candidate.rule, left):
-                freed += await self._evict(candidate, progress)
-                count += 1
-                if count % AT_ONCE == 0:
-                    yield
+        while some := self._coldest(waiting, disk, freed):
+            freed += await self._evict_some(some, progress)
+            yield
+
+    def _coldest(self, waiting: Candidates, disk: Disk, freed: int) -> list[Candidate]:
+        """The next to go, as many as the rules let go yet.
+
+        By what was freed, not by looking at the disk again: a database's file does not shrink, so one that is full of small bodies would never
+        be empty enough.
+        """
+        some: list[Candidate] = []
+        while len(some) < AT_ONCE and (candidate := waiting.take()) is not None:
+            if self._water.lets_go(candidate.rule, Disk(used=max(0, disk.used - freed), total=disk.total)):
+                some.append(candidate)
+                freed += candidate.version.size
+        return some
+
+    async def _evict_some(self, some: list[Candidate], progress: Progress | None) -> int:
+        """Let these go, side by side: they share the journal's syncs."""
+        return sum(await asyncio.gather(*(self._evict(candidate, progress) for candidate in some)))
 
     def _due(self, slot: int, page: list[ArchiveView], rules: set[Rule]) -> list[Candidate]:
         now_ms, due = self._ground.now_ms(), []

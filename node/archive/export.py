@@ -7,19 +7,21 @@ numbers, so whoever takes a slot over makes a base. Few requests whatever the nu
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable
+import asyncio
+from collections.abc import AsyncIterable, Container, Mapping
 from dataclasses import dataclass
 
 import msgspec
 import structlog
 
-from amberblob.limits import KIB, MIB
-from archive.export import Exports, Known, SegmentWriter, newest
+from amberblob.errors import ArchiveError
+from amberblob.limits import KIB, MIB, SLOT_COUNT_MAX
+from archive.export import Exports, Known, SegmentWriter, check_exports, newest
 from archive.segments import FORMAT, ClusterDocument, Head, Ref, SlotHead
 from archive.targets.interface import Stored, Target
 from node.archive.exporting import Telling, Unsettled
 from node.archive.ground import Ground
-from node.archive.jobs import JobRequest, Progress
+from node.archive.jobs import JobRequest, JobWork, Progress
 from registry.routes import ClusterInfo
 
 log = structlog.get_logger(__name__)
@@ -46,24 +48,47 @@ class _Slot:
 
 
 class ExportWork:
-    """A :class:`node.archive.jobs.JobWork`."""
+    """A :class:`node.archive.jobs.JobWork`. Options: ``full``: ``yes``: tell every slot as a whole, whatever is there."""
 
     def __init__(self, ground: Ground) -> None:
         self.ground = ground
         self._telling = Telling(ground.store, ground.coordinator, ground.routing)
         self._exports: Exports | None = None
         self._introduced = False
-        self._pruned_ms = 0
+        self._pruned_ms = ground.now_ms()  # not while the node starts
+        self._one_at_a_time = asyncio.Lock()
 
     async def __call__(self, request: JobRequest, progress: Progress) -> None:
         """Export the slots that this node looks after. Raises: ArchiveError, NotReady, DiskFailed."""
-        await self.export(self.ground.means.for_job(request), progress, by_slot=True, dry_run=request.dry_run)
+        anew = range(SLOT_COUNT_MAX) if request.options.get("full") == "yes" else ()
+        target = self.ground.means.for_job(request)
+        await self.export(target, progress, by_slot=True, dry_run=request.dry_run, anew=anew)
 
-    async def export(self, target: Target, progress: Progress, *, by_slot: bool = False, dry_run: bool = False) -> None:
-        """The same, as the last part of another job; ``by_slot``: the job is nothing else, and goes slot by slot. Counts ``exported_slots``, ``exported_bases``, ``exported_bytes``.
+    async def export(
+        self,
+        target: Target,
+        progress: Progress,
+        *,
+        by_slot: bool = False,
+        dry_run: bool = False,
+        anew: Container[int] = (),
+    ) -> None:
+        """The same, as the last part of another job. Counts ``exported_slots``, ``exported_bases``, ``exported_bytes``.
+
+        One goes on at a time: a head that is published later must not tell of less.
+
+        Args:
+            by_slot: the job is nothing else, and goes slot by slot.
+            anew: these slots are told as a whole, whatever is there.
 
         Raises: ArchiveError, NotReady, DiskFailed.
         """
+        async with self._one_at_a_time:
+            await self._export(target, progress, by_slot=by_slot, dry_run=dry_run, anew=anew)
+
+    async def _export(
+        self, target: Target, progress: Progress, *, by_slot: bool, dry_run: bool, anew: Container[int]
+    ) -> None:
         ground = self.ground
         table = ground.routing.table()
         cluster = table.cluster.cluster_id
@@ -75,6 +100,7 @@ class ExportWork:
             await exports.introduce(_document(table.cluster))
             self._introduced = True
         known = await exports.load()
+        segments = await exports.segments() if known.heads else {}
         writer = SegmentWriter(
             _Nowhere() if dry_run else target,
             cluster,
@@ -83,7 +109,9 @@ class ExportWork:
             now_ms=ground.now_ms,
         )
         slot_count = table.cluster.slot_count
-        batch = _Batch(self, exports, known, writer, progress, slot_count, by_slot=by_slot, dry_run=dry_run)
+        batch = _Batch(
+            self, exports, known, segments, writer, progress, slot_count, by_slot=by_slot, dry_run=dry_run, anew=anew
+        )
         await batch.run()
         now_ms = ground.now_ms()
         if not dry_run and now_ms - self._pruned_ms >= PRUNE_EVERY_MS:
@@ -91,8 +119,8 @@ class ExportWork:
             self._pruned_ms = now_ms
             progress.add(pruned_objects=gone)
 
-    async def slot(self, slot: int, known: list[SlotHead], writer: SegmentWriter) -> _Slot:
-        """Write what is new of a slot. ``known``: what heads tell of it, newest first.
+    async def slot(self, slot: int, known: list[SlotHead], segments: Mapping[str, int], writer: SegmentWriter) -> _Slot:
+        """Write what is new of a slot. ``known``: what heads tell of it, newest first. ``segments``: what is there of what they name.
 
         Raises: Unsettled, DiskFailed, ArchiveError.
         """
@@ -101,7 +129,7 @@ class ExportWork:
         copy = store.slot_state(slot).incarnation
         await store.settle([slot])
         tally = store.tally(slot)
-        before = self._base_of(known, copy, at_ms)
+        before = self._base_of(known, copy, segments, at_ms)
         if before is None or before.log > tally.log_head or before.archived > tally.archive_head:
             return await self._base(slot, copy, at_ms, writer)
         if before.log == tally.log_head and before.archived == tally.archive_head:
@@ -125,13 +153,13 @@ class ExportWork:
             msgspec.structs.replace(before, changes=all_changes, log=lines, archived=rows, at_ms=at_ms), written=True
         )
 
-    def _base_of(self, known: list[SlotHead], copy: str, at_ms: int) -> SlotHead | None:
+    def _base_of(self, known: list[SlotHead], copy: str, segments: Mapping[str, int], at_ms: int) -> SlotHead | None:
         """The head that this copy may go on from.
 
         One that another copy has told of the slot since may be on its way out of the bucket: it is too old for that once half of the time is over
         for which what is superseded stays.
         """
-        before = newest(known, copy)
+        before = newest(known, copy, segments)
         if before is None or before is known[0] or at_ms - before.at_ms < int(self.ground.section.grace * 500):
             return before
         return None
@@ -188,6 +216,48 @@ class ExportWork:
         return after
 
 
+class ThenExport:
+    """A :class:`node.archive.jobs.JobWork`: another one, and after it an export, so that what was archived can be recovered from now on."""
+
+    def __init__(self, work: JobWork, exporting: ExportWork) -> None:
+        self._work = work
+        self._exporting = exporting
+
+    async def __call__(self, request: JobRequest, progress: Progress) -> None:
+        """Do the work, and export; that the export failed is a problem of a job that did its work. Raises as the work does."""
+        await self._work(request, progress)
+        if request.dry_run:
+            return
+        progress.say("exporting the metadata")
+        try:
+            await self._exporting.export(self._exporting.ground.means.for_job(request), progress)
+        except ArchiveError as error:
+            progress.problem(f"The metadata was not exported: {error.detail}")
+
+
+class ThenCheck:
+    """A :class:`node.archive.jobs.JobWork`: another one, and after it a look at the exported metadata; what of it is damaged is told anew."""
+
+    def __init__(self, work: JobWork, exporting: ExportWork) -> None:
+        self._work = work
+        self._exporting = exporting
+
+    async def __call__(self, request: JobRequest, progress: Progress) -> None:
+        """Do the work, and check. Raises as the work does."""
+        await self._work(request, progress)
+        if request.dry_run or request.prefix:
+            return
+        ground, target = self._exporting.ground, self._exporting.ground.means.for_job(request)
+        progress.say("reading the exported metadata back")
+        try:
+            cluster = ground.routing.table().cluster.cluster_id
+            wrong = await check_exports(target, cluster, ground.led_slots(), progress.problem)
+            if wrong:
+                await self._exporting.export(target, progress, anew=wrong)
+        except ArchiveError as error:
+            progress.problem(f"The exported metadata was not looked at: {error.detail}")
+
+
 class _Batch:
     """One run: slot after slot, and heads that tell of them."""
 
@@ -196,18 +266,22 @@ class _Batch:
         work: ExportWork,
         exports: Exports,
         known: Known,
+        segments: Mapping[str, int],
         writer: SegmentWriter,
         progress: Progress,
         slot_count: int,
         *,
         by_slot: bool,
         dry_run: bool,
+        anew: Container[int],
     ) -> None:
+        self._anew = anew
         self._work = work
         self.ground = work.ground
         self._by_slot = by_slot
         self._exports = exports
         self._known = known.by_slot()
+        self._segments = segments
         needed = known.heads.keys() - set(known.superseded())
         self._own_heads = sum(known.heads[name].node == work.ground.node for name in needed)
         self._writer = writer
@@ -236,9 +310,9 @@ class _Batch:
         await self._publish()
 
     async def _slot(self, slot: int) -> None:
-        known = self._known.get(slot, [])
+        known = self._known.get(slot, []) if slot not in self._anew else []
         try:
-            done = await self._work.slot(slot, known, self._writer)
+            done = await self._work.slot(slot, known, self._segments, self._writer)
         except Unsettled as error:
             self._progress.problem(error.detail)
             return
@@ -262,7 +336,7 @@ class _Batch:
                 cluster=self._exports.cluster,
                 slot_count=self._slot_count,
                 node=ground.node,
-                at_ms=ground.now_ms(),
+                at_ms=min(one.at_ms for one in (*self._told, *self._unchanged)),
                 slots=tuple(self._told),
                 unchanged=unchanged,
             )

@@ -7,6 +7,7 @@ rows of condemned objects are kept out. (The index by chunk id is fed from the c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from amberblob.archives import ArchivedChunk
@@ -21,6 +22,10 @@ class Barred(Protocol):
         """Whether rows of that object are refused."""
         ...
 
+    def using(self, target_paths: Iterable[str]) -> AbstractContextManager[frozenset[str]]:
+        """Rows of these are on their way to other nodes: see :meth:`Facts.using`."""
+        ...
+
 
 def _ignore(slot: int) -> None:
     """Nobody wants to know."""
@@ -31,6 +36,9 @@ class NothingBarred:
 
     def bars(self, target_path: str) -> bool:
         return False
+
+    def using(self, target_paths: Iterable[str]) -> AbstractContextManager[frozenset[str]]:
+        return nullcontext(frozenset(target_paths))
 
 
 class Facts:
@@ -52,6 +60,13 @@ class Facts:
         """Those that do not name a condemned object."""
         bars = self.barred.bars
         return tuple(chunk for chunk in chunks if not bars(chunk.target_path))
+
+    def using(self, target_paths: Iterable[str]) -> AbstractContextManager[frozenset[str]]:
+        """Rows of these objects that no copy here has are on their way to other nodes: meanwhile this node does not agree to their being deleted.
+
+        Yields those of which that may be; the others are being deleted, and whoever is sent rows of them refuses.
+        """
+        return self.barred.using(target_paths)
 
     def take(
         self, slot: int, blob_id: str, chunks: Sequence[ArchivedChunk], *, at_ms: int, evicted: bool = False

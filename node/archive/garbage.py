@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
@@ -51,16 +52,31 @@ class Now:
         return min(self.own_ms - ulid_time_ms(ulid), self.target_ms - object.modified_ms)
 
 
+class Exporting(Protocol):
+    """Exports what this node looks after (:class:`node.archive.export.ExportWork`)."""
+
+    async def export(self, target: Target, progress: Progress) -> None:
+        """Raises: ArchiveError."""
+        ...
+
+
 class GarbageWork:
     """Carries out ``gc``: a :class:`node.archive.jobs.JobWork`."""
 
-    def __init__(self, ground: Ground, collector: Collector, uses: Uses) -> None:
+    def __init__(self, ground: Ground, collector: Collector, uses: Uses, exporting: Exporting) -> None:
         self._ground = ground
         self._collector = collector
         self._uses = uses
+        self._exporting = exporting
 
     async def __call__(self, request: JobRequest, progress: Progress) -> None:
         """See the module. Raises: ArchiveError (the target cannot be listed), DiskFailed, NotReady."""
+        if not request.dry_run:
+            progress.say("exporting the metadata: what an older export needs is not deleted")
+            try:
+                await self._exporting.export(self._ground.means.for_job(request), progress)
+            except ArchiveError as error:
+                progress.problem(f"The metadata was not exported: {error.detail}")
         await _Gc(self._ground, self._collector, self._uses, request, progress).carry_out()
 
 
@@ -76,7 +92,7 @@ class _Gc:
         self._dry_run = request.dry_run
         self._progress = progress
         self._target: Target = ground.means.for_job(request)
-        self._exported = ExportedObjects(self._target, ground.means.cluster_id)
+        self._exported = ExportedObjects(self._target, ground.routing.table().cluster.cluster_id)
         self._rewriter = Rewriter(ground, request, progress)
         self._grace_ms = round(ground.section.grace * 1000)
 

@@ -14,12 +14,12 @@ import structlog
 from amberblob.config import ArchiveJobRule
 from amberblob.errors import JobConflict, NotReady, PeerError
 from amberblob.wire import Reply
-from amberblob.wire_archive import ArchiveJob, ArchiveJobReply
+from amberblob.wire_archive import ArchiveJob
 from antientropy.step import Did
 from archive.schedule import Schedule, within
-from node.archive.cluster import ClusterArchive
+from node.archive.cluster import ClusterArchive, parts_in
 from node.archive.ground import Ground
-from node.archive.jobs import SCHEDULED, SCOPES, JobRequest, JobStatus, Progress
+from node.archive.jobs import SCHEDULED, SCOPES, JobRequest, Progress
 from node.archive.runner import JobRunner
 
 log = structlog.get_logger(__name__)
@@ -29,7 +29,6 @@ TAKE_OVER_MS = 24 * 3_600_000
 """A job that ended here so long ago is not taken over any more: the next one does it."""
 BEGAN_NOTE = "scheduled"
 
-_jobs = msgspec.json.Decoder(list[JobStatus]).decode
 _began = msgspec.json.Decoder(dict[str, int]).decode
 
 
@@ -127,7 +126,7 @@ class Keeper:
     async def _stopped_meanwhile(self) -> None:
         """A job that goes on after a restart may have been stopped while this node was away: some node that was there knows."""
         for job in sorted(self._resumed):
-            parts = [part for reply in (await self._ask_others(job)).values() for part in _parts(reply)]
+            parts = [part for reply in (await self._ask_others(job)).values() for part in parts_in(reply)]
             if any(part.state == "stopped" for part in parts):
                 await self._runner.stop(job)
             if parts:
@@ -164,7 +163,7 @@ class Keeper:
             return
         done = set(status.done_slots)
         for reply in (await self._ask_others(job)).values():
-            for part in _parts(reply):
+            for part in parts_in(reply):
                 done.update(part.done_slots)
                 if part.state == "stopped":
                     self._runner.mark_complete(progress)
@@ -175,12 +174,3 @@ class Keeper:
         if status.state == "done" and any(slot not in done for slot in ground.led_slots()):
             progress.done_elsewhere(done)
             self._runner.go_on(job)
-
-
-def _parts(reply: object) -> list[JobStatus]:
-    if not isinstance(reply, ArchiveJobReply):
-        return []
-    try:
-        return _jobs(reply.jobs)
-    except msgspec.MsgspecError:
-        return []

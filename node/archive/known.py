@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Protocol
 
@@ -36,6 +37,10 @@ class TakesRows(Protocol):
         """Merge rows into the slot's copy; the position at which they are durable. Raises: DiskFailed."""
         ...
 
+    def using(self, target_paths: Iterable[str]) -> AbstractContextManager[frozenset[str]]:
+        """While rows of these objects are sent to other nodes, this one does not agree to their being deleted."""
+        ...
+
 
 class KnownRows:
     """Archive rows of single blobs.
@@ -52,6 +57,10 @@ class KnownRows:
         self._routing = routing
         self._peers = peers
         self._now_ms = now_ms
+
+    def using(self, rows: Iterable[ArchivedChunk]) -> AbstractContextManager[frozenset[str]]:
+        """While these rows are sent to other nodes, this one does not agree to the deletion of the objects that they name."""
+        return self._facts.using({row.target_path for row in rows})
 
     async def here(self, slot: int, blob_id: str) -> ArchivedBlob | None:
         """What this node's copy knows. Raises: DiskFailed."""

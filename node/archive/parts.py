@@ -28,7 +28,7 @@ from node.archive.collector import Collector
 from node.archive.condemned import CondemnedObjects
 from node.archive.contents import Contents, Missed
 from node.archive.evictor import Evictor
-from node.archive.export import ExportWork
+from node.archive.export import ExportWork, ThenCheck, ThenExport
 from node.archive.facts import Facts
 from node.archive.follow import Follower
 from node.archive.garbage import GarbageWork
@@ -187,22 +187,27 @@ def archive_parts(
 
     facts.on_taken = rows_came
     contents = Contents(store, coordinator.peers, clock, others=ground.others, missed=missed)
-    runner.register("run", Archiver(ground, policy, heat, contents, reach, evictor))
+    exporting = ExportWork(ground)
+    runner.register("run", ThenExport(Archiver(ground, policy, heat, contents, reach, evictor), exporting))
     own = OwnStatus(ground, runner, reach, follower, evictor, sizes)
     answers = ArchiveAnswers(store, facts, means.state, runner, admission, own=own.status, now_ms=hybrid.now_ms)
     condemned = facts.barred = answers.condemning = CondemnedObjects(store, means.state, lambda: routing.table().nodes)
     uses = answers.uses = Uses(store, ground.led_slots, clock)
-    runner.register("gc", GarbageWork(ground, collector_of(ground), uses))
-    runner.register("verify", VerifyWork(ground))
+    runner.register("gc", GarbageWork(ground, collector_of(ground), uses, exporting))
+    runner.register("verify", ThenCheck(VerifyWork(ground), exporting))
     answers.installing = Installing(store, admission, lambda slot, path: routing.slot_of(path) == slot)
     answers.keep_manifest = Manifests(store, means.target)
-    runner.register("export", ExportWork(ground))
+    runner.register("export", exporting)
     runner.register("recover", RecoverWork(ground))
     runner.register("import", ImportWork(ground, means.sources))
     cluster = ClusterArchive(ground)
     keeper = Keeper(ground, runner, cluster)
     rows = KnownRows(store, routing, coordinator.peers, facts, hybrid.now_ms)
-    reads = Reads(rows, means.target, means.cache, means.sources)
+
+    def is_down() -> bool:
+        return reach.reached is False
+
+    reads = Reads(rows, means.target, means.cache, means.sources, is_down=is_down)
     through = Through(
         coordinator,
         routing,
@@ -214,6 +219,7 @@ def archive_parts(
         GroupUploader(uploader_of(means, hybrid, mint)),
         mint=mint.mint,
         patience_s=means.section.timeout_s,
+        is_down=is_down,
     )
     return ArchiveParts(
         ground=ground,
@@ -231,7 +237,7 @@ def archive_parts(
             store,
             rows,
             facts,
-            Reads(rows, means.for_job(), means.cache, means.sources, keep=False),
+            Reads(rows, means.for_job(), means.cache, means.sources, keep=False, is_down=is_down),
             hybrid.now_ms,
         ),
         through=through,

@@ -49,7 +49,8 @@ class Placing:
                 evicted=True,
                 manifest_id=manifest_id if last else None,
             )
-            replies = await self._ground.ask_all(sorted(held), request, timeout_s=ASK_S)
+            with self._ground.facts.using({chunk.target_path for chunk in batch}):
+                replies = await self._ground.ask_all(sorted(held), request, timeout_s=ASK_S)
             held = _counted(electorate, replies)
         return held
 

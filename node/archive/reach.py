@@ -20,13 +20,15 @@ LOOK_EVERY_S = 60.0
 RETRY_FIRST_S = 2.0
 RETRY_MAX_S = 60.0
 PROBE_TIMEOUT_S = 60.0
+DOUBT_PAUSE_S = 1.0
+"""Between two looks because of others' requests that failed: there may be many."""
 
 
 class Reach:
     """A worker that looks whether the target answers.
 
     The first look, and each after a failure, stores, reads and deletes a small object; later ones list one name. What others' requests
-    met counts as well: each success spares a look.
+    met counts as well: each success spares a look, and a failure has one made at once.
 
     Attributes:
         reached: None: it was not tried yet.
@@ -48,20 +50,31 @@ class Reach:
         self._now_ms = now_ms
         self._succeeded = 0
         self._retry_s = RETRY_FIRST_S
+        self._doubted = self._looking = False
+        traffic.on_trouble = self._doubt
+
+    def _doubt(self) -> None:
+        """Somebody's request failed."""
+        if self.reached and not self._looking and not self._doubted:
+            self._doubted = True
+            self.wake.set()
 
     async def step(self) -> Did:
         """Look, then rest."""
+        if self._doubted:
+            await asyncio.sleep(DOUBT_PAUSE_S)
         succeeded = self._successes()
-        if self.reached and succeeded > self._succeeded:
+        if self.reached and not self._doubted and succeeded > self._succeeded:
             self._succeeded = succeeded
             return self._rest(LOOK_EVERY_S)
-        await self._look(thorough=not self.reached)
+        await self._look(thorough=not self.reached or self._doubted)
         if self.reached:
             return self._rest(LOOK_EVERY_S)
         pause_s, self._retry_s = self._retry_s, min(RETRY_MAX_S, 2 * self._retry_s)
         return self._rest(pause_s)
 
     async def _look(self, *, thorough: bool) -> None:
+        self._looking = True
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 if thorough:
@@ -75,6 +88,8 @@ class Reach:
         else:
             self._answered()
             self._succeeded = self._successes()
+        finally:
+            self._looking = self._doubted = False
 
     async def look_again(self, error: ArchiveError) -> None:
         """Somebody's request failed: look now whether the target as a whole does not work."""

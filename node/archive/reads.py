@@ -30,6 +30,8 @@ log = structlog.get_logger(__name__)
 STALLS_MAX = 2
 """How often the archive is asked for the rest of a chunk whose bytes stopped coming, as long as each time more came."""
 HASH_IN_THREAD_BYTES = 256 * KIB
+DOWN_PATIENCE_S = 3.0
+"""How long the first byte is waited for while the target is known not to answer. Somebody has to notice that it is back."""
 
 Piece = bytes | memoryview
 
@@ -39,6 +41,7 @@ class Reads:
 
     Args:
         keep: whether what is fetched stays in the cache, and others may read along.
+        is_down: whether the target is known not to answer.
         sources: the bucket that imported content is read from, by its URL; raises ConfigError.
 
     Attributes:
@@ -53,6 +56,7 @@ class Reads:
         sources: Callable[[str], tuple[Source, str]],
         *,
         keep: bool = True,
+        is_down: Callable[[], bool] = lambda: False,
     ) -> None:
         self.counts = dict.fromkeys(
             ("chunks", "fetches", "fetched_bytes", "stalls", "damaged", "elsewhere", "failures"), 0
@@ -62,6 +66,7 @@ class Reads:
         self._cache = cache
         self._sources = sources
         self._keep = keep
+        self._is_down = is_down
 
     async def cached(self, chunk: ChunkRef) -> bytes | None:
         return await self._cache.get(_named(chunk))
@@ -101,6 +106,18 @@ class Reads:
         if row.foreign:
             target, _ = self._sources(row.target_path)
         return read_chunk(target, row, low, high)
+
+    async def first(self, pieces: AsyncGenerator[Piece, None]) -> Piece:
+        """The first piece; empty: there is none. A target that is down is not waited for as long as its retries take. Raises: ArchiveError."""
+        if not self._is_down():
+            return await anext(pieces, b"")
+        try:
+            async with asyncio.timeout(DOWN_PATIENCE_S):
+                return await anext(pieces, b"")
+        except TimeoutError:
+            raise ArchiveUnavailable(
+                f"{self._target.url} was not reached lately, and did not answer within {DOWN_PATIENCE_S:g} s now."
+            ) from None
 
     async def judge(
         self, error: ArchiveError, course: Course, slot: int, version: Version, row: ArchivedChunk
@@ -209,10 +226,12 @@ class _Job:
             before = at
             try:
                 async with aclosing(self._reads.read(row, at, high)) as pieces:
-                    async for piece in pieces:
+                    piece = await self._reads.first(pieces)
+                    while piece:
                         self._reads.counts["fetched_bytes"] += len(piece)
                         at += len(piece)
                         yield piece
+                        piece = await anext(pieces, b"")
                 return
             except ArchiveUnavailable:
                 stalls += 1

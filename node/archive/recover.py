@@ -62,7 +62,7 @@ class RecoverWork:
         """
         ground = self._ground
         target = ground.means.for_job(request)
-        if request.source not in ("", target.url):
+        if request.source and request.source.rstrip("/") != target.url.rstrip("/"):
             raise BadRequest(
                 f"What is recovered stays in its archive, so that [archive] target has to be {request.source} on every node, and it is {target.url}."
             )

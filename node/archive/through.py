@@ -34,6 +34,7 @@ from archive.targets.interface import Target
 from archive.upload import Item, Uploader
 from archive.written import Written, encode_written, through_name
 from node.archive.known import KnownRows
+from node.archive.reads import DOWN_PATIENCE_S
 from node.archive.together import Together
 from node.coordinator import Coordinator
 from node.objects.first import ReadBack
@@ -72,6 +73,7 @@ class Through:
         uploader: for what is large. groups: for what is small, with an uploader of its own.
         mint: makes ULIDs.
         patience_s: how long the archive may take for what is small; larger bodies may take longer.
+        is_down: whether the target is known not to answer: then it is only tried whether it is back.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Through:
         *,
         mint: Callable[[], str],
         patience_s: float,
+        is_down: Callable[[], bool] = lambda: False,
     ) -> None:
         self.coordinator = coordinator
         self.routing = routing
@@ -98,6 +101,7 @@ class Through:
         self._groups = groups
         self._mint = mint
         self._patience_s = patience_s
+        self._is_down = is_down
         self._told_cluster = False
         self._metadata: Together[Written, None] = Together(
             self._send_metadata,
@@ -147,8 +151,10 @@ class Through:
             for index, chunk in enumerate(chunks)
         ]
         size = sum(chunk.len for chunk in chunks)
+        patience_s = min(self._patience_s, DOWN_PATIENCE_S) if self._is_down() else self._patience_s
+        patience_s += size / PACE_BYTES_PER_S
         try:
-            async with asyncio.timeout(self._patience_s + size / PACE_BYTES_PER_S):
+            async with asyncio.timeout(patience_s):
                 if manifest is None and size <= SMALL_BYTES_MAX:
                     body = [(item, bytes(await read(item.chunk))) for item in items]
                     rows = await self._groups.archive(body)
@@ -156,7 +162,7 @@ class Through:
                     rows = await self._send(self._bodies_of(items, draft, path, manifest, read))
         except TimeoutError:
             raise ArchiveUnavailable(
-                f"The archive at {self._target.url} did not take {size} bytes within {self._patience_s + size / PACE_BYTES_PER_S:.0f} s, "
+                f"The archive at {self._target.url} did not take {size} bytes within {patience_s:.0f} s, "
                 "and this path is to be archived before it is acknowledged. Nothing was written: try again."
             ) from None
         except ArchiveError as error:
@@ -273,7 +279,8 @@ class ArchivedPut:
                     return ""
             return node
 
-        nodes = await asyncio.gather(*map(one, electorate.voters))
+        with self._through.rows.using(self._rows):
+            nodes = await asyncio.gather(*map(one, electorate.voters))
         have = frozenset(node for node in nodes if node)
         if not electorate.is_write_quorum(have):
             raise QuorumUnavailable.of(*electorate.writes_short(have), out)

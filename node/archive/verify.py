@@ -4,9 +4,11 @@ Each node looks at the objects that rows of the slots name which it looks after:
 is longest ago. What is right gets rows that say so; what is damaged or gone gets rows that say that, and copies that lived by it want their bytes
 again. What could not be reached, or is no business of ours to judge (imported content), keeps its rows.
 
-Options: ``newer_than`` (a duration, default 30d): objects that were read back since are left alone; ``all``: none is.
+Option: ``newer_than`` (a duration): objects that were read back since are left alone. A scheduled job has 30d by default; one that was asked
+for looks at everything.
 
-Damage is never taken back. So a whole archive that seems to be empty is taken for a wrong bucket, prefix or endpoint: then nothing is written down.
+What was found damaged is looked at again as well: an object may have been put back from an older version of the bucket. If it is right now, that
+is told as if it had been uploaded now, for what was seen of an upload is never taken back. So a whole archive that seems to be empty is taken for a wrong bucket, prefix or endpoint: then nothing is written down.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 
 import structlog
+from msgspec.structs import replace
 
 from amberblob.archives import DAMAGED, ArchivedChunk
 from amberblob.config import parse_duration
@@ -26,13 +29,13 @@ from archive.packs import CHUNKS, PACKS, object_ulid
 from archive.targets.interface import Target
 from archive.verifying import Verdict, verify_object
 from node.archive.ground import Ground
-from node.archive.jobs import JobRequest, Progress
+from node.archive.jobs import SCHEDULED, JobRequest, Progress
 from node.archive.rewriting import rows_of
 
 log = structlog.get_logger(__name__)
 
 PAGE_LINES = 2000
-NEWER_THAN_DEFAULT_S = 30 * 86_400.0
+NEWER_THAN_SCHEDULED = "30d"
 SUSPECTS_MAX = 1000
 """Objects that seem to be gone, and are kept in memory until one was found that is not; more are looked at by the next run."""
 NAMED_MAX = 3
@@ -83,14 +86,11 @@ class _Verify:
     def _cutoff(self, request: JobRequest) -> int:
         """Rows that were read back since then are left alone."""
         began_ms = self._progress.status.began_ms or self._ground.now_ms()
-        if request.options.get("all", "") not in ("", "0", "false"):
-            return began_ms
-        text = request.options.get("newer_than", "")
+        text = request.options.get("newer_than", NEWER_THAN_SCHEDULED if SCHEDULED in request.options else "0")
         try:
-            newer_s = parse_duration(text) if text else NEWER_THAN_DEFAULT_S
+            return began_ms - round(parse_duration(text) * 1000)
         except ValueError as error:
             raise BadRequest(f"newer_than: {error}; wants a duration such as 30d") from error
-        return began_ms - round(newer_s * 1000)
 
     async def carry_out(self) -> None:
         slots = [slot for slot in self._ground.led_slots() if not self._progress.is_done(slot)]
@@ -120,7 +120,7 @@ class _Verify:
                 lines, more = await self._ground.store.archived_after(slot, after, PAGE_LINES)
                 for line in lines:
                     row = line.chunk
-                    if row.state != DAMAGED and row.state < self._before_ms and not row.foreign:
+                    if row.state < self._before_ms and not row.foreign:
                         oldest[row.target_path] = min(oldest.get(row.target_path, row.state), row.state)
                 after = lines[-1].seq if lines else after
                 more = more and bool(lines)
@@ -136,7 +136,7 @@ class _Verify:
     async def _places(self, name: str, slots: Sequence[int]) -> AsyncIterator[_Place]:
         for slot in slots:
             async for line in rows_of(self._ground, slot, name):
-                if line.chunk.state != DAMAGED and await self._is_wanted(slot, line.blob_id):
+                if not line.chunk.foreign and await self._is_wanted(slot, line.blob_id):
                     yield slot, line.blob_id, line.chunk
 
     async def _is_wanted(self, slot: int, blob_id: str) -> bool:
@@ -201,7 +201,9 @@ class _Verify:
         by_blob: dict[tuple[int, str], list[ArchivedChunk]] = {}
         for slot, blob_id, row in seen.places:
             told = seen.verdicts[row].told(now_ms)
-            if told is not None:
+            if told is not None and told.verified and row.state == DAMAGED:
+                told = replace(told, archived_at_ms=now_ms)
+            if told is not None and told != row:
                 by_blob.setdefault((slot, blob_id), []).append(told)
         position = 0
         for (slot, blob_id), rows in by_blob.items():
@@ -236,7 +238,10 @@ class _Verify:
         if paths:
             text += f"; of {_few(list(paths))}"
         if lost:
-            return f"{text}. No disk that could be asked has the bytes of {_few(list(lost))}: unless the object comes back, they are lost"
+            return (
+                f"{text}. No disk that could be asked has the bytes of {_few(list(lost))}: they are lost, unless the object is put back "
+                "(from an older version of the bucket, for instance) and verify is run again"
+            )
         if len(places) > LOOKED_UP_MAX:
             return f"{text}, and more. Disks have the bytes of those that were looked for: they are sent anew by the next run"
         return f"{text}. Disks have the bytes: they are sent anew by the next run"

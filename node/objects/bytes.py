@@ -274,7 +274,10 @@ class Reading:
         self.served += 1
         failures: dict[str, str] = {}
         late: list[str] = []
-        for node in self._candidates(slot, holders or course.gave):
+        candidates = self._candidates(slot, holders)
+        if course.gave:
+            candidates.sort(key=lambda node: (node != self._coordinator.node, node not in course.gave))
+        for node in candidates:
             if course.cold and self._unlikely(node, slot, course):
                 late.append(node)
                 continue

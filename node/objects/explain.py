@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
+from amberblob.archives import DAMAGED, ArchivedChunk, merge
 from amberblob.errors import PeerError
 from amberblob.manifest import Record, Version, covers
 from amberblob.wire import Inspect, InspectReply
@@ -58,7 +60,8 @@ class Explaining:
             "revision": record.revision if record is not None else 0,
             "replicas": replicas,
             "versions": [
-                _version(versions[number], record, copies[number]) for number in sorted(versions, reverse=True)
+                _version(versions[number], record, copies[number], _archived(replies.values(), number))
+                for number in sorted(versions, reverse=True)
             ],
             "healthy": advice == "",
             "advice": advice or "Every copy is in place; nothing to do.",
@@ -123,7 +126,32 @@ def _replica(
     }
 
 
-def _version(version: Version, record: Record | None, copies: dict[str, str]) -> dict[str, Any]:
+def _archived(replies: Iterable[InspectReply], number: int) -> list[ArchivedChunk]:
+    """Where the archive has the version's chunks, as far as any copy tells."""
+    rows: dict[str, ArchivedChunk] = {}
+    for reply in replies:
+        for row in reply.archived.get(number, ()):
+            rows[row.chunk_id] = merge(rows.get(row.chunk_id), row)
+    return list(rows.values())
+
+
+def _place(row: ArchivedChunk) -> dict[str, Any]:
+    state = "damaged" if row.state == DAMAGED else "verified" if row.verified else "uploaded"
+    return {
+        "chunk": row.chunk_id,
+        "object": row.target_path,
+        "start": row.start,
+        "end": row.end,
+        "state": state,
+        "archived_at_ms": row.archived_at_ms,
+        "verified_at_ms": row.state if row.verified else None,
+        "imported": row.foreign,
+    }
+
+
+def _version(
+    version: Version, record: Record | None, copies: dict[str, str], archived: list[ArchivedChunk]
+) -> dict[str, Any]:
     return {
         "version": version.version,
         "blob_id": version.blob_id,
@@ -135,6 +163,7 @@ def _version(version: Version, record: Record | None, copies: dict[str, str]) ->
         "chunks": [{"id": chunk.id, "len": chunk.len} for chunk in version.chunks],
         "manifest_id": version.manifest_id,
         "copies": copies,
+        "archive": [_place(row) for row in archived],
     }
 
 
@@ -164,7 +193,7 @@ def _advice(
             )
         if lacking:
             advice.append(f"Version {number} lacks bytes on {', '.join(lacking)}; to have them fetched: {HEAL}")
-        if (lacking or damaged) and not {"all", "unreachable"} & set(by_node.values()):
+        if (lacking or damaged) and not {"all", "archived", "unreachable"} & set(by_node.values()):
             advice.append(
                 f"No copy of version {number} is complete: if healing does not put it together, put the object again; "
                 "what is there is kept."

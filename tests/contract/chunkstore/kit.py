@@ -177,3 +177,10 @@ async def pull(target: ReplicaStore, source: ReplicaStore, *, size_bytes: int = 
                 await target.durable(target.apply(installed(more)))
                 below = more.more_below
     return count
+
+
+async def bring_expiry(store: ReplicaStore, path: str, before: Record, gone: Range, counter: int) -> None:
+    """These versions expire, and no record names them any more."""
+    record = expire(before, gone)
+    live = tuple(one for one in before.live if one != gone)
+    await choose(store, path, replace(record, live=live, previous=None), counter)

@@ -26,6 +26,7 @@ NEW_ANSWERS = frozenset(
         "Condemned",
         "ArchiveJobReply",
         "ArchiveInfoReply",
+        "ObjectUsesReply",
     }
 )
 """Answers, and words in answers, that only those are told who asked something that older nodes cannot ask."""

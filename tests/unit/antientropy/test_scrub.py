@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from amberblob.archives import ArchivedChunk
 from amberblob.errors import StorageError
-from amberblob.manifest import ChunkRef, decode_manifest
-from amberblob.mutations import Aborted
+from amberblob.manifest import ChunkRef, Version, decode_manifest
+from amberblob.mutations import Aborted, Archived
 from antientropy import scrub as scrub_module
 from antientropy.scrub import PAGE_PATHS, SCRUBBED_MEMO
 from antientropy.step import Did
@@ -406,3 +407,50 @@ async def test_the_database_is_left_alone_most_of_the_time(world, monkeypatch):
     took_s = await run(scrub, world.clock)
     assert busy_s == 2.0
     assert took_s >= 3 * 0.5 / 0.1
+
+
+# ---- what lives by its archive rows
+
+
+async def _evicted(world: World, path: str, size: int) -> tuple[Version, tuple[ArchivedChunk, ...]]:
+    version = await world.objects.put(0, path, size)
+    chunks = version.chunks
+    if version.manifest_id is not None:
+        manifest = await world.store.read_manifest(0, version.blob_id, version.manifest_id)
+        chunks = (*decode_manifest(manifest), ChunkRef(version.manifest_id, len(manifest)))
+    rows = tuple(
+        ArchivedChunk(chunk.id, chunk.len, "packs/a", 0, chunk.len, "ab" * 32, START_MS, START_MS) for chunk in chunks
+    )
+    world.store.apply(Archived(0, version.blob_id, rows, START_MS))
+    assert await world.store.evict(0, path, version)
+    return version, rows
+
+
+@pytest.mark.parametrize("size", [5000, LARGE, 70 * 65_536])
+async def test_an_evicted_version_is_checked_by_its_rows(world, size):
+    version, _ = await _evicted(world, "a", size)
+    await run(world.scrub, world.clock)
+    counts = world.scrub.counts
+    assert (counts.evicted_checked, counts.evicted_uncovered) == (1, 0)
+    assert (counts.chunks_missing, counts.chunks_corrupt, world.hooks.woken) == (0, 0, 0)
+    assert await world.wanted() == []
+    assert await world.store.is_evicted(0, version.blob_id)
+
+
+@pytest.mark.parametrize("size", [5000, 70 * 65_536])
+async def test_an_evicted_version_whose_rows_rotted_is_wanted(world, size):
+    version, rows = await _evicted(world, "a", size)
+    world.store.lose_archive_row(0, version.blob_id, rows[0].chunk_id)
+    await run(world.scrub, world.clock)
+    assert world.scrub.counts.evicted_uncovered == 1
+    assert await world.wanted() == [("a", True)]
+    assert not await world.store.is_evicted(0, version.blob_id)
+    assert world.hooks.woken == 1
+
+
+async def test_an_evicted_version_that_lost_its_manifest_is_wanted(world):
+    version, _ = await _evicted(world, "a", 70 * 65_536)
+    world.store.lose_bytes(0, version.blob_id)
+    await run(world.scrub, world.clock)
+    assert await world.wanted() == [("a", True)]
+    assert not await world.store.is_evicted(0, version.blob_id)

@@ -23,7 +23,7 @@ from archive.segments import (
 )
 from archive.targets.memory import MemoryTarget
 from archive.written import through_name
-from tests.unit.archive.export_kit import CLUSTER, Hand, item, target, version
+from tests.unit.archive.export_kit import CLUSTER, NOW_MS, Hand, item, target, version
 
 DAY_MS = 86_400_000
 OTHER = "01BX5ZZKBKACTAV9WEVGEMMVRZ"
@@ -218,6 +218,15 @@ async def test_what_newer_heads_have_taken_the_place_of_is_removed_when_it_is_ol
         await Exports(scene.target, CLUSTER).gather(scene.slot(3, left_over[3]))
     for slot, refs in ((1, two[1]), (2, one[2])):
         await Exports(scene.target, CLUSTER).gather(scene.slot(slot, refs))
+
+
+async def test_heads_that_cannot_be_read_go_when_they_are_old() -> None:
+    scene = Scene()
+    name = await scene.publish(scene.slot(1, ()))
+    scene.target.bucket.damage(name, 30)
+    assert await scene.exports.prune(await scene.exports.load(), NOW_MS, 4) == 0
+    assert await scene.exports.prune(await scene.exports.load(), scene.hand.now_ms + 1, 4) == 1
+    assert (await scene.exports.load()).damaged == {}
 
 
 async def test_writes_that_were_archived_first_stay_until_every_slot_has_them_for_a_day() -> None:

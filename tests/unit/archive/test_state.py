@@ -219,3 +219,33 @@ async def test_old_jobs_and_cold_blobs_are_forgotten(path, monkeypatch):
     await state.save_heat([("a", 1), ("b", 4), ("c", 3), ("d", 2)])
     assert await state.heat() == [("b", 4), ("c", 3), ("d", 2)]
     await state.close()
+
+
+async def test_of_too_many_marks_the_oldest_go_and_the_file_is_another_one(path):
+    state = await opened(path)
+    clock = state._clock
+    assert isinstance(clock, FixedClock)
+    for number in range(5):
+        clock.now_ms = 1000 + number
+        await state.condemn([f"packs/{number}"], "n2/1", Part.OTHERS)
+        await state.condemn([f"packs/{number}"], "n1/1", Part.ASKING)
+    identity = state.identity
+    assert await state.prune_marks(5) == 0 and state.identity == identity
+    assert await state.prune_marks(3) == 2
+    assert state.identity != identity
+    kept = await state.marks()
+    assert [mark.name for mark in kept if mark.part is Part.OTHERS] == ["packs/2", "packs/3", "packs/4"]
+    assert sum(mark.part is Part.ASKING for mark in kept) == 5, "a collector's own record is never forgotten"
+    again = state.identity
+    await state.close()
+    state = await opened(path)
+    assert state.identity == again and list(state.found) == kept
+    await state.close()
+
+
+async def test_in_memory_nothing_is_left(tmp_path):
+    state = ArchiveState(None, clock=FixedClock(), randomness=SeededRandomness(1))
+    await state.open()
+    assert await state.condemn(["x"], "t", Part.OTHERS) == state.identity
+    assert [mark.name for mark in await state.marks()] == ["x"]
+    await state.close()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from amberblob.ballot import Ballot
 from amberblob.ids import content_hash
 from amberblob.manifest import ChunkRef, Op, Record, Version, WriteMark, encode_manifest
-from amberblob.mutations import Aborted, Accepted, Chosen, EpochSeen, Reserved, Staged
+from amberblob.mutations import Aborted, Accepted, Archived, Chosen, EpochSeen, Evicted, Reserved, Staged
 from amberblob.wire import ScanEntry
 from chunkstore.codec import BodyKept, Entry
 
@@ -168,11 +168,26 @@ class ModelSlot:
     intents: dict[str, str] = field(default_factory=dict)
     staged_at_ms: dict[str, int] = field(default_factory=dict)
     bodies: dict[str, bytes] = field(default_factory=dict)
+    verified: dict[str, set[str]] = field(default_factory=dict)
+    """By blob: chunks of which a verified archive row is here. (Rows of one place only, of which none is ever damaged.)"""
+    evicted: set[str] = field(default_factory=set)
 
     def is_referenced(self, blob_id: str) -> bool:
         """Whether the blob may not be given up."""
         rows = (version.blob_id for path in self.rows.values() for version in path.values())
         return self.intents.get(blob_id) == "REFERENCED" or blob_id in self.bodies or blob_id in rows
+
+    def row(self, blob_id: str) -> tuple[str, Version] | None:
+        """The path and version whose row has this blob."""
+        found = ((path, one) for path, rows in self.rows.items() for one in rows.values() if one.blob_id == blob_id)
+        return next(found, None)
+
+    def is_covered(self, path: str, version: int, blob_id: str, chunk_ids: Iterable[str]) -> bool:
+        """Whether the version may be evicted."""
+        row = self.row(blob_id)
+        if row is None or (row[0], row[1].version) != (path, version):
+            return False
+        return set(chunk_ids) <= self.verified.get(blob_id, set())
 
     def apply(self, entry: Entry) -> None:
         """Fold one entry in."""
@@ -191,6 +206,15 @@ class ModelSlot:
                     self.intents[entry.blob_id] = "ABORTED"
             case BodyKept():
                 self.bodies[entry.blob_id] = entry.body
+                self.evicted.discard(entry.blob_id)
+            case Archived():
+                if self.row(entry.blob_id) is not None:
+                    verified = {chunk.chunk_id for chunk in entry.chunks if chunk.verified}
+                    self.verified.setdefault(entry.blob_id, set()).update(verified)
+            case Evicted():
+                if self.is_covered(entry.path, entry.version, entry.blob_id, entry.chunk_ids):
+                    self.bodies.pop(entry.blob_id, None)
+                    self.evicted.add(entry.blob_id)
             case Accepted():
                 self._accepted(entry)
             case Chosen():
@@ -336,9 +360,8 @@ class Model:
         for slot, known in self.slots.items():
             if slot in before:
                 # What was found bad went to quarantine, and that is no entry.
-                known.bodies = {
-                    blob_id: body for blob_id, body in known.bodies.items() if blob_id in before[slot].bodies
-                }
+                there = {*before[slot].bodies, *before[slot].evicted}
+                known.bodies = {blob_id: body for blob_id, body in known.bodies.items() if blob_id in there}
         self.position = self.acknowledged = last
 
     def adopt(self, slot: int, matches: Callable[[ModelSlot], bool]) -> bool:

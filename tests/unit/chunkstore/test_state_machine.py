@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 
+from amberblob.archives import ArchivedChunk
 from amberblob.ballot import EMPTY_REGISTER, Register, SlotState
 from amberblob.clock import HybridClock, SeededRandomness
 from amberblob.errors import (
@@ -40,7 +41,7 @@ from amberblob.errors import (
 )
 from amberblob.ids import UlidMint, content_hash
 from amberblob.manifest import ChunkRef, Op, Record, Version, covers
-from amberblob.mutations import Aborted, Accepted, Chosen, EpochSeen, Mutation, Reserved, Staged
+from amberblob.mutations import Aborted, Accepted, Archived, Chosen, EpochSeen, Evicted, Mutation, Reserved, Staged
 from amberblob.wire import ScanEntry
 from chunkstore import BlobState, DiskStore, staging
 from chunkstore.codec import BodyKept
@@ -66,7 +67,7 @@ MET: Counter[str] = Counter()
 """What really happened, over all examples."""
 
 FAULTS = (
-    "reboot", "crash", "crash within stage", "crash within discard", "crash within install", "crash within deliver",
+    "reboot", "crash", "evicted", "not evicted", "crash within evict", "crash within stage", "crash within discard", "crash within install", "crash within deliver",
     "unsynced journal bytes", "torn tail", "failed sync", "no room", "no room within a write", "failed write",
     "rotten chunk", "rotten manifest", "rotten body", "lost slot", "slot lost while running", "lost index",
     "corrupt journal", "staging over close", "swept",
@@ -105,6 +106,8 @@ class Disk(RuleBasedStateMachine):
         self.proposals: list[Proposal] = []
         self.write_ids: dict[str, set[str]] = {path: set() for path in PATHS}
         self.used: set[str] = set()
+        self.vague: set[str] = set()
+        """Evicted blobs whose manifest rotted: the mark goes, which is no entry, and may come back with a replay."""
         self.options: tuple[int, int, int, float]
         self.store: DiskStore
         # A piece is handed to the threads as soon as there is one.
@@ -503,6 +506,99 @@ class Disk(RuleBasedStateMachine):
         self.model.acknowledge(self.model.position if blob.inline else 0)
         await self._check_blob(blob)
 
+    # -- the archive
+
+    def _rows_of(self, blob: Blob, *, verified: bool) -> tuple[ArchivedChunk, ...]:
+        chunks = {chunk.id: chunk.len for chunk in blob.chunks}
+        if blob.manifest is not None:
+            chunks[content_hash(blob.manifest)] = len(blob.manifest)
+        state = NOW_MS if verified else 0
+        return tuple(
+            ArchivedChunk(one, size, "packs/a", 0, size, "ab" * 32, NOW_MS, state) for one, size in chunks.items()
+        )
+
+    @rule(back=_back, verified=st.booleans(), all_of_it=st.booleans(), wait=st.booleans())
+    def archive(self, back: int, verified: bool, all_of_it: bool, wait: bool) -> None:
+        blob = self.blob(back)
+        slot = self.model.slots.get(blob.slot)
+        if slot is None or slot.row(blob.blob_id) is None or blob.slot in self.model.lost:
+            return
+        chunks = self._rows_of(blob, verified=verified)
+        self.run(self._archive(blob, chunks if all_of_it else chunks[1:], wait=wait))
+
+    async def _archive(self, blob: Blob, chunks: tuple[ArchivedChunk, ...], *, wait: bool) -> None:
+        entry = Archived(blob.slot, blob.blob_id, chunks, self.clock.now_ms)
+        position = self.store.apply(entry)
+        assert position == self.model.append(entry)
+        if wait:
+            await self.store.durable(position)
+            self.model.acknowledge(position)
+
+    def _evictable(self, blob: Blob) -> tuple[str, Version, bool] | None:
+        """The row that has the blob, and whether it may be evicted; None: nobody would try."""
+        slot = self.model.slots.get(blob.slot)
+        row = None if slot is None or not blob.data else slot.row(blob.blob_id)
+        files = self.model.folders.get((blob.slot, blob.blob_id), Folder()).files
+        if slot is None or row is None or blob.slot in self.model.lost or files.get(_MANIFEST) is False:
+            return None
+        ids = {chunk.chunk_id for chunk in self._rows_of(blob, verified=True)}
+        return *row, ids <= slot.verified.get(blob.blob_id, set()) and (not blob.has_manifest or _MANIFEST in files)
+
+    def _evicted(self, blob: Blob, path: str, version: Version) -> None:
+        """What evicting means to the model."""
+        ids = tuple(chunk.chunk_id for chunk in self._rows_of(blob, verified=True))
+        self.model.append(Evicted(blob.slot, path, version.version, blob.blob_id, ids))
+        self.model.bad_bodies.discard((blob.slot, blob.blob_id))
+        if self.model.folders.pop((blob.slot, blob.blob_id), None) is not None and blob.has_manifest:
+            self.model.folders[blob.slot, blob.blob_id] = Folder({_MANIFEST: True}, True)
+
+    @rule(back=_back)
+    def evict(self, back: int) -> None:
+        blob = self.blob(back)
+        found = self._evictable(blob)
+        if found is not None:
+            self.run(self._evict(blob, *found))
+
+    async def _evict(self, blob: Blob, path: str, version: Version, may: bool) -> None:
+        if may:
+            self._evicted(blob, path, version)
+        went = await self.store.evict(blob.slot, path, version)
+        assert (went is not None) == may
+        if may:
+            self.model.acknowledge(self.model.position)
+            assert await self.store.is_evicted(blob.slot, blob.blob_id)
+        self.met("evicted" if may else "not evicted")
+        await self._check_blob(blob)
+
+    @rule(back=_back, calls=st.integers(1, 8), tail=st.sampled_from(["keep", "cut", "zero"]))
+    def crash_within_evict(self, back: int, calls: int, tail: str) -> None:
+        blob = self.blob(back)
+        found = self._evictable(blob)
+        if found is None or not found[2]:
+            return
+        path, version, _ = found
+        before = self.model.folders.get((blob.slot, blob.blob_id))
+        before = None if before is None else Folder(dict(before.files), before.is_marked)
+        self._evicted(blob, path, version)
+        position = self.model.position
+        done = self.run(self._crash(self._evicting(blob, path, version), calls, tail))
+        seen = self._settle_folder(blob)
+        if done:
+            self.model.acknowledge(position)
+            assert seen == self.model.folders.get((blob.slot, blob.blob_id))
+        else:
+            self.met("crash within evict")
+            if seen != before:
+                # Files go only after the entry was durable.
+                self.model.acknowledge(position)
+            if seen is not None and before is not None and seen.files != before.files:
+                assert seen.is_marked, "without its chunks it must not be taken for whole"
+            self._put_folder(blob, seen)
+        self.run(self._reopened())
+
+    async def _evicting(self, blob: Blob, path: str, version: Version) -> None:
+        await self.store.evict(blob.slot, path, version)
+
     # -- questions
 
     @rule(path=_paths, below=st.integers(0, 5), limit=st.integers(1, 3))
@@ -584,14 +680,14 @@ class Disk(RuleBasedStateMachine):
         state = await self.store.blob_state(blob.slot, blob.blob_id)
         slot = self.model.slots.get(blob.slot, ModelSlot())
         folder = self.model.folders.get((blob.slot, blob.blob_id))
-        if blob.blob_id in slot.bodies:
+        if blob.blob_id in slot.bodies or blob.blob_id in slot.evicted:
             wanted = BlobState.DURABLE
         elif slot.intents.get(blob.blob_id) == "ABORTED":
             wanted = BlobState.ABORTED
         else:
             wanted = BlobState.DURABLE if folder and not folder.is_marked else BlobState.ABSENT
         # What a lost database knew of blobs is not told by registers and rows, so that its model is a guess.
-        known = blob.slot not in self.model.lost
+        known = blob.slot not in self.model.lost and blob.blob_id not in self.vague
         assert state is wanted or not known, (state, wanted, blob)
         return state
 
@@ -644,6 +740,8 @@ class Disk(RuleBasedStateMachine):
                 await read
             del folder.files[_MANIFEST]
             folder.is_marked = True
+            if blob.blob_id in self.model.slots.get(blob.slot, ModelSlot()).evicted:
+                self.vague.add(blob.blob_id)
             self.met("rotten manifest")
         else:
             assert await read == blob.manifest
@@ -1189,6 +1287,18 @@ def _walk() -> None:
             disk.propose(path="a/2", op=op, version=1, back=0, is_chosen=True)
             disk.accept_and_choose(back=0)
             disk.ask_history(path="a/2", below=2, limit=1)
+        # Given up, with the bytes in files, in the database, and with a manifest.
+        for path, size, kind in (("a", 200, "files"), ("a/1", 30, "inline"), ("a/2", 200, "manifest")):
+            disk.new_blob(path=path, size=size, letter="b", same=False, kind=kind)
+            disk.propose(path=path, op="put", version=1, back=0, is_chosen=True)
+            disk.accept_and_choose(back=0)
+            disk.archive(back=0, verified=False, all_of_it=True, wait=False)
+            disk.evict(back=0)
+            disk.archive(back=0, verified=True, all_of_it=True, wait=False)
+            for calls in range(1, 8):
+                disk.crash_within_evict(back=0, calls=calls, tail="keep")
+                disk.evict(back=0)
+                disk.heal(back=0)
         # Installed anew: what only a record tells of.
         disk.new_blob(path="a/1", size=200, letter="a", same=False, kind="files")
         disk.propose(path="a/1", op="put", version=1, back=0, is_chosen=True)

@@ -132,6 +132,10 @@ async def means_of(
     def sources(url: str) -> Any:
         raise AssertionError(f"nothing was imported: {url}")
 
+    async def newest_nodes() -> set[str]:
+        assert cluster.table is not None
+        return set(cluster.table.nodes)
+
     return ArchiveMeans(
         section=section,
         cluster_id="c",
@@ -141,6 +145,7 @@ async def means_of(
         disk=lambda: disks.get(name),
         cache=cache,
         sources=sources,
+        newest_nodes=newest_nodes,
     )
 
 
@@ -151,10 +156,11 @@ async def world(
     count: int = 3,
     archives: int | None = None,
     section: dict[str, Any] | None = None,
+    on_disks: bool = False,
     **options: Any,
 ) -> AsyncIterator[World]:
-    """``count`` nodes, the first ``archives`` (all) of them with an archive."""
-    async with kit.cluster(count, **options) as cluster:
+    """``count`` nodes, the first ``archives`` (all) of them with an archive; on real disks below the folder, if they are wanted."""
+    async with kit.cluster(count, folder=folder / "disks" if on_disks else None, **options) as cluster:
         bucket, disks = MemoryBucket(cluster.clock), Disks()
         for name in sorted(cluster.nodes)[:archives]:
             cluster.means[name] = await means_of(

@@ -6,16 +6,17 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from msgspec.structs import replace
 
 from amberblob.archives import ArchivedChunk
-from amberblob.clock import SystemClock
+from amberblob.clock import SeededRandomness, SystemClock
 from amberblob.config import ArchiveSection
 from amberblob.manifest import ChunkRef, Record, Version, decode_manifest
 from archive.cache import Cache
 from archive.policy import Disk
+from archive.state import ArchiveState
 from archive.targets.interface import Source
 from archive.targets.memory import MemoryBucket, MemoryTarget
 from archive.traffic import Traffic
@@ -69,23 +70,34 @@ async def world(
 ) -> AsyncIterator[Cluster]:
     """A cluster of three nodes whose archive is that bucket. What was fetched is never kept."""
     section = section or ArchiveSection(target="file:///nowhere")
-
-    def means(name: str) -> ArchiveMeans:
-        return ArchiveMeans(
-            section=section,
-            cluster_id=cluster_id,
-            target=store.target(),
-            traffic=Traffic(SystemClock()),
-            state=cast(Any, None),
-            disk=lambda: Disk(used=1, total=2),
-            cache=Cache(scratch / name, 0, spare_bytes=lambda: 0, token=lambda: "t"),
-            sources=store.sources,
-        )
-
-    async with kit.cluster(slots=slots, means=means, **more) as cluster:
+    scratch.mkdir(parents=True, exist_ok=True)
+    async with kit.cluster(slots=slots, **more) as cluster:
         assert cluster.table is not None
         cluster.table = replace(cluster.table, cluster=replace(cluster.table.cluster, cluster_id=cluster_id))
-        yield cluster
+        states: list[ArchiveState] = []
+        try:
+            for name in sorted(cluster.nodes):
+                state = ArchiveState(scratch / f"{name}.sqlite3", clock=cluster.clock, randomness=SeededRandomness(1))
+                await state.open()
+                states.append(state)
+                cluster.means[name] = ArchiveMeans(
+                    section=section,
+                    cluster_id=cluster_id,
+                    target=store.target(),
+                    traffic=Traffic(SystemClock()),
+                    state=state,
+                    disk=lambda: Disk(used=1, total=2),
+                    cache=Cache(scratch / name, 0, spare_bytes=lambda: 0, token=lambda: "t"),
+                    sources=store.sources,
+                )
+                cluster.start(name)
+            yield cluster
+        finally:
+            for node in cluster:
+                if node.parts.archive is not None:
+                    await node.parts.archive.close()
+            for state in states:
+                await state.close()
 
 
 def ground(node: Node) -> Ground:

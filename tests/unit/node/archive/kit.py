@@ -174,16 +174,19 @@ class World:
 
 @asynccontextmanager
 async def world(
-    folder: Path, count: int = 3, *, section: ArchiveSection | None = None, **options: Any
+    folder: Path, count: int = 3, *, section: ArchiveSection | None = None, on_disk: bool = False, **options: Any
 ) -> AsyncIterator[World]:
-    """A running cluster with an archive."""
+    """A running cluster with an archive; ``on_disk``: on real disks."""
+    if on_disk:
+        options["folder"] = folder / "disks"
+        options["folder"].mkdir()
     made = World(folder, section or ArchiveSection(target="file:///archive"))
     names = [f"n{number}" for number in range(1, count + 1)]
     for name in names:
         (folder / name).mkdir()
         await made.open(name)
     try:
-        async with cluster(count, means=made.means, clock=made.clock, **options) as running:
+        async with cluster(count, means=made.means.__getitem__, clock=made.clock, **options) as running:
             made.cluster = running
             yield made
             made.bucket.heal()

@@ -29,6 +29,7 @@ from amberblob.wire_archive import (
 )
 from amberblob.wire_repair import HeadsReply, bitmap_of
 from chunkstore.interface import BlobState
+from node.archive.facts import NothingBarred
 from tests.unit.node.archive.archive_kit import World, world
 from tests.unit.node.objects.kit import content, put
 
@@ -109,7 +110,7 @@ async def test_rows_that_cannot_be_are_refused(tmp_path: Path, bad: dict[str, An
 
 
 async def test_rows_of_an_object_that_is_being_deleted_are_refused(tmp_path: Path) -> None:
-    class Bars:
+    class Bars(NothingBarred):
         def bars(self, target_path: str) -> bool:
             return target_path == NAME
 

@@ -2,12 +2,12 @@
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pytest
 
-from amberblob.errors import ArchiveUnavailable, NotReady, PeerUnreachable
-from amberblob.wire import Done
+from amberblob.errors import ArchiveUnavailable, NotReady, PeerError, PeerUnreachable
+from amberblob.wire import Done, Reply, Request
 from amberblob.wire_archive import Condemned, CondemnObjects, ReprieveObjects
 from archive.state import Part
 from node.archive.collection import Action, Answer, Ask, Finish, ObjectCollection, ReadNodes, WriteAsking, WriteDecided
@@ -264,17 +264,17 @@ class Others:
         self.log.append(("newest",))
         return {"n1", "n2"}
 
-    async def ask(self, nodes, request) -> Mapping[str, object]:
-        replies = {}
+    async def ask(self, nodes: Iterable[str], request: Request) -> Mapping[str, Reply | PeerError]:
+        replies: dict[str, Reply | PeerError] = {}
         for node in nodes:
             if node in self.down:
                 replies[node] = PeerUnreachable(node)
                 continue
+            assert isinstance(request, CondemnObjects | ReprieveObjects)
             self.log.append((type(request).__name__, node, *request.names))
             if isinstance(request, CondemnObjects):
                 replies[node] = Condemned(refused=tuple(self.refuse) if node == "n2" else (), marks=self.files[node])
             else:
-                assert isinstance(request, ReprieveObjects)
                 replies[node] = Done()
         return replies
 

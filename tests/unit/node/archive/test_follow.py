@@ -8,6 +8,7 @@ from amberblob.archives import ArchivedChunk, ArchiveLine
 from amberblob.ids import content_hash
 from amberblob.manifest import Version
 from amberblob.mutations import Installed
+from node.archive.facts import NothingBarred
 from node.archive.follow import _Copy
 from tests.unit.node.archive.archive_kit import EVICT, World, world
 from tests.unit.node.objects.kit import content, put
@@ -126,7 +127,7 @@ async def test_rows_of_unknown_blobs_stop_the_cursor_and_not_the_work(tmp_path: 
 
 
 async def test_a_row_of_a_condemned_object_is_kept_out_and_waits(tmp_path: Path) -> None:
-    class Bars:
+    class Bars(NothingBarred):
         names = {"packs/2026/01/01/A.pack"}
 
         def bars(self, target_path: str) -> bool:

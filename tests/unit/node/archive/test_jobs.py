@@ -267,7 +267,7 @@ async def test_a_node_that_was_away_when_its_job_was_stopped_stops_it(tmp_path: 
         assert it.status(1, job).state == "stopped"
 
 
-async def test_gc_is_for_one_node(tmp_path: Path) -> None:
+async def test_some_jobs_are_for_one_node(tmp_path: Path) -> None:
     async with world(tmp_path) as it:
         done: list[str] = []
         for parts in it.archives():
@@ -275,9 +275,9 @@ async def test_gc_is_for_one_node(tmp_path: Path) -> None:
             async def work(request: JobRequest, progress: Progress, node: str = parts.ground.node) -> None:
                 done.append(node)
 
-            parts.runner._works["gc"] = work
+            parts.runner._works["recover"] = work
         it.cluster.net.down.add("n1")
-        started = await it.archive(3).cluster.start(JobWanted(kind="gc"))
+        started = await it.archive(3).cluster.start(JobWanted(kind="recover"))
         assert started.nodes == ("n2",) and started.silent_nodes == ("n1",)
         await it.ended(2, started.job)
         assert done == ["n2"]

@@ -6,6 +6,7 @@ import pytest
 
 from amberblob.errors import ArchiveDenied, ArchiveError, ArchiveUnavailable
 from archive.targets.memory import MemoryTarget
+from node.archive import reach as reach_module
 from node.archive.reach import LOOK_EVERY_S, RETRY_FIRST_S, Reach
 from tests.unit.node.objects.kit import SkewedClock
 
@@ -66,3 +67,20 @@ async def test_a_job_waits_for_it_but_not_for_ever() -> None:
     assert reach.wake.is_set()
     with pytest.raises(ArchiveError):
         await reach.wait(0.0)
+
+
+async def test_a_request_that_fails_has_it_looked_at_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reach_module, "DOUBT_PAUSE_S", 0.0)
+    target, reach = made()
+    await reach.step()
+    reach.wake.clear()
+    target.bucket.fault("unavailable")
+    with pytest.raises(ArchiveUnavailable):
+        [_ async for _ in _reading(target)]
+    assert reach.wake.is_set() and reach.reached, "one failure is no proof"
+    await reach.step()
+    assert reach.reached is False
+    target.bucket.heal()
+    reach.wake.clear()
+    await reach.step()
+    assert reach.reached and not reach.wake.is_set()

@@ -9,7 +9,9 @@ import pytest
 from amberblob.archives import DAMAGED
 from amberblob.errors import ArchiveDamaged, ArchiveMissing, ArchiveUnavailable, ClusterError
 from archive.targets.memory import Fault
+from node.archive import reads as reads_module
 from tests.unit.node.archive.kit import World, world
+from tests.unit.node.archive.test_restore import restore
 from tests.unit.node.objects.kit import CHUNK, get, look, put, read, until
 
 MIB = 1024 * 1024
@@ -269,3 +271,50 @@ async def test_head_needs_no_bytes(made):
     await made.cold("p", MIB)
     assert (await look(made[1], "p")).version.size == MIB
     assert made.gets() == 0
+
+
+async def test_explain_tells_who_lives_by_the_archive_and_where_it_is(made):
+    _, view = await made.cold("p", 2 * MIB, (1, 2), alone=True)
+    told = await made[1].objects.explain("p")
+    (version,) = told["versions"]
+    assert version["copies"] == {"n1": "archived", "n2": "archived", "n3": "all"}
+    assert {place["chunk"] for place in version["archive"]} == {chunk.id for chunk in view.version.chunks}
+    for place in version["archive"]:
+        assert place["object"] in made.bucket.objects and place["state"] == "verified" and place["end"] > place["start"]
+    assert told["healthy"]
+    health = made[1].parts.health.own()
+    (slot,) = (one for one in health.slots if one.slot == made.cluster.slot("p"))
+    assert (slot.wanted, slot.evicted, slot.evicted_bytes) == (0, 1, 2 * MIB)
+
+
+async def test_an_archive_that_is_known_to_be_down_is_not_waited_for_as_long_and_is_noticed_when_it_is_back(
+    made, monkeypatch
+):
+    monkeypatch.setattr(reads_module, "DOWN_PATIENCE_S", 0.05)
+    data, _ = await made.cold("p", MIB)
+    made.bucket.fault("hang")
+    made[1].parts.archive.reach.failed(ArchiveUnavailable("it does not answer"))
+    with pytest.raises(ArchiveUnavailable) as caught:
+        await asyncio.wait_for(get(made[1], "p"), 5)
+    assert "was not reached lately" in caught.value.detail
+    made.bucket.heal()
+    assert await get(made[1], "p") == data
+
+
+async def test_on_real_disks(tmp_path):
+    async with world(tmp_path, on_disk=True, request_timeout_s=10.0) as made:
+        bodies = {}
+        for at, size in enumerate((5, CHUNK + 1, 70 * CHUNK)):
+            bodies[f"p{at}"], _ = await made.cold(f"p{at}", size)
+        for number in (1, 2):
+            for path, data in bodies.items():
+                assert await get(made[number], path) == data
+                assert await get(made[number], path, consistency="local") == data
+        for number in (1, 2, 3):
+            assert sum(made[number].store.tally(slot).evicted for slot in range(8)) == 3
+            status = await restore(made, number)
+            assert status.failures == 0 and status.counts["restored"] == 3
+            assert sum(made[number].store.tally(slot).evicted for slot in range(8)) == 0
+        made.bucket.objects.clear()
+        for path, data in bodies.items():
+            assert await get(made[3], path, consistency="local") == data

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from amberblob.errors import AmberError, BadRequest, NotFound
+from amberblob.config import ArchiveRule, ArchiveSection
+from amberblob.errors import AmberError, ArchiveError, BadRequest, NotFound
 from archive.export import unrecovered
+from chunkstore import paging
+from node.archive import placing
+from node.archive import recover as recovering
 from node.protocol.operations import Expire
 from tests.unit.node.archive.disaster_kit import (
     FIRST,
     SECOND,
+    Choose,
     Exporters,
     Store,
     archive,
@@ -24,7 +28,7 @@ from tests.unit.node.archive.disaster_kit import (
     world,
 )
 from tests.unit.node.objects import kit
-from tests.unit.node.objects.kit import Cluster
+from tests.unit.node.objects.kit import Cluster, Node
 
 SIZES = (0, 1, 50, 4000, kit.STAGED, 3 * kit.CHUNK + 7)
 
@@ -35,24 +39,33 @@ async def live_through(cluster: Cluster, seed: int, *, paths: int = 6, steps: in
     names = [f"d{number % 3}/p{number}" for number in range(paths)]
     done = 0
     for step in range(steps):
-        path, node = chance.choice(names), cluster[chance.randint(1, 3)]
-        acts: list[Callable[[], Awaitable[object]]] = [
-            lambda: kit.put(node, path, kit.content(chance.choice(SIZES), seed=seed * 1000 + step)),
-            lambda: kit.put(node, path, kit.content(60, seed=step), write_id=f"own-{step}", meta={"step": str(step)}),
-            lambda: kit.delete(node, path),
-            lambda: kit.delete(node, path, version=chance.randint(1, 6)),
-            lambda: kit.restore(node, path),
-            lambda: kit.restore(node, path, version=chance.randint(1, 6)),
-            lambda: node.coordinator.write(node.routing.of(path), path, Expire(versions=((1, chance.randint(1, 3)),))),
-        ]
-        act = chance.choices(acts, weights=(8, 4, 2, 2, 2, 2, 1))[0]
         try:
-            await act()
+            await _act(cluster[chance.randint(1, 3)], chance.choice(names), chance, f"{seed}-{step}")
             done += 1
         except AmberError as error:
             assert error.status in (404, 409), error
-    assert done > steps // 2
+    assert done > steps // 4
     await cluster.settle()
+
+
+async def _act(node: Node, path: str, chance: random.Random, tag: str) -> None:
+    """One thing that a client or the retention does."""
+    number = chance.randint(1, 6)
+    match chance.choices(range(7), weights=(8, 4, 2, 2, 2, 2, 1))[0]:
+        case 0:
+            await kit.put(node, path, kit.content(chance.choice(SIZES), seed=number))
+        case 1:
+            await kit.put(node, path, tag.encode(), write_id=f"own-{tag}", meta={"tag": tag})
+        case 2:
+            await kit.delete(node, path)
+        case 3:
+            await kit.delete(node, path, version=number)
+        case 4:
+            await kit.restore(node, path)
+        case 5:
+            await kit.restore(node, path, version=number)
+        case _:
+            await node.coordinator.write(node.routing.of(path), path, Expire(versions=((1, number // 2),)))
 
 
 def nothing_wanted(cluster: Cluster) -> bool:
@@ -133,6 +146,10 @@ async def test_versions_that_were_never_archived_are_let_go_of_and_listed(tmp_pa
         assert (await recover(second)).status.counts["paths_present"] == 3
 
 
+def _only(wanted: str) -> Choose:
+    return lambda path, version: path == wanted
+
+
 @pytest.mark.parametrize("tell", [True, False])
 async def test_what_nobody_has_verified_or_told_of_is_read_back_first(tell: bool, tmp_path: Path) -> None:
     store = Store.new()
@@ -142,18 +159,49 @@ async def test_what_nobody_has_verified_or_told_of_is_read_back_first(tell: bool
         await kit.put(first[1], "broken", kit.content(kit.CHUNK + 3))
         await first.settle()
         await Exporters(first).run()
-        for path in ("p", "q", "broken"):
-            await archive(first, lambda one, version, path=path: one == path, verified=False, tell=tell)
+        for path in ("p", "q"):
+            await archive(first, _only(path), verified=False, tell=tell)
+        packs = set(store.bucket.names("packs/"))
+        await archive(first, _only("broken"), verified=False, tell=tell)
         if tell:
             await Exporters(first).run()
-    packs = store.bucket.names("packs/")
-    assert len(packs) == 3
-    store.bucket.damage(packs[2], 5000)
+    (broken,) = set(store.bucket.names("packs/")) - packs
+    store.bucket.damage(broken, 5000)
     async with world(store, tmp_path / "b", cluster_id=SECOND) as second:
         told = await recover(second)
         assert told.status.problems == ["'broken': the archive does not have the bytes of version 1"]
         assert await kit.get(second[1], "p") == b"one"
         assert await kit.get(second[1], "q") == kit.content(2 * kit.CHUNK)
+
+
+async def test_writes_that_were_archived_first_come_back_without_any_export_since(tmp_path: Path) -> None:
+    store = Store.new()
+    section = ArchiveSection(target="file:///nowhere", rules=(ArchiveRule(action="write-through"),))
+    async with world(store, tmp_path / "a", section=section) as first:
+        await kit.put(first[1], "old", b"1", write_id="w-old")
+        await kit.put(first[1], "gone", b"1")
+        await kit.delete(first[1], "gone")
+        await first.settle()
+        await Exporters(first).run()
+        await kit.put(first[2], "old", kit.content(kit.STAGED))
+        await kit.put(first[3], "old", b"3")
+        await kit.put(first[3], "new", kit.content(3 * kit.CHUNK), meta={"a": "b"}, write_id="w-new")
+        await first.settle()
+        before = await picture(first)
+        bytes_before = await contents(first, before)
+        missed = next(name for name in store.bucket.names(f"meta/{FIRST}/through"))
+    async with world(store, tmp_path / "b", cluster_id=SECOND, slots=8) as second:
+        told = await recover(second)
+        assert told.status.failures == 0, told.status.problems
+        assert await picture(second) == before and nothing_wanted(second)
+        assert await contents(second, before) == bytes_before
+    newest = store.bucket.names(f"meta/{FIRST}/through")[-1]
+    assert newest != missed
+    store.bucket.damage(newest, 300)
+    async with world(store, tmp_path / "c", cluster_id="01BX5ZZKBKACTAV9WEVGEMMVS0") as third:
+        told = await recover(third)
+        assert told.status.failures and any(newest in text for text in told.status.problems)
+        assert await kit.get(third[1], "old") == b"3"
 
 
 async def test_a_path_that_holds_something_else_is_left_and_the_rest_comes(tmp_path: Path) -> None:
@@ -249,7 +297,58 @@ async def test_a_dry_run_tells_and_writes_nothing(tmp_path: Path) -> None:
         assert await unrecovered(store.target(), SECOND) == [FIRST]
 
 
-async def test_a_recovery_that_stops_anywhere_is_gone_on_with(tmp_path: Path) -> None:
+async def test_long_histories_come_back_page_by_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paging, "HISTORY_PAGE_MAX", 3)
+    monkeypatch.setattr(placing, "MESSAGE_BYTES", 1000)
+    store = Store.new()
+    async with world(store, tmp_path / "a") as first:
+        for number in range(25):
+            await kit.put(first[1], "p", b"%d" % number, write_id=f"w{number}")
+        await kit.delete(first[1], "p", version=7)
+        await first.settle()
+        await archive(first)
+        await Exporters(first).run()
+    async with world(store, tmp_path / "b", cluster_id=SECOND) as second:
+        told = await recover(second)
+        assert told.status.failures == 0 and second.net.count("InstallRows", "n1") > 3
+        for number in range(25):
+            if number != 6:
+                assert await kit.get(second[1 + number % 3], "p", version=number + 1) == b"%d" % number
+        rows = await second.stores["n3"].rows(second.slot("p"), "p")
+        assert [row.version.version for row in rows] == list(range(25, 0, -1))
+        assert [row.version.version for row in rows if row.tombstoned_at_ms is not None] == [7]
+
+
+async def test_a_bucket_that_fails_now_and_then_only_delays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovering, "PAUSE_S", 0.001)
+    store = Store.new()
+    async with world(store, tmp_path / "a", slots=2) as first:
+        for number in range(3):
+            await kit.put(first[1], f"p{number}", b"%d" % number)
+        await kit.put(first[1], "r", kit.content(66 * kit.CHUNK))
+        await first.settle()
+        await archive(first, verified=False)
+        await Exporters(first).run()
+        before = await picture(first)
+    failed, skip = True, 0
+    while failed:
+        async with world(store, tmp_path / "b", cluster_id=SECOND, slots=2) as second:
+            store.bucket.fault("unavailable", "*", skip=skip, times=3)
+            failed = False
+            try:
+                failed = bool((await recover(second)).status.failures)
+            except ArchiveError:
+                failed = True
+            store.bucket.heal()
+            told = await recover(second, 2)
+            assert told.status.failures == 0, (skip, told.status.problems)
+            assert await picture(second) == before
+        skip += 3
+    assert skip > 10
+
+
+async def test_a_recovery_that_stops_anywhere_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovering, "PAUSE_S", 0.001)
     store = Store.new()
     async with world(store, tmp_path / "a", slots=1) as first:
         for number in range(3):
@@ -287,5 +386,5 @@ async def test_a_recovery_that_stops_anywhere_is_gone_on_with(tmp_path: Path) ->
             await second.resolve()
             assert await picture(second) == before, cut
             assert nothing_wanted(second)
-        cut += 3
+        cut += 5
     assert cut > 20

@@ -16,6 +16,7 @@ from archive.targets.memory import Fault
 from archive.written import merged
 from node.protocol.operations import Conditions
 from tests.unit.node.archive.kit import World, world
+from tests.unit.node.healing.test_moving import member, route_is
 from tests.unit.node.objects.kit import CHUNK, STAGED, content, delete, get, look, put, until
 
 SECTION = ArchiveSection(
@@ -207,3 +208,49 @@ async def test_a_deleted_path_keeps_its_write_in_the_bucket_until_the_next_expor
     await put(made[1], "w/a", b"body")
     await delete(made[1], "w/a")
     assert await recovered(made, "w/a") == {1: b"body"}
+
+
+@pytest.mark.parametrize("size", [5, STAGED])
+async def test_the_slot_moves_while_the_chunks_are_on_their_way(tmp_path, size):
+    """The rows are on a write quorum of the newer voters before it is acknowledged."""
+    async with world(tmp_path, 5, section=SECTION, request_timeout_s=3.0, slots=1) as made:
+        data = content(size)
+        fault = made.bucket.fault("hang", "put", "packs/*", times=1)
+        writing = asyncio.ensure_future(put(made[1], "w/a", data))
+        await until(lambda: fault.met)
+        route_is(made.cluster, 2, [member(made.cluster, number) for number in (3, 4, 5)])
+        fault.release()
+        view = await writing
+        rows = [await made[number].store.archived(0, view.version.blob_id) for number in (3, 4, 5)]
+        assert sum(known is not None and len(known.chunks) == len(view.version.chunks) for known in rows) >= 2
+        assert await get(made[4], "w/a") == data
+        assert await recovered(made, "w/a") == {1: data}
+
+
+@pytest.mark.parametrize("size", [5, STAGED])
+async def test_the_slot_moves_between_the_rows_and_the_round(tmp_path, size):
+    async with world(tmp_path, 5, section=SECTION, request_timeout_s=3.0, slots=1) as made:
+        data = content(size)
+        rule = made.cluster.net.fault("Prepare", "hold")
+        writing = asyncio.ensure_future(put(made[1], "w/a", data))
+        await until(lambda: rule.hits)
+        route_is(made.cluster, 2, [member(made.cluster, number) for number in (3, 4, 5)])
+        made.cluster.net.heal()
+        view = await writing
+        rows = [await made[number].store.archived(0, view.version.blob_id) for number in (3, 4, 5)]
+        assert sum(known is not None and len(known.chunks) == len(view.version.chunks) for known in rows) >= 2
+        assert await get(made[4], "w/a") == data
+        assert await recovered(made, "w/a") == {1: data}
+
+
+async def test_a_client_that_goes_away_while_its_body_is_archived_leaves_nothing(made):
+    fault = made.bucket.fault("hang", "put", "packs/*")
+    writing = asyncio.ensure_future(put(made[1], "w/a", content(STAGED)))
+    await until(lambda: fault.met)
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    made.bucket.heal()
+    await made.cluster.settle()
+    assert not made.cluster.staged()
+    assert all(node.store.tally(made.cluster.slot("w/a")).archive_staged == 0 for node in made.cluster)

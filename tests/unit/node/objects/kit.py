@@ -327,7 +327,7 @@ class Cluster:
         self.stores: dict[str, Any] = {}
         self.table: RouteTable | None = None
         self.registry = MemoryRegistry(clock=self.clock)
-        self.means: dict[str, ArchiveMeans] = options.get("means", {})
+        self.means: dict[str, ArchiveMeans] = {}
 
     def __getitem__(self, index: int) -> Node:
         return self.nodes[f"n{index}"]
@@ -372,7 +372,7 @@ class Cluster:
             request_timeout_s=options.get("request_timeout_s", 1.5),
             repair=options.get("repair"),
             retention=options.get("retention"),
-            archive=options["means"](name) if "means" in options else self.means.get(name),
+            archive=self.means.get(name),
             readmit=partial(readmit, self.registry, self.table.cluster, name) if self.table is not None else None,
         )
         node = Node(

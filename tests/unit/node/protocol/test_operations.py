@@ -22,6 +22,7 @@ from node.protocol.operations import (
     NeedHistory,
     Propose,
     Put,
+    Recover,
     Refuse,
     Restore,
     Situation,
@@ -219,6 +220,31 @@ def test_a_known_write_id_is_answered_before_conditions(operation, op):
 def test_finish_writes_nothing():
     for current in (None, LIVE, GONE):
         assert decide(Finish(), situation(current, prior=WriteMark("w", "put", 2, 0))) == Answer()
+
+
+# ---- recover
+
+
+LOST = record(live=((1, 3),), head=3, previous=2, writes=(WriteMark("w2", "put", 2, 5), WriteMark("w3", "put", 3, 6)))
+
+
+def test_a_path_that_has_nothing_gets_the_lost_record_as_it_was():
+    assert proposed(Recover(record=LOST), None, floor=9, write_id="w3") is LOST
+
+
+def test_what_was_brought_back_before_is_not_again_whatever_became_of_it():
+    for current in (LOST, record(live=((1, 4),), head=4, writes=(*LOST.writes, WriteMark("new", "put", 4, 9)))):
+        decision = decide(Recover(record=LOST), situation(current, write_id="w3"))
+        assert decision == Answer(LOST.writes[-1])
+    # Its mark is remembered longer than the path: it was deleted and forgotten.
+    decision = decide(Recover(record=LOST), situation(None, write_id="w3", prior=LOST.writes[-1]))
+    assert decision == Answer(LOST.writes[-1])
+
+
+@pytest.mark.parametrize("current", [record(live=((1, 1),), head=1), record(op="delete", version_max=7)])
+def test_a_path_that_was_written_here_is_not_overwritten(current):
+    error = refused(Recover(record=LOST), current, write_id="w3")
+    assert error.code == "path-not-empty" and error.extra["version_max"] == current.version_max
 
 
 def test_head_facts():
