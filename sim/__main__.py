@@ -19,9 +19,9 @@ from typing import Annotated
 
 import typer
 
+from sim.archiveshape import FAULTS_OF_ARCHIVES, JOBS
 from sim.check import WrongHistory
 from sim.mutants import MUTANTS
-from sim.archiveshape import FAULTS_OF_ARCHIVES, JOBS
 from sim.shape import FAULTS, FAULTS_OF_COPIES, FAULTS_OF_MEMBERS, Shape
 from sim.world import World, shape_chance
 

@@ -45,7 +45,9 @@ async def judge_archive(world: World) -> None:
     held = await _holdings(world)
     while left := await _unneeded(world):
         if world.loop.time() - began_s > SETTLED_S:
-            raise Violation(f"{SETTLED_S:g} s after everything works the bucket has what nobody needs: {left[:3]}")
+            raise Violation(
+                f"{SETTLED_S:g} s after everything works the bucket has what nobody needs: {left[:3]}; {_problems(world)}"
+            )
         await _job(world, "gc")
         await asyncio.sleep(ROUNDS_PAUSE_S)
     held = await _holdings(world)
@@ -85,6 +87,16 @@ async def _idle(world: World) -> None:
         if world.loop.time() - began_s > SETTLED_S:
             raise Violation(f"jobs that do not end within {SETTLED_S:g} s after everything works: {running}")
         await asyncio.sleep(0.5)
+
+
+def _problems(world: World) -> str:
+    """What the last gc of each node tells of itself."""
+    told = []
+    for machine in world.machines:
+        if machine.parts is not None and machine.parts.archive is not None:
+            parts = [part for part in machine.parts.archive.runner.statuses() if part.request.kind == "gc"]
+            told += [f"{machine.name}: {part.state} {part.counts} {part.detail} {part.problems}" for part in parts[-1:]]
+    return "; ".join(told)
 
 
 async def _ask(world: World, machine: Machine, ask: Callable[[ArchiveParts], Coroutine[Any, Any, T]]) -> T:

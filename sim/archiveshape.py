@@ -63,7 +63,7 @@ class ArchiveShape:
             lone_bytes=random.choice((30_000, 1_000_000)),
             parallel=random.choice((1, 2, 4)),
             grace_s=random.choice((0.2, 1.0, 5.0)),
-            rewrite_below=random.choice((0.3, 0.9)),
+            rewrite_below=random.choice((0.3, 0.5, 0.8)),
         )
 
     def section(self) -> ArchiveSection:

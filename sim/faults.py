@@ -7,8 +7,8 @@ from collections.abc import Callable, Coroutine
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from sim.clients import Violation
 from sim.archiveshape import FAULTS_OF_ARCHIVES
+from sim.clients import Violation
 from sim.machine import Machine
 from sim.operators import Operators
 from sim.shape import FAULTS_OF_MEMBERS

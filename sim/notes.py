@@ -17,7 +17,7 @@ import aiosqlite
 from amberblob.clock import Clock, Randomness
 from amberblob.errors import DiskFailed, DiskFull
 from archive.state import ArchiveState
-from archive.statedb import IDENTITY, _MIGRATIONS, StateFile
+from archive.statedb import _MIGRATIONS, IDENTITY, StateFile
 from sim.disk import SimDisk
 
 T = TypeVar("T")
