@@ -12,13 +12,14 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from sim.archivemutants import ARCHIVE_MUTANTS
 from sim.archiveshape import FAULTS_OF_ARCHIVES, JOBS
 from sim.check import WrongHistory
 from sim.mutants import MUTANTS
@@ -142,18 +143,19 @@ def _play_one(task: tuple[int, int, Path | None]) -> Result:
 def _hunt(task: tuple[str, int, int, Path | None]) -> tuple[str, int, str]:
     """Play seeds with a mutant until it is caught; its name, the number of seeds (0: it survived), and how."""
     name, seeds, operations, folder = task
-    with MUTANTS[name]():
-        for seed in range(1, seeds + 1):
+    chosen = list(range(1, seeds + 1)) if name in MUTANTS else with_archives(1, seeds, operations)
+    with (MUTANTS | ARCHIVE_MUTANTS)[name]():
+        for number, seed in enumerate(chosen, 1):
             result = play(seed, operations, folder)
             if result.story:
-                return name, seed, result.story.splitlines()[0]
+                return name, number, result.story.splitlines()[0]
     return name, 0, ""
 
 
-def _hunt_all(seeds: int, operations: int, folder: Path | None, jobs: int) -> int:
+def _hunt_all(names: Iterable[str], seeds: int, operations: int, folder: Path | None, jobs: int) -> int:
     """Hunt every mutant; how many survived."""
     survived = 0
-    tasks = [(name, seeds, operations, folder) for name in MUTANTS]
+    tasks = [(name, seeds, operations, folder) for name in names]
     with multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=1) as pool:
         for name, seed, how in pool.imap_unordered(_hunt, tasks):
             if seed:
@@ -212,7 +214,8 @@ def main(
     """
     _same_hashes()
     if mutants:
-        raise typer.Exit(1 if _hunt_all(seeds, operations, folder, jobs) else 0)
+        names = [*ARCHIVE_MUTANTS] if archives else [*MUTANTS, *ARCHIVE_MUTANTS]
+        raise typer.Exit(1 if _hunt_all(names, seeds, operations, folder, jobs) else 0)
     if seed is not None and trace:
         result = play(seed, operations, folder, trace=True)
         _report([result], 0.0)

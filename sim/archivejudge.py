@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from amberblob.archives import DAMAGED, ArchivedBlob, ArchivedChunk
-from amberblob.errors import AmberError, ArchiveError, StorageError
+from amberblob.errors import AmberError, ArchiveError, ChunkCorrupt, StorageError
 from amberblob.ids import content_hash, ulid_time_ms
 from amberblob.manifest import ChunkRef, Version, decode_manifest
 from archive.frames import FrameReader
@@ -18,6 +18,7 @@ from node.archive.exported import ExportedObjects
 from node.archive.jobs import JobKind
 from node.archive.parts import ArchiveParts
 from node.archive.status import JobWanted
+from sim.agreement import agree
 from sim.archivists import at
 from sim.clients import NoAnswer, NotServing, Violation
 from sim.machine import CLUSTER_ID
@@ -33,7 +34,7 @@ SETTLED_S = 400.0
 """Within this virtual time after everything works, jobs end, and what nobody needs is gone. A node looks at an archive that was away every minute."""
 ROUNDS_PAUSE_S = 8.0
 """Rows are followed every few seconds; what is mostly dead is written anew first, and deleted by the next gc."""
-HISTORY_MAX = 1000
+LOOKS_MAX = 8
 
 
 async def judge_archive(world: World) -> None:
@@ -111,16 +112,30 @@ async def _ask(world: World, machine: Machine, ask: Callable[[ArchiveParts], Cor
 # ---- what copies rely on
 
 
+class _Wants(Exception):
+    """What has rotted was found by somebody who read it: it is on its way."""
+
+
 async def _holdings(world: World) -> int:
-    """Look at every version of every copy that votes; how many live by their rows. Raises: Violation."""
+    """Look at every version of every copy that votes, when all agree; how many live by their rows. Raises: Violation."""
+    for _ in range(LOOKS_MAX):
+        await agree(world)
+        try:
+            return await _holdings_now(world)
+        except _Wants as wants:
+            why = wants
+    raise Violation(f"{why}, though all copies agreed {LOOKS_MAX} times")
+
+
+async def _holdings_now(world: World) -> int:
     assert world.table is not None and world.bucket is not None
-    frames = _Frames(world.bucket)
+    frames, rots = _Frames(world.bucket), bool(world.fired["bit rot"])
     machines = {machine.name: machine for machine in world.machines}
     count = 0
     for route in world.table.routes:
         for member in route.voters:
             machine = machines[member.node]
-            count += await _ask(world, machine, _Copy(machine.name, route.slot, frames).look)
+            count += await _ask(world, machine, _Copy(machine.name, route.slot, frames, may_rot=rots).look)
     for machine in world.machines:
         await _ask(world, machine, frames.all_rows_of)
     return count
@@ -171,7 +186,8 @@ class _Frames:
 class _Copy:
     """One copy that votes."""
 
-    def __init__(self, node: str, slot: int, frames: _Frames) -> None:
+    def __init__(self, node: str, slot: int, frames: _Frames, *, may_rot: bool) -> None:
+        self._may_rot = may_rot
         self._where = f"slot {slot} of {node}"
         self._slot = slot
         self._frames = frames
@@ -184,7 +200,7 @@ class _Copy:
             page, after = await store.archive_page(self._slot, after, 500)
             for view in page:
                 if view.wanted:
-                    raise Violation(f"{self._where} wants {view.path}@{view.version.version}, and all copies agree")
+                    raise _Wants(f"{self._where} wants {view.path}@{view.version.version}")
                 count += await self._holds(archive, view.path, view.version)
         return count
 
@@ -207,6 +223,12 @@ class _Copy:
         for chunk in chunks:
             try:
                 await store.read_chunk(slot, version.blob_id, chunk, fresh=True)
+            except ChunkCorrupt as error:
+                if not self._may_rot:
+                    raise Violation(f"{named} is damaged, and nobody did that: {error!r}") from error
+                # Nobody has looked at it yet.
+                await store.set_wanted(slot, path, version, damaged=True)
+                raise _Wants(f"{named} has rotted") from error
             except StorageError as error:
                 raise Violation(f"{named} is not held: {error!r}; rows: {blob}") from error
         return False
@@ -244,7 +266,8 @@ async def _unneeded(world: World) -> list[str]:
 
 
 async def _named(archive: ArchiveParts) -> set[str]:
-    store, found = archive.ground.store, set()
+    store = archive.ground.store
+    found: set[str] = set()
     for slot in store.slots():
         found |= (await store.archive_objects(slot)).keys()
     return found

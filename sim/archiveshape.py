@@ -17,11 +17,13 @@ FAULTS_OF_ARCHIVES = (
     "archive throttles",
     "archive hangs",
     "archive answers lost",
+    "archive answers late",
+    "killed evicting",
     "archive stores damage",
     "notes lost",
 )
 
-JOBS = {"run": 6, "gc": 5, "verify": 1, "export": 1, "restore": 1, "stop": 1, "two gcs": 2}
+JOBS = {"run": 6, "gc": 5, "verify": 1, "export": 1, "restore": 1, "stop": 1, "two gcs": 2, "gc without one": 2}
 """What operators ask for, and how often."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Coroutine
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -32,6 +33,8 @@ async def at(world: World, machine: Machine, ask: Callable[[ArchiveParts], Corou
     if process is None or parts is None or parts.archive is None or not machine.serving:
         raise NotServing
     task = world.loop.create_task(ask(parts.archive), context=process.context())
+    # Nobody may be there any more to hear how it went.
+    task.add_done_callback(lambda done: done.cancelled() or done.exception(), context=contextvars.Context())
     end_s = world.loop.time() + PATIENCE_S
     while not task.done():
         if not process.alive or world.loop.time() > end_s:
@@ -80,6 +83,8 @@ class Archivists:
                 return
             case "two gcs":
                 await self._two_gcs()
+            case "gc without one":
+                await self._gc_without_one()
             case _:
                 prefix = random.choice(("p0", "p1")) if random.random() < 0.15 else ""
                 wanted = JobWanted(kind=cast(JobKind, kind), prefix=prefix, dry_run=random.random() < 0.05)
@@ -87,6 +92,28 @@ class Archivists:
                 self._jobs.append(started.job)
                 world.event(f"archivist: {machine.name} begins {kind} {started.job[-4:]} on {', '.join(started.nodes)}")
         world.fired[f"job {kind}"] += 1
+
+    async def _gc_without_one(self) -> None:
+        """A node has just archived something, and told nobody; the others collect while it is away."""
+        world, random = self._world, self._random
+        shape = world.shape.archive
+        assert shape is not None
+        away, asked = random.sample(world.machines, 2)
+        others = [machine.name for machine in world.machines if machine is not away]
+        await at(world, away, lambda archive: archive.cluster.start(JobWanted(kind="run")))
+        await asyncio.sleep(random.random() * 2.0)
+        links = {(away.name, other) for other in others} | {(other, away.name) for other in others}
+        cut = world.network.cut
+        links -= cut
+        cut |= links
+        world.event(f"archivist: {away.name} is cut off after a run")
+        try:
+            await asyncio.sleep(shape.grace_s + random.random())
+            await at(world, asked, lambda archive: archive.cluster.start(JobWanted(kind="gc")))
+            await asyncio.sleep(2.0 + 4 * random.random())
+        finally:
+            cut -= links
+            world.event(f"archivist: {away.name} is there again")
 
     async def _two_gcs(self) -> None:
         """Two nodes each believe that the others cannot be reached, and collect."""

@@ -40,7 +40,7 @@ class SimBucket(MemoryBucket):
     """What all nodes share, and what goes wrong with it.
 
     Attributes:
-        latency_s: of one way, on average.
+        latency_s: of one way, on average. late_s: how much later answers come than that, at most.
         deleted: when each object that is gone was deleted, by the world's time.
     """
 
@@ -61,6 +61,7 @@ class SimBucket(MemoryBucket):
         self.fired = fired
         self.note = note
         self.latency_s = latency_s
+        self.late_s = 0.0
         self.deleted: dict[str, float] = {}
 
     def way_s(self) -> float:
@@ -196,7 +197,7 @@ class SimTarget:
         except TimeoutError:
             bucket.fired["archive did not answer"] += 1
             raise ArchiveUnavailable(f"{URL} did not answer {what} within {self._timeout_s:g} s") from None
-        await asyncio.sleep(bucket.way_s())
+        await asyncio.sleep(bucket.way_s() + bucket.late_s * bucket.random.random())
         return result
 
 

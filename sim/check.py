@@ -71,7 +71,6 @@ async def judge(world: World) -> None:
     await agree(world)
     if world.bucket is not None:
         await judge_archive(world)
-        await agree(world)
         for machine in world.machines:
             await _everything_is_readable(world, machine)
     await _listings(world)

@@ -260,6 +260,9 @@ class Machine:
         process = self.process
         assert process is not None and process.alive
         self.count()
+        if self.store is not None:
+            # Slots that begin anew just now: the next life finds no database, and says that it is lost.
+            self.disk.damaged.update(self.store._core._pool._half_retired)
         process.alive = False
         self.disk.crash(power=power)
         self.notes.crash(self.disk, power=power)

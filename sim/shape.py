@@ -150,6 +150,7 @@ class Shape:
             of_archive = tuple(fault for fault in FAULTS_OF_ARCHIVES if random.random() < 0.4)
             archive = ArchiveShape.draw(random)
             operations = min(operations, ARCHIVE_OPERATIONS_MAX)
+            shape = replace(shape, staged=max(shape.staged, 0.15))
         return replace(
             shape,
             faults=(*known, *more, *members, *of_archive),
