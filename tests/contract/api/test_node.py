@@ -111,7 +111,9 @@ async def test_every_documented_request_answers_as_documented(api: Api) -> None:
             answer = await api(method.upper(), target.replace("{path}", "openapi/documented") + query, data=data)
             assert str(answer.status) in item[method]["responses"], (target, method, answer)
             if target.startswith("/archive"):
-                assert answer.json["type"] in ("no-archive", "bad-parameter"), "this cluster has none, and no job is called so"
+                assert answer.json["type"] in ("no-archive", "bad-parameter"), (
+                    "this cluster has none, and no job is called so"
+                )
             else:
                 assert answer.status < 300
             tried += 1
