@@ -59,8 +59,8 @@ def files_go_before_the_journal_has_it() -> contextlib.AbstractContextManager[An
     async def evict(self: Archiving, slot: int, path: str, version: Any) -> int | None:
         ids = await self.chunk_ids(slot, version)
         if ids is not None and version.size and not version.inline:
-            covered = partial(archivedb.is_covered, path=path, version=version, chunk_ids=ids)
-            if await self._core.ask(slot, covered, barrier=self._barrier(slot)):
+            covered = partial(archivedb.evictable_bytes, path=path, version=version, chunk_ids=ids)
+            if await self._core.ask(slot, covered, barrier=self._barrier(slot)) is not None:
                 await self._remove_files(slot, version.blob_id)
         return await original(self, slot, path, version)
 
@@ -77,8 +77,8 @@ def bytes_go_before_the_mark_is_durable() -> contextlib.AbstractContextManager[A
             ids = await self.chunk_ids(slot, version)
             if ids is None or not version.size:
                 return None
-            covered = partial(archivedb.is_covered, path=path, version=version, chunk_ids=ids)
-            if not await core.ask(slot, covered, barrier=self._barrier(slot)):
+            covered = partial(archivedb.evictable_bytes, path=path, version=version, chunk_ids=ids)
+            if await core.ask(slot, covered, barrier=self._barrier(slot)) is None:
                 return None
             position = core.apply(Evicted(slot, path, version.version, blob_id, ids))
             if not version.inline:

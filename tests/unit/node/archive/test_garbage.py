@@ -9,8 +9,8 @@ import pytest
 from msgspec.structs import replace
 
 from amberblob.errors import RegistryUnavailable
-from archive.targets.small import store
 from archive.segments import cluster_name
+from archive.targets.small import store
 from node.archive.exported import ExportedObjects
 from node.protocol.operations import Expire
 from tests.unit.node.archive.archive_kit import EVICT, World, world
