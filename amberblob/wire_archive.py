@@ -151,7 +151,8 @@ class ArchiveJobReply(Message, frozen=True, array_like=True, kw_only=True, tag="
 class ObjectUsesReply(Message, frozen=True, array_like=True, kw_only=True, tag="b7"):
     """Those of the objects that rows of the node name: in any of its slots.
 
-    ``sizes``: of each, in their order, the bytes of frames that rows of the slots name which the node looks after; empty if not asked for.
+    ``sizes``: of each, in their order, the bytes of frames, with their entries in the index, that rows of the slots name which the node looks after;
+    empty if not asked for.
     """
 
     used: tuple[str, ...]

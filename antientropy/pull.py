@@ -7,7 +7,7 @@ only said when every holder answered that it lacks them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from amberblob.errors import AmberError, ChunkCorrupt, ChunkMissing, DigestMismatch, PeerError, StorageError
@@ -88,6 +88,10 @@ async def stage_from(store: ReplicaStore, source: Source, slot: int, version: Ve
             await staging.abort()
 
 
+def _nobody(size_bytes: int) -> None:
+    """Nobody wants to know."""
+
+
 async def complete(
     store: ReplicaStore,
     source: Source,
@@ -95,11 +99,13 @@ async def complete(
     version: Version,
     holders: Sequence[str],
     room: Room | None = None,
+    came: Callable[[int], None] = _nobody,
 ) -> int:
     """Put back whatever is missing of a version that this disk refers to; returns the bytes fetched.
 
     Args:
         room: how many chunks may be on their way at once, and how much of them; None: one after the other.
+        came: told the size of each chunk that was put back, also when in the end not all were.
 
     Raises: PeerError, StorageError, DigestMismatch; what was already put back stays. That a chunk is had by nobody does
         not keep the others from being put back.
@@ -115,7 +121,7 @@ async def complete(
             manifest, chunks = await manifest_from(store, source, slot, version, holders)
             fetched += len(manifest)
     missing = list(dict.fromkeys(await store.missing_chunks(slot, version, chunks)))
-    return fetched + await _Chunks(store, source, slot, version, holders, room).put_back(missing)
+    return fetched + await _Chunks(store, source, slot, version, holders, room, came).put_back(missing)
 
 
 async def manifest_from(
@@ -132,8 +138,10 @@ class _Chunks:
     """The missing chunks of one version, several at a time."""
 
     def __init__(
-        self, store: ReplicaStore, source: Source, slot: int, version: Version, holders: Sequence[str], room: Room
-    ) -> None:
+        self, store: ReplicaStore, source: Source, slot: int, version: Version, holders: Sequence[str], room: Room,
+        came: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        self._came = came
         self._store = store
         self._source = source
         self._slot = slot
@@ -177,6 +185,7 @@ class _Chunks:
                 return
             await self._store.install_chunk(self._slot, self._version, chunk, data)
             self._fetched += len(data)
+            self._came(len(data))
 
 
 async def _chunks(

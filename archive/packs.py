@@ -30,6 +30,10 @@ PACKS = "packs/"
 CHUNKS = "chunks/"
 
 HEADER = b"AMBERBLOB-PACK\x00\x01"
+ENTRY_BYTES = 96
+"""What an entry takes in the stored index, about: two hashes and a ULID, which do not shrink. Of tiny chunks that is more than their frames."""
+FRAME_OF_PACK_BYTES = 160
+"""What a pack has beside frames and entries, about: header, footer, the beginning of the index."""
 ENTRIES_MAX = 32_768
 """Of one object: its index must fit into memory with the longest paths."""
 INDEX_BYTES_MAX = 64 * MIB

@@ -183,12 +183,14 @@ def named(database: SlotDatabase, target_paths: Collection[str]) -> set[str]:
 # ---- evicting
 
 
-def is_covered(database: SlotDatabase, path: str, version: Version, chunk_ids: Collection[str]) -> bool:
-    """Whether the version is here, by its row, and verified rows cover it."""
+def evictable_bytes(database: SlotDatabase, path: str, version: Version, chunk_ids: Collection[str]) -> int | None:
+    """The length of the inline body (0: there is none), if the version is here, by its row, and verified rows cover it; None: they do not."""
     row = database.connection.execute(
         "SELECT path, version FROM blobs WHERE blob_id = ?", (version.blob_id,)
     ).fetchone()
-    return row == (path, version.version) and covers(database.connection, version.blob_id, chunk_ids)
+    if row != (path, version.version) or not covers(database.connection, version.blob_id, chunk_ids):
+        return None
+    return _body_bytes(database, version.blob_id) if version.inline else 0
 
 
 def is_held(database: SlotDatabase, blob_id: str, chunk_ids: Collection[str]) -> bool:
@@ -198,7 +200,7 @@ def is_held(database: SlotDatabase, blob_id: str, chunk_ids: Collection[str]) ->
     return any(covers(database.connection, blob_id, chunk_ids, table=table) for table in (ARCHIVES, STAGED))
 
 
-def body_bytes(database: SlotDatabase, blob_id: str) -> int:
+def _body_bytes(database: SlotDatabase, blob_id: str) -> int:
     """The length of an inline body; 0: there is none."""
     query = "SELECT length(body) FROM inline_bodies WHERE blob_id = ?"
     row = database.connection.execute(query, (blob_id,)).fetchone()

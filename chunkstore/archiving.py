@@ -131,6 +131,8 @@ class Archiving:
 
     async def chunk_ids(self, slot: int, version: Version) -> tuple[str, ...] | None:
         """What has to have a row for the version to live by them; None when its manifest is not here."""
+        if version.manifest_id is None:
+            return ids_of(version, version.chunks)
         chunks = await self._blobs.run_reading(lambda: self._blobs.chunks(slot, version))
         return None if chunks is None else ids_of(version, chunks)
 
@@ -157,10 +159,11 @@ class Archiving:
             ids = await self.chunk_ids(slot, version)
             if ids is None or not version.size:
                 return None
-            question = partial(archivedb.is_covered, path=path, version=version, chunk_ids=ids)
-            if not await core.ask(slot, question, barrier=self._barrier(slot)):
+            # In as few trips to the database's thread as can be: of small versions there are many.
+            question = partial(archivedb.evictable_bytes, path=path, version=version, chunk_ids=ids)
+            went = await core.ask(slot, question, barrier=self._barrier(slot))
+            if went is None:
                 return None
-            went = await core.ask(slot, partial(archivedb.body_bytes, blob_id=blob_id)) if version.inline else 0
             position = core.apply(Evicted(slot, path, version.version, blob_id, ids))
             await core.durable(position)
             # The tables decide: a row may have turned out to be damaged, or the version may have expired, while this waited.

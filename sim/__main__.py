@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import multiprocessing
 import os
 import subprocess
@@ -11,17 +12,19 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from sim.archivemutants import ARCHIVE_MUTANTS
+from sim.archiveshape import FAULTS_OF_ARCHIVES, JOBS
 from sim.check import WrongHistory
 from sim.mutants import MUTANTS
-from sim.shape import FAULTS, FAULTS_OF_COPIES, FAULTS_OF_MEMBERS
-from sim.world import World
+from sim.shape import FAULTS, FAULTS_OF_COPIES, FAULTS_OF_MEMBERS, Shape
+from sim.world import World, shape_chance
 
 SEEDS_PER_PROCESS = 25
 FIRING_SEEDS = 200
@@ -29,12 +32,17 @@ FIRES = (
     *FAULTS,
     *FAULTS_OF_COPIES,
     *FAULTS_OF_MEMBERS,
+    *FAULTS_OF_ARCHIVES,
+    *(f"job {kind}" for kind in JOBS if kind != "stop"),
     "acknowledged versions",
     "agreements",
+    "archive did not answer",
+    "archives judged",
     "blobs swept",
     "bytes repaired",
     "bytes read",
     "client gave up",
+    "copies that adopted rows",
     "copy readmitted",
     "cut database log",
     "cut message",
@@ -43,6 +51,7 @@ FIRES = (
     "joint aborted",
     "joint begun",
     "joint finished",
+    "job stopped",
     "late message",
     "learner named",
     "learners dropped",
@@ -53,6 +62,8 @@ FIRES = (
     "lost message",
     "lost write",
     "moves done",
+    "objects deleted",
+    "objects stored",
     "operator died",
     "operator refused",
     "paths expired",
@@ -61,6 +72,8 @@ FIRES = (
     "slots scrubbed",
     "stubs collected",
     "torn write",
+    "versions evicted",
+    "versions held by rows at the end",
 )
 """What must really have happened in a run of that many seeds; else the run shows nothing."""
 
@@ -130,18 +143,19 @@ def _play_one(task: tuple[int, int, Path | None]) -> Result:
 def _hunt(task: tuple[str, int, int, Path | None]) -> tuple[str, int, str]:
     """Play seeds with a mutant until it is caught; its name, the number of seeds (0: it survived), and how."""
     name, seeds, operations, folder = task
-    with MUTANTS[name]():
-        for seed in range(1, seeds + 1):
+    chosen = list(range(1, seeds + 1)) if name in MUTANTS else with_archives(1, seeds, operations)
+    with (MUTANTS | ARCHIVE_MUTANTS)[name]():
+        for number, seed in enumerate(chosen, 1):
             result = play(seed, operations, folder)
             if result.story:
-                return name, seed, result.story.splitlines()[0]
+                return name, number, result.story.splitlines()[0]
     return name, 0, ""
 
 
-def _hunt_all(seeds: int, operations: int, folder: Path | None, jobs: int) -> int:
+def _hunt_all(names: Iterable[str], seeds: int, operations: int, folder: Path | None, jobs: int) -> int:
     """Hunt every mutant; how many survived."""
     survived = 0
-    tasks = [(name, seeds, operations, folder) for name in MUTANTS]
+    tasks = [(name, seeds, operations, folder) for name in names]
     with multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=1) as pool:
         for name, seed, how in pool.imap_unordered(_hunt, tasks):
             if seed:
@@ -151,6 +165,13 @@ def _hunt_all(seeds: int, operations: int, folder: Path | None, jobs: int) -> in
                 print(f"{name}: SURVIVED {seeds} seeds", flush=True)
     print(f"{len(tasks)} mutants, {survived} survived")
     return survived
+
+
+def with_archives(first: int, count: int, operations: int) -> list[int]:
+    """The next so many seeds in whose worlds an archive is at work."""
+    numbers = itertools.count(first)
+    drawn = (seed for seed in numbers if Shape.draw(shape_chance(seed), operations).archive is not None)
+    return list(itertools.islice(drawn, count))
 
 
 def _of_commit() -> int:
@@ -178,6 +199,9 @@ def main(
     jobs: Annotated[int, typer.Option(help="Processes.", min=1)] = os.cpu_count() or 1,
     twice: Annotated[bool, typer.Option("--twice", help="Play each seed twice and compare the traces.")] = False,
     trace: Annotated[bool, typer.Option("--trace", help="With --seed: print everything that happens.")] = False,
+    archives: Annotated[
+        bool, typer.Option("--archives", help="Pass over the seeds whose worlds have no archive.")
+    ] = False,
     folder: Annotated[Path | None, typer.Option(help="Where the disks go; in memory by default.")] = None,
     mutants: Annotated[
         bool, typer.Option("--mutants", help="Play up to --seeds with each deliberate bug; all must be caught.")
@@ -190,12 +214,15 @@ def main(
     """
     _same_hashes()
     if mutants:
-        raise typer.Exit(1 if _hunt_all(seeds, operations, folder, jobs) else 0)
+        names = [*ARCHIVE_MUTANTS] if archives else [*MUTANTS, *ARCHIVE_MUTANTS]
+        raise typer.Exit(1 if _hunt_all(names, seeds, operations, folder, jobs) else 0)
     if seed is not None and trace:
         result = play(seed, operations, folder, trace=True)
         _report([result], 0.0)
         raise typer.Exit(1 if result.story else 0)
     wanted = [seed] if seed is not None else list(range(first, first + seeds))
+    if archives:
+        wanted = with_archives(first, seeds, operations)
     if of_commit:
         other = _of_commit()
         wanted[seeds // 2 :] = range(other, other + seeds - seeds // 2)
@@ -211,7 +238,10 @@ def main(
                 print(f"\r{number}/{len(wanted)} seeds", end="", file=sys.stderr, flush=True)
         if time.perf_counter() - began >= minutes * 60 or any(result.story for result in results):
             break
-        wanted = [number + len(wanted) for number in wanted]
+        if archives:
+            wanted = with_archives(wanted[-1] + 1, seeds, operations)
+        else:
+            wanted = [number + len(wanted) for number in wanted]
     different = []
     if twice:
         again = {result.seed: result for result in _many(wanted, operations, folder, jobs)}

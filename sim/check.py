@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from amberblob.errors import AmberError
 from sim.agreement import agree
+from sim.archivejudge import judge_archive
 from sim.clients import Client, NoAnswer, NotServing, Violation
 from sim.history import Call, Seen
 from sim.linearizability import search
@@ -17,6 +18,9 @@ from sim.specification import ANY_VERSION
 if TYPE_CHECKING:
     from sim.machine import Machine
     from sim.world import World
+
+READABLE_S = 120.0
+"""Within this virtual time every version can be read through a node, whether its bytes are on a disk or in the archive."""
 
 
 class WrongHistory(Violation):
@@ -65,6 +69,10 @@ async def judge(world: World) -> None:
         ) from None
     world.event(f"everything works {world.loop.time() - began:.1f} s after the healing")
     await agree(world)
+    if world.bucket is not None:
+        await judge_archive(world)
+        for machine in world.machines:
+            await _everything_is_readable(world, machine)
     await _listings(world)
     await _rows(world)
     for machine in world.machines:
@@ -88,8 +96,8 @@ async def _all_serve(world: World) -> None:
         await asyncio.sleep(0.1)
 
 
-async def _works(world: World, machine: Machine, path: str, *, writes: bool) -> None:
-    """A write, perhaps, and a read of everything, through this node."""
+async def _works(world: World, machine: Machine, path: str, *, writes: bool, every: bool = False) -> None:
+    """A write, perhaps, and a read of everything, through this node; ``every``: of the bytes of every version as well."""
     client = Client(world, world.library.random)
     if writes:
         number = len(world.calls) + 1
@@ -101,8 +109,18 @@ async def _works(world: World, machine: Machine, path: str, *, writes: bool) -> 
     await _until_answered(world, client, look, machine)
     assert look.result is not None
     for number, etag, live in look.result[1][1]:
-        if live and ((writes and not world.shape.expires) or number == look.result[1][0].version):
+        if live and (((writes or every) and not world.shape.expires) or number == look.result[1][0].version):
             await _bytes(world, client, machine, path, number, etag)
+
+
+async def _everything_is_readable(world: World, machine: Machine) -> None:
+    """Of each path what is live is read through this node, once more."""
+    try:
+        async with asyncio.timeout(READABLE_S):
+            for path in _paths(world):
+                await _works(world, machine, path, writes=False, every=True)
+    except TimeoutError:
+        raise Violation(f"not everything is readable through {machine.name} once the archive was judged") from None
 
 
 async def _until_answered(world: World, client: Client, call: Call, machine: Machine) -> None:

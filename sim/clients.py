@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from amberblob.errors import (
     AmberError,
+    ArchiveUnavailable,
     DiskFull,
     InsufficientStorage,
     NotFound,
@@ -39,7 +40,7 @@ T = TypeVar("T")
 PATIENCE_S = 15.0
 """As the real client: longer than a node works on a request, so that a repeated write never meets its first try."""
 
-NOTHING_APPLIED = (NotReady, QuorumUnavailable, InsufficientStorage, DiskFull)
+NOTHING_APPLIED = (NotReady, QuorumUnavailable, InsufficientStorage, DiskFull, ArchiveUnavailable)
 
 
 class Violation(AssertionError):

@@ -90,6 +90,8 @@ class SimDisk:
     dropped: list[Unsynced] = field(default_factory=list)
     """Bytes whose sync failed: the kernel takes them for clean and may forget them, power cut or not."""
     entries: list[Entry] = field(default_factory=list)
+    when_removed: Callable[[], None] | None = None
+    """Told when the files of a blob's chunks go."""
     damaged: set[int] = field(default_factory=set)
     """Slots whose database was damaged on purpose."""
     _kept: int = 0
@@ -416,6 +418,8 @@ class SimFileOps(FileOps):
             kept = self._disk.keep()
             os.link(target, kept)
         super().rename(source, target)
+        if self._disk.when_removed is not None and (source.name == "chunks" or source.parent.name == "blobs"):
+            self._disk.when_removed()
         before, after = self._disk.relative(source), self._disk.relative(target)
 
         def undo(new: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Coroutine
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from archive.targets.memory import RequestKind
+from sim.archiveshape import FAULTS_OF_ARCHIVES
 from sim.clients import Violation
 from sim.machine import Machine
 from sim.operators import Operators
@@ -41,6 +44,7 @@ class Faults:
         self._watches_joint = False
         self._to_damage = False
         self._to_replace = False
+        self._notes_to_lose = False
         self._at_worst = False
         self._over = False
 
@@ -165,6 +169,12 @@ class Faults:
                     network.loss, network.spikes = self._world.shape.loss, self._world.shape.spikes
 
                 self._for_a_while(f"bad network: loses {network.loss}", back)
+            case "killed evicting":
+                machine.disk.when_removed = lambda: self._removed(machine)
+            case "notes lost":
+                self._notes_to_lose = True
+            case _ if fault in FAULTS_OF_ARCHIVES:
+                self._archive(fault)
             case _ if fault in FAULTS_OF_MEMBERS:
                 self._spawn(self._operators.change(fault))
                 if fault == "killed in joint" and not self._watches_joint:
@@ -237,6 +247,50 @@ class Faults:
             trouble.syncs_fail = True
             self._for_a_while(f"sync error: {name}", lambda: setattr(trouble, "syncs_fail", False))
 
+    def _removed(self, machine: Machine) -> None:
+        """A file of bytes goes from its disk: that, or what comes a moment later, is the last that the machine does."""
+        process, random = machine.process, self._random
+        machine.disk.when_removed = None
+
+        def crash() -> None:
+            if machine.process is process and process is not None and process.alive and not self._over:
+                self._crash(machine, random.choice(("kill", "power cut")))
+                self._world.fired["killed evicting"] += 1
+
+        delay_s = random.choice((0.0, 1.0, 4.0)) * machine.disk.latency_s * random.random()
+        self._world.loop.call_later(delay_s, crash, context=contextvars.Context())
+
+    def _archive(self, fault: str) -> None:
+        bucket, random = self._world.bucket, self._random
+        assert bucket is not None
+        if fault == "archive answers late":
+            bucket.late_s = random.choice((0.5, 2.0, 6.0))
+            self._for_a_while(f"{fault}: {bucket.late_s:g} s", lambda: setattr(bucket, "late_s", 0.0))
+            return
+        kinds: tuple[RequestKind, ...] = ("*", "*", "put", "get", "delete", "list")
+        kind = random.choice(kinds)
+        match fault:
+            case "archive away":
+                broken = bucket.fault("unavailable", kind)
+            case "archive slow":
+                broken = bucket.fault(None, kind, delay_s=random.choice((0.3, 1.5, 4.0)))
+            case "archive throttles":
+                broken = bucket.fault("throttled", kind)
+            case "archive stores damage":
+                # Before it was read back: what is damaged later is gone, and nobody promised otherwise.
+                broken = bucket.fault("damage", "put", random.choice(("packs/*", "chunks/*")))
+            case "archive hangs":
+                broken = bucket.fault("hang", kind)
+            case _:
+                broken = bucket.fault("lost", kind)
+
+        def over() -> None:
+            broken.release()
+            if broken in bucket.faults:
+                bucket.faults.remove(broken)
+
+        self._for_a_while(f"{fault}: {kind}", over)
+
     def _pause(self, machine: Machine) -> None:
         process = machine.process
         if process is None or process.paused:
@@ -259,8 +313,12 @@ class Faults:
             self._world.fired["database damage"] += 1
         if self._to_replace and machine is self._may_damage:
             self._to_replace = False
-            machine.disk.become_new()
+            machine.become_new()
             self._world.fired["new disk"] += 1
+        if self._notes_to_lose and machine is self._may_damage:
+            self._notes_to_lose = False
+            machine.notes.lose()
+            self._world.fired["notes lost"] += 1
         back_s = self._random.expovariate(1.0) * self._world.shape.fault_s
         self._world.loop.call_later(back_s, self._boot, machine)
 
@@ -281,8 +339,12 @@ class Faults:
         async def stop() -> None:
             await parts.puller.close()
             await parts.runner.close()
+            if parts.archive is not None:
+                await parts.archive.close()
             await parts.coordinator.close(2.0)
             await store.close()
+            if parts.archive is not None:
+                await parts.archive.ground.means.state.close()
 
         task = self._world.loop.create_task(stop(), context=process.context())
         while not task.done() and process.alive:
@@ -312,11 +374,15 @@ class Faults:
         for number in undo:
             undo[number]()
         self._world.registry.down = self._world.registry.unlucky = False
+        if self._world.bucket is not None:
+            self._world.bucket.heal()
+            self._world.bucket.late_s = 0.0
         network = self._world.network
         network.cut.clear()
         network.slow.clear()
         network.loss = network.spikes = network.doubling = 0.0
         for machine in self._world.machines:
+            machine.disk.when_removed = None
             trouble = machine.disk.trouble
             trouble.full = trouble.syncs_fail = False
             trouble.slow = 1.0

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 
 from amberblob.clock import HybridClock, SeededRandomness
-from amberblob.config import RepairSection, RetentionSection
-from amberblob.errors import AmberError
+from amberblob.config import ArchiveSection, RepairSection, RetentionSection
+from amberblob.errors import AmberError, ConfigError, StorageError
 from amberblob.ids import UlidMint
+from archive.cache import Cache
+from archive.policy import Disk
+from archive.targets.interface import Source
+from archive.traffic import Traffic
 from chunkstore.store import DiskStore
+from node.archive.means import ArchiveMeans
 from node.assembly import Parts, assemble
 from node.plans import RegistryPlans
 from node.routing import Routing
 from registry.moves import RegistryRouteChanges
+from registry.newest import newest_nodes
 from registry.routes import RouteTable
+from sim.bucket import SimBucket, SimTarget
 from sim.disk import SimDisk, SimFileOps
 from sim.loop import Process, SimLoop
 from sim.network import Network, Peer, SimPeers
+from sim.notes import Notes, SimArchiveState
 from sim.registry import SimKeys, SimRegistry
 from sim.threads import SimThreads
 
@@ -27,6 +36,9 @@ WALL_MS = 1_800_000_000_000
 
 SEGMENT_BYTES = 128 * 1024
 RESERVE_BYTES = 64 * 1024
+
+DISK_BYTES, FULL_BYTES = 1_000_000, 800_000
+"""What the archive's rules with a high water mark are told."""
 
 
 class SimClock:
@@ -46,7 +58,11 @@ class SimClock:
 
 @dataclass(slots=True, kw_only=True)
 class Settings:
-    """What all nodes of a world have in common."""
+    """What all nodes of a world have in common.
+
+    Attributes:
+        archive: with a bucket: that there is one.
+    """
 
     write_quorum: int
     read_quorum: int
@@ -59,6 +75,8 @@ class Settings:
     move_lost_s: float = 60.0
     repair: RepairSection = field(default_factory=RepairSection)
     retention: RetentionSection = field(default_factory=RetentionSection)
+    archive: ArchiveSection | None = None
+    bucket: SimBucket | None = None
 
 
 class Machine:
@@ -84,6 +102,7 @@ class Machine:
         self.name = name
         self.settings = settings
         self.disk = disk
+        self.notes = Notes()
         self.clock = SimClock(loop)
         self.lives = 0
         self.process: Process | None = None
@@ -155,13 +174,17 @@ class Machine:
             read_quorum=settings.read_quorum,
         )
         cluster = routing.table().cluster
+        mint = UlidMint(hybrid, randomness)
+        archive = None
+        if settings.archive is not None and settings.bucket is not None:
+            archive = await self._means(settings.archive, settings.bucket, mint)
         parts = assemble(
             routing=routing,
             store=store,
             connect=lambda replica: SimPeers(self._network, self.name, process, replica),
             clock=self.clock,
             hybrid=hybrid,
-            mint=UlidMint(hybrid, randomness),
+            mint=mint,
             randomness=randomness,
             peer_timeout_s=settings.peer_timeout_s,
             request_timeout_s=settings.request_timeout_s,
@@ -171,10 +194,45 @@ class Machine:
             move_lost_s=settings.move_lost_s,
             repair=settings.repair,
             retention=settings.retention,
+            archive=archive,
         )
         self._network.peers[self.name] = Peer(process, parts.replica)
         parts.start_workers()
         self.parts = parts
+
+    async def _means(self, section: ArchiveSection, bucket: SimBucket, mint: UlidMint) -> ArchiveMeans:
+        """What this life of the node has an archive with; what is fetched from it is not kept."""
+        traffic = Traffic(self.clock)
+        seed = self._random.getrandbits(64)
+        state = SimArchiveState(self.notes, self.disk, clock=self.clock, randomness=SeededRandomness(seed))
+        while True:
+            try:
+                await state.open()
+                break
+            except StorageError:
+                # The real node would end, and be started again.
+                await asyncio.sleep(0.5)
+
+        def no_source(url: str) -> tuple[Source, str]:
+            raise ConfigError(f"nothing is imported in a world, and not {url}")
+
+        return ArchiveMeans(
+            section=section,
+            cluster_id=CLUSTER_ID,
+            target=SimTarget(
+                bucket, self.name, traffic, timeout_s=section.timeout_s, tries=section.tries, seed=seed + 1
+            ),
+            traffic=traffic,
+            state=state,
+            disk=self._how_full,
+            cache=Cache(self.disk.folder / "archive-cache", 0, spare_bytes=lambda: 0, token=mint.mint),
+            sources=no_source,
+            newest_nodes=partial(newest_nodes, self._keys, "sim", self._routes),
+        )
+
+    def _how_full(self) -> Disk:
+        """It is full for a while now and then."""
+        return Disk(used=FULL_BYTES if self._loop.time() % 40.0 > 20.0 else FULL_BYTES // 4, total=DISK_BYTES)
 
     def count(self) -> None:
         """Tell the world what the upkeep of this life did."""
@@ -188,14 +246,26 @@ class Machine:
             fired["slots left"] += upkeep.leaver.counts.slots_left
             if self.parts.mover is not None:
                 fired["races for a route lost"] += self.parts.mover.counts.lost_races
+            if self.parts.archive is not None:
+                fired["versions evicted"] += self.parts.archive.evictor.counts.versions
+                fired["copies that adopted rows"] += self.parts.archive.follower.counts.adopted
+
+    def become_new(self) -> None:
+        """An empty disk takes the place of this machine's, which is off."""
+        self.disk.become_new()
+        self.notes.lose()
 
     def kill(self, *, power: bool) -> None:
         """End the process at this very moment; with ``power``, what was not synced is at risk too."""
         process = self.process
         assert process is not None and process.alive
         self.count()
+        if self.store is not None:
+            # Slots that begin anew just now: the next life finds no database, and says that it is lost.
+            self.disk.damaged.update(self.store._core._pool._half_retired)
         process.alive = False
         self.disk.crash(power=power)
+        self.notes.crash(self.disk, power=power)
         self._loop.kill(process)
         self._network.died(self.name)
         self.parts = self.store = None

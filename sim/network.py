@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -291,6 +291,10 @@ class SimPeers:
             self._dialling.add(node)
             self._dial_later(node)
         return False
+
+    def doubt(self, nodes: Iterable[str]) -> None:
+        """Take these for gone, until they are dialled: as after a contact with each that failed."""
+        self._failed.update(node for node in nodes if node != self._me)
 
     def _dial_later(self, node: str) -> None:
         self._network.later(DIAL_EVERY_S, self._process.context(), self._dial, node)

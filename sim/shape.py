@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields, replace
 from random import Random
 from typing import Any
 
+from sim.archiveshape import FAULTS_OF_ARCHIVES, ArchiveShape
+
 FAULTS = (
     "kill",
     "kill all",
@@ -32,6 +34,12 @@ FAULTS_OF_COPIES = ("new disk", "registry down")
 FAULTS_OF_MEMBERS = ("join", "drain", "replace", "remove", "two operators", "killed in joint")
 """Drawn after those. What operators do to the set of nodes, and who dies of it; worlds that know one of these have nodes to spare."""
 
+ARCHIVES = 0.25
+"""The part of all worlds in which an archive is at work. Drawn after all that."""
+
+ARCHIVE_OPERATIONS_MAX = 120
+"""Of the clients in such a world: there is more to do beside them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
@@ -47,6 +55,7 @@ class Shape:
             do nothing that needs old versions: what they would be told is a matter of time.
         spares: nodes that hold nothing at first.
         move_lost_s: after which silence a new member is given up.
+        archive: None: there is none.
     """
 
     nodes: int
@@ -84,6 +93,7 @@ class Shape:
     keep_versions: int
     spares: int = 0
     move_lost_s: float = 60.0
+    archive: ArchiveShape | None = None
 
     @classmethod
     def draw(cls, random: Random, operations: int) -> Shape:
@@ -134,9 +144,18 @@ class Shape:
             votes = replicas - 1
         members = tuple(fault for fault in FAULTS_OF_MEMBERS if random.random() < 0.3)
         spares, move_lost_s = random.choice((1, 1, 2)), random.choice((5.0, 15.0, 60.0))
+        of_archive: tuple[str, ...] = ()
+        archive = None
+        if random.random() < ARCHIVES:
+            of_archive = tuple(fault for fault in FAULTS_OF_ARCHIVES if random.random() < 0.4)
+            archive = ArchiveShape.draw(random)
+            operations = min(operations, ARCHIVE_OPERATIONS_MAX)
+            shape = replace(shape, staged=max(shape.staged, 0.15))
         return replace(
             shape,
-            faults=(*known, *more, *members),
+            faults=(*known, *more, *members, *of_archive),
+            archive=archive,
+            operations=operations,
             spares=spares if members else 0,
             move_lost_s=move_lost_s,
             write_quorum=min(shape.write_quorum, votes),

@@ -15,6 +15,8 @@ from random import Random
 from amberblob.config import RepairSection, RetentionSection
 from amberblob.config.values import Duration, Keep
 from registry.routes import FORMAT_VERSION, ClusterInfo, Member, NodeInfo, Route, RouteTable
+from sim.archivists import Archivists
+from sim.bucket import SimBucket, WorldClock
 from sim.check import judge
 from sim.clients import Client, Library, Violation
 from sim.disk import SimDisk
@@ -22,7 +24,7 @@ from sim.faults import Faults
 from sim.history import Call
 from sim.logs import listen
 from sim.loop import Deadlock, SimLoop
-from sim.machine import CLUSTER_ID, Machine, Settings
+from sim.machine import CLUSTER_ID, WALL_MS, Machine, Settings
 from sim.network import Network
 from sim.registry import SimRegistry
 from sim.shape import Shape
@@ -59,8 +61,8 @@ class World:
         self, seed: int, *, operations: int = 200, folder: Path | None = None, keep_trace: bool = False
     ) -> None:
         self.seed = seed
-        self.shape = Shape.draw(Random(f"shape {seed}"), operations)
-        self.operations_left = operations
+        self.shape = Shape.draw(shape_chance(seed), operations)
+        self.operations_left = self.shape.operations
         self.calls: list[Call] = []
         self.fired: Counter[str] = Counter()
         self.events: list[str] = []
@@ -70,6 +72,7 @@ class World:
         self._folder = folder
         self._broken: BaseException | None = None
         self._root = "disks"
+        self.bucket: SimBucket | None = None
 
     def _chance(self, what: str) -> Random:
         """A stream of chance of its own, so that one part's draws do not move another's."""
@@ -158,6 +161,16 @@ class World:
                 check_every_s=1.0 if shape.expires else 10.0,
             ),
         )
+        if shape.archive is not None:
+            settings.archive = shape.archive.section()
+            settings.bucket = self.bucket = SimBucket(
+                self.loop,
+                WorldClock(self.loop, WALL_MS),
+                self._chance("bucket"),
+                self.fired,
+                self.note,
+                latency_s=shape.archive.latency_s,
+            )
         self.registry = SimRegistry(
             self.loop, self._chance("registry"), self.fired, self.note, late_s=shape.routes_late_s
         )
@@ -190,12 +203,16 @@ class World:
         clients = [Client(self, self._chance(f"client {number}")) for number in range(self.shape.clients)]
         working = [self.loop.create_task(client.run()) for client in clients]
         beside = [self.loop.create_task(faults.breaking()), self.loop.create_task(faults.operating())]
+        if self.shape.archive is not None:
+            archivists = Archivists(self, self._chance("archivists"))
+            beside.append(self.loop.create_task(archivists.working(self.shape.archive.job_gap_s)))
         for task in beside:
             task.add_done_callback(self._beside_ended)
         async with asyncio.timeout(COURSE_S):
             for task in working:
                 await task
-        beside[0].cancel()
+        for task in (beside[0], *beside[2:]):
+            task.cancel()
         faults.heal()
         await judge(self)
         beside[1].cancel()
@@ -289,6 +306,11 @@ class World:
         for long, short in _SHORTER:
             text = text.replace(long, short)
         return text
+
+
+def shape_chance(seed: int) -> Random:
+    """What a world's shape is drawn from."""
+    return Random(f"shape {seed}")
 
 
 def _memory() -> Path | None:

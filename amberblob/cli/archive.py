@@ -72,7 +72,9 @@ def verify(
     endpoint: Endpoint = None,
     json_output: Json = False,
 ) -> None:
-    """Read back what the archive has, and compare every byte. What is damaged or gone there is told, and sent again where a disk has it.
+    """Read back what the archive has, and compare every byte.
+
+    What is damaged or gone is told, and no copy lives by it any more; the next run sends it again if a disk has it.
 
     \b
     Example:

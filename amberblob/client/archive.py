@@ -6,6 +6,8 @@ import json
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Literal, Protocol
 
+from ulid import ULID
+
 from amberblob.client.bodies import BytesBody
 from amberblob.client.http import Answer, Request
 from amberblob.client.targets import ARCHIVE_JOBS_TARGET, ARCHIVE_TARGET, archive_job_target
@@ -55,6 +57,7 @@ class ArchiveCalls:
         """
         wanted = {
             "kind": kind,
+            "job": str(ULID()),  # so that a repeated request does not begin a second one
             "prefix": prefix,
             "dry_run": dry_run,
             "bytes_per_s": bytes_per_s,

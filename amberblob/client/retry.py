@@ -20,6 +20,9 @@ from amberblob.client.http import Answer, Http, Request
 from amberblob.clock import Clock, Randomness, SystemClock, SystemRandomness
 from amberblob.errors import (
     AmberError,
+    ArchiveDamaged,
+    ArchiveDenied,
+    ArchiveMissing,
     ConfigError,
     NotFound,
     NotReady,
@@ -30,6 +33,7 @@ from amberblob.errors import (
     VersionConflict,
 )
 
+_FOR_AN_OPERATOR = (ArchiveDenied, ArchiveMissing, ArchiveDamaged)
 _FOR_ALL_ATTEMPTS = (NotFound, PreconditionFailed, VersionConflict)
 
 ATTEMPT_HEADER = "X-Amber-Attempt"
@@ -183,6 +187,8 @@ def worth_repeating(error: AmberError) -> bool:
     """Whether the same request may do better at another node or later."""
     if isinstance(error, PeerError):
         return error.retryable
+    if isinstance(error, _FOR_AN_OPERATOR):
+        return False  # whoever was asked has asked every copy, and the archive says the same to each
     if error.status in _REPEAT_IF_ASKED_STATUSES:
         return "retry_after_s" in error.extra
     return error.status in _REPEAT_STATUSES

@@ -72,7 +72,7 @@ class ClusterArchive:
             raise BadRequest("An import needs its source: s3://bucket/prefix.")
         ground = self._ground
         request = JobRequest(
-            job=ground.mint.mint(),
+            job=_checked(wanted.job) if wanted.job else ground.mint.mint(),
             kind=wanted.kind,
             prefix=wanted.prefix,
             dry_run=wanted.dry_run,

@@ -33,8 +33,8 @@ ALL_EVERY_S = 600.0
 """How often everything is gone through: what is due by its age, or was not read."""
 REST_PER_WORK = 9.0
 """After going through everything the worker rests at least so many times as long as that took."""
-AT_ONCE = 32
-"""Versions that one step lets go."""
+AT_ONCE = 128
+"""Versions that one step lets go, of whichever slots: each waits for the journal and for the database's thread, and side by side they wait together."""
 
 
 @dataclass(slots=True)
@@ -144,6 +144,7 @@ class Evictor:
         await self._warm()
         rules = {rule for rule in self._evicting() if self._water.lets_go(rule, disk)}
         waiting = Candidates(self._ground.randomness)
+        at_once: list[Candidate] = []
         freed = 0
         for slot in slots:
             for begin in prefixes_within(self._policy, prefix):
@@ -156,11 +157,14 @@ class Evictor:
                     for candidate in due:
                         if candidate.rule.evict_above:
                             waiting.offer(candidate)
-                    at_once = [candidate for candidate in due if not candidate.rule.evict_above]
-                    for at in range(0, len(at_once), AT_ONCE):
-                        freed += await self._evict_some(at_once[at : at + AT_ONCE], progress)
+                    at_once += [candidate for candidate in due if not candidate.rule.evict_above]
+                    while len(at_once) >= AT_ONCE:
+                        some, at_once = at_once[:AT_ONCE], at_once[AT_ONCE:]
+                        freed += await self._evict_some(some, progress)
                         yield
                     yield
+        freed += await self._evict_some(at_once, progress)
+        yield
         while some := self._coldest(waiting, disk, freed):
             freed += await self._evict_some(some, progress)
             yield

@@ -15,7 +15,7 @@ import structlog
 from amberblob.errors import ArchiveError, NotReady
 from amberblob.ids import ulid_time_ms
 from amberblob.wire_archive import CONDEMN_MAX, ObjectUses, ObjectUsesReply
-from archive.packs import CHUNKS, PACKS, object_ulid
+from archive.packs import CHUNKS, FRAME_OF_PACK_BYTES, PACKS, object_ulid
 from archive.targets.interface import Stored, Target
 from node.archive.collector import Collector
 from node.archive.exported import ExportedObjects
@@ -230,7 +230,7 @@ class _Gc:
             for object in objects
             if object.name.startswith(PACKS)
             and own.get(object.name)
-            and needed[object.name] < share * object.size_bytes
+            and needed[object.name] < share * (object.size_bytes - FRAME_OF_PACK_BYTES)
         ]
         if not dead:
             return

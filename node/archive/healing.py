@@ -10,6 +10,7 @@ import structlog
 from amberblob.archives import ArchivedBlob
 from amberblob.errors import ArchiveDamaged, ArchiveError, ArchiveMissing, ChunkMissing, PeerError, StorageError
 from amberblob.manifest import ChunkRef, Version, decode_manifest
+from antientropy.room import Room
 from chunkstore.interface import ReplicaStore
 from node.archive.known import KnownRows, TakesRows
 from node.archive.reads import Reads
@@ -58,25 +59,37 @@ class Healing:
             log.warning("archive rows not taken", slot=slot, blob_id=version.blob_id, error=error.detail)
         return False
 
-    async def fetch(self, slot: int, version: Version, *, parallel: int = 1) -> int:
-        """See :meth:`node.pulls.ArchivedBytes.fetch`. ``parallel``: chunks on their way at once."""
+    async def fetch(
+        self, slot: int, version: Version, *, room: Room | None = None, share: tuple[int, int] = (0, 1)
+    ) -> int:
+        """See :meth:`node.pulls.ArchivedBytes.fetch`.
+
+        Args:
+            room: for the chunks on their way; None: one at a time.
+            share: (which, of how many): of the chunks only every so many-th, so that several copies bring a version back together.
+        """
         course = Course()
         chunks, fetched = version.chunks, 0
         if version.manifest_id is not None:
             chunks, fetched = await self._manifest(slot, version)
         course.chunks = chunks
-        missing = list(reversed(dict.fromkeys(await self._store.missing_chunks(slot, version, chunks))))
+        which, of = share
+        wanted = {chunk.id for chunk in tuple(dict.fromkeys(chunks))[which::of]}
+        missing = dict.fromkeys(await self._store.missing_chunks(slot, version, chunks))
+        left = [chunk for chunk in reversed(missing) if chunk.id in wanted]
+        room = room or Room(1, version.size)
 
         async def some() -> int:
             got = 0
-            while missing:
-                chunk = missing.pop()
-                data = await self._chunk(course, slot, version, chunk)
-                await self._store.install_chunk(slot, version, chunk, data)
+            while left:
+                chunk = left.pop()
+                async with room.of(chunk.len):
+                    data = await self._chunk(course, slot, version, chunk)
+                    await self._store.install_chunk(slot, version, chunk, data)
                 got += len(data)
             return got
 
-        tasks = [asyncio.ensure_future(some()) for _ in range(min(parallel, len(missing)))]
+        tasks = [asyncio.ensure_future(some()) for _ in range(min(room.pieces, len(left)))]
         try:
             return fetched + sum(await asyncio.gather(*tasks))
         finally:

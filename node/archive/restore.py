@@ -53,8 +53,14 @@ GATHERED_MAX = 16_384
 GATHERED_BYTES_MAX = 64 * MIB
 """Small versions that are read together. In memory are their names, and of their bytes what is being put back."""
 PUT_BACK_BYTES = 4 * MIB
+LARGE_MAX = 1000
+"""Large versions that are gathered."""
 PARALLEL = 4
 """Large versions, or objects with small ones, that are read at once."""
+LOOK_AGAIN_S = (0.05, 0.1, 0.2, 0.4)
+"""When another copy does not have its share of a version yet, it is asked again after these pauses; when they bring nothing, the archive is."""
+PATIENCE_S = 1.5
+"""So long, in all, the others are waited for in vain; then they are taken to do something else, until one does bring something."""
 ROOM_BYTES = 64 * MIB
 
 Rewrite = Callable[[str, AsyncIterator[bytes], PutOptions], Awaitable[ObjectView]]
@@ -116,6 +122,9 @@ class _Run:
         self._target = target
         self._healing = healing
         self._room = Room(PARALLEL * 2, ROOM_BYTES)
+        self._patience_s = PATIENCE_S
+        self._came = 0
+        self._large: list[_Found] = []
         self._small: list[_Found] = []
         self._small_bytes = 0
         self._slots: list[int] = []
@@ -137,7 +146,6 @@ class _Run:
 
     async def _slot(self, slot: int) -> None:
         after: tuple[str, int] | None = ("", 0)
-        large: list[_Found] = []
         while after is not None:
             page, after = await self._ground.store.archive_page(slot, after, PAGE, prefix=self._request.prefix)
             for view in page:
@@ -153,10 +161,9 @@ class _Run:
                 elif is_small(view.version):
                     self._gather(_Found(slot, view.path, view.version))
                 else:
-                    large.append(_Found(slot, view.path, view.version))
-            await self._each([partial(self._large, found) for found in large])
-            large.clear()
-            if len(self._small) >= GATHERED_MAX or self._small_bytes >= GATHERED_BYTES_MAX:
+                    self._large.append(_Found(slot, view.path, view.version))
+            full = len(self._large) >= LARGE_MAX
+            if full or len(self._small) >= GATHERED_MAX or self._small_bytes >= GATHERED_BYTES_MAX:
                 await self._flush()
         self._slots.append(slot)
 
@@ -177,20 +184,9 @@ class _Run:
 
     # ---- large ones
 
-    async def _large(self, found: _Found) -> None:
-        slot, version = found.slot, found.version
-        others = self._ground.others(slot)
+    async def _bring(self, found: _Found) -> None:
         try:
-            try:
-                fetched = await complete(self._ground.store, self._source, slot, version, others, self._room)
-                self._progress.add(from_copies_bytes=fetched)
-            except AmberError as error:
-                if isinstance(error, DiskFull):
-                    raise
-                if not lacks(error):
-                    log.info("not from other copies", slot=slot, blob_id=version.blob_id, error=error.detail)
-                fetched = await self._healing.fetch(slot, version, parallel=PARALLEL)
-                self._progress.add(from_archive_bytes=fetched)
+            await self._fetch(found.slot, found.version)
         except DiskFull:
             raise
         except AmberError as error:
@@ -198,14 +194,63 @@ class _Run:
             return
         await self._brought_back(found)
 
+    async def _fetch(self, slot: int, version: Version) -> None:
+        """Put back what is missing: what other copies have, this node's share from the archive, what the others have brought meanwhile, the rest."""
+        if await self._from_others(slot, version):
+            return
+        voters = self._ground.routing.electorate(slot).voters
+        together = [node for node in voters if node == self._ground.node or node in self._ground.others(slot)]
+        await self._from_archive(slot, version, (together.index(self._ground.node), len(together)))
+        pauses = iter(LOOK_AGAIN_S)
+        while len(together) > 1:
+            before = self._came
+            if await self._from_others(slot, version):
+                self._patience_s = PATIENCE_S
+                return
+            if self._came > before:
+                pauses, self._patience_s = iter(LOOK_AGAIN_S), PATIENCE_S
+                continue
+            pause_s = next(pauses, None)
+            if pause_s is None or self._patience_s <= 0:
+                break
+            self._patience_s -= pause_s
+            await asyncio.sleep(pause_s)
+        await self._from_archive(slot, version, (0, 1))
+
+    async def _from_archive(self, slot: int, version: Version, share: tuple[int, int]) -> None:
+        fetched = await self._healing.fetch(slot, version, room=self._room, share=share)
+        self._progress.add(from_archive_bytes=fetched)
+
+    async def _from_others(self, slot: int, version: Version) -> bool:
+        """Take what other copies have of it; whether that was all that was missing. Raises: DiskFull."""
+
+        def came(size_bytes: int) -> None:
+            self._came += size_bytes
+            self._progress.add(from_copies_bytes=size_bytes)
+
+        try:
+            others = self._ground.others(slot)
+            await complete(self._ground.store, self._source, slot, version, others, self._room, came)
+        except DiskFull:
+            raise
+        except AmberError as error:
+            if not lacks(error):
+                log.info("not from other copies", slot=slot, blob_id=version.blob_id, error=error.detail)
+            return False
+        return True
+
     async def _brought_back(self, found: _Found) -> None:
-        if await self._ground.store.is_whole(found.slot, found.version) and not await self._ground.store.is_evicted(
-            found.slot, found.version.blob_id
-        ):
+        store, slot, version = self._ground.store, found.slot, found.version
+        whole = await store.is_whole(slot, version)
+        if await store.is_evicted(slot, version.blob_id):
+            # Nothing is wrong with it: a rule that always evicts was quicker than this.
+            self._progress.add(evicted_again=1)
+        elif whole:
             self._progress.add(restored=1)
-            self._progress.bytes(done=found.version.size)
         else:
             self._failed(found, ArchiveError("not all of its bytes are here, although they came: try again"))
+            return
+        self._progress.bytes(done=version.size)
 
     def _failed(self, found: _Found, error: AmberError) -> None:
         self._progress.problem(f"{found.path} version {found.version.version}: {error.detail}")
@@ -218,6 +263,7 @@ class _Run:
 
     async def _flush(self) -> None:
         """Bring back what was gathered; the slots that it is of are done then."""
+        large, self._large = self._large, []
         small, self._small, self._small_bytes = self._small, [], 0
         slots, self._slots = self._slots, []
         left = await self._from_copies(small)
@@ -229,6 +275,9 @@ class _Run:
             else:
                 by_object.setdefault(row.target_path, []).append((found, row))
         await self._each([partial(self._from_object, name, wanted) for name, wanted in by_object.items()])
+        # All nodes in the same order: they work on the same versions at the same time.
+        large.sort(key=lambda found: (found.slot, found.path, found.version.version))
+        await self._each([partial(self._bring, found) for found in large])
         if not self._request.dry_run:
             for slot in slots:
                 self._progress.slot_done(slot)
@@ -278,7 +327,7 @@ class _Run:
                         size += len(data)
                     else:
                         # By itself once more: it is looked at twice, and another place of it is looked for.
-                        await self._large(found)
+                        await self._bring(found)
                 if size >= PUT_BACK_BYTES:
                     await self._install(got, "from_archive_bytes")
                     got, size = [], 0
@@ -287,7 +336,7 @@ class _Run:
         await self._install(got, "from_archive_bytes")
         for missing in of_row.values():
             for found in missing:
-                await self._large(found)
+                await self._bring(found)
 
     async def _install(self, got: Sequence[tuple[_Found, bytes]], counted: str) -> None:
         store = self._ground.store

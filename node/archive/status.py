@@ -91,9 +91,13 @@ class ArchiveView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of ``POST /archive/jobs``; see :class:`node.archive.jobs.JobRequest`."""
+    """The body of ``POST /archive/jobs``; see :class:`node.archive.jobs.JobRequest`.
+
+    ``job``: a ULID of the caller's own, by which a repeated request is known to be one; empty: a new one.
+    """
 
     kind: JobKind
+    job: str = ""
     prefix: str = ""
     dry_run: bool = False
     bytes_per_s: int = 0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from amberblob.clock import Clock
 from amberblob.wire_archive import ObjectUsesReply
-from archive.packs import PACKS
+from archive.packs import ENTRY_BYTES, PACKS
 from chunkstore.interface import ReplicaStore
 
 KEPT_S = 300.0
@@ -44,7 +44,9 @@ class Uses:
         return ObjectUsesReply(used=used, sizes=tuple(sums.get(name, 0) for name in used))
 
     async def sums(self, *, fresh: bool = False) -> dict[str, int]:
-        """By pack: bytes of frames that rows of the slots name which this node looks after. A frame that several name counts several times.
+        """By pack: bytes of frames that rows of the slots name which this node looks after, and of their entries in the pack's index, about.
+
+        A frame that several name counts several times.
 
         Raises: DiskFailed.
         """
@@ -55,6 +57,6 @@ class Uses:
                 for slot in self._led_slots():
                     for name, use in (await self._store.archive_objects(slot)).items():
                         if name.startswith(PACKS):
-                            sums[name] = sums.get(name, 0) + use.size_bytes
+                            sums[name] = sums.get(name, 0) + use.size_bytes + use.rows * ENTRY_BYTES
                 self._sums, self._summed_s = sums, now_s
             return self._sums

@@ -110,6 +110,11 @@ async def test_every_documented_request_answers_as_documented(api: Api) -> None:
                 data = b'{"action": "join", "nodes": ["node-1"], "dry_run": true}'
             answer = await api(method.upper(), target.replace("{path}", "openapi/documented") + query, data=data)
             assert str(answer.status) in item[method]["responses"], (target, method, answer)
-            assert answer.status < 300
+            if target.startswith("/archive"):
+                assert answer.json["type"] in ("no-archive", "bad-parameter"), (
+                    "this cluster has none, and no job is called so"
+                )
+            else:
+                assert answer.status < 300
             tried += 1
-    assert tried >= 17
+    assert tried >= 21

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from amberblob.archives import import_id
 from amberblob.ids import valid_hash
 from amberblob.limits import CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, GIB, MANIFEST_INLINE_CHUNKS_MAX, MIB
 from amberblob.manifest import decode_manifest
-from archive.importing import chunk_bytes, import_etag, import_id, imported, is_of, is_same
+from archive.importing import chunk_bytes, import_etag, imported, is_of, is_same
 from archive.targets.interface import Stored
 from tests.unit.archive.export_kit import NOW_MS, Hand
 

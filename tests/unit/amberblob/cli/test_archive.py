@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -302,6 +303,7 @@ PLAIN = {
 )  # fmt: skip
 def test_what_is_asked_for(server, arguments, wanted):
     assert run(["archive", *arguments]) == 0
+    assert len(server.asked[0][2].pop("job")) == 26
     assert server.asked[0] == ("POST", "/archive/jobs", {**PLAIN, **wanted})
     assert server.asked[1] == ("GET", f"/archive/jobs/{JOB}", None)
 
@@ -418,6 +420,39 @@ def test_ctrl_c_leaves_the_job_running_and_says_so(server):
     assert process.returncode == 1 and out == ""
     assert "the job goes on" in errors and f"amberblob archive stop {JOB}" in errors
     assert all(method != "DELETE" for method, _, _ in server.asked)
+
+
+def test_on_a_terminal_there_are_bars_for_the_job_and_each_node(server):
+    parts = [
+        {"node": "n1", "state": "done", "slots_done": 9, "slots_total": 9},
+        {"node": "n2", "slots_done": 1, "slots_total": 9},
+    ]
+    server.jobs = [job(slots=(10, 18), nodes=[{**parts[1], "detail": "sends\x1b[2J"}])] * 3 + [
+        job(slots=(10, 18), nodes=parts),
+        job("done", (18, 18), counts={"versions": 3}),
+    ]
+    ours, theirs = pty.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "amberblob", "archive", "run"],
+            stdout=subprocess.PIPE, stderr=theirs, stdin=subprocess.DEVNULL, timeout=60,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "160"},
+        )  # fmt: skip
+        os.close(theirs)
+        theirs = -1
+        shown = b""
+        try:
+            while piece := os.read(ours, 65536):
+                shown += piece
+        except OSError:
+            pass  # how Linux says that the other end is closed
+    finally:
+        os.close(ours)
+        if theirs >= 0:
+            os.close(theirs)
+    assert (done.returncode, done.stdout) == (0, b"run done, 3 versions\n")
+    assert "━".encode() in shown and b"10 of 18 slots" in shown
+    assert b"n2" in shown and b"1 of 9 slots, sends\\x1b[2J" in shown, "what a node says goes to no terminal as it is"
 
 
 # -- dev

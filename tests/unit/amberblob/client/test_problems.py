@@ -7,8 +7,13 @@ import json
 import pytest
 
 from amberblob.client.problems import problem_to_error, retry_after_s
+from amberblob.client.retry import worth_repeating
 from amberblob.errors import (
     AmberError,
+    ArchiveDamaged,
+    ArchiveDenied,
+    ArchiveMissing,
+    ArchiveUnavailable,
     BadRequest,
     ClusterError,
     Forbidden,
@@ -68,3 +73,18 @@ def test_headers_are_kept():
 @pytest.mark.parametrize(("value", "seconds"), [("3", 3.0), ("-1", None), ("inf", None), ("nan", None), ("soon", None)])
 def test_retry_after(value, seconds):
     assert retry_after_s({"Retry-After": value}) == seconds
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "repeated"),
+    [
+        ("archive-unavailable", ArchiveUnavailable, True),
+        ("archive-denied", ArchiveDenied, False),
+        ("archive-missing", ArchiveMissing, False),
+        ("archive-damaged", ArchiveDamaged, False),
+    ],
+)
+def test_what_only_an_operator_can_mend_in_the_archive_is_not_asked_for_again(code, kind, repeated):
+    error = problem_to_error(503, {"Retry-After": "1"}, json.dumps({"type": code, "detail": "d"}).encode())
+    assert type(error) is kind and error.code == code
+    assert worth_repeating(error) is repeated

@@ -9,8 +9,8 @@ import pytest
 from msgspec.structs import replace
 
 from amberblob.errors import RegistryUnavailable
-from archive.export import store
 from archive.segments import cluster_name
+from archive.targets.small import store
 from node.archive.exported import ExportedObjects
 from node.protocol.operations import Expire
 from tests.unit.node.archive.archive_kit import EVICT, World, world
@@ -328,3 +328,17 @@ async def test_what_is_damaged_is_not_deleted_before_its_content_is_archived_ane
     await gc(it)
     (anew,) = it.bucket.names("packs/")
     assert anew != pack and await read(it, 3, path) == content(5000)
+
+
+@pytest.mark.parametrize("count", [1, 60])
+async def test_a_pack_of_tiny_chunks_that_all_live_is_not_written_anew_for_ever(it: World, count: int) -> None:
+    """Most of it is its index: by their frames alone they would be less than half of it."""
+    for number in range(count):
+        await put(it[1], f"q/{number}", content(24, number))
+    await it.cluster.settle()
+    await it.run()
+    await it.follow()
+    packs = it.bucket.names("packs/")
+    later(it)
+    counts = await gc(it)
+    assert not any(one.get("mostly_dead") for one in counts.values()) and it.bucket.names("packs/") == packs

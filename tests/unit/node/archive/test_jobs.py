@@ -183,6 +183,16 @@ async def test_a_job_runs_on_all_nodes_and_any_node_tells_of_it(tmp_path: Path) 
             await it.archive(1).cluster.job("x")
 
 
+async def test_a_repeated_request_is_for_the_same_job(tmp_path: Path) -> None:
+    async with world(tmp_path) as it:
+        mine = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+        assert await cluster_run(it, 1, job=mine) == await cluster_run(it, 2, job=mine) == mine
+        await asyncio.gather(*(it.ended(index, mine) for index in (1, 2, 3)))
+        assert [one.job for one in (await it.archive(3).cluster.jobs()).jobs] == [mine]
+        with pytest.raises(BadRequest):
+            await cluster_run(it, 1, job="mine")
+
+
 async def test_who_cannot_begin_is_told_of(tmp_path: Path) -> None:
     async with world(tmp_path, archives=2, count=4) as it:
         it.cluster.net.down.add("n2")
