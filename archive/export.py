@@ -67,16 +67,17 @@ class Known:
         return found
 
     def superseded(self) -> list[str]:
-        """Heads of which every slot is told by a newer one."""
-        told: set[int] = set()
+        """Heads of which every slot is told by a newer one that claims to tell as much (see :meth:`archive.lost.LostCluster.slot`)."""
+        told_ms: dict[int, int] = {}
         looked_at: set[int] = set()
         names: list[str] = []
         for name, head in self.heads.items():
-            slots = {one.slot for one in head.slots}
-            looked_at |= slots
-            if slots <= told and looked_at.issuperset(head.unchanged):
+            looked_at.update(one.slot for one in head.slots)
+            is_told = all(told_ms.get(one.slot, -1) >= one.at_ms for one in head.slots)
+            if is_told and looked_at.issuperset(head.unchanged):
                 names.append(name)
-            told |= slots
+            for one in head.slots:
+                told_ms[one.slot] = max(told_ms.get(one.slot, -1), one.at_ms)
             looked_at.update(head.unchanged)
         return names
 

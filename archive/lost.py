@@ -94,9 +94,31 @@ class LostCluster:
                 self._problem(f"slot {slot}: {error.detail} An older export is used, if there is one.")
                 continue
             as_of_ms = self._times[slot] if at == 0 else head.at_ms
+            as_of_ms = await self._add_richer(gathered, heads[at:], as_of_ms)
             break
         self._add_written(gathered, self._written.get(slot, ()), as_of_ms - LATE_MS)
         return gathered
+
+    async def _add_richer(self, gathered: GatheredSlot, heads: list[SlotHead], as_of_ms: int) -> int:
+        """Add what older exports of other copies claim to tell beyond that time; until when all is told then.
+
+        A voter that was away exports as soon as it is back, perhaps before it was mended: its export is the newest, and tells less.
+        """
+        newest, told_ms = heads[0], as_of_ms
+        for head in heads[1:]:
+            if head.copy == newest.copy or head.at_ms <= told_ms:
+                continue
+            try:
+                older = await self._exports.gather(head)
+            except (ArchiveMissing, ArchiveDamaged) as error:
+                self._problem(f"slot {head.slot}: {error.detail}")
+                continue
+            for path, item in older.items.items():
+                gathered.items[path] = merged(gathered.items.get(path), item)
+            for blob_id, chunks in older.archived.items():
+                gathered.learn(blob_id, chunks.values())
+            told_ms = head.at_ms
+        return told_ms
 
     @staticmethod
     def _add_written(gathered: GatheredSlot, segments: Iterable[_Written], since_ms: int) -> None:

@@ -14,6 +14,7 @@ from amberblob.config import ArchiveRule, ArchiveSection
 from amberblob.errors import AmberError, ArchiveError, BadRequest, NotFound, QuorumUnavailable
 from archive import lost as losing
 from archive.clusters import unrecovered
+from archive.export import Exports
 from archive.packs import pack_name
 from chunkstore import paging
 from node.archive import placing
@@ -234,6 +235,32 @@ async def test_what_the_exporting_copy_missed_comes_back_from_the_writes_themsel
         for work in works.values():
             told = progress("export")
             await work(told.status.request, told)
+    async with world(store, tmp_path / "b", cluster_id=SECOND) as second:
+        await recover(second)
+        assert await kit.get(second[1], path) == b"acknowledged"
+
+
+async def test_a_later_export_that_knows_less_does_not_hide_an_older_one(tmp_path: Path) -> None:
+    """The voter that was away is the first to export when it is back, before it was mended; then all is lost."""
+    store = Store.new()
+    async with world(store, tmp_path / "a") as first:
+        path = first.path(1)
+        works = {node.name: ExportWork(ground(node)) for node in first}
+        seen_ms = ground(first[1]).now_ms()
+        works["n1"].compared_ms = lambda slot: seen_ms
+        works["n2"].compared_ms = lambda slot: ground(first[2]).now_ms()
+        await asyncio.sleep(0.002)
+        first.net.down.add("n1")
+        await kit.put(first[2], path, b"acknowledged")
+        await first.settle()
+        await archive(first)
+        for name, heads in (("n2", 1), ("n1", 2)):
+            told = progress("export")
+            await works[name](told.status.request, told)
+            assert len(store.bucket.names(f"meta/{FIRST}/heads")) == heads
+            first.net.heal()
+        exports = Exports(store.target(), FIRST)
+        assert not (await exports.load()).superseded()
     async with world(store, tmp_path / "b", cluster_id=SECOND) as second:
         await recover(second)
         assert await kit.get(second[1], path) == b"acknowledged"
