@@ -1,6 +1,7 @@
 """As :mod:`sim.mutants`, of the archive: played in worlds that have one.
 
-Those of :data:`RARE` need more coincidences than some dozens of seeds have: they are hunted with ``--mutants --archives`` only.
+Those of :data:`RARE` were not caught yet by the few dozen seeds that they were played with: whether the worlds can see them is open. They
+are hunted with ``--mutants --archives`` only, so that the others can be demanded.
 """
 
 from __future__ import annotations
