@@ -4,6 +4,7 @@ nothing is in the bucket that nobody needs."""
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +25,7 @@ from sim.clients import NoAnswer, NotServing, Violation
 from sim.machine import CLUSTER_ID
 
 if TYPE_CHECKING:
+    from chunkstore.store import DiskStore
     from sim.bucket import SimBucket
     from sim.machine import Machine
     from sim.world import World
@@ -239,6 +241,52 @@ class _Copy:
             if row is None or not row.verified:
                 raise Violation(f"{named} is evicted, and of its chunk {chunk_id} there is {row}")
             self._frames.check(row, named)
+
+
+async def audit(world: World, machine: Machine) -> None:
+    """A node that died in the middle of an eviction: what it finds when it starts it holds, or knows that it does not. Raises: Violation."""
+    process = machine.process
+    while machine.store is None or process is None:
+        if machine.process is not process or process is None or not process.alive or machine.error:
+            return
+        await asyncio.sleep(0.001)
+    task = world.loop.create_task(_missing(machine.store), context=process.context())
+    task.add_done_callback(lambda done: done.cancelled() or done.exception(), context=contextvars.Context())
+    while not task.done():
+        if not process.alive:
+            return
+        await asyncio.sleep(0.001)
+    try:
+        missing = task.result()
+    except StorageError:
+        return
+    world.fired["evictions cut short looked at"] += 1
+    if missing:
+        raise Violation(
+            f"{machine.name} died in the middle of an eviction, and takes for whole what it is not: {missing}"
+        )
+
+
+async def _missing(store: DiskStore) -> list[str]:
+    """Versions whose files are not here, and of which nothing says so."""
+    found = []
+    for slot in store.slots():
+        after: tuple[str, int] | None = ("", 0)
+        while after is not None:
+            page, after = await store.archive_page(slot, after, 500)
+            for view in page:
+                version = view.version
+                if view.evicted or view.wanted or version.inline or version.manifest_id is not None:
+                    continue
+                if await store.missing_chunks(slot, version, version.chunks):
+                    known = (
+                        await store.is_evicted(slot, version.blob_id)
+                        or await store.referred(slot, version.blob_id) is None
+                    )
+                    wanted = {one.version.blob_id for one in await store.wanted(slot, 1000)}
+                    if not known and version.blob_id not in wanted:
+                        found.append(f"slot {slot}: {view.path}@{version.version}")
+    return found
 
 
 # ---- what nobody needs

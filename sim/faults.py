@@ -9,6 +9,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from archive.targets.memory import RequestKind
+from sim.archivejudge import audit
 from sim.archiveshape import FAULTS_OF_ARCHIVES
 from sim.clients import Violation
 from sim.machine import Machine
@@ -45,6 +46,7 @@ class Faults:
         self._to_damage = False
         self._to_replace = False
         self._notes_to_lose = False
+        self._to_audit: set[str] = set()
         self._at_worst = False
         self._over = False
 
@@ -256,6 +258,7 @@ class Faults:
             if machine.process is process and process is not None and process.alive and not self._over:
                 self._crash(machine, random.choice(("kill", "power cut")))
                 self._world.fired["killed evicting"] += 1
+                self._to_audit.add(machine.name)
 
         delay_s = random.choice((0.0, 1.0, 4.0)) * machine.disk.latency_s * random.random()
         self._world.loop.call_later(delay_s, crash, context=contextvars.Context())
@@ -326,6 +329,9 @@ class Faults:
         if machine.process is not None and not machine.process.alive:
             self._note(f"{machine.name} starts")
             machine.boot()
+            if machine.name in self._to_audit and not machine.disk.damaged:
+                self._spawn(audit(self._world, machine))
+            self._to_audit.discard(machine.name)
 
     async def _restart(self, machine: Machine) -> None:
         """Stop a node as an operator does, and start it again."""

@@ -28,6 +28,12 @@ def test_a_seed_that_once_broke_a_promise(seed: str):
     assert done.returncode == 0, done.stdout
 
 
+def test_worlds_with_an_archive_keep_their_promises_and_give_the_same_trace_twice():
+    done = sim("--seeds", "3", "--first", "87", "--archives", "--operations", "60", "--twice", "--jobs", "1")
+    assert done.returncode == 0 and "deterministic: 3 seeds" in done.stdout, done.stdout
+    assert "archives judged 3" in done.stdout and "versions evicted" in done.stdout, done.stdout
+
+
 def test_the_same_seed_gives_the_same_trace():
     done = sim("--seeds", "4", "--first", "31", "--operations", "60", "--twice", "--jobs", "1")
     assert done.returncode == 0 and "deterministic: 4 seeds" in done.stdout, done.stdout
