@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -34,6 +35,7 @@ class PlainJob(msgspec.Struct, frozen=True, kw_only=True):
         size_bytes: of each.
         parallel: requests under way at once.
         part_bytes: of the multipart upload and of the ranges that are fetched.
+        folder: where each body that came is written to as many files as ``copies``, and synced; empty: it stays in memory.
     """
 
     endpoint: str
@@ -45,6 +47,8 @@ class PlainJob(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     parallel: int
     part_bytes: int
+    folder: str = ""
+    copies: int = 0
 
 
 def transfer_s(jobs: Sequence[PlainJob]) -> float:
@@ -135,10 +139,21 @@ def _work(job: PlainJob) -> None:
         client.download_fileobj(job.bucket, name, into, Config=config)
         if len(into.getbuffer()) != job.size_bytes:
             raise RuntimeError(f"{name}: {len(into.getbuffer())} bytes")
+        if job.folder:
+            stem, came = name.replace("/", "-"), into.getbuffer()
+            list(writers.map(lambda copy: _keep(Path(job.folder) / f"{stem}-{copy}", came), range(job.copies)))
 
-    with ThreadPoolExecutor(at_once) as pool:
+    with ThreadPoolExecutor(at_once) as pool, ThreadPoolExecutor(at_once * max(1, job.copies)) as writers:
         list(pool.map(move, job.names))
     print("done", flush=True)
+
+
+def _keep(path: Path, body: memoryview) -> None:
+    """Write a file, durable on return."""
+    with path.open("wb") as file:
+        file.write(body)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,18 @@ PART_BYTES = 16 * 2**20
 _CLIENTS = 64
 _GIB = 2**30
 _EVICTED_S = 60.0
+_KEPT = "kept/"
+"""What is below it is archived and stays on the disks, so that nothing is read back; everything else is evicted."""
+_RULES = f"""\
+[[archive.rules]]
+prefix = ""
+action = "archive-and-evict"
+
+[[archive.rules]]
+prefix = "{_KEPT}"
+action = "archive"
+"""
+_SENT_ONLY = "archive run without reading back, 64 MiB bodies"
 _SENT, _RESTORED = "archive run, 64 MiB bodies", "archive restore, 64 MiB bodies"
 T = TypeVar("T")
 
@@ -35,10 +48,15 @@ def archive(plan: Plan, folder: Path, to: Recorder) -> None:
     theirs = folder / "s3"
     theirs.mkdir()
     with s3_server(theirs) as s3:
+        for node in range(1, NODES + 1):
+            file = folder / "ours" / f"node-{node}" / "node.toml"
+            file.parent.mkdir(parents=True)
+            file.write_text(_RULES)
         options = ("--archive", f"s3://{BUCKET}/archive", "--archive-endpoint", s3.endpoint)
         with Cluster(folder / "ours", environment=s3.environment(), options=options) as cluster:
             for run in plan.rounds():
                 _large(plan, cluster, s3, run, to)
+                _sent_only(plan, cluster, s3, run, to)
             _small(plan, cluster, to)
 
 
@@ -66,11 +84,17 @@ def _large(plan: Plan, cluster: Cluster, s3: S3, run: int, to: Recorder) -> None
     to.add(_SENT, "sent and read back, beside sending alone", "MiB/s", 2 * mib / sent.seconds, floor=floor)
     _costs(to, _SENT, sent, 2 * mib)
 
-    plain_s, back = _in_turn(
-        run, lambda: _plain_s(half, s3, run, "download"), lambda: run_job(cluster.ports[0], "restore", restored)
+    before_s = _plain_s(half, s3, run, "download")
+    kept_s, back = _in_turn(
+        run, lambda: _kept_s(cluster, half, s3, run), lambda: run_job(cluster.ports[0], "restore", restored)
     )
+    plain_s = (before_s + _plain_s(half, s3, run, "download")) / 2
     floor = ("boto3, down", mib / plain_s)
     to.add(_RESTORED, "brought back", "MiB/s", mib / back.seconds, floor=floor, note="each byte once")
+    kept = (f"boto3, down and into {NODES} synced files", mib / kept_s)
+    to.add(
+        _RESTORED, "brought back, beside durable copies", "MiB/s", mib / back.seconds, floor=kept, note="each byte once"
+    )
     to.add(
         _RESTORED,
         "brought back, all copies",
@@ -94,6 +118,21 @@ def _large(plan: Plan, cluster: Cluster, s3: S3, run: int, to: Recorder) -> None
     )
 
 
+def _sent_only(plan: Plan, cluster: Cluster, s3: S3, run: int, to: Recorder) -> None:
+    """The same number of bodies by a rule that leaves them on the disks: sending, beside sending."""
+    prefix, count = f"{_KEPT}{run}/", 2 * plan.archived
+    mib = count * LARGE_BYTES / MIB
+    for number in range(count):
+        body = os.urandom(LARGE_BYTES)
+        bulk.put(cluster.ports[number % NODES], f"{OBJECTS}{prefix}{number}", len(body), body)
+    rest(cluster)
+    plain_s, sent = _in_turn(
+        run, lambda: _plain_s(count, s3, run, "upload"), lambda: run_job(cluster.ports[0], "run", prefix)
+    )
+    to.add(_SENT_ONLY, "sent", "MiB/s", mib / sent.seconds, floor=("boto3, up", mib / plain_s))
+    _costs(to, _SENT_ONLY, sent, mib)
+
+
 def _read_s(cluster: Cluster, base: str, count: int) -> float:
     """GET each body once, all at once, through the nodes in turn; seconds until the last one is whole."""
 
@@ -115,13 +154,24 @@ def _in_turn(run: int, theirs: Callable[[], float], ours: Callable[[], T]) -> tu
     return seconds, ours()
 
 
-def _plain_s(count: int, s3: S3, run: int, direction: Direction) -> float:
+def _kept_s(cluster: Cluster, count: int, s3: S3, run: int) -> float:
+    """Download so many, and have each in as many files as there are copies, on the same file system, synced."""
+    folder = cluster.folder.parent / f"kept-{run}"
+    folder.mkdir()
+    try:
+        return _plain_s(count, s3, run, "download", folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _plain_s(count: int, s3: S3, run: int, direction: Direction, folder: Path | None = None) -> float:
     """So many bodies of the same size, divided among as many processes as there are nodes."""
     names = [f"plain/{run}/{number}" for number in range(count)]
     jobs = [
         PlainJob(
             endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=BUCKET, direction=direction,
             names=tuple(names[process::NODES]), size_bytes=LARGE_BYTES, parallel=PARALLEL, part_bytes=PART_BYTES,
+            folder=str(folder or ""), copies=NODES if folder else 0,
         )
         for process in range(min(NODES, len(names)))
     ]  # fmt: skip

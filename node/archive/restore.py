@@ -31,7 +31,6 @@ from amberblob.errors import (
 from amberblob.limits import MIB, READ_BLOBS_BYTES_MAX, READ_BLOBS_MAX
 from amberblob.manifest import Version
 from antientropy.pull import Source as PeerSource
-from antientropy.pull import complete, lacks
 from antientropy.room import Room
 from antientropy.wants import is_small
 from archive.fetching import fetch_rows
@@ -42,6 +41,7 @@ from node.archive.healing import Healing
 from node.archive.jobs import JobRequest, Progress
 from node.archive.known import KnownRows
 from node.archive.reads import Reads
+from node.archive.shares import Shares
 from node.objects.bytes import Reading
 from node.protocol.operations import Conditions
 from node.service import ObjectView, PutOptions
@@ -57,10 +57,6 @@ LARGE_MAX = 1000
 """Large versions that are gathered."""
 PARALLEL = 4
 """Large versions, or objects with small ones, that are read at once."""
-LOOK_AGAIN_S = (0.05, 0.1, 0.2, 0.4)
-"""When another copy does not have its share of a version yet, it is asked again after these pauses; when they bring nothing, the archive is."""
-PATIENCE_S = 1.5
-"""So long, in all, the others are waited for in vain; then they are taken to do something else, until one does bring something."""
 ROOM_BYTES = 64 * MIB
 
 Rewrite = Callable[[str, AsyncIterator[bytes], PutOptions], Awaitable[ObjectView]]
@@ -120,10 +116,8 @@ class _Run:
         self._request = request
         self._progress = progress
         self._target = target
-        self._healing = healing
-        self._room = Room(PARALLEL * 2, ROOM_BYTES)
-        self._patience_s = PATIENCE_S
-        self._came = 0
+        room = Room(PARALLEL * 2, ROOM_BYTES)
+        self._shares = Shares(work._ground, work._source, healing, room, progress)
         self._large: list[_Found] = []
         self._small: list[_Found] = []
         self._small_bytes = 0
@@ -186,58 +180,13 @@ class _Run:
 
     async def _bring(self, found: _Found) -> None:
         try:
-            await self._fetch(found.slot, found.version)
+            await self._shares.bring(found.slot, found.version)
         except DiskFull:
             raise
         except AmberError as error:
             self._failed(found, error)
             return
         await self._brought_back(found)
-
-    async def _fetch(self, slot: int, version: Version) -> None:
-        """Put back what is missing: what other copies have, this node's share from the archive, what the others have brought meanwhile, the rest."""
-        if await self._from_others(slot, version):
-            return
-        voters = self._ground.routing.electorate(slot).voters
-        together = [node for node in voters if node == self._ground.node or node in self._ground.others(slot)]
-        await self._from_archive(slot, version, (together.index(self._ground.node), len(together)))
-        pauses = iter(LOOK_AGAIN_S)
-        while len(together) > 1:
-            before = self._came
-            if await self._from_others(slot, version):
-                self._patience_s = PATIENCE_S
-                return
-            if self._came > before:
-                pauses, self._patience_s = iter(LOOK_AGAIN_S), PATIENCE_S
-                continue
-            pause_s = next(pauses, None)
-            if pause_s is None or self._patience_s <= 0:
-                break
-            self._patience_s -= pause_s
-            await asyncio.sleep(pause_s)
-        await self._from_archive(slot, version, (0, 1))
-
-    async def _from_archive(self, slot: int, version: Version, share: tuple[int, int]) -> None:
-        fetched = await self._healing.fetch(slot, version, room=self._room, share=share)
-        self._progress.add(from_archive_bytes=fetched)
-
-    async def _from_others(self, slot: int, version: Version) -> bool:
-        """Take what other copies have of it; whether that was all that was missing. Raises: DiskFull."""
-
-        def came(size_bytes: int) -> None:
-            self._came += size_bytes
-            self._progress.add(from_copies_bytes=size_bytes)
-
-        try:
-            others = self._ground.others(slot)
-            await complete(self._ground.store, self._source, slot, version, others, self._room, came)
-        except DiskFull:
-            raise
-        except AmberError as error:
-            if not lacks(error):
-                log.info("not from other copies", slot=slot, blob_id=version.blob_id, error=error.detail)
-            return False
-        return True
 
     async def _brought_back(self, found: _Found) -> None:
         store, slot, version = self._ground.store, found.slot, found.version
