@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from amberblob.config import ArchiveRule
 from amberblob.config.values import SizeBytes
+from node.archive.jobs import JobStatus, Progress
+from node.archive.readback import ReadBack
 from tests.unit.node.archive.archive_kit import EVICT, World, world
 from tests.unit.node.objects.kit import CHUNK, content, delete, put, until
 
@@ -258,3 +261,32 @@ async def test_an_answer_that_is_lost_leaves_at_most_an_object_that_nobody_names
         assert len(it.bucket.names("packs/")) == 2
         [named] = await it[1].store.archive_objects(slot)
         assert named in it.bucket.names() and await it[1].store.is_evicted(slot, view.version.blob_id)
+
+
+async def test_chunks_that_came_again_are_read_back_whichever_objects_have_them(tmp_path: Path) -> None:
+    async with world(tmp_path) as it:
+        paths = [f"p/{number}" for number in range(6)]
+        for number, path in enumerate(paths):
+            await put(it[1], path, content(500, number))
+        await it.cluster.settle()
+        await it.run()
+        await it.follow()
+        places = []
+        for path in paths:
+            slot = it.cluster.slot(path)
+            blob_id = (await it[1].store.rows(slot, path))[0].version.blob_id
+            blob = await it[1].store.archived(slot, blob_id)
+            assert blob is not None
+            places.append((slot, blob_id, blob.chunks[0]))
+        assert len({row.target_path for _, _, row in places}) > 1, "of several objects"
+        closed: list[int] = []
+        ground, progress = it.archive(1).ground, Progress(JobStatus(request=it.request("run"), node="n1"))
+        reading = ReadBack(ground, ground.target, progress, closed=lambda slot, count: closed.append(slot))
+        worker = asyncio.create_task(reading.work())
+        await reading.object_stored(places)
+        await asyncio.wait_for(reading.flush(), 5)
+        worker.cancel()
+        assert sorted(closed) == sorted(slot for slot, _, _ in places)
+        for slot, blob_id, _ in places:
+            blob = await it[1].store.archived(slot, blob_id)
+            assert blob is not None and blob.chunks[0].verified
