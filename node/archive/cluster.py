@@ -134,7 +134,11 @@ class ClusterArchive:
         if not parts:
             raise NoSuchJob(
                 f"No node that answered knows job {job}"
-                + (f"; {', '.join(silent)} did not answer." if silent else ". amberblob archive jobs lists them.")
+                + (
+                    f"; {', '.join(silent)} did not answer."
+                    if silent
+                    else ". amberblob archive status lists the last ones."
+                )
             )
         return view_job(parts, slot_count=self._slot_count(), silent=silent, slots=True)
 
@@ -165,7 +169,7 @@ def _decoded(decode: Callable[[bytes], T], data: bytes) -> T | None:
 
 def _checked(job: str) -> str:
     if not valid_ulid(job):
-        raise BadRequest(f"{job[:64]!r} is no job: its id is a ULID, as amberblob archive jobs lists them.")
+        raise BadRequest(f"{job[:64]!r} is no job: its id is a ULID, as amberblob archive status lists the last ones.")
     return job
 
 

@@ -47,9 +47,15 @@ class ReadBack:
         self._count = 0
 
     async def object_stored(self, places: Sequence[Place]) -> None:
-        """Rows of one object that was stored just now; may wait until others were read."""
-        if places:
-            await self._queue.put(list(places))
+        """Rows of what was stored just now; may wait until others were read.
+
+        Mostly of one object; of several where chunks came again that were stored before, each in an object of its own.
+        """
+        objects: dict[str, list[Place]] = {}
+        for place in places:
+            objects.setdefault(place[2].target_path, []).append(place)
+        for some in objects.values():
+            await self._queue.put(some)
 
     async def add(self, places: Sequence[Place]) -> None:
         """Rows of any objects; they are read when many of one object have come, or at the end."""

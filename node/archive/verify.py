@@ -24,11 +24,11 @@ from amberblob.archives import DAMAGED, ArchivedChunk
 from amberblob.config import parse_duration
 from amberblob.errors import AmberError, ArchiveError, BadRequest, PeerError, StorageError
 from amberblob.manifest import ChunkRef
-from amberblob.wire_archive import ArchivedBlobReply, AskArchived
+from amberblob.wire import ReadChunk
 from archive.packs import CHUNKS, PACKS, object_ulid
 from archive.targets.interface import Target
 from archive.verifying import Verdict, verify_object
-from node.archive.ground import Ground
+from node.archive.ground import PEER_TIMEOUT_S, Ground
 from node.archive.jobs import SCHEDULED, JobRequest, Progress
 from node.archive.rewriting import rows_of
 
@@ -249,18 +249,21 @@ class _Verify:
 
     async def _elsewhere(self, slot: int, blob_id: str, row: ArchivedChunk) -> bool:
         """Whether a disk has the bytes, as far as can be told now."""
+        chunk = ChunkRef(id=row.chunk_id, len=row.length)
         try:
-            await self._ground.store.read_chunk(slot, blob_id, ChunkRef(id=row.chunk_id, len=row.length))
+            await self._ground.store.read_chunk(slot, blob_id, chunk)
             return True
         except StorageError:
             pass
+        # Reading is the only proof: a copy whose archived chunk was found damaged counts as one that wants bytes, no longer as evicted.
+        request = ReadChunk(slot=slot, blob_id=blob_id, chunk=chunk, repair=True)
         for node in self._ground.others(slot):
             try:
-                reply = await self._ground.ask(node, AskArchived(slot=slot, blob_id=blob_id))
-            except PeerError:
-                continue
-            if isinstance(reply, ArchivedBlobReply) and (reply.blob is None or not reply.blob.evicted):
+                async for _ in self._ground.coordinator.peers.fetch(node, request, timeout_s=PEER_TIMEOUT_S):
+                    pass
                 return True
+            except (PeerError, StorageError):
+                continue
         return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from msgspec.structs import replace
 from amberblob.archives import DAMAGED
 from amberblob.config import ArchiveRule
 from amberblob.config.values import SizeBytes
+from node.archive.jobs import JobStatus, Progress
+from node.archive.readback import ReadBack
 from tests.unit.node.archive.archive_kit import EVICT, World, world
 from tests.unit.node.objects.kit import CHUNK, content, delete, put, until
 
@@ -289,3 +292,32 @@ async def test_what_is_damaged_is_sent_anew_whatever_else_is_known_and_whatever_
         await it.run()
         blob = await it[1].store.archived(slot, row.version.blob_id)
         assert blob is not None and [chunk.state >= 0 for chunk in blob.chunks] == [True]
+
+
+async def test_chunks_that_came_again_are_read_back_whichever_objects_have_them(tmp_path: Path) -> None:
+    async with world(tmp_path) as it:
+        paths = [f"p/{number}" for number in range(6)]
+        for number, path in enumerate(paths):
+            await put(it[1], path, content(500, number))
+        await it.cluster.settle()
+        await it.run()
+        await it.follow()
+        places = []
+        for path in paths:
+            slot = it.cluster.slot(path)
+            blob_id = (await it[1].store.rows(slot, path))[0].version.blob_id
+            blob = await it[1].store.archived(slot, blob_id)
+            assert blob is not None
+            places.append((slot, blob_id, blob.chunks[0]))
+        assert len({row.target_path for _, _, row in places}) > 1, "of several objects"
+        closed: list[int] = []
+        ground, progress = it.archive(1).ground, Progress(JobStatus(request=it.request("run"), node="n1"))
+        reading = ReadBack(ground, ground.target, progress, closed=lambda slot, count: closed.append(slot))
+        worker = asyncio.create_task(reading.work())
+        await reading.object_stored(places)
+        await asyncio.wait_for(reading.flush(), 5)
+        worker.cancel()
+        assert sorted(closed) == sorted(slot for slot, _, _ in places)
+        for slot, blob_id, _ in places:
+            blob = await it[1].store.archived(slot, blob_id)
+            assert blob is not None and blob.chunks[0].verified

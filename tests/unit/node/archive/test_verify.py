@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from amberblob.archives import DAMAGED, ArchivedChunk, import_id
+from amberblob.errors import AmberError
 from chunkstore.interface import BlobState
 from node.archive.jobs import SCHEDULED, JobStatus
 from tests.unit.node.archive.archive_kit import EVICT, World, world
@@ -144,6 +145,22 @@ async def test_an_object_that_is_gone_is_told_if_others_are_there(it: World) -> 
     assert counts["chunks_damaged"] == len(gone) and len(problems) == 1 and packs[0] in problems[0]
     await it.follow()
     assert all([(await row_of(it, 2, path)).state == DAMAGED for path in gone])
+
+
+async def test_what_no_disk_has_is_told_as_lost_also_after_a_read_has_found_the_damage(tmp_path: Path) -> None:
+    async with world(tmp_path, EVICT) as it:
+        paths = await archived(it)
+        await it.evict()
+        gone = await row_of(it, 1, paths[2])
+        it.bucket.damage(gone.target_path, gone.end - 1)
+        for index in (1, 2, 3):
+            with pytest.raises(AmberError):
+                await read(it, index, paths[2])
+        for _ in range(2):  # the second finds rows that say "damaged"
+            _, problems = await verify(it)
+            await it.follow()
+            (problem,) = problems
+            assert paths[2] in problem and "they are lost" in problem and "sent anew" not in problem
 
 
 async def test_a_bucket_that_seems_empty_is_taken_for_the_wrong_one(it: World) -> None:
