@@ -143,7 +143,9 @@ class Cache:
             return None
         self._files.move_to_end(row.chunk_id)
         data = await _in_thread(cachefiles.load, self._folder, file, row.length)
-        if data is None and self._files.get(row.chunk_id) is file:
+        if data is not None:
+            self.hits += 1
+        elif self._files.get(row.chunk_id) is file:
             self._forget(row.chunk_id)
         return data
 
@@ -159,7 +161,6 @@ class Cache:
         if fetching is None:
             data = await self.get(row)
             if data is not None:
-                self.hits += 1
                 yield memoryview(data)[start:end]
                 return
             fetching = self._fetching.get(row.chunk_id)

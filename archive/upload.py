@@ -1,7 +1,7 @@
 """Chunks on their way into the archive: encoded in threads, packed, stored, several objects at once.
 
-An object is sent while it is made: of a pack no more is in memory than what the target has not taken yet. Which of the open packs a frame joins
-follows from who has room: with a quick target one pack after the other is filled, with a slow one all ``parallel`` are, so that none waits.
+An object is sent while it is made: of a pack no more is in memory than what the target has not taken yet. One pack after the other is filled, while
+those before it are being completed: several that are filled at once would cost more requests, and a target takes several parts of one at a time.
 """
 
 from __future__ import annotations
@@ -199,12 +199,15 @@ class _Run:
             self._ended()
 
     async def _pack_with_room(self) -> OpenObject:
-        """The fullest of the open packs that take more now; or a new one, if one more object may be under way."""
+        """The pack that takes more now; or a new one, if there is none and one more object may be under way.
+
+        Only one is open at a time: with a slow target several would stay small, and each costs requests of its own.
+        """
         while True:
             roomy = [pack for pack in self._packs if pack.room]
             if roomy:
                 return max(roomy, key=lambda pack: pack.size_bytes)
-            if self._objects and self._uploader.places.locked():
+            if self._packs or (self._objects and self._uploader.places.locked()):
                 self._changed.clear()
                 await self._changed.wait()
                 continue

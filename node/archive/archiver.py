@@ -69,10 +69,11 @@ class Ledger:
         self._through.add(slot)
         self._look(slot)
 
-    def again(self, slot: int) -> None:
-        """Something of it failed for a reason that may be over soon."""
+    def again(self, slot: int) -> bool:
+        """Something of it failed for a reason that may be over soon; whether it is gone through once more."""
         if self._tries.get(slot, 0) < TRIES_MAX:
             self.failed.add(slot)
+        return slot in self.failed
 
     def _look(self, slot: int) -> None:
         if slot in self._through and not self._open.get(slot) and slot not in self.failed:
@@ -161,7 +162,7 @@ class _Pass:
             lone_size=int(section.lone_size),
             parallel=section.parallel,
         )
-        self._read_back = ReadBack(self._ground, target, progress, closed=self._ledger.closed)
+        self._read_back = ReadBack(self._ground, target, progress, closed=self._ledger.closed, again=self._ledger.again)
         self._selection = Selection(
             self._ground,
             self._policy,
@@ -242,13 +243,13 @@ class _Pass:
 
     async def _not_stored(self, items: list[Item], error: AmberError) -> None:
         """An object, or one chunk, could not be archived; the rest goes on."""
-        first = items[0]
-        self._progress.problem(f"{first.path} version {first.version}: {error.detail}", count=len(items))
-        log.warning("not archived", path=first.path, chunks=len(items), code=error.code, error=error.detail)
+        log.warning("not archived", path=items[0].path, chunks=len(items), code=error.code, error=error.detail)
+        # What is sent once more, when the archive answers again, is no problem yet.
+        left = [item for item in items if not (isinstance(error, ArchiveError) and self._ledger.again(item.slot))]
+        if left:
+            self._progress.problem(f"{left[0].path} version {left[0].version}: {error.detail}", count=len(left))
         for item in items:
             self._progress.bytes(total=-item.chunk.len)
-            if isinstance(error, ArchiveError):
-                self._ledger.again(item.slot)
             self._ledger.closed(item.slot, 1)
         if isinstance(error, ArchiveError):
             # Is it this object, or all of the archive? The next look tells; meanwhile nothing more is read.

@@ -35,13 +35,23 @@ class ReadBack:
 
     Args:
         closed: told of rows that were looked at, and what was seen is durable.
+        again: told of the slot of rows that could not be looked at now; whether it is gone through once more.
     """
 
-    def __init__(self, ground: Ground, target: Target, progress: Progress, *, closed: Closed) -> None:
+    def __init__(
+        self,
+        ground: Ground,
+        target: Target,
+        progress: Progress,
+        *,
+        closed: Closed,
+        again: Callable[[int], bool] = lambda slot: False,
+    ) -> None:
         self._ground = ground
         self._target = target
         self._progress = progress
         self._closed = closed
+        self._again = again
         self._queue: asyncio.Queue[list[Place]] = asyncio.Queue(WAITING_OBJECTS)
         self._gathered: dict[str, list[Place]] = {}
         self._count = 0
@@ -102,10 +112,12 @@ class ReadBack:
                 for (slot, blob_id), chunks in by_blob.items()
             ]
             await self._ground.store.durable(max(positions, default=0))
+            # What is looked at once more, when the archive answers again, is no problem yet.
+            later = {row for slot, _, row in places if verdicts[row].outcome == "unknown" and self._again(slot)}
         finally:
             for slot, _, _ in places:
                 self._closed(slot, 1)
-        self._tell(name, list(verdicts.values()))
+        self._tell(name, [verdict for row, verdict in verdicts.items() if row not in later])
 
     def _tell(self, name: str, verdicts: list[Verdict]) -> None:
         right = [verdict for verdict in verdicts if verdict.outcome == "verified"]

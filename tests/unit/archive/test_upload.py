@@ -129,8 +129,10 @@ async def settle(turns: int = 200) -> None:
         await asyncio.sleep(0.0005)
 
 
-@pytest.mark.parametrize("size", [3_000, 50_000])
-async def test_a_slow_target_holds_the_source_up_and_as_many_objects_are_under_way_as_may_be(size, monkeypatch):
+@pytest.mark.parametrize(("size", "objects"), [(3_000, 1), (50_000, 3)])
+async def test_a_slow_target_holds_the_source_up_with_one_open_pack_or_as_many_lone_chunks_as_may_be(
+    size, objects, monkeypatch
+):
     monkeypatch.setattr("archive.objects.PART_BYTES", 10_000)
     monkeypatch.setattr("archive.objects.ROOM_BYTES", 20_000)
     monkeypatch.setattr("archive.upload.BATCH_BYTES", 10_000)
@@ -145,12 +147,12 @@ async def test_a_slow_target_holds_the_source_up_and_as_many_objects_are_under_w
 
     run = asyncio.create_task(uploader_to(target, parallel=3).run(source(), told.stored, told.failed))
     await settle()
-    assert target.most == 3
-    # Three objects that have room for two batches each, four batches ahead, and the one that is being made.
+    assert target.most == objects
+    # At most three objects that have room for two batches each, four batches ahead, and the one that is being made.
     assert taken * size <= max(3 * 2 * 10_000 + 5 * 12_000 + 3_000, 5 * 50_000)
     target.go.set()
     await run
-    assert len(told.rows) == 400 and target.most == 3
+    assert len(told.rows) == 400 and target.most <= 3
 
 
 async def test_lone_chunks_do_not_wait_for_packs_that_wait_for_more():
