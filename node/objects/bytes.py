@@ -377,8 +377,8 @@ def bytes_unavailable(what: str, failures: dict[str, str]) -> AmberError:
     """The error when no replica gave the bytes."""
     seen = "; ".join(f"{node}: {why}" for node, why in sorted(failures.items()))
     return ClusterError(
-        f"No replica gave {what} of this version ({seen}). Try again when the missing nodes are back; "
-        "`amberblob explain PATH` shows where each copy is.",
+        f"No replica gave {what} of this version ({seen}). If nodes are missing, try again when they are back; if none is, "
+        "nobody has these bytes any more. `amberblob explain PATH` shows where each copy is, and what to do.",
         code="bytes-unavailable",
         extra={"failures": failures},
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from amberblob.archives import DAMAGED, ArchivedChunk, merge
@@ -44,12 +44,14 @@ class Explaining:
             raise no_such_object(path, None)
         versions = _versions(record, replies)
         copies = {number: {node: _copy(answers[node], number) for node in nodes} for number in versions}
+        archived = {number: _archived(replies.values(), number) for number in versions}
         replicas = [_replica(node, answers[node], electorate, best) for node in nodes]
         # What a learner lacks is on its way to it: no news, and nothing to do.
         advice = _advice(
             [replica for replica in replicas if replica["node"] in electorate.voters],
             {n: {node: copy for node, copy in by.items() if node in electorate.voters} for n, by in copies.items()},
             {node: answer for node, answer in answers.items() if node in electorate.voters},
+            archive_damaged={n for n, rows in archived.items() if any(row.state == DAMAGED for row in rows)},
         )
         return {
             "path": path,
@@ -60,7 +62,7 @@ class Explaining:
             "revision": record.revision if record is not None else 0,
             "replicas": replicas,
             "versions": [
-                _version(versions[number], record, copies[number], _archived(replies.values(), number))
+                _version(versions[number], record, copies[number], archived[number])
                 for number in sorted(versions, reverse=True)
             ],
             "healthy": advice == "",
@@ -168,7 +170,11 @@ def _version(
 
 
 def _advice(
-    replicas: list[dict[str, Any]], copies: dict[int, dict[str, str]], answers: dict[str, InspectReply | str]
+    replicas: list[dict[str, Any]],
+    copies: dict[int, dict[str, str]],
+    answers: dict[str, InspectReply | str],
+    *,
+    archive_damaged: Collection[int],
 ) -> str:
     advice = []
     down = sorted(node for node, answer in answers.items() if isinstance(answer, str))
@@ -187,7 +193,12 @@ def _advice(
     for number, by_node in sorted(copies.items()):
         lacking = sorted(node for node, copy in by_node.items() if copy in ("some", "none"))
         damaged = sorted(node for node, copy in by_node.items() if copy == "damaged")
-        if damaged:
+        if damaged and number in archive_damaged:
+            advice.append(
+                f"The archive's copy of version {number} is damaged or gone, and {', '.join(damaged)} lived by it: put the object of the bucket "
+                "back if you can, then: amberblob archive verify. (docs/archive.md, What to do when)"
+            )
+        elif damaged:
             advice.append(
                 f"Version {number} has rotted on {', '.join(damaged)}; look at that disk, and to have it fetched again: {HEAL}"
             )

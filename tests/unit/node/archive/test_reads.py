@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from amberblob.archives import DAMAGED
-from amberblob.errors import ArchiveDamaged, ArchiveMissing, ArchiveUnavailable, ClusterError
+from amberblob.errors import AmberError, ArchiveDamaged, ArchiveMissing, ArchiveUnavailable, ClusterError
 from archive.targets.memory import Fault
 from node.archive import reads as reads_module
 from tests.unit.node.archive.kit import World, world
@@ -286,6 +286,21 @@ async def test_explain_tells_who_lives_by_the_archive_and_where_it_is(made):
     health = made[1].parts.health.own()
     (slot,) = (one for one in health.slots if one.slot == made.cluster.slot("p"))
     assert (slot.wanted, slot.evicted, slot.evicted_bytes) == (0, 1, 2 * MIB)
+
+
+async def test_explain_blames_the_archive_and_not_a_disk_for_what_was_damaged_there(made):
+    await made.cold("p", MIB)
+    for name in list(made.bucket.objects):
+        if name.startswith(("packs/", "chunks/")):
+            made.bucket.damage(name, 20_000)
+    with pytest.raises(AmberError):
+        await get(made[1], "p")
+    advice = ""
+    async with asyncio.timeout(10):
+        while "amberblob archive verify" not in advice:
+            await asyncio.sleep(0.02)
+            advice = (await made[1].objects.explain("p"))["advice"]
+    assert "rotted" not in advice
 
 
 async def test_an_archive_that_is_known_to_be_down_is_not_waited_for_as_long_and_is_noticed_when_it_is_back(
