@@ -171,6 +171,7 @@ class Replica:
         self._repairs = repairs
         self._clock = clock
         self._slots: dict[int, ReplicaSlot] = {}
+        self._reloading = asyncio.Lock()
         self._at_once: dict[type[Request], Callable[[Any, Respond], bool]] = {
             Prepare: self._prepare_now,
             Commit: self._commit_now,
@@ -420,8 +421,10 @@ class Replica:
             # Nothing is awaited between this and the decision: the blob must not be given up in between.
             here = await self._bytes_here(message, added)
             while (now := self._store.peek(slot, path)) is None:
-                await self._store.load(slot, path)
-                here = await self._bytes_here(message, added)
+                # One at a time: where memory is short, two would push each other's register out for ever.
+                async with self._reloading:
+                    await self._store.load(slot, path)
+                    here = await self._bytes_here(message, added)
             register = now
         return await responded(partial(self._decide, message, register, here))
 
