@@ -22,11 +22,11 @@ from tests.nemesis.clients import Facts, Http, Lost
 from tests.nemesis.cluster import NemesisCluster, process_state
 from tests.nemesis.proxy import Mode, Way
 
-EVIDENCE_S = 12.0
+EVIDENCE_S = 20.0
 """How long the effect of a fault is waited for."""
 
 HANG_SEEN_S = 30.0
-RECOVERED_S = 30.0
+RECOVERED_S = 40.0
 
 MIB = 1024 * 1024
 
@@ -209,8 +209,9 @@ def _cut(what: Callable[[NemesisCluster, Step], frozenset[Way]], mode: Mode, del
     async def cut(nemesis: Nemesis, step: Step, fired: Fired) -> AsyncIterator[None]:
         network = nemesis.cluster.network
         ways = what(nemesis.cluster, step)
-        # One that was just started, on a slow machine perhaps, has nothing to say yet.
-        await nemesis.recovered(tuple(index for index in step.nodes if index in nemesis.running()))
+        # Whoever was just started, on a slow machine perhaps, has nothing to say yet, and nobody can talk to it: a node
+        # whose peers all start is not cut off from anyone.
+        await nemesis.recovered(tuple(nemesis.running()))
         before = network.count(count, ways)
         rule = network.add(mode, ways, delay_s=delay_s)
         unit = "connections" if mode == "refuse" else "bytes"
