@@ -144,6 +144,7 @@ class Replica:
         pace: what others read for repair waits for this.
         archive: answers questions about the archive; None: this node has none.
         on_read: told of every blob of which a client of another node reads a chunk here; None: nobody wants to know.
+        lent: chunks that were put on this disk a moment ago and are in memory, for other copies.
     """
 
     def __init__(
@@ -163,6 +164,7 @@ class Replica:
         self.pace: Pace = Unhurried()
         self.archive: Callable[[ArchiveRequest], Awaitable[Reply]] | None = None
         self.on_read: Callable[[str], None] | None = None
+        self.lent: Callable[[ChunkRef], bytes | None] = lambda chunk: None
         self._store = store
         self._mute = mute
         self._newcomers = newcomers
@@ -767,6 +769,8 @@ class Replica:
                     raise BadRequest("not a blob or chunk id")
                 if request.repair:
                     await self.pace.turn(request.chunk.len)
+                    if (lent := self.lent(request.chunk)) is not None:
+                        return lent
                 else:
                     self.served += 1
                     if self.on_read is not None:
