@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bench import bulk, procfs
-from bench.archiving import JobDone, evicted, run_job
+from bench.archiving import JobDone, evicted, requests_by_kind, run_job
 from bench.cluster import NODES, Cluster
 from bench.job import OBJECTS, Job, put
 from bench.load import run_through
@@ -241,9 +241,10 @@ def _small(plan: Plan, cluster: Cluster, to: Recorder) -> None:
     run_through(job)
     rest(cluster)
     nothing = run_job(cluster.ports[0], "run", "there is nothing of this name")
-    cpu = procfs.cpu_s(cluster.pids)
+    cpu, kinds = procfs.cpu_s(cluster.pids), requests_by_kind(cluster.ports)
     done = run_job(cluster.ports[0], "run", "small/")
-    cpu = procfs.cpu_s(cluster.pids) - cpu
+    cpu, kinds = procfs.cpu_s(cluster.pids) - cpu, requests_by_kind(cluster.ports) - kinds
+    by_kind = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
     subject = "archive run, 4 KiB bodies"
     requests = max(0, done.requests - nothing.requests)
     to.add(
@@ -254,6 +255,7 @@ def _small(plan: Plan, cluster: Cluster, to: Recorder) -> None:
         note=f"{count:,} objects, read back too",
     )
     to.add(subject, "requests to S3 for a GiB", "", requests * _GIB / (count * SMALL_BYTES))
+    to.add(subject, "requests to S3, of all kinds", "", done.requests, note=by_kind)
     to.add(subject, "requests to S3 of a run with nothing to do", "", nothing.requests, note="not counted above")
     to.add(subject, "sent to S3", "bytes per byte", done.sent_bytes / (count * SMALL_BYTES))
     to.add(subject, "throughput", "objects/s", count / done.seconds)
