@@ -25,6 +25,7 @@ Every error says whose fault it is, whether trying again can help, what was seen
     │   ├── ArchiveError        503  the archive's: what is only there cannot be had now
     │   │   ├── ArchiveUnavailable   archive-unavailable (not reached, throttled or too slow: try again)
     │   │   ├── ArchiveDenied        archive-denied (credentials, rights or bucket: the operator's)
+    │   │   │   └── ArchiveNotOurs   archive-not-ours (the bucket is another one than what was archived to)
     │   │   ├── ArchiveMissing       archive-missing (the object is gone)
     │   │   └── ArchiveDamaged       archive-damaged (what came is not what was stored)
     │   ├── OutcomeUnknown      504  outcome-unknown (may yet be applied: retry with the same write id)
@@ -256,6 +257,13 @@ class ArchiveDenied(ArchiveError):
 
     code = "archive-denied"
     title = "Archive denied"
+
+
+class ArchiveNotOurs(ArchiveDenied):
+    """The target is not the one that the cluster's archive rows are of. Nothing of what is not there is lost. Helps: to set it right."""
+
+    code = "archive-not-ours"
+    title = "Not this cluster's archive"
 
 
 class ArchiveMissing(ArchiveError):

@@ -70,7 +70,8 @@ class GarbageWork:
         self._exporting = exporting
 
     async def __call__(self, request: JobRequest, progress: Progress) -> None:
-        """See the module. Raises: ArchiveError (the target cannot be listed), DiskFailed, NotReady."""
+        """See the module. Raises: ArchiveNotOurs, other ArchiveErrors (the target cannot be listed), DiskFailed, NotReady."""
+        await self._ground.identity.require()
         if not request.dry_run:
             progress.say("exporting the metadata: what an older export needs is not deleted")
             try:

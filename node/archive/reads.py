@@ -21,6 +21,7 @@ from amberblob.limits import KIB
 from amberblob.manifest import ChunkRef, Version
 from archive.cache import Cache
 from archive.reading import read_chunk
+from archive.targets.guarded import confirm
 from archive.targets.interface import Source, Target
 from node.archive.known import KnownRows
 from node.objects.cold import Course, Elsewhere
@@ -119,18 +120,16 @@ class Reads:
                 f"{self._target.url} was not reached lately, and did not answer within {DOWN_PATIENCE_S:g} s now."
             ) from None
 
-    async def judge(
-        self, error: ArchiveError, course: Course, slot: int, version: Version, row: ArchivedChunk
-    ) -> ArchivedChunk | None:
+    async def judge(self, course: Course, slot: int, version: Version, row: ArchivedChunk) -> ArchivedChunk | None:
         """The place was seen to be damaged or empty, twice: tell the copies, and find another place of the chunk, if there is one.
 
-        Raises: ArchiveMissing, when the whole target is blank: it is another one, and what the copies know stays true.
+        Nothing is told of imported content: its source is somebody else's, may come back, and has no other place.
+
+        Raises: ArchiveNotOurs, when the target is another one than what the copies know of: that stays true.
         """
-        if isinstance(error, ArchiveMissing) and not row.foreign and not await self._target.page("", "", 1):
-            raise ArchiveMissing(
-                f"{error.detail} There is nothing at all at {self._target.url}: is [archive] target the one that the chunks were sent to?",
-                extra=error.extra,
-            )
+        if row.foreign:
+            return None
+        await confirm(self._target)
         self.counts["damaged"] += 1
         await self._rows.report(course, slot, version.blob_id, row)
         return await self._rows.find(course, slot, version.blob_id, ChunkRef(row.chunk_id, row.length))
@@ -238,11 +237,11 @@ class _Job:
                 self._reads.counts["stalls"] += 1
                 if stalls > STALLS_MAX or at == before:
                     raise
-            except (ArchiveDamaged, ArchiveMissing) as error:
+            except (ArchiveDamaged, ArchiveMissing):
                 if not wrong:
                     wrong = True  # once more: what is said of an object is said for good
                     continue
-                other = await self._reads.judge(error, self._course, self._slot, self._version, row)
+                other = await self._reads.judge(self._course, self._slot, self._version, row)
                 if other is None:
                     raise
                 row, wrong = other, False

@@ -12,7 +12,7 @@ from amberblob.errors import ArchiveUnavailable, BadRequest, QuorumUnavailable
 from amberblob.limits import MIB
 from archive import importing as forms
 from archive.targets.memory import MemoryTarget
-from node.archive import importing
+from node.archive import importing, patience
 from node.archive.importing import ImportWork
 from tests.unit.node.archive.disaster_kit import (
     SECOND,
@@ -126,6 +126,7 @@ async def test_an_object_of_very_many_chunks_has_its_manifest_in_the_archive(
 async def test_an_import_that_stops_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importing, "PAGE", 5)
     monkeypatch.setattr(importing, "AT_ONCE", 2)
+    monkeypatch.setattr(patience, "PATIENCE_S", 0.0)
     store = Store.new()
     for number in range(20):
         store.source.store(f"k{number:02}", b"%d" % number)
@@ -147,8 +148,7 @@ async def test_an_import_that_stops_goes_on_where_it_was(tmp_path: Path, monkeyp
 
 
 async def test_without_a_quorum_it_fails_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importing, "PAUSE_S", 0.001)
-    monkeypatch.setattr(importing, "LEFT_MAX", 2)
+    monkeypatch.setattr(patience, "PATIENCE_S", 0.0)
     store = theirs()
     async with world(store, tmp_path, request_timeout_s=0.05, peer_timeout_s=0.05) as cluster:
         cluster.net.down.update(("n2", "n3"))
