@@ -148,8 +148,9 @@ class _Run:
             electorate, path, Put(draft=draft, conditions=conditions), write_id=draft.blob_id, holders=holders
         )
         if applied.fresh:
-            renewed = int(conditions.version is not None)
-            self._progress.add(objects=1, object_bytes=stored.size_bytes, objects_changed=renewed)
+            self._progress.add(objects=1, object_bytes=stored.size_bytes)
+            if conditions.version is not None:
+                self._progress.add(objects_changed=1)
 
     async def _conditions(self, electorate: Electorate, path: str, url: str, etag: str) -> Conditions | None:
         """What has to hold of the path for the version to be written; None: it is not to be."""

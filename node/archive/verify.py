@@ -30,6 +30,7 @@ from archive.targets.interface import Target
 from archive.verifying import Verdict, verify_object
 from node.archive.ground import PEER_TIMEOUT_S, Ground
 from node.archive.jobs import SCHEDULED, JobRequest, Progress
+from node.archive.patience import Patience
 from node.archive.rewriting import rows_of
 
 log = structlog.get_logger(__name__)
@@ -61,7 +62,7 @@ class VerifyWork:
         self._ground = ground
 
     async def __call__(self, request: JobRequest, progress: Progress) -> None:
-        """See the module. Raises: BadRequest (an option), ArchiveNotOurs, other ArchiveErrors (the target cannot be asked whose it is), DiskFailed."""
+        """See the module. Raises: BadRequest (an option), ArchiveDenied (the target is another one, or refuses), ArchiveUnavailable (for half an hour), DiskFailed."""
         await _Verify(self._ground, request, progress).carry_out()
 
 
@@ -86,7 +87,7 @@ class _Verify:
             raise BadRequest(f"newer_than: {error}; wants a duration such as 30d") from error
 
     async def carry_out(self) -> None:
-        await self._ground.identity.require()
+        await Patience(self._ground.clock, self._progress).of(self._ground.identity.require)
         slots = [slot for slot in self._ground.led_slots() if not self._progress.is_done(slot)]
         self._progress.status.slots_total = len(self._progress.status.done_slots) + len(slots)
         names = await self._due(slots)

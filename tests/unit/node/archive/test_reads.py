@@ -200,19 +200,6 @@ async def test_an_object_that_is_damaged_or_gone_is_told_to_the_copies(made, how
     assert now.find(view.version.chunks[0].id).verified
 
 
-async def test_a_bucket_that_is_blank_is_another_one_and_damages_nothing(made):
-    """Somebody set [archive] target to a prefix with nothing in it: the rows must stay what they are."""
-    data, view = await made.cold("p", MIB)
-    objects = dict(made.bucket.objects)
-    made.bucket.objects.clear()
-    with pytest.raises(ArchiveMissing) as caught:
-        await get(made[1], "p")
-    assert "[archive] target" in caught.value.detail
-    made.bucket.objects.update(objects)
-    assert await get(made[1], "p") == data
-    assert await made.evicted(view, 1)
-
-
 async def test_a_damaged_object_is_read_from_a_copy_that_could_not_be_asked_before(made):
     """n3 alone has the file, and is not connected when the reader begins; the archive's object is damaged in its second half."""
     data, view = await made.cold("p", MIB, (1, 2))

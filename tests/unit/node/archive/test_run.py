@@ -18,6 +18,8 @@ from tests.unit.node.objects.kit import CHUNK, content, delete, put, until
 
 EXPORT_REQUESTS = 6
 """After a run the metadata is exported: for the first time the cluster's document, a list, a segment and a head."""
+CLAIM_REQUESTS = 6
+"""Before the first upload of a cluster's life: whether the bucket is anybody's, and that it is this cluster's now."""
 
 
 async def read(world: World, index: int, path: str) -> bytes:
