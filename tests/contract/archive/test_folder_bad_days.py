@@ -222,6 +222,14 @@ class Mount(FileOps):
         self.up.set()
         self.os = HangingOs(self.up)
 
+    def hang(self):
+        self.target._strands.timeout_s = 0.05  # only now: this machine may be slow as well
+        self.up.clear()
+
+    def back(self):
+        self.target._strands.timeout_s = 5.0
+        self.up.set()
+
     def fsync(self, fd):
         self.up.wait(10)
         super().fsync(fd)
@@ -234,7 +242,7 @@ async def mount(monkeypatch, folder):
     made = Mount()
     for module in (folderfiles, folderopen, fileops):
         monkeypatch.setattr(module, "os", made.os)
-    made.target = FolderTarget(folder, Traffic(SystemClock()), ops=made, timeout_s=0.05)
+    made.target = FolderTarget(folder, Traffic(SystemClock()), ops=made, timeout_s=5.0)
     yield made
     made.up.set()
     await made.target.close()
@@ -252,7 +260,7 @@ async def test_a_mount_that_hangs_is_an_archive_that_is_not_reached_and_holds_up
     await mount.target.put("packs/p", parts_of(b"content"))
     reading = mount.target.read("packs/p")
     assert await anext(reading) == b"content"
-    mount.up.clear()
+    mount.hang()
     began_s = time.monotonic()
     for asking in (
         mount.target.head("packs/p"),
@@ -268,7 +276,7 @@ async def test_a_mount_that_hangs_is_an_archive_that_is_not_reached_and_holds_up
     with pytest.raises(ArchiveUnavailable, match="does not answer"):
         await asyncio.wait_for(mount.target.head("packs/p"), 0.04)
     assert time.monotonic() - began_s < 5
-    mount.up.set()
+    mount.back()
     await gone(folder, mount)
     assert names_of(await mount.target.page("", "", 10)) == ["packs/p"]
     assert await collect(mount.target.read("packs/p")) == b"content"
@@ -277,7 +285,7 @@ async def test_a_mount_that_hangs_is_an_archive_that_is_not_reached_and_holds_up
 async def test_who_is_cancelled_while_it_hangs_is_let_go_of_and_what_was_written_is_put_away(mount, folder):
     async def parts():
         yield b"content"
-        mount.up.clear()
+        mount.hang()
 
     putting = asyncio.ensure_future(mount.target.put("packs/p", parts()))
     async with asyncio.timeout(5):
@@ -287,7 +295,7 @@ async def test_who_is_cancelled_while_it_hangs_is_let_go_of_and_what_was_written
         putting.cancel()
         with pytest.raises((asyncio.CancelledError, ArchiveUnavailable)):
             await putting
-    mount.up.set()
+    mount.back()
     await gone(folder, mount)
     open_files = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_open(fd)}
     assert not [name for name in open_files if str(folder) in name]
@@ -309,9 +317,13 @@ async def test_what_came_to_its_name_late_keeps_it(mount, folder, monkeypatch):
         mount.up.wait(10)
         return facts
 
+    async def parts():
+        yield b"content"
+        mount.target._strands.timeout_s = 0.5  # what comes next is the placing
+
     monkeypatch.setattr(folderopen.Placing, "place", late)
     with pytest.raises(ArchiveUnavailable):
-        await mount.target.put("packs/p", parts_of(b"content"))
-    mount.up.set()
+        await mount.target.put("packs/p", parts())
+    mount.back()
     await gone(folder, mount)
     assert (folder / "packs/p").read_bytes() == b"content"
