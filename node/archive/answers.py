@@ -41,7 +41,7 @@ from amberblob.wire_archive import (
     StageArchived,
 )
 from amberblob.wire_repair import HeadsReply, slots_in
-from chunkstore.interface import ReplicaStore
+from chunkstore.interface import BlobState, ReplicaStore
 from node.archive.facts import Facts
 from node.archive.installing import Installing
 from node.archive.jobs import JobRequest, told
@@ -181,6 +181,10 @@ class ArchiveAnswers:
             raise BadRequest("a blob id that cannot be, or no rows, or too many")
         for chunk in message.chunks:
             check_row(chunk)
+            if message.evicted and not chunk.verified:
+                raise BadRequest("a row that nobody has read back cannot stand for bytes")
+        if message.manifest_id is not None and (not valid_hash(message.manifest_id) or self.keep_manifest is None):
+            raise BadRequest(f"{message.manifest_id[:100]!r} is no manifest id that can be fetched here")
         if (refused := await self._admission.stage_refused(slot, message.epoch)) is not None:
             return refused
         try:
@@ -189,11 +193,12 @@ class ArchiveAnswers:
                 return self._admission.refused(slot, "bytes-missing", "an object that the rows name is being deleted")
             position = self._facts.take(slot, blob_id, message.chunks, at_ms=self._now_ms(), evicted=message.evicted)
             await self._store.durable(position)
+            if await self._store.blob_state(slot, blob_id) is BlobState.ABORTED:
+                # Its rows were passed over: nothing may come to refer to it.
+                return self._admission.refused(slot, "aborted", "the blob was given up here")
         except DiskFailed as error:
             return self._admission.refused(slot, "disk-failed", error.detail)
-        if message.manifest_id is not None:
-            if not valid_hash(message.manifest_id) or self.keep_manifest is None:
-                raise BadRequest(f"{message.manifest_id!r} is no manifest id that can be fetched here")
+        if message.manifest_id is not None and self.keep_manifest is not None:
             await self.keep_manifest(slot, blob_id, message.manifest_id)
         return StagedReply(incarnation=self._store.slot_state(slot).incarnation)
 

@@ -16,7 +16,14 @@ import structlog
 from blake3 import blake3
 
 from amberblob.archives import ArchivedChunk
-from amberblob.errors import ArchiveDamaged, ArchiveError, ArchiveMissing, ArchiveUnavailable
+from amberblob.errors import (
+    ArchiveDamaged,
+    ArchiveDenied,
+    ArchiveError,
+    ArchiveMissing,
+    ArchiveUnavailable,
+    ConfigError,
+)
 from amberblob.limits import KIB
 from amberblob.manifest import ChunkRef, Version
 from archive.cache import Cache
@@ -102,15 +109,18 @@ class Reads:
         return stream
 
     def read(self, row: ArchivedChunk, low: int, high: int) -> AsyncGenerator[Piece, None]:
-        """The plain content of one place of the archive, verified (:func:`archive.reading.read_chunk`)."""
+        """The plain content of one place of the archive, verified (:func:`archive.reading.read_chunk`). Raises: ArchiveDenied."""
         target: Source = self._target
         if row.foreign:
-            target, _ = self._sources(row.target_path)
+            try:
+                target, _ = self._sources(row.target_path)
+            except ConfigError as error:
+                raise ArchiveDenied(f"{row.target_path} cannot be read by this node: {error.detail}") from error
         return read_chunk(target, row, low, high)
 
-    async def first(self, pieces: AsyncGenerator[Piece, None]) -> Piece:
+    async def first(self, row: ArchivedChunk, pieces: AsyncGenerator[Piece, None]) -> Piece:
         """The first piece; empty: there is none. A target that is down is not waited for as long as its retries take. Raises: ArchiveError."""
-        if not self._is_down():
+        if row.foreign or not self._is_down():  # of others' buckets nobody knows whether they are
             return await anext(pieces, b"")
         try:
             async with asyncio.timeout(DOWN_PATIENCE_S):
@@ -220,12 +230,12 @@ class _Job:
             yield memoryview(data)[at:high]
 
     async def _from_archive(self, low: int, high: int) -> AsyncGenerator[Piece, None]:
-        row, wrong, stalls, at = self._row, False, 0, low
+        row, wrong_at, stalls, at = self._row, -1, 0, low
         while True:
             before = at
             try:
                 async with aclosing(self._reads.read(row, at, high)) as pieces:
-                    piece = await self._reads.first(pieces)
+                    piece = await self._reads.first(row, pieces)
                     while piece:
                         self._reads.counts["fetched_bytes"] += len(piece)
                         at += len(piece)
@@ -238,13 +248,13 @@ class _Job:
                 if stalls > STALLS_MAX or at == before:
                     raise
             except (ArchiveDamaged, ArchiveMissing):
-                if not wrong:
-                    wrong = True  # once more: what is said of an object is said for good
+                if wrong_at != at:
+                    wrong_at = at  # once more: what is said of an object is said for good
                     continue
                 other = await self._reads.judge(self._course, self._slot, self._version, row)
                 if other is None:
                     raise
-                row, wrong = other, False
+                row, wrong_at = other, -1
 
 
 async def _update(whole: blake3, piece: Piece) -> None:
