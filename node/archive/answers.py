@@ -155,7 +155,7 @@ class ArchiveAnswers:
                     raise BadRequest(f"{message.blob_id!r} is no blob id")
                 incarnation = self._store.slot_state(message.slot).incarnation
                 blob = await self._store.archived(message.slot, message.blob_id)
-                return ArchivedBlobReply(incarnation=incarnation, blob=_asked(blob, frozenset(message.chunk_ids)))
+                return ArchivedBlobReply(incarnation=incarnation, blob=_asked(blob, message.chunk_ids))
             case FindArchived():
                 return await self._find(message)
             case CondemnObjects() | ReprieveObjects():
@@ -273,11 +273,12 @@ def check_row(chunk: ArchivedChunk) -> None:
         raise BadRequest(f"an archive row that cannot be: {chunk.target_path[:100]!r} {chunk.start}-{chunk.end}")
 
 
-def _asked(blob: ArchivedBlob | None, chunk_ids: frozenset[str]) -> ArchivedBlob | None:
-    """The rows that were asked for (of all, if none are named), as many as one answer holds."""
+def _asked(blob: ArchivedBlob | None, chunk_ids: Sequence[str]) -> ArchivedBlob | None:
+    """The rows that were asked for (all, if none are named), as many as one answer holds, those that were named first before others."""
     if blob is None:
         return None
-    wanted = [chunk for chunk in blob.chunks if not chunk_ids or chunk.chunk_id in chunk_ids]
+    of_chunk = {chunk.chunk_id: chunk for chunk in blob.chunks}
+    wanted = [of_chunk[one] for one in dict.fromkeys(chunk_ids or of_chunk) if one in of_chunk]
     size = 0
     for count, chunk in enumerate(wanted):
         size += LINE_BYTES + 4 * len(chunk.target_path) + len(chunk.etag)

@@ -21,7 +21,7 @@ from amberblob.limits import MIB
 from archive import importing as forms
 from archive.targets.interface import Source
 from archive.targets.memory import MemoryTarget
-from node.archive import importing, patience
+from node.archive import importing, patience, reads
 from node.archive.importing import ImportWork
 from tests.unit.node.archive.disaster_kit import (
     SECOND,
@@ -235,3 +235,17 @@ async def test_a_node_that_cannot_open_the_source_says_so(tmp_path: Path) -> Non
         with pytest.raises(ArchiveDenied, match="boto3") as caught:
             await kit.get(cluster[1], "a.txt")
         assert caught.value.status == 503
+
+
+async def test_an_archive_that_is_down_says_nothing_of_somebody_elses_bucket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reads, "DOWN_PATIENCE_S", 0.001)
+    store = theirs()
+    async with world(store, tmp_path) as cluster:
+        await take_over(cluster, store, SOURCE_URL)
+        parts = cluster[1].parts.archive
+        assert parts is not None
+        parts.reads._is_down = lambda: True
+        store.source.fault(None, "get", delay_s=0.05)
+        assert await kit.get(cluster[1], "a.txt") == b"alpha"

@@ -12,6 +12,7 @@ from amberblob.ballot import BALLOT_ZERO
 from amberblob.errors import AmberError, ArchiveDamaged, ArchiveMissing, ArchiveUnavailable, ClusterError
 from amberblob.wire import Refused
 from archive.targets.memory import Fault, damaged
+from node.archive import answers
 from node.archive import reads as reads_module
 from node.objects.cold import Course
 from tests.unit.node.archive.kit import World, world
@@ -76,6 +77,16 @@ async def test_a_node_without_a_copy_reads_by_what_the_copies_know(tmp_path):
         assert await get(made[4], path) == data
         assert made.cluster.net.count("AskArchived") <= 2, "the chunk, and the one ahead"
         assert made.means["n4"].traffic.received_bytes >= 3 * MIB, "it streams itself"
+
+
+async def test_what_one_answer_could_not_hold_is_asked_for_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(answers, "LINES_BYTES_MAX", 1500)
+    async with world(tmp_path, 4) as made:
+        path = made.cluster.path(1)
+        data, view = await made.cold(path, 8 * CHUNK)
+        told = await made[4].parts.archive.rows.of("n1", made.cluster.slot(path), view.version.blob_id)
+        assert len(told.chunks) < 8
+        assert await get(made[4], path) == data
 
 
 async def test_the_first_byte_goes_out_before_the_chunk_has_come(made):
