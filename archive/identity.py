@@ -68,8 +68,12 @@ class Identity:
         A target with nothing in it is fine as long as the cluster has no rows either. Raises: ArchiveNotOurs, ArchiveError.
         """
         await self.confirm()
-        if not self._is_ours and await self._seen():
-            raise await self._strange()
+        if not self._is_ours and (seen := await self._seen()):
+            self._on_strange()
+            raise ArchiveNotOurs(
+                f"{self._target.url} has {seen}, and nothing of cluster {self._document().cluster}. Another cluster archives there, or did; nothing was stored "
+                "there. Give this one a target of its own, or build that one again in it first: amberblob archive recover."
+            )
 
     async def enter(self) -> None:
         """Before something is stored: the first who does that makes the target the cluster's own. Raises as :meth:`require`."""

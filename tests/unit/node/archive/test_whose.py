@@ -95,7 +95,7 @@ async def test_a_bucket_of_others_is_not_made_the_own_by_the_way() -> None:
     it = Scene()
     for name, data in THEIRS.items():
         it.raw.bucket.store(name, data)
-    with pytest.raises(ArchiveNotOurs):
+    with pytest.raises(ArchiveNotOurs, match=f"the metadata of cluster {OTHER}, and nothing of cluster {OWN}.*recover"):
         await it.target.put("packs/1", parts_of(b"1"))
     with pytest.raises(ArchiveMissing):
         await it.target.head("packs/1")  # a lost cluster that is to be recovered from may lack something
