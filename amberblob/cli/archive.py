@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from amberblob.cli.archivefollow import Wanted, run_job
+from amberblob.cli.archivefollow import run_job
 from amberblob.cli.archivestatus import follow, show_plan, status, stop
 from amberblob.cli.options import Endpoint, Json, wants_json
 
 if TYPE_CHECKING:
-    from amberblob.client.archive import ArchiveJobKind
+    from amberblob.archivejobs import JobKind
 
 app = typer.Typer(
     help="The archive: what goes there, what comes back, and how it is.",
@@ -225,7 +224,7 @@ app.command()(stop)
 
 
 def _job(
-    kind: ArchiveJobKind,
+    kind: JobKind,
     prefix: str,
     dry_run: bool,
     detach: bool,
@@ -235,11 +234,13 @@ def _job(
     json_output: bool,
     *,
     source: str = "",
-    options: Mapping[str, str] | None = None,
+    options: dict[str, str] | None = None,
 ) -> None:
     if dry_run and detach:
         raise typer.BadParameter("a dry run is there to be looked at; leave --detach out", param_hint="--detach")
-    wanted = Wanted(
+    from amberblob.archivejobs import JobWanted
+
+    wanted = JobWanted(
         kind=kind,
         prefix=prefix,
         dry_run=dry_run,

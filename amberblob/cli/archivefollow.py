@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from amberblob.cli.archivejob import Ended, JobWatch, UnderWay, Waits
@@ -17,8 +16,8 @@ from amberblob.errors import PeerError
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from amberblob.archivejobs import JobWanted
     from amberblob.client import AsyncClient
-    from amberblob.client.archive import ArchiveJobKind
 
 T = TypeVar("T")
 
@@ -31,20 +30,7 @@ UNREACHABLE_S = 60.0
 """How long no node may answer before following ends. (The job does not.)"""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """A job to be started, and how it is shown."""
-
-    kind: ArchiveJobKind
-    prefix: str = ""
-    dry_run: bool = False
-    bytes_per_s: int = 0
-    requests_per_s: float = 0.0
-    source: str = ""
-    options: Mapping[str, str] = field(default_factory=dict)
-
-
-def run_job(wanted: Wanted, *, detach: bool, as_json: bool, endpoint: str | None) -> Mapping[str, Any]:
+def run_job(wanted: JobWanted, *, detach: bool, as_json: bool, endpoint: str | None) -> Mapping[str, Any]:
     """Start the job and follow it to its end; its last document (with ``detach``: what the start answered).
 
     Raises:
@@ -54,15 +40,7 @@ def run_job(wanted: Wanted, *, detach: bool, as_json: bool, endpoint: str | None
     begun: dict[str, Any] = {}
 
     async def work(client: AsyncClient) -> tuple[Mapping[str, Any], Ended | Waits | None]:
-        started = await client.archive.start(
-            wanted.kind,
-            prefix=wanted.prefix,
-            dry_run=wanted.dry_run,
-            bytes_per_s=wanted.bytes_per_s,
-            requests_per_s=wanted.requests_per_s,
-            source=wanted.source,
-            options=wanted.options,
-        )
+        started = await client.archive.start(wanted)
         begun.update(started)
         if not as_json:
             _tell_who_does_not(started)

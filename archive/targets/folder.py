@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -88,8 +89,7 @@ class FolderTarget:
                 size = 0
                 async for part in parts:
                     await self._pace.bytes(len(part))
-                    at = size
-                    await self._finish("put", lambda part=part, at=at: self._ops.write_at(fd, [part], at))  # type: ignore[misc]
+                    await self._finish("put", partial(self._ops.write_at, fd, [part], size))
                     size += len(part)
                     self._traffic.sent_bytes += len(part)
                 await self._finish("put", lambda: placed.append(self._files.place(fd, temporary, path)))
@@ -123,7 +123,7 @@ class FolderTarget:
             while at < stop:
                 count = min(PIECE_BYTES_MAX, stop - at)
                 await self._pace.bytes(count)
-                piece = await self._finish("get", lambda count=count, at=at: os.pread(fd, count, at))  # type: ignore[misc]
+                piece = await self._finish("get", partial(os.pread, fd, count, at))
                 if not piece:
                     raise self._counted("get", ends_at(self._files.path(name), at, start, end))
                 at += len(piece)

@@ -97,7 +97,7 @@ class KeepManifest(Protocol):
 
 
 class Admission(Protocol):
-    """The replica's rules for what is staged (:class:`node.replica.Replica`)."""
+    """The replica's rules for what is staged (:class:`node.replica.copies.Copies`)."""
 
     async def stage_refused(self, slot: int, epoch: int) -> Refused | None:
         """Why nothing may be staged there by that epoch's route; None: it may."""

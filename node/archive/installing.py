@@ -16,7 +16,7 @@ from chunkstore.interface import ReplicaStore
 
 
 class Admission(Protocol):
-    """The replica's rules for what is staged (:class:`node.replica.Replica`)."""
+    """The replica's rules for what is staged (:class:`node.replica.copies.Copies`)."""
 
     async def stage_refused(self, slot: int, epoch: int) -> Refused | None: ...
 

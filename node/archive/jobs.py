@@ -11,39 +11,31 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from amberblob.archivejobs import JobKind, JobWanted
 from amberblob.wire_repair import bitmap_of, slots_in
 from archive.savings import RuleSavings
 
-JobKind = Literal["run", "verify", "restore", "gc", "export", "recover", "import"]
 JobState = Literal["running", "done", "failed", "stopped"]
 
 PROBLEMS_MAX = 20
 """Of one job and node, the first ones; :attr:`JobStatus.failures` counts all."""
 
 
-class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be done.
+class JobRequest(JobWanted, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """What is to be done: what somebody wanted, once a node took it. Nodes tell it to each other and may know more fields than this one.
 
     Attributes:
         job: ULID.
-        kind: what.
-        prefix: only paths that begin with it.
-        dry_run: tell what would be done, and do nothing.
-        bytes_per_s, requests_per_s: per node, 0: as configured.
-        source: of an import the bucket's URL; of a recover the archive's, if it is not the configured one.
-        options: further ones of a kind, by name.
         asked_at_ms: epoch milliseconds.
     """
 
     job: str
-    kind: JobKind
-    prefix: str = ""
-    dry_run: bool = False
-    bytes_per_s: int = 0
-    requests_per_s: float = 0.0
-    source: str = ""
-    options: dict[str, str] = {}
     asked_at_ms: int = 0
+
+    @classmethod
+    def taken(cls, wanted: JobWanted, *, job: str, asked_at_ms: int) -> JobRequest:
+        """The request that a wanted job becomes under this id."""
+        return cls(**{**msgspec.structs.asdict(wanted), "job": job, "asked_at_ms": asked_at_ms})
 
 
 class JobStatus(msgspec.Struct, kw_only=True):

@@ -14,8 +14,9 @@ from typing import Protocol
 import msgspec
 import structlog
 
+from amberblob.archivejobs import JobKind
 from amberblob.errors import AmberError, JobConflict, NoSuchJob, NotReady
-from node.archive.jobs import JobKind, JobRequest, JobState, JobStatus, JobWork, Progress
+from node.archive.jobs import JobRequest, JobState, JobStatus, JobWork, Progress
 
 log = structlog.get_logger(__name__)
 

@@ -9,13 +9,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from amberblob.archivejobs import JobWanted
 from amberblob.config import ArchiveJobRule
 from amberblob.config.values import Duration
 from amberblob.errors import BadRequest, DiskFull, JobConflict, NoArchive, NoSuchJob, NotReady, QuorumUnavailable
 from node.archive.jobs import JobRequest, JobStatus, Progress
 from node.archive.keeper import SETTLE_S
 from node.archive.runner import KEPT_MAX, JobRunner
-from node.archive.status import ArchiveNodeStatus, JobWanted, view_job, warnings_of
+from node.archive.status import ArchiveNodeStatus, view_job, warnings_of
 from tests.unit.node.archive.archive_kit import World, world
 from tests.unit.node.objects.kit import content, put, until
 
@@ -47,6 +48,14 @@ class Work:
         await self.gate.wait()
         if self.error is not None:
             raise self.error
+
+
+def test_what_a_newer_node_tells_of_a_job_is_understood() -> None:
+    wanted = JobWanted(kind="import", prefix="a/", dry_run=True, source="s3://b/", options={"x": "y"})
+    request = JobRequest.taken(wanted, job="J", asked_at_ms=7)
+    assert (request.job, request.asked_at_ms, request.source, request.options) == ("J", 7, "s3://b/", {"x": "y"})
+    told = msgspec.json.encode({**msgspec.to_builtins(request), "urgent": True})
+    assert msgspec.json.decode(told, type=JobRequest) == request
 
 
 async def runner_of(notes: Notes, work: Work) -> JobRunner:
