@@ -19,6 +19,9 @@ PIP_TOOLS   := pip-tools==7.6.2
 PIP_COMPILE := CUSTOM_COMPILE_COMMAND="make lock" $(LOCK_VENV)/bin/pip-compile --quiet --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --strip-extras --allow-unsafe --build-deps-for editable
 
+# Hundreds of processes are started by the tests: none should compile the same sources once more.
+unexport PYTHONDONTWRITEBYTECODE
+
 define check-python
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	echo "AmberBlob needs Python 3.11 or newer, but '$(PYTHON)' is: $$($(PYTHON) --version 2>&1 | head -n 1)" >&2; \
