@@ -13,8 +13,8 @@ import pytest
 from amberblob.clock import SeededRandomness, SystemClock
 from amberblob.manifest import Record
 from amberblob.mutations import Installed
-from antientropy import scrub as scrub_module
 from antientropy.scrub import PAGE_PATHS
+from antientropy.scrubpace import PATH_UNITS
 from antientropy.step import Did
 from chunkstore import DiskStore
 from tests.contract.chunkstore.kit import SLOT, ballot, body_of, choose, choose_file, file_put, head_of, mint, put
@@ -178,4 +178,4 @@ async def test_a_restart_goes_on_where_it_was(tmp_path):
         for _ in range(2):
             await third.scrub.step()
         assert third.scrub.scrubbed_ms(SLOT) == scrubbed_ms
-        assert third.scrub._passes[SLOT][1].last_units >= (PAGE_PATHS * 2 + 10) * (3000 + scrub_module.PATH_UNITS)
+        assert third.scrub._passes[SLOT][1].last_units >= (PAGE_PATHS * 2 + 10) * (3000 + PATH_UNITS)
