@@ -8,6 +8,7 @@ import errno
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from amberblob.manifest import ChunkRef, Version, decode_manifest
 from amberblob.mutations import Aborted, Staged
 from chunkstore import archivedb, archiverows, garbagedb
 from chunkstore.codec import BodyKept
+from chunkstore.content import Content, joined, size_of
 from chunkstore.core import DiskCore
 from chunkstore.fileops import FileOps
 from chunkstore.files import INCOMPLETE_NAME, BlobFiles, checked_hash, checked_ulid
@@ -41,6 +43,20 @@ Blob = tuple[int, str]
 
 _TASKS_S = 2.0
 """How long a close waits for what cannot be stopped; on a full disk that may wait for room for ever."""
+
+
+@dataclass(slots=True)
+class _Loose:
+    """A chunk that was written, checked and synced, and is to be put in place.
+
+    Attributes:
+        is_over: that was tried; ``error`` says why it was in vain.
+    """
+
+    chunk_id: str
+    path: Path
+    is_over: bool = False
+    error: Exception | None = None
 
 
 class Blobs:
@@ -69,6 +85,7 @@ class Blobs:
         self._active: dict[Path, DiskStaging] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self.mending: dict[Blob, set[str]] = {}
+        self._loose: dict[Blob, list[_Loose]] = {}
 
     async def _run(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function)
@@ -374,20 +391,47 @@ class Blobs:
             return [chunk for chunk in chunks if body is None or len(body) != chunk.len]
         return await self.run_reading(lambda: self._files.missing(slot, version.blob_id, chunks))
 
-    async def install_chunk(self, slot: int, version: Version, chunk: ChunkRef, data: bytes) -> None:
+    async def install_chunk(self, slot: int, version: Version, chunk: ChunkRef, data: Content) -> None:
         """See the interface."""
         blob_id = checked_ulid(version.blob_id)
+        self.guard(size_of(data))
         if version.inline:
-            if len(data) != chunk.len or content_hash(data) != chunk.id:
+            body = joined(data)
+            if len(body) != chunk.len or content_hash(body) != chunk.id:
                 raise DigestMismatch(f"the bytes are not chunk {chunk.id} ({chunk.len} bytes); nothing was stored")
-            self.guard(len(data))
-            await self._core.durable(self._core.apply(BodyKept(slot, blob_id, data)))
+            await self._core.durable(self._core.apply(BodyKept(slot, blob_id, body)))
             return
-        self.guard(len(data))
-        async with self.alone((slot, blob_id)):
-            await self._keep_files(slot, blob_id)
-            await self.run_writing(lambda: self._files.install_chunk(slot, blob_id, chunk, data))
-            await self._mended(slot, version, chunk.id)
+        await self.to_the_end(self._install_chunk(slot, version, chunk, data))
+
+    async def _install_chunk(self, slot: int, version: Version, chunk: ChunkRef, data: Content) -> None:
+        """Written and synced side by side with others of the blob; those that are ready get their names together."""
+        blob = (slot, version.blob_id)
+        loose = _Loose(
+            chunk.id, await self.run_writing(lambda: self._files.write_loose(slot, version.blob_id, chunk, data))
+        )
+        self._loose.setdefault(blob, []).append(loose)
+        async with self.alone(blob):
+            if not loose.is_over:
+                await self._place(slot, version, self._loose.pop(blob))
+        if loose.error is not None:
+            raise loose.error
+
+    async def _place(self, slot: int, version: Version, loose: list[_Loose]) -> None:
+        """Put all of these in place; whether that was done is told with each of them."""
+        paths = [one.path for one in loose]
+        failed: Exception | None = StorageError("a chunk was not put in place: the disk is being closed; try again")
+        try:
+            await self._keep_files(slot, version.blob_id)
+            await self.run_writing(lambda: self._files.place_chunks(slot, version.blob_id, paths))
+            await self._mended(slot, version, {one.chunk_id for one in loose})
+            failed = None
+        except Exception as error:
+            failed = error
+            with contextlib.suppress(OSError, RuntimeError):
+                await self._run(lambda: self._files.drop_loose(paths))
+        finally:
+            for one in loose:
+                one.error, one.is_over = failed, True
 
     async def install_manifest(self, slot: int, version: Version, manifest: bytes) -> None:
         """See the interface."""
@@ -399,7 +443,7 @@ class Blobs:
         async with self.alone((slot, blob_id)):
             await self.run_writing(lambda: self._files.install_manifest(slot, blob_id, manifest_id, manifest))
             self.mending.pop((slot, blob_id), None)
-            await self._mended(slot, version, None)
+            await self._mended(slot, version, set())
 
     async def _keep_files(self, slot: int, blob_id: str) -> None:
         """Bytes of a blob that was evicted are put back: no sweep takes them for leftovers of the eviction."""
@@ -408,7 +452,7 @@ class Blobs:
         if may_be and (slot, blob_id) not in self.mending:
             await self._core.ask(slot, partial(archivedb.settle_files, blob_id=blob_id), barrier=barrier)
 
-    async def _mended(self, slot: int, version: Version, chunk_id: str | None) -> None:
+    async def _mended(self, slot: int, version: Version, came: set[str]) -> None:
         """Count what is still missing, and take the mark off the folder when nothing is."""
         blob = (slot, version.blob_id)
         left = self.mending.get(blob)
@@ -424,8 +468,7 @@ class Blobs:
             if left is None:
                 return
             self.mending[blob] = left
-        if chunk_id is not None:
-            left.discard(chunk_id)
+        left -= came
         if left:
             return
         self.mending.pop(blob, None)

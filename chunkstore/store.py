@@ -28,6 +28,7 @@ from chunkstore.blobs import Blobs
 from chunkstore.bodycache import BODY_CACHE_BYTES_DEFAULT
 from chunkstore.bulk import Bulk
 from chunkstore.comparison import Comparison
+from chunkstore.content import Content
 from chunkstore.core import UNAPPLIED_BYTES_MAX, DiskCore
 from chunkstore.dbthread import FULL_REMEDY, LINGER_S, DatabaseThread
 from chunkstore.fileops import FileOps
@@ -333,7 +334,7 @@ class DiskStore:
     async def missing_chunks(self, slot: int, version: Version, chunks: tuple[ChunkRef, ...]) -> list[ChunkRef]:
         return await self._blobs.missing_chunks(slot, version, chunks)
 
-    async def install_chunk(self, slot: int, version: Version, chunk: ChunkRef, data: bytes) -> None:
+    async def install_chunk(self, slot: int, version: Version, chunk: ChunkRef, data: Content) -> None:
         await self._blobs.install_chunk(slot, version, chunk, data)
 
     async def install_manifest(self, slot: int, version: Version, manifest: bytes) -> None:
