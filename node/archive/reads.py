@@ -119,9 +119,7 @@ class Reads:
         await stream.begin()
         return await stream.all()
 
-    def read(
-        self, row: ArchivedChunk, low: int, high: int, *, check_whole: bool = True
-    ) -> AsyncGenerator[Piece, None]:
+    def read(self, row: ArchivedChunk, low: int, high: int, *, check_whole: bool = True) -> AsyncGenerator[Piece, None]:
         """The plain content of one place of the archive, verified (:func:`archive.reading.read_chunk`)."""
         target: Source = self._target
         if row.foreign:
