@@ -10,7 +10,7 @@ from registry.bootstrap import ClusterSettings, ensure_cluster, ensure_routes, r
 from registry.cache import load_cache
 from registry.interface import Entry, put
 from registry.keys import Keys
-from registry.memory import MemoryLease, MemoryRegistry, MemoryStore
+from registry.memory import MemoryRegistry, MemoryStore
 from registry.readmit import readmit
 from registry.routes import Liveness, Member, Membership, Move, NodeInfo, NodeState, RouteTable, encode
 from registry.trust import RegistryRefused, check_known
@@ -331,16 +331,16 @@ async def test_a_lost_lease_is_taken_anew(world):
 async def test_a_fault_of_the_program_does_not_end_the_signs_of_life(world, monkeypatch):
     table = await world.bootstrap()
     looker = world.watcher()
-    keepalive, failed = MemoryLease.keepalive, 0
+    keep, failed = MemoryRegistry.keep_lease, 0
 
-    async def fails_twice(lease: MemoryLease) -> bool:
+    async def fails_twice(registry: MemoryRegistry, lease_id: str) -> bool:
         nonlocal failed
         if failed < 2:
             failed += 1
             raise RuntimeError("a fault")
-        return await keepalive(lease)
+        return await keep(registry, lease_id)
 
-    monkeypatch.setattr(MemoryLease, "keepalive", fails_twice)
+    monkeypatch.setattr(MemoryRegistry, "keep_lease", fails_twice)
     world.watcher(me=info("n1"), table=table, alive_ttl_s=0.3)
     await until(lambda: failed == 2)
     world.store.drop_keys_of(set(world.store.leases))
