@@ -13,10 +13,10 @@ class HandClock:
 
     def __init__(self, now_s: float = 1000.0, *, start_ms: int = 0) -> None:
         self.now_s = now_s
-        self._start_ms = start_ms
+        self.start_ms = start_ms
 
     def wall_ms(self) -> int:
-        return self._start_ms + int(self.now_s * 1000)
+        return self.start_ms + int(self.now_s * 1000)
 
     def monotonic_s(self) -> float:
         return self.now_s

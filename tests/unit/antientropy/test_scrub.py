@@ -14,7 +14,8 @@ from antientropy.scrubbytes import STEP_BYTES, STEP_VERSIONS
 from antientropy.scrubpace import PATH_UNITS
 from antientropy.step import Did
 from chunkstore.memory import MemoryStore
-from tests.unit.antientropy.scrub_kit import DAY_MS, START_MS, HandClock, Hooks, Objects, run, scrub_of
+from tests.clocks import HandClock
+from tests.unit.antientropy.scrub_kit import DAY_MS, START_MS, Hooks, Objects, run, scrub_of
 
 DISK = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 LARGE = 300_000
@@ -22,7 +23,7 @@ LARGE = 300_000
 
 class World:
     def __init__(self) -> None:
-        self.clock = HandClock()
+        self.clock = HandClock(start_ms=START_MS)
         self.store = MemoryStore(DISK, wall_ms=self.clock.wall_ms)
         self.objects = Objects(self.store, self.clock)
         self.hooks = Hooks()

@@ -12,26 +12,13 @@ from registry.interface import Entry, put
 from registry.keys import Keys
 from registry.memory import MemoryRegistry, MemoryStore
 from registry.readmit import readmit
-from registry.routes import Liveness, Member, Membership, Move, NodeInfo, NodeState, RouteTable, encode
+from registry.routes import Liveness, Member, Membership, Move, NodeState, RouteTable, encode
 from registry.trust import RegistryRefused, check_known
 from registry.view import RouteWatcher
+from tests.unit.registry.kit import info
 
 KEYS = Keys("test")
 SETTINGS = ClusterSettings(name="test", slot_count=4, replicas=1, chunk_bytes=8, bootstrap_nodes=("n1",))
-
-
-def info(name: str, disk: str = "") -> NodeInfo:
-    return NodeInfo(
-        node_id=name,
-        disk_id=disk or f"disk-{name}",
-        zone="z",
-        host="",
-        http_address=f"{name}:1",
-        peer_address=f"{name}:2",
-        capacity_bytes=100,
-        version="0",
-        started_at_ms=0,
-    )
 
 
 async def until(condition, what: str = "") -> None:
