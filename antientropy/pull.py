@@ -35,6 +35,14 @@ class Source(Protocol):
         """The bytes of a chunk, verified."""
         ...
 
+    async def fetch_pieces(self, node: str, slot: int, version: Version, chunk: ChunkRef) -> Sequence[bytes]:
+        """The bytes of a chunk in the pieces in which they came, not verified: for the store, which does that (``install_chunk``)."""
+        ...
+
+    def distrust(self, node: str) -> None:
+        """What the node gave was not what was asked for: others are asked first for a while."""
+        ...
+
     async def fetch_manifest(self, node: str, slot: int, version: Version) -> bytes:
         """The manifest file of a version that has one, verified."""
         ...
@@ -177,15 +185,29 @@ class _Chunks:
         return self._fetched
 
     async def _one(self, chunk: ChunkRef) -> None:
+        """Put one back, or learn that nobody has it. Raises: a holder's error, or the disk's."""
+        source, slot, version = self._source, self._slot, self._version
+        errors: list[AmberError] = []
         async with self._room.of(chunk.len):
-            try:
-                data = await _chunk(self._source, self._slot, self._version, chunk, self._holders)
-            except (ChunkMissing, ChunkCorrupt) as error:
-                self._nowhere = error
+            for node in source.order(self._holders, chunk.len, ()):
+                try:
+                    pieces = await source.fetch_pieces(node, slot, version, chunk)
+                except (PeerError, StorageError, DigestMismatch) as error:
+                    errors.append(error)
+                    continue
+                try:
+                    await self._store.install_chunk(slot, version, chunk, pieces)
+                except DigestMismatch as error:
+                    source.distrust(node)
+                    errors.append(DigestMismatch(f"{node}: {error.detail}"))
+                    continue
+                self._fetched += chunk.len
+                self._came(chunk.len)
                 return
-            await self._store.install_chunk(self._slot, self._version, chunk, data)
-            self._fetched += len(data)
-            self._came(len(data))
+        telling = _telling(errors, "the chunk")
+        if not lacks(telling):
+            raise telling
+        self._nowhere = telling
 
 
 async def _chunks(

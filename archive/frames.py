@@ -159,17 +159,20 @@ class FrameReader:
 
     Not for two threads at once; for several, one after the other.
 
+    Args:
+        check_whole: False: whoever gets a whole chunk checks that it has the chunk's hash.
+
     Attributes:
         header_bytes: the frame begins with so many bytes of header.
         wanted: which bytes of the frame the wanted pieces take, end exclusive; None until the header has come and is right.
-        done: all that is wanted was given back; and if that is the whole chunk, it has the chunk's hash.
+        done: all that is wanted was given back; and if that is the whole chunk, it has the chunk's hash (but for ``check_whole``).
 
     Raises:
         ValueError: imported content has no frame; or ``[start, end)`` is not within the chunk.
         ArchiveDamaged: there can be no such frame as the row tells of.
     """
 
-    def __init__(self, row: ArchivedChunk, start: int = 0, end: int | None = None) -> None:
+    def __init__(self, row: ArchivedChunk, start: int = 0, end: int | None = None, *, check_whole: bool = True) -> None:
         if row.foreign:
             raise ValueError("imported content has no frame")
         size = row.end - row.start
@@ -197,7 +200,7 @@ class FrameReader:
         whole = start == 0 and end == row.length
         # The hash of a chunk's only piece is the chunk's own.
         self._only = whole and piece_count(row.length) == 1
-        self._all = blake3() if whole and not self._only else None
+        self._all = blake3() if check_whole and whole and not self._only else None
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[Buffer]:
         """The frame's next bytes; returns what they complete, in order. What lies behind the last wanted piece is left unread.

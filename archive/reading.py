@@ -21,11 +21,11 @@ PASS_OVER_BYTES = 512 * KIB
 
 
 async def read_chunk(
-    target: Source, row: ArchivedChunk, start: int = 0, end: int | None = None
+    target: Source, row: ArchivedChunk, start: int = 0, end: int | None = None, *, check_whole: bool = True
 ) -> AsyncGenerator[Buffer, None]:
     """The plain bytes ``[start, end)`` of a chunk (``end`` None: to its end), each piece verified before it is handed on, in order.
 
-    A whole chunk is checked against its id, too, before its last piece is handed on. Of imported content only the source's ETag and the length
+    A whole chunk is checked against its id, too, before its last piece is handed on, unless ``check_whole`` is false: then the caller does that. Of imported content only the source's ETag and the length
     can be checked; ``target`` is then the source's, whose URL the row's path begins with. Close the iterator when done early.
 
     Raises:
@@ -38,7 +38,7 @@ async def read_chunk(
             async for piece in pieces:
                 yield piece
         return
-    reader = FrameReader(row, start, end)
+    reader = FrameReader(row, start, end, check_whole=check_whole)
     end = row.length if end is None else end
     if start == end:
         return

@@ -15,6 +15,8 @@ from pathlib import Path
 
 Buffer = bytes | bytearray | memoryview
 
+_BUFFERS_MAX = 1024
+"""Linux takes no more in one call (IOV_MAX)."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -32,14 +34,18 @@ class FileOps:
 
     def write_at(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
         """Write all of the buffers at ``offset`` (bytes); returns how many bytes that were."""
-        total = sum(len(buffer) for buffer in buffers)
-        done = os.pwritev(fd, buffers, offset)
-        if done < total:
-            rest = memoryview(b"".join(buffers))[done:]
-            while rest:
-                count = os.pwrite(fd, rest, offset + done)
-                done += count
-                rest = rest[count:]
+        total = 0
+        for first in range(0, len(buffers), _BUFFERS_MAX):
+            some = buffers[first : first + _BUFFERS_MAX]
+            size = sum(len(buffer) for buffer in some)
+            done = os.pwritev(fd, some, offset + total)
+            if done < size:
+                rest = memoryview(b"".join(some))[done:]
+                while rest:
+                    count = os.pwrite(fd, rest, offset + total + done)
+                    done += count
+                    rest = rest[count:]
+            total += size
         return total
 
     def fdatasync(self, fd: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import structlog
@@ -19,6 +19,7 @@ from amberblob.errors import ChunkCorrupt, ChunkMissing, DigestMismatch
 from amberblob.ids import content_hash, ulid_time_ms, valid_hash, valid_ulid
 from amberblob.limits import MIB
 from amberblob.manifest import ChunkRef
+from chunkstore.content import Content, hash_of, pieces_of, size_of
 from chunkstore.fileops import FileOps
 
 _log = structlog.get_logger(__name__)
@@ -228,13 +229,47 @@ class BlobFiles:
             self._ops.fsync_dir(folder.parent)
         return folder
 
-    def install_chunk(self, slot: int, blob_id: str, chunk: ChunkRef, data: bytes) -> None:
-        """Put a chunk in place, durably. Raises DigestMismatch, OSError."""
-        if len(data) != chunk.len or content_hash(data) != chunk.id:
+    def write_loose(self, slot: int, blob_id: str, chunk: ChunkRef, data: Content) -> Path:
+        """Check a chunk, and write it to a durable file in a folder of its own in ``staging``. Raises DigestMismatch, OSError.
+
+        There it is nothing to anybody, and the next start removes it; :meth:`place_chunks` puts it in place.
+        """
+        if size_of(data) != chunk.len or hash_of(data) != chunk.id:
             raise DigestMismatch(f"the bytes are not chunk {chunk.id} ({chunk.len} bytes); nothing was stored")
+        self.prepare_slot(slot)
+        folder = self.staging_folder(slot) / f"{checked_ulid(blob_id)}.{self._mint()}"
+        os.mkdir(folder)
+        path = folder / checked_hash(chunk.id)
+        try:
+            fd = self._ops.create(path)
+            try:
+                self._ops.write_at(fd, pieces_of(data), 0)
+                self._ops.fsync(fd)
+            finally:
+                os.close(fd)
+        except BaseException:
+            self._ops.remove_tree(folder)
+            raise
+        return path
+
+    def place_chunks(self, slot: int, blob_id: str, loose: Sequence[Path]) -> None:
+        """Put chunks in place that are loose, with one sync of their names, durably. Raises OSError; then some may be in place."""
         folder = self._begin_mending(slot, blob_id)
-        self._ops.make_dirs(folder / "chunks")
-        self._ops.write_file(folder / "chunks" / checked_hash(chunk.id), data)
+        chunks = folder / "chunks"
+        self._ops.make_dirs(chunks)
+        for path in loose:
+            self._ops.rename(path, chunks / path.name)
+        self._ops.fsync_dir(chunks)
+        self.drop_loose(loose)
+
+    def drop_loose(self, loose: Iterable[Path]) -> None:
+        """Remove the folders of loose chunks, with those that were not put in place. Raises OSError."""
+        for path in loose:
+            self._ops.remove_tree(path.parent)
+
+    def install_chunk(self, slot: int, blob_id: str, chunk: ChunkRef, data: Content) -> None:
+        """Put a chunk in place, durably. Raises DigestMismatch, OSError."""
+        self.place_chunks(slot, blob_id, [self.write_loose(slot, blob_id, chunk, data)])
 
     def install_manifest(self, slot: int, blob_id: str, manifest_id: str, manifest: bytes) -> None:
         """Put a manifest in place, durably. Raises DigestMismatch, OSError."""

@@ -26,6 +26,7 @@ from amberblob.manifest import ChunkRef, Record, Version, WriteMark
 from amberblob.mutations import Mutation
 from amberblob.wire import HistoryRow, ScanEntry
 from amberblob.wire_repair import LogLine, PathItem
+from chunkstore.content import Content
 
 Buffer = bytes | bytearray | memoryview
 
@@ -337,8 +338,10 @@ class ReplicaStore(Protocol):
         """Which of the version's chunks are not here as files of the right length (contents are not read)."""
         ...
 
-    async def install_chunk(self, slot: int, version: Version, chunk: ChunkRef, data: bytes) -> None:
+    async def install_chunk(self, slot: int, version: Version, chunk: ChunkRef, data: Content) -> None:
         """Put back a missing or quarantined chunk of a version that a record or row refers to; durable on return.
+
+        Checked here, whoever checked it before. Who is cancelled leaves it running to its end.
 
         Raises:
             DigestMismatch: ``data`` is not that chunk.

@@ -36,6 +36,7 @@ from amberblob.mutations import (
 from amberblob.prefixes import group_of
 from amberblob.wire import HistoryRow, ScanEntry
 from chunkstore import rules
+from chunkstore.content import Content, joined
 from chunkstore.files import checked_hash, checked_ulid
 from chunkstore.index import Page
 from chunkstore.interface import BlobState, Buffer
@@ -434,8 +435,8 @@ class MemoryStore(MemoryDamage):
         here = at.files.get(version.blob_id, {})
         return [chunk for chunk in chunks if len(here.get(chunk.id, b"")) != chunk.len]
 
-    async def install_chunk(self, slot: int, version: Version, chunk: ChunkRef, data: bytes) -> None:
-        self._install(slot, version, chunk.id, data, body=version.inline)
+    async def install_chunk(self, slot: int, version: Version, chunk: ChunkRef, data: Content) -> None:
+        self._install(slot, version, chunk.id, joined(data), body=version.inline)
 
     async def install_manifest(self, slot: int, version: Version, manifest: bytes) -> None:
         if version.manifest_id is None:

@@ -51,6 +51,14 @@ class PeerSource:
             await verify(data, chunk)
         return data
 
+    async def fetch_pieces(self, node: str, slot: int, version: Version, chunk: ChunkRef) -> list[bytes]:
+        request = ReadChunk(slot=slot, blob_id=version.blob_id, chunk=chunk, repair=True)
+        with self._asking(node, chunk.len):
+            return await self._pieces(node, request, chunk.len)
+
+    def distrust(self, node: str) -> None:
+        self._holders.failed(node)
+
     async def fetch_manifest(self, node: str, slot: int, version: Version) -> bytes:
         assert version.manifest_id is not None
         request = ReadManifest(slot=slot, blob_id=version.blob_id, manifest_id=version.manifest_id)
@@ -90,9 +98,12 @@ class PeerSource:
             self._holders.ended(node, size_bytes)
 
     async def _fetch(self, node: str, request: BytesRequest, size_bytes: int) -> bytes:
+        pieces = await self._pieces(node, request, size_bytes)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def _pieces(self, node: str, request: BytesRequest, size_bytes: int) -> list[bytes]:
         await self._pace.turn(size_bytes)
-        parts = [part async for part in self._peers.fetch(node, request, timeout_s=PATIENCE_S)]
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return [piece async for piece in self._peers.fetch(node, request, timeout_s=PATIENCE_S)]
 
 
 def _checked(data: bytes, versions: Sequence[Version], node: str) -> list[bytes | AmberError]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from amberblob.cli.archivejob import Ended, JobWatch, UnderWay, Waits
 from amberblob.cli.options import with_client
 from amberblob.cli.output import CommandFailed, note, on_terminal, printable, say, say_json
+from amberblob.cli.watching import Lines
 from amberblob.errors import PeerError
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ T = TypeVar("T")
 POLL_S = 0.5
 FIRST_POLLS_S = (0.05, 0.1, 0.2)
 """A small job is over at once; nobody should wait half a second for it."""
-LINE_S = 5.0
-"""Where there is no terminal: at most one line in so many seconds."""
 UNREACHABLE_S = 60.0
 """How long no node may answer before following ends. (The job does not.)"""
 
@@ -147,7 +146,8 @@ def _bars(title: str, *, quiet: bool) -> Iterator[Callable[[UnderWay], None]]:
         yield lambda seen: None
         return
     if not on_terminal(stderr=True):
-        yield _Lines(title)
+        lines = Lines()
+        yield lambda seen: lines.show(printable(f"{title}: {seen.text}"), seen.news)
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
@@ -184,18 +184,3 @@ class _Bars:
                 completed=share or 0.0,
                 text=printable(text),
             )
-
-
-class _Lines:
-    """Lines on stderr: the first at once, then when something has changed, and not too often."""
-
-    def __init__(self, title: str) -> None:
-        self._title = title
-        self._last = ""
-        self._at_s = -LINE_S
-
-    def __call__(self, seen: UnderWay) -> None:
-        now_s = time.monotonic()
-        if seen.news != self._last and (not self._last or now_s - self._at_s >= LINE_S):
-            note(printable(f"{self._title}: {seen.text}"))
-            self._last, self._at_s = seen.news, now_s

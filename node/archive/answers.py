@@ -15,7 +15,7 @@ from amberblob.archives import DAMAGED, ArchivedBlob, ArchivedChunk, ArchiveLine
 from amberblob.errors import BadRequest, DiskFailed, NoSuchJob
 from amberblob.ids import valid_hash, valid_ulid
 from amberblob.limits import FRAME_BYTES_MAX, SLOT_COUNT_MAX
-from amberblob.wire import Done, RefusalReason, Refused, Reply, StagedReply
+from amberblob.wire import Done, Reply, StagedReply
 from amberblob.wire_archive import (
     ARCHIVED_LINES_MAX,
     CONDEMN_MAX,
@@ -43,7 +43,7 @@ from amberblob.wire_archive import (
 from amberblob.wire_repair import HeadsReply, slots_in
 from chunkstore.interface import BlobState, ReplicaStore
 from node.archive.facts import Facts
-from node.archive.installing import Installing
+from node.archive.installing import Admission, Installing
 from node.archive.jobs import JobRequest, told
 from node.archive.runner import JobRunner
 from node.archive.status import ArchiveNodeStatus
@@ -93,18 +93,6 @@ class KeepManifest(Protocol):
 
     async def __call__(self, slot: int, blob_id: str, manifest_id: str) -> None:
         """Durable on return. Raises: ArchiveError, StorageError."""
-        ...
-
-
-class Admission(Protocol):
-    """The replica's rules for what is staged (:class:`node.replica.copies.Copies`)."""
-
-    async def stage_refused(self, slot: int, epoch: int) -> Refused | None:
-        """Why nothing may be staged there by that epoch's route; None: it may."""
-        ...
-
-    def refused(self, slot: int, reason: RefusalReason, detail: str = "") -> Refused:
-        """A refusal, as the copy's state is now."""
         ...
 
 

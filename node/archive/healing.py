@@ -8,7 +8,15 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from amberblob.archives import ArchivedBlob
-from amberblob.errors import ArchiveDamaged, ArchiveError, ArchiveMissing, ChunkMissing, PeerError, StorageError
+from amberblob.errors import (
+    ArchiveDamaged,
+    ArchiveError,
+    ArchiveMissing,
+    ChunkMissing,
+    DigestMismatch,
+    PeerError,
+    StorageError,
+)
 from amberblob.manifest import ChunkRef, Version, decode_manifest
 from antientropy.room import Room
 from chunkstore.interface import ReplicaStore
@@ -84,9 +92,8 @@ class Healing:
             while left:
                 chunk = left.pop()
                 async with room.of(chunk.len):
-                    data = await self._chunk(course, slot, version, chunk)
-                    await self._store.install_chunk(slot, version, chunk, data)
-                got += len(data)
+                    await self._bring(course, slot, version, chunk)
+                got += chunk.len
             return got
 
         tasks = [asyncio.ensure_future(some()) for _ in range(min(room.pieces, len(left)))]
@@ -114,16 +121,30 @@ class Healing:
         await self._store.install_manifest(slot, version, manifest)
         return decode_manifest(manifest), len(manifest)
 
-    async def _chunk(self, course: Course, slot: int, version: Version, chunk: ChunkRef) -> bytes:
-        """The whole of it. Raises as :meth:`fetch`."""
+    async def _bring(self, course: Course, slot: int, version: Version, chunk: ChunkRef) -> None:
+        """Put one chunk back. Raises as :meth:`fetch`."""
+        cached = await self._reads.cached(chunk)
+        if cached is not None:
+            await self._store.install_chunk(slot, version, chunk, cached)
+            return
+        pieces = await self._pieces(course, slot, version, chunk, check_whole=False)
         try:
-            data = await self._reads.cached(chunk)
-            if data is not None:
-                return data
-            arriving = await self._reads.open(course, slot, version, chunk, 0, chunk.len, _nowhere)
-            if arriving is None:
+            await self._store.install_chunk(slot, version, chunk, pieces)
+        except DigestMismatch as error:
+            # Every piece is what was stored there, and all of them are another chunk. With all checks, so that the copies are told of that place.
+            log.warning("not the chunk that it was said to be", slot=slot, chunk_id=chunk.id, error=error.detail)
+            pieces = await self._pieces(course, slot, version, chunk, check_whole=True)
+            await self._store.install_chunk(slot, version, chunk, pieces)
+
+    async def _pieces(
+        self, course: Course, slot: int, version: Version, chunk: ChunkRef, *, check_whole: bool
+    ) -> list[memoryview]:
+        """The bytes of a chunk, from the archive. Raises as :meth:`fetch`."""
+        try:
+            pieces = await self._reads.pieces(course, slot, version, chunk, check_whole=check_whole)
+            if pieces is None:
                 raise ChunkMissing(f"chunk {chunk.id} is on no disk, nor is it known of in the archive")
-            return await arriving.whole()
+            return pieces
         except (ArchiveDamaged, ArchiveMissing) as error:
             raise ChunkMissing(f"chunk {chunk.id} is on no disk, and in the archive: {error.detail}") from error
 
@@ -132,7 +153,3 @@ def _covers(told: ArchivedBlob, version: Version) -> bool:
     """Whether verified rows are told of every chunk, as far as the version itself lists them: its row may not be here yet, to compare with."""
     verified = {row.chunk_id for row in told.chunks if row.verified}
     return verified.issuperset(chunk.id for chunk in version.chunks)
-
-
-async def _nowhere() -> None:
-    """All disks were asked before."""

@@ -23,7 +23,7 @@ from archive.targets.guarded import GuardedTarget
 from archive.upload import Uploader
 from chunkstore.interface import ReplicaStore
 from node.archive.afterwards import ThenCheck, ThenExport
-from node.archive.answers import Admission, ArchiveAnswers
+from node.archive.answers import ArchiveAnswers
 from node.archive.archiver import Archiver
 from node.archive.cacheroom import CacheRoom
 from node.archive.cluster import ClusterArchive
@@ -39,7 +39,7 @@ from node.archive.garbage import GarbageWork
 from node.archive.ground import Ground
 from node.archive.healing import Healing
 from node.archive.importing import ImportWork
-from node.archive.installing import Installing
+from node.archive.installing import Admission, Installing
 from node.archive.keeper import Keeper
 from node.archive.known import KnownRows
 from node.archive.manifests import Manifests

@@ -108,7 +108,26 @@ class Reads:
         await stream.begin()
         return stream
 
-    def read(self, row: ArchivedChunk, low: int, high: int) -> AsyncGenerator[Piece, None]:
+    async def pieces(
+        self, course: Course, slot: int, version: Version, chunk: ChunkRef, *, check_whole: bool
+    ) -> list[memoryview] | None:
+        """All of a chunk, in the pieces in which it came, each verified; not from the cache, nor for it. None: no copy knows of it in the archive.
+
+        Args:
+            check_whole: whether all together are checked, too; False: the store does that, which they are for.
+
+        Raises: ArchiveError.
+        """
+        row = await self._rows.find(course, slot, version.blob_id, chunk)
+        if row is None:
+            return None
+        self.counts["chunks"] += 1
+        job = _Job(self, course, slot, version, chunk, row, _nowhere, check_whole=check_whole)
+        stream = Stream(job.fetch(0, chunk.len), 0, chunk.len)
+        await stream.begin()
+        return await stream.all()
+
+    def read(self, row: ArchivedChunk, low: int, high: int, *, check_whole: bool = True) -> AsyncGenerator[Piece, None]:
         """The plain content of one place of the archive, verified (:func:`archive.reading.read_chunk`). Raises: ArchiveDenied."""
         target: Source = self._target
         if row.foreign:
@@ -116,7 +135,7 @@ class Reads:
                 target, _ = self._sources(row.target_path)
             except ConfigError as error:
                 raise ArchiveDenied(f"{row.target_path} cannot be read by this node: {error.detail}") from error
-        return read_chunk(target, row, low, high)
+        return read_chunk(target, row, low, high, check_whole=check_whole)
 
     async def first(self, row: ArchivedChunk, pieces: AsyncGenerator[Piece, None]) -> Piece:
         """The first piece; empty: there is none. A target that is down is not waited for as long as its retries take. Raises: ArchiveError."""
@@ -169,8 +188,12 @@ class Stream:
         assert left == 0, "a chunk that ended early, or late"
 
     async def whole(self) -> bytes:
+        return b"".join(await self.all())
+
+    async def all(self) -> list[memoryview]:
+        """All of it, in the pieces in which it came."""
         async with aclosing(self._pieces):
-            return b"".join([piece async for piece in self.pieces()])
+            return [piece async for piece in self.pieces()]
 
     async def close(self) -> None:
         await self._pieces.aclose()
@@ -188,7 +211,10 @@ class _Job:
         chunk: ChunkRef,
         row: ArchivedChunk,
         elsewhere: Elsewhere,
+        *,
+        check_whole: bool = True,
     ) -> None:
+        self._check_whole = check_whole
         self._reads = reads
         self._course = course
         self._slot = slot
@@ -200,7 +226,8 @@ class _Job:
     async def fetch(self, low: int, high: int) -> AsyncGenerator[Piece, None]:
         """The bytes from ``low`` to ``high``, each piece verified; the last of a whole chunk only when that has its hash. Raises: ArchiveError."""
         self._reads.counts["fetches"] += 1
-        whole = blake3() if (low, high) == (0, self._chunk.len) and not self._row.foreign else None
+        is_whole = (low, high) == (0, self._chunk.len)
+        whole = blake3() if self._check_whole and is_whole and not self._row.foreign else None
         at = low
         async with aclosing(self._pieces(low, high)) as pieces:
             async for piece in pieces:
@@ -234,7 +261,7 @@ class _Job:
         while True:
             before = at
             try:
-                async with aclosing(self._reads.read(row, at, high)) as pieces:
+                async with aclosing(self._reads.read(row, at, high, check_whole=self._check_whole)) as pieces:
                     piece = await self._reads.first(row, pieces)
                     while piece:
                         self._reads.counts["fetched_bytes"] += len(piece)

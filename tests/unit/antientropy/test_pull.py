@@ -81,6 +81,7 @@ class Nodes:
         self.blob = blob
         self.faults: dict[str, Callable[[str], AmberError | None]] = {}
         self.asked: list[tuple[str, str]] = []
+        self.distrusted: list[str] = []
 
     def order(self, nodes, size_bytes, likely):
         return list(nodes)
@@ -94,6 +95,13 @@ class Nodes:
         assert slot == SLOT
         self._ask(node, chunk.id)
         return self.blob.by_id[chunk.id]
+
+    async def fetch_pieces(self, node, slot, version, chunk) -> list[bytes]:
+        data = await self.fetch_chunk(node, slot, version, chunk)
+        return [data[at : at + 60] for at in range(0, len(data), 60)]
+
+    def distrust(self, node: str) -> None:
+        self.distrusted.append(node)
 
     async def fetch_manifest(self, node, slot, version) -> bytes:
         self._ask(node, "manifest")

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import os
-import pty
 import signal
 import subprocess
 import sys
-import threading
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +19,7 @@ from amberblob.cli.archiveview import job_rows, node_rows, plan_rows, plan_summa
 from amberblob.cli.devarchive import archive_keys, with_archive
 from amberblob.cli.output import CommandFailed
 from archive.targets.folder import MARKER
+from tests.unit.amberblob.cli.kit import Answering, run_on_terminal, standing_in
 
 MIB = 2**20
 JOB = "01KAJ5XQ4T7S9C0M2B8D3E6F1G"
@@ -287,12 +284,8 @@ class Server:
         self.url = ""
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Handler(Answering):
     server_: Server
-
-    def log_message(self, *_):
-        pass
 
     def handle_any(self):
         server, length = self.server_, int(self.headers.get("Content-Length", 0))
@@ -306,11 +299,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             answer = server.jobs.pop(0) if len(server.jobs) > 1 else server.jobs[0]
         elif self.path != "/archive":
             status, answer = 404, {"type": "no-such-job", "title": "No such job", "status": 404, "detail": "None."}
-        body = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.json(answer, status)
 
     do_GET = do_POST = do_DELETE = handle_any
 
@@ -318,17 +307,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     kept = Server()
-    listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"server_": kept}))
-    listening.daemon_threads = True
-    threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
-    kept.url = f"http://127.0.0.1:{listening.server_address[1]}"
-    for name in list(os.environ):
-        if name.startswith("AMBERBLOB_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("AMBERBLOB_ENDPOINT", kept.url)
-    yield kept
-    listening.shutdown()
-    listening.server_close()
+    with standing_in(Handler, monkeypatch, server_=kept) as kept.url:
+        yield kept
 
 
 PLAIN = {
@@ -485,25 +465,7 @@ def test_on_a_terminal_there_are_bars_for_the_job_and_each_node(server):
         job(slots=(10, 18), nodes=parts),
         job("done", (18, 18), counts={"versions": 3}),
     ]
-    ours, theirs = pty.openpty()
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "amberblob", "archive", "run"],
-            stdout=subprocess.PIPE, stderr=theirs, stdin=subprocess.DEVNULL, timeout=60,
-            env={**os.environ, "TERM": "xterm", "COLUMNS": "160"},
-        )  # fmt: skip
-        os.close(theirs)
-        theirs = -1
-        shown = b""
-        try:
-            while piece := os.read(ours, 65536):
-                shown += piece
-        except OSError:
-            pass  # how Linux says that the other end is closed
-    finally:
-        os.close(ours)
-        if theirs >= 0:
-            os.close(theirs)
+    done, shown = run_on_terminal(["-m", "amberblob", "archive", "run"], columns=160)
     assert (done.returncode, done.stdout) == (0, b"run done, 3 versions\n")
     assert "━".encode() in shown and b"10 of 18 slots" in shown
     assert b"n2" in shown and b"1 of 9 slots, sends\\x1b[2J" in shown, "what a node says goes to no terminal as it is"

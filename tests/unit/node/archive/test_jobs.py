@@ -230,7 +230,7 @@ async def test_one_that_failed_or_had_problems_is_taken_note_of_by_stopping_it()
     assert (await over(runner, request(1))).state == "failed"
     assert (await runner.stop(request(1).job)).state == "stopped" and runner.count("failed") == 0
 
-    async def with_problems(asked: JobRequest, progress: Progress) -> None:
+    async def with_problems(request: JobRequest, progress: Progress) -> None:
         progress.problem("left")
 
     runner.register("verify", with_problems)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -475,8 +476,8 @@ async def test_copies_that_are_away_for_some_seconds_only_delay(
         await archive(first)
         await Exporters(first).run()
         before = await picture(first)
-    times = {"request_timeout_s": 0.1, "peer_timeout_s": 0.1}
-    async with world(store, tmp_path / "b", cluster_id=SECOND, slots=2, **times) as second:
+    slow: dict[str, Any] = {"slots": 2, "request_timeout_s": 0.1, "peer_timeout_s": 0.1}
+    async with world(store, tmp_path / "b", cluster_id=SECOND, **slow) as second:
         second.net.down.update(("n2", "n3"))
         told = progress("recover")
         job = asyncio.ensure_future(RecoverWork(ground(second[1]))(told.status.request, told))
@@ -503,8 +504,8 @@ async def test_copies_that_stay_away_end_it_and_the_next_job_does_the_rest(
         await archive(first)
         await Exporters(first).run()
         before = await picture(first)
-    times = {"request_timeout_s": 0.05, "peer_timeout_s": 0.05}
-    async with world(store, tmp_path / "b", cluster_id=SECOND, slots=2, **times) as second:
+    slow: dict[str, Any] = {"slots": 2, "request_timeout_s": 0.05, "peer_timeout_s": 0.05}
+    async with world(store, tmp_path / "b", cluster_id=SECOND, **slow) as second:
         second.net.down.update(("n2", "n3"))
         with pytest.raises(QuorumUnavailable):
             await recover(second)
