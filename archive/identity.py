@@ -68,7 +68,7 @@ class Identity:
         A target with nothing in it is fine as long as the cluster has no rows either. Raises: ArchiveNotOurs, ArchiveError.
         """
         await self.confirm()
-        if not self._is_ours and (seen := await self._seen()):
+        if not self._is_ours and (seen := await self._seen()) and not await self._look():
             self._on_strange()
             raise ArchiveNotOurs(
                 f"{self._target.url} has {seen}, and nothing of cluster {self._document().cluster}. Another cluster archives there, or did; nothing was stored "

@@ -12,8 +12,9 @@ from amberblob.archives import DAMAGED
 from amberblob.errors import ArchiveMissing, ArchiveNotOurs, ArchiveUnavailable
 from archive.clusters import clusters_in
 from archive.identity import KNOWN_S, Identity
-from archive.segments import FORMAT, ClusterDocument, cluster_name
+from archive.segments import FORMAT, ClusterDocument, cluster_name, encode_cluster
 from archive.targets.guarded import GuardedTarget
+from archive.targets.interface import Stored
 from archive.targets.memory import MemoryObject, MemoryTarget
 from tests.archive_parts import collect, parts_of
 from tests.unit.node.archive.archive_kit import EVICT, World, world
@@ -128,6 +129,20 @@ async def test_rows_that_come_by_another_nodes_first_upload_meanwhile_are_no_pro
 
     identity = Identity(it.raw, lambda: DOCUMENT, another_was_first, it.clock)
     await identity.enter()
+
+
+async def test_what_another_node_of_the_cluster_stores_meanwhile_is_nobody_elses() -> None:
+    it = Scene()
+    listed = it.raw.page
+
+    async def another_is_quicker(prefix: str, after: str, limit: int) -> list[Stored]:
+        found = await listed(prefix, after, limit)
+        if prefix == f"meta/{OWN}/":
+            it.raw.bucket.store(cluster_name(OWN), encode_cluster(DOCUMENT))
+        return found
+
+    it.raw.page = another_is_quicker  # type: ignore[method-assign]
+    await it.target.put("packs/1", parts_of(b"1"))
 
 
 # ---- a cluster
