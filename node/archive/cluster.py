@@ -63,6 +63,13 @@ class ClusterArchive:
             total=total_of(nodes),
         )
 
+    async def has_rows(self) -> bool:
+        """Whether any node that answers has archive rows; while there are no routes, nobody is asked."""
+        try:
+            return any(node.archived_rows for node in (await self.view()).nodes)
+        except NotReady:
+            return False
+
     async def start(self, wanted: JobWanted) -> JobStarted:
         """Begin a job on every node that can be reached, or on the one that it is for.
 

@@ -19,6 +19,10 @@ JobState = Literal["running", "done", "failed", "stopped"]
 
 PROBLEMS_MAX = 20
 """Of one job and node, the first ones; :attr:`JobStatus.failures` counts all."""
+PROBLEMS_LISTED = 3
+"""Of them where many jobs are told at once: what a node tells of all of them has to fit into one frame."""
+TEXT_CHARS_MAX = 1000
+"""Of a problem or a detail; what is longer is cut."""
 
 
 class JobRequest(JobWanted, frozen=True, kw_only=True, forbid_unknown_fields=False):
@@ -102,6 +106,7 @@ class Progress:
 
     def problem(self, text: str, *, count: int = 1) -> None:
         """Something could not be done, or ``count`` things for the same reason, and was left."""
+        text = _cut(text)
         self.status.failures += count
         if len(self.status.problems) < PROBLEMS_MAX and text not in self.status.problems:
             self.status.problems.append(text)
@@ -109,7 +114,7 @@ class Progress:
 
     def say(self, detail: str) -> None:
         """What it does now."""
-        self.status.detail = detail
+        self.status.detail = _cut(detail)
         self.changed = True
 
     def is_done(self, slot: int) -> bool:
@@ -171,5 +176,11 @@ SCHEDULED = "scheduled"
 
 
 def told(status: JobStatus, *, slots: bool) -> JobStatus:
-    """What others are told of it: not its notes; its slots only if they are asked for."""
-    return msgspec.structs.replace(status, notes={}, done_slots=status.done_slots if slots else [])
+    """What others are told of it: not its notes; its slots, and all of its problems, only if this one is asked for."""
+    if slots:
+        return msgspec.structs.replace(status, notes={})
+    return msgspec.structs.replace(status, notes={}, done_slots=[], problems=status.problems[:PROBLEMS_LISTED])
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= TEXT_CHARS_MAX else f"{text[: TEXT_CHARS_MAX - 1]}…"

@@ -183,13 +183,64 @@ def test_only_the_newest_job_of_a_kind_is_a_problem():
 
 
 def test_scheduled_jobs_are_those_of_one_node_each():
-    def by(name: str, state: str) -> Any:
-        return job(state, nodes=[{"node": name, "request": {"options": {"scheduled": "1"}}}])
-
     told = view(node("n1"), node("n2"))
     assert len(problems_of(told, [by("n1", "done"), by("n2", "failed"), by("n1", "failed")])) == 1
     assert problems_of(told, [job("done"), by("n2", "failed")]) == [], "somebody has had it done for all nodes since"
     assert job_rows([by("n1", "done")])[0][1] == "run (scheduled, n1)"
+
+
+def by(name: str, state: str, **more: Any) -> Any:
+    """A job that a node began by itself."""
+    return job(state, nodes=[{"node": name, "state": state, "request": {"options": {"scheduled": "1"}}}], **more)
+
+
+def asked(state: str, parts: dict[str, str] | None = None, **more: Any) -> Any:
+    """A job that somebody asked for, and what became of it on each node."""
+    options = more.pop("options", {})
+    nodes = [{"node": name, "state": part, "request": {"options": options}} for name, part in (parts or {}).items()]
+    return job(state, nodes=nodes, **more)
+
+
+FAILED = asked("failed", {"n1": "done", "n2": "failed", "n3": "failed"})
+
+
+@pytest.mark.parametrize(
+    ("later", "told"),
+    [
+        ([by("n3", "done"), by("n2", "done")], 0),  # newest first: each did what was left undone there
+        ([by("n2", "done"), by("n1", "done")], 1),
+        ([by("n3", "failed"), by("n2", "done")], 1),  # the later one alone is told
+        ([asked("stopped")], 1),
+        ([job("done", dry_run=True)], 1),
+        ([job("done", kind="gc")], 1),
+        ([asked("running")], 0),
+        ([job("done", prefix="logs/")], 1),
+    ],
+)
+def test_a_failed_job_is_a_problem_until_later_ones_have_done_what_it_was_to_do(later, told):
+    assert len(problems_of(view(node("n1")), [*later, FAILED])) == told
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "told"),
+    [
+        ({"prefix": "logs/2025/"}, {"prefix": "logs/"}, 0),
+        ({"prefix": "logs/"}, {"prefix": "logs/2025/"}, 1),
+        ({"kind": "import", "source": "s3://b/x"}, {"kind": "import", "source": "s3://c"}, 1),
+        ({"kind": "import", "source": "s3://b/x"}, {"kind": "import", "source": "s3://b"}, 0),
+        ({"kind": "import", "source": "s3://b", "options": {"to": "x/"}}, {"kind": "import", "source": "s3://b"}, 1),
+        ({"kind": "recover", "options": {"cluster": "typo"}}, {"kind": "recover", "options": {"cluster": "c"}}, 0),
+    ],
+)
+def test_only_one_for_all_that_it_was_for_makes_up_for_it(first, later, told):
+    jobs = [asked("done", {"n1": "done"}, **later), asked("failed", {"n1": "failed"}, **first)]
+    assert len(problems_of(view(node("n1")), jobs)) == told
+
+
+def test_what_an_operator_has_taken_note_of_is_no_problem_any_more():
+    (problem,) = problems_of(view(node("n1")), [FAILED])
+    assert f"amberblob archive stop {JOB}" in problem.mend
+    assert problems_of(view(node("n1")), [asked("stopped", {"n1": "stopped"}, failures=2)]) == []
 
 
 def test_the_plan_is_a_line_per_rule():
@@ -271,9 +322,11 @@ PLAIN = {
         (["run"], {}),
         (["run", "--prefix", "a/", "--rate", "10MiB", "--requests", "2.5"], {"prefix": "a/", "bytes_per_s": 10 * MIB, "requests_per_s": 2.5}),
         (["verify"], {"kind": "verify"}),
+        (["verify", "--newer-than", "7d"], {"kind": "verify", "options": {"newer_than": "7d"}}),
         (["restore", "--prefix", "a/", "--dry-run"], {"kind": "restore", "prefix": "a/", "dry_run": True}),
         (["gc", "--dry-run"], {"kind": "gc", "dry_run": True}),
         (["export"], {"kind": "export"}),
+        (["export", "--claim"], {"kind": "export", "options": {"claim": "yes"}}),
         (["recover"], {"kind": "recover"}),
         (["recover", "--from", "s3://old/x"], {"kind": "recover", "source": "s3://old/x"}),
         (["recover", "--from", "01KAJ"], {"kind": "recover", "options": {"cluster": "01KAJ"}}),
@@ -294,6 +347,7 @@ def test_what_is_asked_for(server, arguments, wanted):
         ["run", "--rate", "fast"],
         ["run", "--rate", "0"],
         ["run", "--requests", "0"],
+        ["verify", "--newer-than", "soon"],
         ["run", "--dry-run", "--detach"],
         ["import", "https://example.org/bucket"],
         ["import"],

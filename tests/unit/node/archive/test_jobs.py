@@ -221,6 +221,30 @@ async def test_who_cannot_begin_is_told_of(tmp_path: Path) -> None:
         assert len(other) == 1 and "n1: s3://a; n2: s3://b" in other[0]
 
 
+async def test_one_that_failed_or_had_problems_is_taken_note_of_by_stopping_it() -> None:
+    notes, work = Notes(), Work()
+    work.gate.set()
+    work.error = DiskFull("no room")
+    runner = await runner_of(notes, work)
+    await runner.start(request(1))
+    assert (await over(runner, request(1))).state == "failed"
+    assert (await runner.stop(request(1).job)).state == "stopped" and runner.count("failed") == 0
+
+    async def with_problems(request: JobRequest, progress: Progress) -> None:
+        progress.problem("left")
+
+    runner.register("verify", with_problems)
+    await runner.start(request(2, "verify"))
+    assert (await over(runner, request(2))).state == "done"
+    status = await runner.stop(request(2).job)
+    assert (status.state, status.detail) == ("stopped", "1 problems (noted by the operator)")
+    await runner.close()
+    again = await runner_of(notes, Work())
+    assert [one.state for one in again.statuses()] == ["stopped", "stopped"]
+    assert "no room (noted" in again.statuses()[0].detail
+    await again.close()
+
+
 async def test_a_second_one_is_refused_while_it_runs_and_it_can_be_stopped(tmp_path: Path) -> None:
     async with world(tmp_path) as it:
         await put(it[1], it.cluster.path(1), content(3000))
