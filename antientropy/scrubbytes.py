@@ -66,7 +66,7 @@ class ByteChecks:
         self._bytes_wanted = bytes_wanted
 
     async def check(self, at: Current) -> tuple[int, float]:
-        """Check about a megabyte of the versions that are at hand; the units of work, and seconds for which others could not use the database."""
+        """Check about a megabyte of the versions that are at hand; the units of work, and for how long the slot's database was kept busy, seconds."""
         units, busy_s = 0, 0.0
         for _ in range(STEP_VERSIONS):
             if not at.chunks:
