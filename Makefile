@@ -66,8 +66,8 @@ sim: $(STAMP_DEV) ## run 1,000 worlds of whole nodes, half of them from the comm
 
 sim-long: $(STAMP_DEV) ## run for hours what `model`, `sim` and the tests run for minutes (LONG=HOURS, 4 by default)
 	$(BIN)/python -m sim.model --seeds 1000000 --mutants
-	AMBERBLOB_TEST_ALL_CRASH_POINTS=1 AMBERBLOB_TEST_EXAMPLES=2000 \
-		$(BIN)/python -m pytest --timeout 7200 tests/crash tests/fuzz tests/unit/antientropy tests/unit/chunkstore/test_digests.py \
+	AMBERBLOB_TEST_ALL_CRASH_POINTS=1 AMBERBLOB_TEST_EXAMPLES=2000 AMBERBLOB_TEST_RACES=5000 \
+		$(BIN)/python -m pytest --timeout 7200 tests/crash tests/fuzz tests/nemesis/test_conditional_race.py tests/unit/antientropy tests/unit/chunkstore/test_digests.py \
 		tests/unit/chunkstore/test_state_machine.py tests/unit/chunkstore/test_twins.py
 	$(BIN)/python -m sim --mutants --seeds 200
 	$(BIN)/python -m sim --first 10000000 --minutes $$(( $(LONG) * 60 )) $(ARGS)

@@ -25,6 +25,7 @@ Every error says whose fault it is, whether trying again can help, what was seen
     │   ├── ArchiveError        503  the archive's: what is only there cannot be had now
     │   │   ├── ArchiveUnavailable   archive-unavailable (not reached, throttled or too slow: try again)
     │   │   ├── ArchiveDenied        archive-denied (credentials, rights or bucket: the operator's)
+    │   │   │   └── ArchiveNotOurs   archive-not-ours (the bucket is another one than what was archived to)
     │   │   ├── ArchiveMissing       archive-missing (the object is gone)
     │   │   └── ArchiveDamaged       archive-damaged (what came is not what was stored)
     │   ├── OutcomeUnknown      504  outcome-unknown (may yet be applied: retry with the same write id)
@@ -48,7 +49,10 @@ Every error says whose fault it is, whether trying again can help, what was seen
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
+
+SEEN_CHARS_MAX = 300
+"""Of what was seen, where an error is told in short."""
 
 
 class AmberError(Exception):
@@ -238,10 +242,27 @@ class RegistryUnavailable(ClusterError):
 
 
 class ArchiveError(ClusterError):
-    """The archive's: what is only there cannot be had now. Everything else serves."""
+    """The archive's: what is only there cannot be had now. Everything else serves.
+
+    Attributes:
+        fault: whose fault it is, in a sentence for clients. mend: what they do now, in another.
+    """
 
     code = "archive-error"
     title = "Archive error"
+    fault: ClassVar[str] = "That is the archive's fault, not this cluster's."
+    mend: ClassVar[str] = "`amberblob archive status` tells what to do."
+
+    def in_short(self, what: str, extra: Mapping[str, Any]) -> Self:
+        """The same for a client, in three sentences: ``what`` it is for and what was seen, whose fault it is, what to do. ``extra``: further members."""
+        seen = _first_sentence(self.detail)
+        return type(self)(f"{what} ({seen}). {self.fault} {self.mend}", code=self.code, extra={**self.extra, **extra})
+
+
+def _first_sentence(detail: str) -> str:
+    """What was seen, without what else there is to say of it."""
+    seen = detail.partition(". ")[0].removesuffix(".")
+    return seen if len(seen) <= SEEN_CHARS_MAX else f"{seen[: SEEN_CHARS_MAX - 1]}…"
 
 
 class ArchiveUnavailable(ArchiveError):
@@ -249,6 +270,8 @@ class ArchiveUnavailable(ArchiveError):
 
     code = "archive-unavailable"
     title = "Archive unavailable"
+    fault = "The archive's server, or the network to it, is at fault; nothing is lost."
+    mend = "Try again in some seconds: it goes on by itself when the archive is back."
 
 
 class ArchiveDenied(ArchiveError):
@@ -256,6 +279,16 @@ class ArchiveDenied(ArchiveError):
 
     code = "archive-denied"
     title = "Archive denied"
+    fault = "The archive refuses this cluster, which its operator has to mend; nothing is lost."
+    mend = "`amberblob archive status` tells the operator what to do; then try again."
+
+
+class ArchiveNotOurs(ArchiveDenied):
+    """The target is not the one that the cluster's archive rows are of. Nothing of what is not there is lost. Helps: to set it right."""
+
+    code = "archive-not-ours"
+    title = "Not this cluster's archive"
+    fault = "The operator's configuration points to another archive than the one that was filled; nothing is lost."
 
 
 class ArchiveMissing(ArchiveError):
@@ -263,6 +296,8 @@ class ArchiveMissing(ArchiveError):
 
     code = "archive-missing"
     title = "Missing in the archive"
+    fault = "Somebody else than this cluster removed it there."
+    mend = "Put it back there if you can; `amberblob archive verify` tells what is lost, `amberblob explain PATH` who has the rest."
 
 
 class ArchiveDamaged(ArchiveError):
@@ -270,6 +305,8 @@ class ArchiveDamaged(ArchiveError):
 
     code = "archive-damaged"
     title = "Damaged in the archive"
+    fault = "Somebody else than this cluster overwrote it there, or it rotted; what came was not handed on."
+    mend = "Put it back there if you can; `amberblob archive verify` tells what is lost, `amberblob explain PATH` who has the rest."
 
 
 class OutcomeUnknown(ClusterError):

@@ -13,15 +13,13 @@ The rate follows from how much there is and how soon it has to be done (:mod:`an
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import structlog
 
 from amberblob.clock import Clock
-from amberblob.errors import ChunkCorrupt, ChunkMissing, StorageError
-from amberblob.manifest import ChunkRef, Version, decode_manifest
+from antientropy.scrubbytes import ByteChecks, Current, ScrubCounts
 from antientropy.scrubpace import (
     AIM,
     PATH_UNITS,
@@ -34,7 +32,7 @@ from antientropy.scrubpace import (
     units_left,
 )
 from antientropy.step import Did
-from chunkstore.interface import CheckedPage, ReplicaStore
+from chunkstore.interface import ReplicaStore
 
 log = structlog.get_logger(__name__)
 
@@ -43,8 +41,6 @@ SCRUBBED_MEMO = "scrubbed_ms"
 """A slot's memo: when its last whole pass ended, milliseconds since the Unix epoch, as a decimal number."""
 
 PAGE_PATHS = 64
-STEP_BYTES = 1 << 20
-STEP_VERSIONS = 64
 REST_MAX_S = 60.0
 """Rests are cut into pieces of this length, so that a change of the rate is heeded soon."""
 RETRY_FIRST_S = 30.0
@@ -58,41 +54,11 @@ RECALL_REST_S = 0.5
 
 
 @dataclass(slots=True)
-class ScrubCounts:
-    """What scrub found since the start; each only grows. Of evicted versions the archive rows are checked, not the bytes."""
-
-    bytes_checked: int = 0
-    versions_checked: int = 0
-    slots_checked: int = 0
-    chunks_corrupt: int = 0
-    chunks_missing: int = 0
-    paths_wrong: int = 0
-    paths_mended: int = 0
-    sums_wrong: int = 0
-    orphans_removed: int = 0
-    evicted_checked: int = 0
-    evicted_uncovered: int = 0
-
-
-@dataclass(slots=True)
 class _Told:
     """When a path that was told of is to be looked at again, and how long that is after it was told."""
 
     due_s: float
     delay_s: float
-
-
-@dataclass(slots=True)
-class _Current:
-    """The slot that is under way."""
-
-    slot: int
-    incarnation: str
-    versions: deque[tuple[str, Version]] = field(default_factory=deque)
-    chunks: deque[ChunkRef] = field(default_factory=deque)
-    path: str = ""
-    version: Version | None = None
-    page: CheckedPage | None = None
 
 
 class Scrub:
@@ -129,14 +95,14 @@ class Scrub:
         self._clock = clock
         self._slots = slots
         self._found_wrong = found_wrong
-        self._bytes_wanted = bytes_wanted
+        self._bytes = ByteChecks(store, clock, self.counts, bytes_wanted)
         self._compared_ms = compared_ms
         self._period_ms = days * 86_400_000
         self._pace = Pace(bytes_per_s)
         self._passes: dict[int, tuple[str, SlotPass]] = {}
         self._scrubbed_ms: dict[int, int] = {}
         self._here: frozenset[int] | None = None
-        self._current: _Current | None = None
+        self._current: Current | None = None
         self._told: dict[tuple[int, str], _Told] = {}
 
     # -- what others may know
@@ -178,7 +144,7 @@ class Scrub:
             return self._rest(REST_MAX_S)
         known = self._passes[at.slot][1]
         if at.versions or at.chunks:
-            units, busy_s = await self._check_bytes(at)
+            units, busy_s = await self._bytes.check(at)
         elif at.page is None:
             units, busy_s = await self._check_rows(at, known)
         else:
@@ -225,7 +191,7 @@ class Scrub:
     def _due_ms(self, slot: int) -> float:
         return self._passes[slot][1].since_ms + self._period_ms * AIM
 
-    def _choose(self, slots: list[int]) -> _Current | None:
+    def _choose(self, slots: list[int]) -> Current | None:
         """The slot that is under way, if it still counts and is the same; else the one that is due first."""
         at = self._current
         if at is not None and at.slot in slots and self._store.slot_state(at.slot).incarnation == at.incarnation:
@@ -235,12 +201,12 @@ class Scrub:
             self._current = None
             return None
         slot = min(ready, key=self._due_ms)
-        self._current = _Current(slot, self._store.slot_state(slot).incarnation)
+        self._current = Current(slot, self._store.slot_state(slot).incarnation)
         return self._current
 
     # -- rows
 
-    async def _check_rows(self, at: _Current, known: SlotPass) -> tuple[int, float]:
+    async def _check_rows(self, at: Current, known: SlotPass) -> tuple[int, float]:
         began_s = self._clock.monotonic_s()
         page = at.page = await self._store.check_page(at.slot, known.after, PAGE_PATHS)
         busy_s = self._clock.monotonic_s() - began_s
@@ -285,91 +251,9 @@ class Scrub:
             after = page.next_after
         return False
 
-    # -- bytes
-
-    async def _check_bytes(self, at: _Current) -> tuple[int, float]:
-        units, busy_s = 0, 0.0
-        for _ in range(STEP_VERSIONS):
-            if not at.chunks:
-                if not at.versions:
-                    break
-                at.path, at.version = at.versions.popleft()
-                self.counts.versions_checked += 1
-                units += await self._open(at, at.version)
-            while at.chunks and units < STEP_BYTES:
-                assert at.version is not None
-                began_s = self._clock.monotonic_s()
-                units += await self._check_chunk(at, at.version, at.chunks.popleft())
-                busy_s += self._clock.monotonic_s() - began_s if at.version.inline else 0.0
-            if units >= STEP_BYTES:
-                break
-        return units, busy_s
-
-    async def _open(self, at: _Current, version: Version) -> int:
-        """Find out which chunks a version has; the bytes read for that. One that lives by its archive rows is checked by those."""
-        if version.size == 0:
-            return 0
-        if self._store.tally(at.slot).evicted and await self._store.is_evicted(at.slot, version.blob_id):
-            return await self._check_rows_of(at, version)
-        if version.manifest_id is None:
-            at.chunks.extend(version.chunks)
-            return 0
-        manifest = await self._read(
-            at, version, self._store.read_manifest(at.slot, version.blob_id, version.manifest_id)
-        )
-        try:
-            at.chunks.extend(decode_manifest(manifest) if manifest is not None else ())
-        except ValueError:
-            # Its hash is right: whoever wrote it wrote nonsense, and every copy has the same.
-            log.error("a manifest cannot be read", slot=at.slot, path=at.path, version=version.version)
-        return len(manifest or b"")
-
-    async def _check_rows_of(self, at: _Current, version: Version) -> int:
-        """Whether its archive rows still cover an evicted version; one that they do not is wanted."""
-        self.counts.evicted_checked += 1
-        if not await self._store.is_whole(at.slot, version) and await self._want(at, version, damaged=True):
-            self.counts.evicted_uncovered += 1
-            log.warning(
-                "an evicted version is not covered by its archive rows", slot=at.slot, path=at.path, version=version.version
-            )  # fmt: skip
-        return PATH_UNITS
-
-    async def _check_chunk(self, at: _Current, version: Version, chunk: ChunkRef) -> int:
-        await self._read(at, version, self._store.read_chunk(at.slot, version.blob_id, chunk, fresh=True))
-        return chunk.len
-
-    async def _read(self, at: _Current, version: Version, reading: Awaitable[bytes]) -> bytes | None:
-        """Verified bytes; None if they are not here any more, which was told on then."""
-        try:
-            data = await reading
-        except (ChunkCorrupt, ChunkMissing) as error:
-            damaged = isinstance(error, ChunkCorrupt)
-            if await self._want(at, version, damaged=damaged):
-                self.counts.chunks_corrupt += damaged
-                self.counts.chunks_missing += not damaged
-                log.warning("bytes wanted", slot=at.slot, path=at.path, version=version.version, error=str(error))
-            return None
-        except StorageError as error:
-            if self._store.failed is not None:
-                raise
-            # The disk gives up on these sectors alone. That it keeps them from being read is for the operator to see.
-            log.error("bytes cannot be read", slot=at.slot, path=at.path, version=version.version, error=str(error))
-            return None
-        self.counts.bytes_checked += len(data)
-        return data
-
-    async def _want(self, at: _Current, version: Version, *, damaged: bool) -> bool:
-        """Remember that the version's bytes are not all here, unless the version itself is gone by now."""
-        rows = await self._store.rows(at.slot, at.path, version=version.version)
-        if not rows or rows[0].version.blob_id != version.blob_id:
-            return False
-        await self._store.set_wanted(at.slot, at.path, version, damaged=damaged)
-        self._bytes_wanted()
-        return True
-
     # -- going on
 
-    async def _turn_page(self, at: _Current, known: SlotPass) -> tuple[int, float]:
+    async def _turn_page(self, at: Current, known: SlotPass) -> tuple[int, float]:
         page, at.page = at.page, None
         assert page is not None
         if page.next_after is not None:

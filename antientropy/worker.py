@@ -19,7 +19,11 @@ from amberblob.errors import NotReady
 from amberblob.mutations import Installed
 from antientropy.driving import Again, Call, Costs, Finish, Pace, World, nobody
 from antientropy.ground import Ground, Places
-from antientropy.lanes import Compares, Follows, Remakes, Syncs, Turns
+from antientropy.lanes.compares import Compares
+from antientropy.lanes.follows import Follows
+from antientropy.lanes.lane import Turns
+from antientropy.lanes.remakes import Remakes
+from antientropy.lanes.syncs import Syncs
 from antientropy.step import Did
 from chunkstore.interface import ReplicaStore
 

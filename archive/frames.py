@@ -172,9 +172,7 @@ class FrameReader:
         ArchiveDamaged: there can be no such frame as the row tells of.
     """
 
-    def __init__(
-        self, row: ArchivedChunk, start: int = 0, end: int | None = None, *, check_whole: bool = True
-    ) -> None:
+    def __init__(self, row: ArchivedChunk, start: int = 0, end: int | None = None, *, check_whole: bool = True) -> None:
         if row.foreign:
             raise ValueError("imported content has no frame")
         size = row.end - row.start

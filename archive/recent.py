@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 
@@ -31,28 +32,40 @@ class RecentChunks:
         self._target = target
         self._since_ms = since_ms
         self._problem = problem
+        self._reading = asyncio.Lock()
         self._packed: dict[str, ArchivedChunk] | None = None
         self._lone: dict[str, Stored] | None = None
 
     async def find(self, chunk: ChunkRef) -> ArchivedChunk | None:
         """Where a chunk is (``len`` 0: of a length that is not known), as an object says that was not looked at; its row is not verified. Raises as ``Target.page`` and ``Target.read``."""
-        if self._packed is None:
-            self._packed = {}
-            async for stored in recent_packs(self._target, self._since_ms):
-                for row in await self._rows(stored):
-                    self._packed[row.chunk_id] = row
-        found = self._packed.get(chunk.id) or await self._find_lone(chunk)
+        found = (await self._all_packed()).get(chunk.id) or await self._find_lone(chunk)
         return found if found is not None and chunk.len in (0, found.length) else None
 
+    # Both are read once, and nobody sees a part of them: what is not there is believed to be nowhere.
+
+    async def _all_packed(self) -> dict[str, ArchivedChunk]:
+        async with self._reading:
+            if self._packed is None:
+                packed: dict[str, ArchivedChunk] = {}
+                async for stored in recent_packs(self._target, self._since_ms):
+                    packed.update((row.chunk_id, row) for row in await self._rows(stored))
+                self._packed = packed
+            return self._packed
+
+    async def _all_lone(self) -> dict[str, Stored]:
+        async with self._reading:
+            if self._lone is None:
+                lone: dict[str, Stored] = {}
+                async for stored in _listed(self._target, CHUNKS, ""):
+                    ulid = object_ulid(stored.name)
+                    if ulid is not None and ulid_time_ms(ulid) >= self._since_ms:
+                        lone[stored.name.rpartition("/")[2].partition(".")[0]] = stored
+                self._lone = lone
+            return self._lone
+
     async def _find_lone(self, chunk: ChunkRef) -> ArchivedChunk | None:
-        if self._lone is None:
-            self._lone = {}
-            async for stored in _listed(self._target, CHUNKS, ""):
-                ulid = object_ulid(stored.name)
-                if ulid is not None and ulid_time_ms(ulid) >= self._since_ms:
-                    self._lone[stored.name.rpartition("/")[2].partition(".")[0]] = stored
-        lone = self._lone.get(chunk.id)
-        rows = await self._rows(lone) if lone is not None else []
+        stored = (await self._all_lone()).get(chunk.id)
+        rows = await self._rows(stored) if stored is not None else []
         return next((row for row in rows if row.chunk_id == chunk.id), None)
 
     async def _rows(self, stored: Stored) -> list[ArchivedChunk]:

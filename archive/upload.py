@@ -112,8 +112,10 @@ class _Run:
         self._under_way: dict[str, _Chunk] = {}
         self._done: OrderedDict[str, ArchivedChunk] = OrderedDict()
         self._again: list[tuple[Item, ArchivedChunk]] = []
-        self._packs: list[OpenObject] = []
+        self._pack: OpenObject | None = None  # that takes more
+        self._choosing = asyncio.Lock()
         self._objects = 0
+        self._lone_waiting = 0
         self._changed = asyncio.Event()
 
     async def carry_out(self, source: AsyncIterable[tuple[Item, bytes]]) -> None:
@@ -121,8 +123,8 @@ class _Run:
             async with self._sending:
                 async with self._encoding:
                     await self._take(source)
-                for pack in list(self._packs):
-                    self._close(pack)
+                if self._pack is not None:
+                    self._close(self._pack)
         except BaseExceptionGroup as group:
             raise _first(group) from None
 
@@ -186,10 +188,12 @@ class _Run:
                 self._add(await self._pack_with_room(), frame)
 
     async def _send_alone(self, frame: Frame) -> None:
-        if self._objects and self._objects == len(self._packs):
-            # All places are taken by packs that wait for more: one has to end, or nothing here ever would.
-            self._close(max(self._packs, key=lambda pack: pack.size_bytes))
-        await self._uploader.places.acquire()
+        self._lone_waiting += 1
+        self._make_way()
+        try:
+            await self._uploader.places.acquire()
+        finally:
+            self._lone_waiting -= 1
         lone = self._begin(lone_name(frame.chunk_id, self._uploader.mint()))
         try:
             self._add(lone, frame)
@@ -198,26 +202,33 @@ class _Run:
         finally:
             self._ended()
 
+    def _make_way(self) -> None:
+        """Close the pack if it alone holds a place while lone chunks wait for one: it waits for more, which may come after them."""
+        if self._lone_waiting and self._pack is not None and self._objects == 1 and self._uploader.places.locked():
+            self._close(self._pack)
+
     async def _pack_with_room(self) -> OpenObject:
         """The pack that takes more now; or a new one, if there is none and one more object may be under way.
 
         Only one is open at a time: with a slow target several would stay small, and each costs requests of its own.
         """
-        while True:
-            roomy = [pack for pack in self._packs if pack.room]
-            if roomy:
-                return max(roomy, key=lambda pack: pack.size_bytes)
-            if self._packs or (self._objects and self._uploader.places.locked()):
-                self._changed.clear()
-                await self._changed.wait()
-                continue
-            await self._uploader.places.acquire()
-            pack = self._begin(pack_name(self._uploader.mint()))
-            self._packs.append(pack)
-            lingering = asyncio.get_running_loop().call_later(self._uploader.linger_s, self._close, pack)
-            sending = self._sending.create_task(self._send(pack))
-            # Not in the task: one that is cancelled before it began has no `finally`.
-            sending.add_done_callback(functools.partial(self._sent, lingering))
+        async with self._choosing:  # two that wait for a place would begin one each
+            while self._pack is None or not self._pack.room:
+                if self._pack is not None or (self._objects and self._uploader.places.locked()):
+                    self._changed.clear()
+                    await self._changed.wait()
+                else:
+                    await self._uploader.places.acquire()
+                    self._pack = self._begin_pack()
+            return self._pack
+
+    def _begin_pack(self) -> OpenObject:
+        pack = self._begin(pack_name(self._uploader.mint()))
+        lingering = asyncio.get_running_loop().call_later(self._uploader.linger_s, self._close, pack)
+        sending = self._sending.create_task(self._send(pack))
+        # Not in the task: one that is cancelled before it began has no `finally`.
+        sending.add_done_callback(functools.partial(self._sent, lingering))
+        return pack
 
     def _begin(self, name: str) -> OpenObject:
         self._objects += 1
@@ -231,12 +242,13 @@ class _Run:
             to.enter(item)
         if to.size_bytes >= self._uploader.pack_size or to.entries >= ENTRIES_MAX:
             self._close(to)
+        self._make_way()
 
     def _close(self, pack: OpenObject) -> None:
-        """Nothing is added to it any more."""
+        """Nothing is added to the object any more."""
         pack.close()
-        if pack in self._packs:
-            self._packs.remove(pack)
+        if pack is self._pack:
+            self._pack = None
 
     async def _send(self, object: OpenObject) -> None:
         """Store an object as its frames come, and tell those who wait for it."""
@@ -264,6 +276,8 @@ class _Run:
         self._objects -= 1
         self._uploader.places.release()
         self._changed.set()
+        # Not at once: who is given the place now counts as waiting until it runs.
+        asyncio.get_running_loop().call_soon(self._make_way)
 
 
 def _encode_all(pairs: list[tuple[Item, bytes]], level: int) -> list[tuple[str, Frame | AmberError]]:

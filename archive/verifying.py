@@ -14,6 +14,7 @@ from amberblob.errors import AmberError, ArchiveDamaged, ArchiveError, ArchiveMi
 from amberblob.limits import KIB
 from archive.closing import closing
 from archive.frames import FrameReader, damaged
+from archive.targets.guarded import confirm
 from archive.targets.interface import Source
 
 Outcome = Literal["verified", "damaged", "missing", "unknown"]
@@ -70,6 +71,7 @@ class _Check:
         frames = {row: msgspec.structs.replace(row, archived_at_ms=0, state=0) for row in rows if not row.foreign}
         await self._read_all([row for row in set(frames.values()) if self._possible(row)])
         await self._look_again()
+        await self._look_whose()
         return [Verdict(row, *self._seen.get(frames.get(row, row), ("unknown", None))) for row in rows]
 
     def _possible(self, row: ArchivedChunk) -> bool:
@@ -138,6 +140,17 @@ class _Check:
         if not confirmed:
             for row in bad[LOOKS_MAX:]:
                 self._seen[row] = "unknown", self._seen[row][1]
+
+    async def _look_whose(self) -> None:
+        """Of a target that is another one than what the rows are of, or may be, nothing is known."""
+        if not any(outcome in ("damaged", "missing") for outcome, _ in self._seen.values()):
+            return
+        try:
+            await confirm(self._target)
+        except ArchiveError as error:
+            for row, (outcome, _) in self._seen.items():
+                if outcome != "verified":
+                    self._seen[row] = "unknown", error
 
 
 class _Walk:

@@ -133,7 +133,7 @@ class Archiving:
         """What has to have a row for the version to live by them; None when its manifest is not here."""
         if version.manifest_id is None:
             return ids_of(version, version.chunks)
-        chunks = await self._blobs.run_reading(lambda: self._blobs.chunks(slot, version))
+        chunks = await self._blobs.work.run_reading(lambda: self._blobs.mending.chunks(slot, version))
         return None if chunks is None else ids_of(version, chunks)
 
     async def is_held(self, slot: int, version: Version) -> bool:
@@ -151,11 +151,11 @@ class Archiving:
         if self.knows_nothing(slot):
             return None
         self._core.journal.raise_if_failed()
-        return await self._blobs.to_the_end(self._evict(slot, path, version))
+        return await self._blobs.work.to_the_end(self._evict(slot, path, version))
 
     async def _evict(self, slot: int, path: str, version: Version) -> int | None:
         core, blob_id = self._core, version.blob_id
-        async with self._blobs.alone((slot, blob_id)):
+        async with self._blobs.work.alone((slot, blob_id)):
             ids = await self.chunk_ids(slot, version)
             if ids is None or not version.size:
                 return None
@@ -175,8 +175,8 @@ class Archiving:
     async def _remove_files(self, slot: int, blob_id: str) -> int:
         """Remove the files of a blob that is marked; whoever calls this is alone with it."""
         self._core.overlay.mark_complete(slot, blob_id, complete=False)
-        self._blobs.mending.pop((slot, blob_id), None)
-        went = await self._blobs.run_reading(lambda: self._files.evict_blob(slot, blob_id))
+        self._blobs.work.lacking.pop((slot, blob_id), None)
+        went = await self._blobs.work.run_reading(lambda: self._files.evict_blob(slot, blob_id))
         await self._core.ask(slot, partial(archivedb.settle_files, blob_id=blob_id))
         return went
 
@@ -186,11 +186,11 @@ class Archiving:
             return 0
         count = 0
         for blob_id in await self._core.ask(slot, partial(archivedb.leftovers, limit=limit)):
-            count += await self._blobs.to_the_end(self._sweep_one(slot, blob_id))
+            count += await self._blobs.work.to_the_end(self._sweep_one(slot, blob_id))
         return count
 
     async def _sweep_one(self, slot: int, blob_id: str) -> bool:
-        async with self._blobs.alone((slot, blob_id)):
+        async with self._blobs.work.alone((slot, blob_id)):
             # Its bytes may have been put back since it was listed, and the mark taken away.
             if not await self._core.ask(slot, partial(archivedb.may_have_files, blob_id=blob_id)):
                 return False

@@ -101,7 +101,7 @@ class Bulk:
         def look() -> list[Version]:
             return [one for one in files if not self._files.missing(slot, checked_ulid(one.blob_id), one.chunks)]
 
-        found = await self._blobs.run_reading(look) if files else []
+        found = await self._blobs.work.run_reading(look) if files else []
         here = {version.blob_id for version in found if await self.is_whole(slot, version)}
         evicted = await self._archiving.evicted_among(slot, {one.blob_id for one in versions} - here)
         here |= {one.blob_id for one in versions if one.blob_id in evicted and await self._archiving.is_held(slot, one)}
@@ -121,9 +121,9 @@ class Bulk:
         """
         async with contextlib.AsyncExitStack() as stack:
             if version.inline:
-                is_here = not await self._blobs.missing_chunks(slot, version, version.chunks)
+                is_here = not await self._blobs.mending.missing_chunks(slot, version, version.chunks)
             elif version.size:
-                await stack.enter_async_context(self._blobs.alone((slot, checked_ulid(version.blob_id))))
+                await stack.enter_async_context(self._blobs.work.alone((slot, checked_ulid(version.blob_id))))
                 is_here = await self._has_files(slot, version)
             else:
                 is_here = True
@@ -132,15 +132,15 @@ class Bulk:
             return is_here
 
     async def _has_files(self, slot: int, version: Version) -> bool:
-        chunks = await self._blobs.run_reading(lambda: self._blobs.chunks(slot, version))
+        chunks = await self._blobs.work.run_reading(lambda: self._blobs.mending.chunks(slot, version))
         if chunks is None:
             return False
-        missing = await self._blobs.run_reading(lambda: self._files.missing(slot, version.blob_id, chunks))
+        missing = await self._blobs.work.run_reading(lambda: self._files.missing(slot, version.blob_id, chunks))
         if missing:
             return False
-        if not await self._blobs.run_reading(lambda: self._files.is_complete(slot, version.blob_id)):
+        if not await self._blobs.work.run_reading(lambda: self._files.is_complete(slot, version.blob_id)):
             # The mark of a repair that was killed before its end.
-            await self._blobs.run_writing(
+            await self._blobs.work.run_writing(
                 lambda: self._files.end_mending(slot, version.blob_id, chunks, version.manifest_id)
             )
         return True
@@ -154,7 +154,7 @@ class Bulk:
         """All in one sync of the journal, and as far as possible in one transaction of the database."""
         assert all(version.inline for version, _ in bodies), "a file does not belong into the database"
         await self._run(lambda: _check_all(bodies))
-        self._blobs.guard(sum(len(data) for _, data in bodies))
+        self._blobs.work.guard(sum(len(data) for _, data in bodies))
         position = 0
         for version, data in await self._referred(slot, bodies):
             position = self._core.apply(BodyKept(slot, version.blob_id, data))
@@ -164,28 +164,28 @@ class Bulk:
         assert not any(version.inline for version, _ in blobs), "an inline body is no file"
         for version, _ in blobs:
             _only_chunk(version)
-        self._blobs.guard(sum(len(data) for _, data in blobs))
+        self._blobs.work.guard(sum(len(data) for _, data in blobs))
         given = {version.blob_id: (version, data) for version, data in await self._referred(slot, blobs)}
         if given:
-            await self._blobs.to_the_end(self._install(slot, [given[blob_id] for blob_id in sorted(given)]))
+            await self._blobs.work.to_the_end(self._install(slot, [given[blob_id] for blob_id in sorted(given)]))
 
     async def _install(self, slot: int, given: Given) -> None:
         """Alone with all of the blobs, which are in order, so that two calls never wait for each other."""
         blobs = [(slot, version.blob_id) for version, _ in given]
         async with contextlib.AsyncExitStack() as stack:
             for blob in blobs:
-                await stack.enter_async_context(self._blobs.alone(blob))
-                self._blobs.mending.pop(blob, None)
+                await stack.enter_async_context(self._blobs.work.alone(blob))
+                self._blobs.work.lacking.pop(blob, None)
             # Until their names are synced nobody is told that they are durable.
-            self._blobs.publishing.update(blobs)
-            stack.callback(self._blobs.publishing.difference_update, blobs)
+            self._blobs.work.publishing.update(blobs)
+            stack.callback(self._blobs.work.publishing.difference_update, blobs)
             await self._store(slot, given)
             for _, blob_id in blobs:
                 self._core.overlay.mark_complete(slot, blob_id, complete=True)
             await self._keep(slot, [version for version, _ in given])
 
     async def _store(self, slot: int, given: Given) -> None:
-        await self._blobs.run_writing(lambda: self._files.prepare_slot(slot))
+        await self._blobs.work.run_writing(lambda: self._files.prepare_slot(slot))
         folders = [self._files.staging_folder(slot) / f"{version.blob_id}.{self._mint()}" for version, _ in given]
         writes = [
             asyncio.ensure_future(self._run(partial(self._write, slot, folder, version, data)))
@@ -201,7 +201,7 @@ class Bulk:
         except BaseException as error:
             await self._run(lambda: self._clear(folders))
             if isinstance(error, OSError):
-                raise self._blobs.failed(error) from error
+                raise self._blobs.work.failed(error) from error
             raise
 
     def _write(self, slot: int, folder: Path, version: Version, data: bytes) -> bool:

@@ -10,6 +10,7 @@ import asyncio
 from array import array
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
@@ -95,9 +96,13 @@ class Filling:
                 return None
             await asyncio.sleep(_PAUSE_S)
         layer = layer_for(len(crcs))
+
+        def take(piece: array[int], _: SlotDatabase) -> None:
+            fill(layer, piece)
+
         for at in range(0, len(crcs), _PIECE_PATHS):
             piece = crcs[at : at + _PIECE_PATHS]
-            await self._ask(slot, lambda _, piece=piece: fill(layer, piece))  # type: ignore[misc]
+            await self._ask(slot, partial(take, piece))
             await asyncio.sleep(_PAUSE_S)
         return layer
 

@@ -69,7 +69,7 @@ class Garbage:
         if not listed:
             return await self._archiving.sweep_leftovers(slot, limit)
         claimed = await self._claimed(slot, set(listed))
-        went = {b: await self._blobs.remove_garbage(slot, b, is_claimed=b in claimed) for b in listed}
+        went = {b: await self._blobs.giving_up.remove_garbage(slot, b, is_claimed=b in claimed) for b in listed}
         # Whoever is stopped before this leaves some on the list whose files are gone: the next sweep finds nothing to remove.
         ended = [blob_id for blob_id, gone in went.items() if gone is not None]
         await self._core.ask(slot, partial(garbagedb.end_garbage, blob_ids=ended))
@@ -91,22 +91,24 @@ class Garbage:
     async def holds(self, slot: int) -> bool:
         if not self._is_known(slot):
             return False
-        return not await self._core.is_blank(slot) or await self._blobs.run_reading(lambda: self._files.has_blobs(slot))
+        return not await self._core.is_blank(slot) or await self._blobs.work.run_reading(
+            lambda: self._files.has_blobs(slot)
+        )
 
     async def leave(self, slot: int) -> str:
         incarnation = await self._core.begin_anew(slot, keep=False)
-        await self._blobs.put_away(slot)
+        await self._blobs.giving_up.put_away(slot)
         return incarnation
 
     async def sweep_left(self, slot: int, limit: int) -> tuple[int, int]:
-        return await self._blobs.run_reading(lambda: self._files.sweep_left(slot, limit))
+        return await self._blobs.work.run_reading(lambda: self._files.sweep_left(slot, limit))
 
     # -- orphans
 
     async def orphans(self, slot: int, older_than_ms: int) -> list[str]:
         if not self._is_known(slot):
             return []
-        folders = await self._blobs.run_reading(lambda: self._files.folders_before(slot, older_than_ms))
+        folders = await self._blobs.work.run_reading(lambda: self._files.folders_before(slot, older_than_ms))
         barrier = self._core.overlay.slot_position(slot)
         lone = await self._core.ask(slot, partial(garbagedb.lone_bodies, disk_id=self._disk_id), barrier=barrier)
         bodies = (blob_id for blob_id in lone if valid_ulid(blob_id) and ulid_time_ms(blob_id) < older_than_ms)
@@ -118,4 +120,4 @@ class Garbage:
             suspects |= await self._core.ask(slot, question, barrier=barrier)
         if suspects:
             suspects -= await self._claimed(slot, suspects)
-        return sorted(blob_id for blob_id in suspects if not self._blobs.is_under_way(slot, blob_id))
+        return sorted(blob_id for blob_id in suspects if not self._blobs.work.is_under_way(slot, blob_id))

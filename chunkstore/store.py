@@ -309,39 +309,39 @@ class DiskStore:
     # -- bytes
 
     async def blob_state(self, slot: int, blob_id: str) -> BlobState:
-        return await self._blobs.blob_state(slot, blob_id)
+        return await self._blobs.states.blob_state(slot, blob_id)
 
     async def stage(
         self, slot: int, blob_id: str, *, chunk_bytes: int, size: int | None, revive: bool = False
     ) -> Staging:
-        return await self._blobs.stage(slot, blob_id, chunk_bytes, size, revive)
+        return await self._blobs.arriving.stage(slot, blob_id, chunk_bytes, size, revive)
 
     async def discard(self, slot: int, blob_id: str) -> None:
-        await self._blobs.discard(slot, blob_id)
+        await self._blobs.giving_up.discard(slot, blob_id)
 
     def peek_body(self, slot: int, blob_id: str) -> bytes | None:
-        return self._blobs.peek_body(slot, blob_id)
+        return self._blobs.reading.peek_body(slot, blob_id)
 
     async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef, *, fresh: bool = False) -> bytes:
-        return await self._blobs.read_chunk(slot, blob_id, chunk, fresh=fresh)
+        return await self._blobs.reading.read_chunk(slot, blob_id, chunk, fresh=fresh)
 
     async def read_chunk_into(self, slot: int, blob_id: str, chunk: ChunkRef, into: memoryview) -> bytes | memoryview:
-        return await self._blobs.read_chunk_into(slot, blob_id, chunk, into)
+        return await self._blobs.reading.read_chunk_into(slot, blob_id, chunk, into)
 
     async def read_manifest(self, slot: int, blob_id: str, manifest_id: str) -> bytes:
-        return await self._blobs.read_manifest(slot, blob_id, manifest_id)
+        return await self._blobs.reading.read_manifest(slot, blob_id, manifest_id)
 
     async def missing_chunks(self, slot: int, version: Version, chunks: tuple[ChunkRef, ...]) -> list[ChunkRef]:
-        return await self._blobs.missing_chunks(slot, version, chunks)
+        return await self._blobs.mending.missing_chunks(slot, version, chunks)
 
     async def install_chunk(self, slot: int, version: Version, chunk: ChunkRef, data: Content) -> None:
-        await self._blobs.install_chunk(slot, version, chunk, data)
+        await self._blobs.mending.install_chunk(slot, version, chunk, data)
 
     async def install_manifest(self, slot: int, version: Version, manifest: bytes) -> None:
-        await self._blobs.install_manifest(slot, version, manifest)
+        await self._blobs.mending.install_manifest(slot, version, manifest)
 
     async def sweep_staged(self, older_than_ms: int, limit: int) -> int:
-        return await self._blobs.sweep_staged(older_than_ms, limit)
+        return await self._blobs.giving_up.sweep_staged(older_than_ms, limit)
 
     # -- comparing and mending
 

@@ -161,12 +161,12 @@ def assemble(
         repairs=repairs,
         clock=hybrid,
     )
-    replica.pace = Yielding(clock, served.count, repair.busy_bytes_per_s)
+    replica.streams.pace = Yielding(clock, served.count, repair.busy_bytes_per_s)
     peers = connect(replica)
     coordinator = Coordinator(
         node=routing.node,
         peers=peers,
-        counters=replica,
+        counters=replica.copies,
         mint=mint,
         clock=hybrid,
         randomness=randomness,
@@ -176,12 +176,12 @@ def assemble(
         read_timeout_s=request_timeout_s,
     )
     resolver = Resolver(coordinator, routing, store, clock, randomness)
-    replica.on_undecided, replica.on_decided = resolver.accepted, resolver.decided
+    replica.copies.on_undecided, replica.copies.on_decided = resolver.accepted, resolver.decided
     finishes = Finishes(coordinator, routing)
     lookup = Lookup(coordinator, routing, store)
     reading = Reading(coordinator, routing, store, puller)
     puller.source = PeerSource(peers, fetching, clock)
-    served.by = (replica, reading)
+    served.by = (replica.copies, reading)
 
     def installed(mutation: Installed) -> None:
         if mutation.rows or mutation.record is not None:
@@ -231,7 +231,7 @@ def assemble(
             store=store,
             routing=routing,
             coordinator=coordinator,
-            admission=replica,
+            admission=replica.copies,
             lookup=lookup,
             clock=clock,
             hybrid=hybrid,
@@ -239,8 +239,8 @@ def assemble(
             randomness=randomness,
             missed=lambda slot, blob_id, damaged: puller.missed(slot, blob_id, damaged=damaged),
         )
-        replica.archive, replica.lent = cold.answers.answer, cold.lent.get
-        replica.on_read = reading.on_read = cold.heat.read
+        replica.archive, replica.streams.lent = cold.answers.answer, cold.lent.get
+        replica.streams.on_read = reading.on_read = cold.heat.read
         reading.cold, puller.archived, objects.putting.through = cold.reads, cold.healing, cold.through
         cold.exporting.compared_ms = repairer.compared_ms
         cold.runner.register(

@@ -12,9 +12,10 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from amberblob.archivejobs import JobWanted
 from amberblob.errors import NoArchive
 from amberblob.manifest import Version
-from node.archive.status import ArchiveView, JobStarted, JobsView, JobView, JobWanted
+from node.archive.status import ArchiveView, JobStarted, JobsView, JobView
 from node.protocol.operations import NO_CONDITIONS, Conditions
 
 __all__ = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from amberblob.errors import NotReady
@@ -255,11 +256,14 @@ class Status:
                 lambda: self._resolver.waiting,
             ),
         ):
-            metrics.gauge(name, text).set_function(lambda read=read: float(read()))  # type: ignore[misc]
+            metrics.gauge(name, text).set_function(read)
         metrics.registry.register(HealthGauges(self._health.own))
         for count in self._store.counts():
             text = f"Counted by the disk since the node started: {count.replace('_', ' ')}."
-            metrics.counted(f"amberblob_{count}", text, lambda count=count: self._store.counts()[count])  # type: ignore[misc]
+            metrics.counted(f"amberblob_{count}", text, partial(self._count_of_disk, count))
+
+    def _count_of_disk(self, name: str) -> int:
+        return self._store.counts()[name]
 
 
 async def _heal(table: RouteTable, gathered: Gathering, *, slots: SlotsWanted, since_ms: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ Read in this order:
    :mod:`registry.membership`: what operators ask for: join, drain, remove, forget.
 8. :mod:`registry.trust`: what a registry must not show after what was seen; :mod:`registry.lineage`: the same for one client.
 9. The leaves: :mod:`registry.embedded` (one machine, SQLite), :mod:`registry.etcd`, :mod:`registry.redis`, :mod:`registry.memory`
-   (tests and simulation); :func:`registry.factory.open_registry` picks one by the URL's scheme.
+   (tests and simulation), with :mod:`registry.common`; :func:`registry.factory.open_registry` picks one by the URL's scheme.
 
 This package must not know what a blob, a ballot or a disk's layout is, nor how nodes talk: it is a sibling of
 ``chunkstore`` and ``amberblob.client``, and imports only the shared language in ``amberblob``.

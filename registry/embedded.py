@@ -26,10 +26,10 @@ import aiosqlite
 
 from amberblob.clock import Clock, Randomness, SystemClock, SystemRandomness
 from amberblob.errors import ConfigError, RegistryUnavailable
+from registry.common import KeptLease, Transacting
 from registry.interface import (
     Change,
     Compacted,
-    CompareAndDelete,
     CompareAndSet,
     Delete,
     Entry,
@@ -82,30 +82,7 @@ def path_of_url(url: str) -> str:
     return path
 
 
-class EmbeddedLease:
-    """A lease of an :class:`EmbeddedRegistry`."""
-
-    def __init__(self, registry: EmbeddedRegistry, lease_id: str, ttl_s: float) -> None:
-        self._registry = registry
-        self._id = lease_id
-        self._ttl_s = ttl_s
-
-    @property
-    def id(self) -> str:
-        return self._id
-
-    @property
-    def ttl_s(self) -> float:
-        return self._ttl_s
-
-    async def keepalive(self) -> bool:
-        return await self._registry.keep_lease(self._id)
-
-    async def revoke(self) -> None:
-        await self._registry.end_lease(self._id)
-
-
-class EmbeddedRegistry:
+class EmbeddedRegistry(Transacting):
     """One process's connection to the file. See :class:`registry.interface.Registry`.
 
     The connection is opened by the first call and opened anew after an error, so that a registry that is down
@@ -173,16 +150,6 @@ class EmbeddedRegistry:
 
         return await self._run(work)
 
-    async def compare_and_set(
-        self, key: str, expected_revision: int, value: bytes, *, lease_id: str | None = None
-    ) -> int | None:
-        return await self.transact(
-            [CompareAndSet(key=key, expected_revision=expected_revision, value=value, lease_id=lease_id)]
-        )
-
-    async def delete(self, key: str, expected_revision: int) -> int | None:
-        return await self.transact([CompareAndDelete(key=key, expected_revision=expected_revision)])
-
     async def transact(self, operations: Sequence[Operation]) -> int | None:
         check_operations(operations)
 
@@ -221,7 +188,7 @@ class EmbeddedRegistry:
             if written.is_set():
                 seen = None
 
-    async def lease(self, ttl_s: float) -> EmbeddedLease:
+    async def lease(self, ttl_s: float) -> KeptLease[str]:
         lease_id = self._randomness.token(16).hex()
         ttl_ms = max(1, round(ttl_s * 1000))
 
@@ -229,7 +196,7 @@ class EmbeddedRegistry:
             await db.execute("INSERT INTO leases VALUES (?, ?, ?)", (lease_id, ttl_ms, self._clock.wall_ms() + ttl_ms))
 
         await self._write(work)
-        return EmbeddedLease(self, lease_id, ttl_s)
+        return KeptLease(self, lease_id, ttl_s)
 
     async def close(self) -> None:
         self._closed = True

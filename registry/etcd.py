@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from amberblob.errors import ConfigError, RegistryUnavailable
+from registry.common import KeptLease, Transacting
 from registry.interface import (
     Change,
     Compacted,
     CompareAndDelete,
-    CompareAndSet,
     Delete,
     Entry,
     Event,
@@ -158,30 +158,7 @@ class _Write:
     ask: _Ask
 
 
-class EtcdLease:
-    """A lease of an :class:`EtcdRegistry`. etcd counts whole seconds, and not fewer than its election takes."""
-
-    def __init__(self, registry: EtcdRegistry, number: int, ttl_s: float) -> None:
-        self._registry = registry
-        self._number = number
-        self._ttl_s = ttl_s
-
-    @property
-    def id(self) -> str:
-        return str(self._number)
-
-    @property
-    def ttl_s(self) -> float:
-        return self._ttl_s
-
-    async def keepalive(self) -> bool:
-        return await self._registry.keep_lease(self._number)
-
-    async def revoke(self) -> None:
-        await self._registry.end_lease(self._number)
-
-
-class EtcdRegistry:
+class EtcdRegistry(Transacting):
     """One client of an etcd cluster. See :class:`registry.interface.Registry`.
 
     Args:
@@ -229,16 +206,6 @@ class EtcdRegistry:
             if snapshot is not None:
                 return snapshot
         raise RegistryUnavailable(f"The registry {self._where} compacts faster than it can be read.")
-
-    async def compare_and_set(
-        self, key: str, expected_revision: int, value: bytes, *, lease_id: str | None = None
-    ) -> int | None:
-        return await self.transact(
-            [CompareAndSet(key=key, expected_revision=expected_revision, value=value, lease_id=lease_id)]
-        )
-
-    async def delete(self, key: str, expected_revision: int) -> int | None:
-        return await self.transact([CompareAndDelete(key=key, expected_revision=expected_revision)])
 
     async def transact(self, operations: Sequence[Operation]) -> int | None:
         check_operations(operations)
@@ -298,10 +265,11 @@ class EtcdRegistry:
                     self._streams.discard(stream)
                     stream.close()
 
-    async def lease(self, ttl_s: float) -> EtcdLease:
+    async def lease(self, ttl_s: float) -> KeptLease[int]:
+        # etcd counts whole seconds, and not fewer than its election takes.
         request = rpc.LeaseGrantRequest(TTL=max(1, math.ceil(ttl_s)))
         response = await self._call(_Write(lambda at, how: at.leases.LeaseGrant(request, **how)))
-        return EtcdLease(self, response.ID, float(response.TTL))
+        return KeptLease(self, response.ID, float(response.TTL))
 
     async def close(self) -> None:
         if self._closed.is_set():

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from amberblob.clock import Clock, SystemClock
 from amberblob.errors import RegistryUnavailable
+from registry.common import KeptLease, Transacting
 from registry.interface import (
     Change,
     Compacted,
@@ -99,35 +100,7 @@ def shared_store(name: str) -> MemoryStore:
     return _shared.setdefault(name, MemoryStore())
 
 
-class MemoryLease:
-    """A lease of a :class:`MemoryRegistry`."""
-
-    def __init__(self, registry: MemoryRegistry, lease_id: str, ttl_s: float) -> None:
-        self._registry = registry
-        self._id = lease_id
-        self._ttl_s = ttl_s
-
-    @property
-    def id(self) -> str:
-        return self._id
-
-    @property
-    def ttl_s(self) -> float:
-        return self._ttl_s
-
-    async def keepalive(self) -> bool:
-        store = self._registry.ready_store()
-        lease = store.leases.get(self._id)
-        if lease is None:
-            return False
-        lease.expires_s = self._registry.clock.monotonic_s() + self._ttl_s
-        return True
-
-    async def revoke(self) -> None:
-        self._registry.ready_store().drop_keys_of({self._id})
-
-
-class MemoryRegistry:
+class MemoryRegistry(Transacting):
     """One client of a :class:`MemoryStore`. See :class:`registry.interface.Registry`."""
 
     def __init__(self, store: MemoryStore | None = None, *, clock: Clock | None = None) -> None:
@@ -149,16 +122,6 @@ class MemoryRegistry:
         store = self.ready_store()
         found = sorted((key for key in store.entries if key.startswith(prefix)), key=str.encode)
         return Snapshot(tuple(store.entries[key] for key in found), store.revision)
-
-    async def compare_and_set(
-        self, key: str, expected_revision: int, value: bytes, *, lease_id: str | None = None
-    ) -> int | None:
-        return await self.transact(
-            [CompareAndSet(key=key, expected_revision=expected_revision, value=value, lease_id=lease_id)]
-        )
-
-    async def delete(self, key: str, expected_revision: int) -> int | None:
-        return await self.transact([CompareAndDelete(key=key, expected_revision=expected_revision)])
 
     async def transact(self, operations: Sequence[Operation]) -> int | None:
         check_operations(operations)
@@ -208,13 +171,25 @@ class MemoryRegistry:
         first_s = min(lease.expires_s for lease in self.store.leases.values())
         return max(0.01, first_s - self.clock.monotonic_s())
 
-    async def lease(self, ttl_s: float) -> MemoryLease:
+    async def lease(self, ttl_s: float) -> KeptLease[str]:
         store = self.ready_store()
         store.leases_made += 1
         lease_id = f"lease-{store.leases_made}"
         store.leases[lease_id] = _Lease(ttl_s, self.clock.monotonic_s() + ttl_s)
         store.wake()
-        return MemoryLease(self, lease_id, ttl_s)
+        return KeptLease(self, lease_id, ttl_s)
+
+    async def keep_lease(self, lease_id: str) -> bool:
+        """Move a lease's end away; False when it has ended."""
+        lease = self.ready_store().leases.get(lease_id)
+        if lease is None:
+            return False
+        lease.expires_s = self.clock.monotonic_s() + lease.ttl_s
+        return True
+
+    async def end_lease(self, lease_id: str) -> None:
+        """End a lease, and its keys with it."""
+        self.ready_store().drop_keys_of({lease_id})
 
     async def close(self) -> None:
         self._closed = True

@@ -18,6 +18,7 @@ import structlog
 from amberblob.clock import Randomness, SystemRandomness
 from amberblob.errors import ConfigError, RegistryUnavailable
 from registry import redisscripts as scripts
+from registry.common import KeptLease, Transacting
 from registry.interface import (
     Change,
     Compacted,
@@ -83,30 +84,7 @@ class _Lost(RegistryUnavailable):
     """The server was not reached, or went away: worth another try."""
 
 
-class RedisLease:
-    """A lease of a :class:`RedisRegistry`."""
-
-    def __init__(self, registry: RedisRegistry, lease_id: str, ttl_s: float) -> None:
-        self._registry = registry
-        self._id = lease_id
-        self._ttl_s = ttl_s
-
-    @property
-    def id(self) -> str:
-        return self._id
-
-    @property
-    def ttl_s(self) -> float:
-        return self._ttl_s
-
-    async def keepalive(self) -> bool:
-        return await self._registry.keep_lease(self._id)
-
-    async def revoke(self) -> None:
-        await self._registry.end_lease(self._id)
-
-
-class RedisRegistry:
+class RedisRegistry(Transacting):
     """One client of a Redis server. See :class:`registry.interface.Registry`.
 
     Args:
@@ -165,16 +143,6 @@ class RedisRegistry:
         found = zip(keys, values, revisions, strict=True)
         return Snapshot(tuple(Entry(key.decode(), value, int(at)) for key, value, at in found), revision)
 
-    async def compare_and_set(
-        self, key: str, expected_revision: int, value: bytes, *, lease_id: str | None = None
-    ) -> int | None:
-        return await self.transact(
-            [CompareAndSet(key=key, expected_revision=expected_revision, value=value, lease_id=lease_id)]
-        )
-
-    async def delete(self, key: str, expected_revision: int) -> int | None:
-        return await self.transact([CompareAndDelete(key=key, expected_revision=expected_revision)])
-
     async def transact(self, operations: Sequence[Operation]) -> int | None:
         check_operations(operations)
         words: list[Any] = []
@@ -219,10 +187,10 @@ class RedisRegistry:
                     async with asyncio.timeout(0.1):
                         await self._closed.wait()
 
-    async def lease(self, ttl_s: float) -> RedisLease:
+    async def lease(self, ttl_s: float) -> KeptLease[str]:
         lease_id = self._randomness.token(16).hex()
         await self._run(scripts.LEASE, lease_id, max(1, round(ttl_s * 1000)))
-        return RedisLease(self, lease_id, ttl_s)
+        return KeptLease(self, lease_id, ttl_s)
 
     async def close(self) -> None:
         if self._closed.is_set():

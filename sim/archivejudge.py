@@ -8,6 +8,7 @@ import contextvars
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from amberblob.archivejobs import JobKind, JobWanted
 from amberblob.archives import DAMAGED, ArchivedBlob, ArchivedChunk
 from amberblob.errors import AmberError, ArchiveError, ChunkCorrupt, StorageError
 from amberblob.ids import content_hash, ulid_time_ms
@@ -16,9 +17,7 @@ from archive.frames import FrameReader
 from archive.packs import CHUNKS, PACKS, object_ulid
 from archive.targets.memory import MemoryTarget
 from node.archive.exported import ExportedObjects
-from node.archive.jobs import JobKind
 from node.archive.parts import ArchiveParts
-from node.archive.status import JobWanted
 from sim.agreement import agree
 from sim.archivists import at
 from sim.clients import NoAnswer, NotServing, Violation

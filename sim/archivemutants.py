@@ -86,7 +86,7 @@ def bytes_go_before_the_mark_is_durable() -> contextlib.AbstractContextManager[A
 
     async def evict(self: Archiving, slot: int, path: str, version: Any) -> int | None:
         core, blob_id = self._core, version.blob_id
-        async with self._blobs.alone((slot, blob_id)):
+        async with self._blobs.work.alone((slot, blob_id)):
             ids = await self.chunk_ids(slot, version)
             if ids is None or not version.size:
                 return None

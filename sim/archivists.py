@@ -8,10 +8,10 @@ from collections.abc import Callable, Coroutine
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from amberblob.archivejobs import JobKind, JobWanted
 from amberblob.errors import AmberError
-from node.archive.jobs import JobKind, JobRequest
+from node.archive.jobs import JobRequest
 from node.archive.parts import ArchiveParts
-from node.archive.status import JobWanted
 from sim.archiveshape import JOBS
 from sim.clients import NoAnswer, NotServing
 from sim.network import SimPeers

@@ -17,10 +17,10 @@ import msgspec
 
 from amberblob.errors import RegistryUnavailable
 from node.workers.rejoin import Readmit
+from registry.common import Transacting
 from registry.interface import (
     Change,
     Compacted,
-    CompareAndDelete,
     CompareAndSet,
     Entry,
     Lease,
@@ -215,7 +215,7 @@ def _what(old: Route, new: Route) -> str:
     return "learner named" if named else "learners dropped"
 
 
-class SimKeys:
+class SimKeys(Transacting):
     """Implements :class:`registry.interface.Registry` for whoever is at one machine, but for watches and leases: nobody there has any."""
 
     def __init__(self, registry: SimRegistry, machine: str, loop: SimLoop, random: Random, fired: Counter[str]) -> None:
@@ -236,15 +236,6 @@ class SimKeys:
     async def range(self, prefix: str) -> Snapshot:
         await self._way()
         return self._registry.read(prefix)
-
-    async def compare_and_set(
-        self, key: str, expected_revision: int, value: bytes, *, lease_id: str | None = None
-    ) -> int | None:
-        assert lease_id is None
-        return await self.transact([CompareAndSet(key=key, expected_revision=expected_revision, value=value)])
-
-    async def delete(self, key: str, expected_revision: int) -> int | None:
-        return await self.transact([CompareAndDelete(key=key, expected_revision=expected_revision)])
 
     async def transact(self, operations: Sequence[Operation]) -> int | None:
         check_operations(operations)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from amberblob.cli.archivefollow import Wanted, run_job
+from amberblob.cli.archivefollow import run_job
 from amberblob.cli.archivestatus import follow, show_plan, status, stop
 from amberblob.cli.options import Endpoint, Json, wants_json
 
 if TYPE_CHECKING:
-    from amberblob.client.archive import ArchiveJobKind
+    from amberblob.archivejobs import JobKind
 
 app = typer.Typer(
     help="The archive: what goes there, what comes back, and how it is.",
@@ -66,6 +65,14 @@ def run(
 @app.command()
 def verify(
     prefix: Prefix = "",
+    newer_than: Annotated[
+        str | None,
+        typer.Option(
+            "--newer-than",
+            metavar="DURATION",
+            help="Leave alone what was read back within so long: 30d, 12h.  [default: read everything]",
+        ),
+    ] = None,
     detach: Detach = False,
     rate: Rate = None,
     requests: Requests = None,
@@ -77,10 +84,12 @@ def verify(
     What is damaged or gone is told, and no copy lives by it any more; the next run sends it again if a disk has it.
 
     \b
-    Example:
+    Examples:
       amberblob archive verify --rate 5MiB --detach
+      amberblob archive verify --newer-than 7d      to go on with what a broken-off one has left
     """
-    _job("verify", prefix, False, detach, rate, requests, endpoint, json_output)
+    options = {} if newer_than is None else {"newer_than": _duration(newer_than)}
+    _job("verify", prefix, False, detach, rate, requests, endpoint, json_output, options=options)
 
 
 @app.command()
@@ -128,6 +137,13 @@ def gc(
 
 @app.command()
 def export(
+    claim: Annotated[
+        bool,
+        typer.Option(
+            "--claim",
+            help="The bucket is this cluster's archive from now on, though it is not the one that was archived to. What it lacks is lost to the next verify.",
+        ),
+    ] = False,
     detach: Detach = False,
     rate: Rate = None,
     requests: Requests = None,
@@ -142,7 +158,8 @@ def export(
     Example:
       amberblob archive run && amberblob archive export
     """
-    _job("export", "", False, detach, rate, requests, endpoint, json_output)
+    options = {"claim": "yes"} if claim else {}
+    _job("export", "", False, detach, rate, requests, endpoint, json_output, options=options)
 
 
 @app.command()
@@ -225,7 +242,7 @@ app.command()(stop)
 
 
 def _job(
-    kind: ArchiveJobKind,
+    kind: JobKind,
     prefix: str,
     dry_run: bool,
     detach: bool,
@@ -235,11 +252,13 @@ def _job(
     json_output: bool,
     *,
     source: str = "",
-    options: Mapping[str, str] | None = None,
+    options: dict[str, str] | None = None,
 ) -> None:
     if dry_run and detach:
         raise typer.BadParameter("a dry run is there to be looked at; leave --detach out", param_hint="--detach")
-    wanted = Wanted(
+    from amberblob.archivejobs import JobWanted
+
+    wanted = JobWanted(
         kind=kind,
         prefix=prefix,
         dry_run=dry_run,
@@ -252,6 +271,16 @@ def _job(
     document = run_job(wanted, detach=detach, as_json=as_json, endpoint=endpoint)
     if dry_run and not as_json:
         show_plan(document)
+
+
+def _duration(text: str) -> str:
+    from amberblob.config import parse_duration
+
+    try:
+        parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}: write 30d", param_hint="--newer-than") from None
+    return text
 
 
 def _bytes_of(rate: str | None) -> int:

@@ -6,45 +6,30 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from amberblob.cli.archivejob import Ended, JobWatch, UnderWay, Waits
 from amberblob.cli.options import with_client
 from amberblob.cli.output import CommandFailed, note, on_terminal, printable, say, say_json
+from amberblob.cli.watching import Lines
 from amberblob.errors import PeerError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from amberblob.archivejobs import JobWanted
     from amberblob.client import AsyncClient
-    from amberblob.client.archive import ArchiveJobKind
 
 T = TypeVar("T")
 
 POLL_S = 0.5
 FIRST_POLLS_S = (0.05, 0.1, 0.2)
 """A small job is over at once; nobody should wait half a second for it."""
-LINE_S = 5.0
-"""Where there is no terminal: at most one line in so many seconds."""
 UNREACHABLE_S = 60.0
 """How long no node may answer before following ends. (The job does not.)"""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """A job to be started, and how it is shown."""
-
-    kind: ArchiveJobKind
-    prefix: str = ""
-    dry_run: bool = False
-    bytes_per_s: int = 0
-    requests_per_s: float = 0.0
-    source: str = ""
-    options: Mapping[str, str] = field(default_factory=dict)
-
-
-def run_job(wanted: Wanted, *, detach: bool, as_json: bool, endpoint: str | None) -> Mapping[str, Any]:
+def run_job(wanted: JobWanted, *, detach: bool, as_json: bool, endpoint: str | None) -> Mapping[str, Any]:
     """Start the job and follow it to its end; its last document (with ``detach``: what the start answered).
 
     Raises:
@@ -54,15 +39,7 @@ def run_job(wanted: Wanted, *, detach: bool, as_json: bool, endpoint: str | None
     begun: dict[str, Any] = {}
 
     async def work(client: AsyncClient) -> tuple[Mapping[str, Any], Ended | Waits | None]:
-        started = await client.archive.start(
-            wanted.kind,
-            prefix=wanted.prefix,
-            dry_run=wanted.dry_run,
-            bytes_per_s=wanted.bytes_per_s,
-            requests_per_s=wanted.requests_per_s,
-            source=wanted.source,
-            options=wanted.options,
-        )
+        started = await client.archive.start(wanted)
         begun.update(started)
         if not as_json:
             _tell_who_does_not(started)
@@ -169,7 +146,8 @@ def _bars(title: str, *, quiet: bool) -> Iterator[Callable[[UnderWay], None]]:
         yield lambda seen: None
         return
     if not on_terminal(stderr=True):
-        yield _Lines(title)
+        lines = Lines()
+        yield lambda seen: lines.show(printable(f"{title}: {seen.text}"), seen.news)
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
@@ -206,18 +184,3 @@ class _Bars:
                 completed=share or 0.0,
                 text=printable(text),
             )
-
-
-class _Lines:
-    """Lines on stderr: the first at once, then when something has changed, and not too often."""
-
-    def __init__(self, title: str) -> None:
-        self._title = title
-        self._last = ""
-        self._at_s = -LINE_S
-
-    def __call__(self, seen: UnderWay) -> None:
-        now_s = time.monotonic()
-        if seen.news != self._last and (not self._last or now_s - self._at_s >= LINE_S):
-            note(printable(f"{self._title}: {seen.text}"))
-            self._last, self._at_s = seen.news, now_s

@@ -83,6 +83,8 @@ def stop(
 ) -> None:
     """End a job on all nodes. What it did stays; a new one does the rest.
 
+    One that has failed, or had problems, is no problem of amberblob archive status any more then.
+
     \b
     Example:
       amberblob archive stop 01KAJ5XQ4T7S9C0M2B8D3E6F1G

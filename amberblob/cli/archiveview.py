@@ -155,38 +155,67 @@ def _configuration_problems(nodes: Sequence[Mapping[str, Any]]) -> list[Problem]
 
 
 def _job_problems(jobs: Sequence[Mapping[str, Any]]) -> list[Problem]:
-    """Of the newest job of each kind: what came before it is history. Scheduled ones are each node's own."""
+    """Of the jobs that no later one has taken the place of: what came before those is history."""
     problems: list[Problem] = []
-    seen: set[tuple[str, str]] = set()
+    later: list[Mapping[str, Any]] = []
     for job in jobs:
-        kind, name = str(job.get("kind")), str(job.get("job"))
-        which = kind, _scheduled_on(job)
-        if which in seen or (kind, "") in seen or job.get("dry_run"):
-            continue
-        seen.add(which)
-        state, failures = str(job.get("state")), int(job.get("failures") or 0)
-        detail = f": {job['detail']}" if job.get("detail") else ""
-        if state == "failed":
-            problems.append(
-                Problem(
-                    f"job {name} ({kind}) failed{detail}", f"Mend that, then start it again: amberblob archive {kind}"
-                )
-            )
-        elif state == "waiting":
-            problems.append(Problem(f"job {name} ({kind}) waits{detail}", f"What for: amberblob archive follow {name}"))
-        elif failures:
-            problems.append(
-                Problem(f"job {name} ({kind}) had {failures:,} problems", f"Which: amberblob archive follow {name}")
-            )
+        if job.get("dry_run") or job.get("state") == "stopped":
+            continue  # nothing was to be done, or somebody has taken note of it
+        problem = _job_problem(job)
+        if problem is not None and not _made_up_for(job, later):
+            problems.append(problem)
+        later.append(job)
     return problems
+
+
+def _job_problem(job: Mapping[str, Any]) -> Problem | None:
+    kind, name, state = str(job.get("kind")), str(job.get("job")), job.get("state")
+    failures, detail = int(job.get("failures") or 0), f": {job['detail']}" if job.get("detail") else ""
+    noted = f"If there is nothing to mend: amberblob archive stop {name}"
+    if state == "failed":
+        again = f"Mend that, then start it again: amberblob archive {kind}. {noted}"
+        return Problem(f"job {name} ({kind}) failed{detail}", again)
+    if state == "waiting":
+        return Problem(f"job {name} ({kind}) waits{detail}", f"What for: amberblob archive follow {name}")
+    if failures:
+        which = f"Which: amberblob archive follow {name}. {noted}"
+        return Problem(f"job {name} ({kind}) had {failures:,} problems", which)
+    return None
+
+
+def _made_up_for(job: Mapping[str, Any], later: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether later jobs did, or do, what this one was to do: one on all nodes, or each node's own where this one was not well.
+
+    If they were not well either, that is told of them.
+    """
+    same = [one for one in later if _covers(one, job)]
+    if any(not _scheduled_on(one) for one in same):
+        return True
+    parts = [_mapping(part) for part in job.get("nodes") or ()]
+    unwell = {_name(part) for part in parts if part.get("state") == "failed" or part.get("failures")}
+    where = unwell or {_name(part) for part in parts}
+    return bool(where) and where <= {_scheduled_on(one) for one in same}
+
+
+def _covers(later: Mapping[str, Any], job: Mapping[str, Any]) -> bool:
+    """Whether it is of the same kind, and for all that the other one was for."""
+    return (
+        later.get("kind") == job.get("kind")
+        and str(job.get("prefix") or "").startswith(str(later.get("prefix") or ""))
+        and str(job.get("source") or "").startswith(str(later.get("source") or ""))
+        and _option(later, "to") == _option(job, "to")
+    )
 
 
 def _scheduled_on(job: Mapping[str, Any]) -> str:
     """The node that began the job by itself, for its own part; empty: somebody asked for it."""
+    return next((_name(part) for part in job.get("nodes") or ()), "") if _option(job, "scheduled") else ""
+
+
+def _option(job: Mapping[str, Any], name: str) -> str:
+    """An option of its request; empty: it was not given."""
     for part in job.get("nodes") or ():
-        request = _mapping(_mapping(part).get("request"))
-        if _mapping(request.get("options")).get("scheduled"):
-            return _name(part)
+        return str(_mapping(_mapping(_mapping(part).get("request")).get("options")).get(name) or "")
     return ""
 
 

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from amberblob.cli.healing import Healed, HealWatch, InVain, Left, duration
 from amberblob.cli.options import Endpoint, Json, wants_json, with_client
-from amberblob.cli.output import CommandFailed, human_size, note, on_terminal, printable, say, say_json
+from amberblob.cli.output import CommandFailed, human_size, note, printable, say, say_json
+from amberblob.cli.watching import Show, bar
 
 if TYPE_CHECKING:
     from amberblob.client import AsyncClient
 
 POLL_S = 1.0
-LINE_S = 5.0
-"""Where there is no terminal: at most one line in so many seconds."""
 
 
 def heal(
@@ -49,7 +47,7 @@ def heal(
         asked = await client.heal()
         if not wait:
             return asked, None
-        with heal_bar(quiet=as_json) as show:
+        with bar("healing", quiet=as_json) as show:
             return await _watch(client, str(asked["since"]), timeout_s, show)
 
     document, end = with_client(endpoint, work)
@@ -69,7 +67,7 @@ def heal(
 
 
 async def _watch(
-    client: AsyncClient, since: str, timeout_s: float | None, show: Callable[[Left], None]
+    client: AsyncClient, since: str, timeout_s: float | None, show: Show
 ) -> tuple[Mapping[str, Any], Healed | InVain]:
     """Look until the end; the last account of the copies, and what the end is."""
     watch, began_s = HealWatch(), time.monotonic()
@@ -85,56 +83,14 @@ async def _watch(
                 f"not healed within {timeout_s:g} s: {seen.text}",
                 "It goes on by itself. amberblob cluster status tells what is the matter.",
             )
-        show(seen)
+        # Bytes where any are missing; what is only to be compared has no size.
+        if seen.bytes_most:
+            show(seen.text, seen.bytes_most - seen.bytes_left, seen.bytes_most)
+        else:
+            show(seen.text, seen.done, seen.slots)
         if seen.ask_again:
             await client.heal()
         await asyncio.sleep(POLL_S)
-
-
-@contextmanager
-def heal_bar(*, quiet: bool) -> Iterator[Callable[[Left], None]]:
-    """Shows what is left: a bar on a terminal, a line now and then where stderr is none, nothing when ``quiet``."""
-    if quiet:
-        yield lambda left: None
-        return
-    if not on_terminal(stderr=True):
-        yield _Lines()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    progress = Progress(
-        TextColumn("healing"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.description}"),
-        console=Console(stderr=True),
-    )
-    with progress:
-        task = progress.add_task("asking", total=None)
-
-        def show(left: Left) -> None:
-            # Bytes where any are missing; what is only to be compared has no size.
-            done, whole = (
-                (left.bytes_most - left.bytes_left, left.bytes_most) if left.bytes_most else (left.done, left.slots)
-            )
-            progress.update(task, completed=done, total=whole, description=left.text)
-
-        yield show
-
-
-class _Lines:
-    """Lines on stderr: the first at once, then when something has changed, and not too often."""
-
-    def __init__(self) -> None:
-        self._last = ""
-        self._at_s = -LINE_S
-
-    def __call__(self, left: Left) -> None:
-        now_s = time.monotonic()
-        if left.text != self._last and (not self._last or now_s - self._at_s >= LINE_S):
-            note(left.text)
-            self._last, self._at_s = left.text, now_s
 
 
 def bytes_left(heal: Mapping[str, Any]) -> str:

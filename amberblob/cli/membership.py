@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,13 +13,12 @@ from amberblob.cli.moving import Moved, MoveWatch, Moving, Stuck
 from amberblob.cli.options import Endpoint, Json, wants_json, with_client
 from amberblob.cli.output import CommandFailed, note, on_terminal, printable, say, say_json
 from amberblob.cli.table import print_table
+from amberblob.cli.watching import Show, bar
 
 if TYPE_CHECKING:
     from amberblob.client import AsyncClient
 
 POLL_S = 0.5
-LINE_S = 5.0
-"""Where there is no terminal: at most one line in so many seconds."""
 
 Nodes = Annotated[list[str], typer.Argument(metavar="NODE…", help="As amberblob cluster nodes lists them.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan, and change nothing.")]
@@ -126,7 +124,7 @@ def _change(
                 note(line) if wait else say(line)
         if not wait:
             return plan, None
-        with _bar(quiet=as_json) as show:
+        with bar("moving", quiet=as_json) as show:
             return plan, await _watch(client, int(plan.get("generation") or 0), timeout_s, show)
 
     plan, end = with_client(endpoint, work)
@@ -178,9 +176,7 @@ def _print_nodes(plan: Mapping[str, Any]) -> None:
             say("\t".join(line))
 
 
-async def _watch(
-    client: AsyncClient, generation: int, timeout_s: float | None, show: Callable[[Moving], None]
-) -> Moved | Stuck:
+async def _watch(client: AsyncClient, generation: int, timeout_s: float | None, show: Show) -> Moved | Stuck:
     """Look until the end."""
     watch, began_s = MoveWatch(generation), time.monotonic()
     while True:
@@ -195,47 +191,5 @@ async def _watch(
                 f"not done within {timeout_s:g} s: {seen.text}",
                 "It goes on by itself. amberblob cluster status tells how far it is.",
             )
-        show(seen)
+        show(seen.text, seen.done, seen.total)
         await asyncio.sleep(POLL_S)
-
-
-@contextmanager
-def _bar(*, quiet: bool) -> Iterator[Callable[[Moving], None]]:
-    """Shows what is left: a bar on a terminal, a line now and then where stderr is none, nothing when ``quiet``."""
-    if quiet:
-        yield lambda moving: None
-        return
-    if not on_terminal(stderr=True):
-        yield _Lines()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    progress = Progress(
-        TextColumn("moving"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.description}"),
-        console=Console(stderr=True),
-    )
-    with progress:
-        task = progress.add_task("asking", total=None)
-
-        def show(moving: Moving) -> None:
-            progress.update(task, completed=moving.done, total=moving.total, description=moving.text)
-
-        yield show
-
-
-class _Lines:
-    """Lines on stderr: the first at once, then when something has changed, and not too often."""
-
-    def __init__(self) -> None:
-        self._last = ""
-        self._at_s = -LINE_S
-
-    def __call__(self, moving: Moving) -> None:
-        now_s = time.monotonic()
-        if moving.text != self._last and (not self._last or now_s - self._at_s >= LINE_S):
-            note(moving.text)
-            self._last, self._at_s = moving.text, now_s

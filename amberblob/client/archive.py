@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
+import msgspec
 from ulid import ULID
 
+from amberblob.archivejobs import JobWanted
 from amberblob.client.bodies import BytesBody
 from amberblob.client.http import Answer, Request
 from amberblob.client.targets import ARCHIVE_JOBS_TARGET, ARCHIVE_TARGET, archive_job_target
 from amberblob.errors import WireError
-
-ArchiveJobKind = Literal["run", "verify", "restore", "gc", "export", "recover", "import"]
 
 
 class Fetch(Protocol):
@@ -32,40 +31,16 @@ class ArchiveCalls:
         """Target, and per node: whether it is reached, what is archived and evicted, the cache, the traffic, the last jobs."""
         return await self._ask("GET", ARCHIVE_TARGET)
 
-    async def start(
-        self,
-        kind: ArchiveJobKind,
-        *,
-        prefix: str = "",
-        dry_run: bool = False,
-        bytes_per_s: int = 0,
-        requests_per_s: float = 0.0,
-        source: str = "",
-        options: Mapping[str, str] | None = None,
-    ) -> Mapping[str, Any]:
+    async def start(self, wanted: JobWanted) -> Mapping[str, Any]:
         """Start a job on every node; returns ``{job, nodes, silent_nodes, refused}`` before anything is done.
 
-        Args:
-            prefix: only paths that begin with it.
-            dry_run: find out what would be done, and do nothing.
-            bytes_per_s, requests_per_s: at most so much per node; 0: as configured.
-            source: of an import the bucket's URL; of a recover the archive's, if it is not the configured one.
-            options: of the kind.
+        One that has no id of the caller's is given one, so that a request that is repeated does not begin a second job.
 
         Raises:
             JobConflict: one of the kind is running (``extra["job"]``). BadRequest: it makes no sense.
         """
-        wanted = {
-            "kind": kind,
-            "job": str(ULID()),  # so that a repeated request does not begin a second one
-            "prefix": prefix,
-            "dry_run": dry_run,
-            "bytes_per_s": bytes_per_s,
-            "requests_per_s": requests_per_s,
-            "source": source,
-            "options": dict(options or {}),
-        }
-        return await self._ask("POST", ARCHIVE_JOBS_TARGET, wanted)
+        named = msgspec.structs.replace(wanted, job=wanted.job or str(ULID()))
+        return await self._ask("POST", ARCHIVE_JOBS_TARGET, msgspec.json.encode(named))
 
     async def jobs(self) -> Mapping[str, Any]:
         """``{jobs, silent_nodes}``: those that the nodes remember, newest first."""
@@ -79,14 +54,12 @@ class ArchiveCalls:
         """End a job where it is; what it did stays. The job afterwards. Raises: NoSuchJob."""
         return await self._ask("DELETE", archive_job_target(job))
 
-    async def _ask(self, method: str, target: str, document: Any = None) -> Mapping[str, Any]:
+    async def _ask(self, method: str, target: str, document: bytes | None = None) -> Mapping[str, Any]:
         if document is None:
             request = Request(method=method, target=target)
         else:
             headers = {"Content-Type": "application/json"}
-            request = Request(
-                method=method, target=target, headers=headers, body=BytesBody(json.dumps(document).encode())
-            )
+            request = Request(method=method, target=target, headers=headers, body=BytesBody(document))
         answer = (await self._fetch(request)).json()
         if not isinstance(answer, Mapping):
             raise WireError("The answer is not what was asked for: is the endpoint an AmberBlob node?")
@@ -106,9 +79,9 @@ class BlockingArchiveCalls:
         """Target, and per node: whether it is reached, what is archived and evicted, the cache, the traffic, the last jobs."""
         return self._run(self._calls.status())
 
-    def start(self, kind: ArchiveJobKind, **wanted: Any) -> Mapping[str, Any]:
+    def start(self, wanted: JobWanted) -> Mapping[str, Any]:
         """Start a job on every node: see :meth:`ArchiveCalls.start`."""
-        return self._run(self._calls.start(kind, **wanted))
+        return self._run(self._calls.start(wanted))
 
     def jobs(self) -> Mapping[str, Any]:
         """``{jobs, silent_nodes}``: those that the nodes remember, newest first."""

@@ -31,7 +31,7 @@ def open_target(section: ArchiveSection, traffic: Traffic) -> Target:
             bucket, prefix = split_s3(section.target)
             return S3Target(_requests(section, traffic), bucket, prefix)
         case "file":
-            return FolderTarget(Path(split_file(section.target)), traffic)
+            return FolderTarget(Path(split_file(section.target)), traffic, timeout_s=section.timeout_s)
         case _:
             raise ConfigError(
                 f"[archive] target is {without_user(section.target)!r}; it wants s3://bucket/prefix or file:///folder"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 from amberblob.errors import ArchiveDamaged, ArchiveDenied, ArchiveError, ArchiveMissing, ArchiveUnavailable
 
@@ -17,8 +19,15 @@ class Throttled(ArchiveUnavailable):
         wait_s: that long it wants to be left alone; 0: it did not say.
     """
 
-    def __init__(self, detail: str, wait_s: float = 0.0) -> None:
-        super().__init__(detail)
+    def __init__(
+        self,
+        detail: str = "",
+        wait_s: float = 0.0,
+        *,
+        code: str | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(detail, code=code, extra=extra)
         self.wait_s = wait_s
 
 

@@ -3,28 +3,36 @@
 An object is a file; it is written under another name, synced, renamed, and its folder synced. A marker file tells that this is the archive:
 without it the folder may be an empty mount point, and everything in the archive would seem to be gone. Nobody but the operator makes it.
 Its ETags are made of what the file system knows of a file: they change when somebody writes it, and when the archive is copied elsewhere.
+
+Whatever may wait for the file system is called in threads, and waited for only so long (:mod:`archive.targets.strands`): a mount that hangs is an
+archive that cannot be reached, and holds up nothing else.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from amberblob.clock import Randomness, SystemRandomness
 from amberblob.errors import ArchiveDamaged, ArchiveDenied, ArchiveError, ArchiveMissing
 from archive.targets.folderfiles import MARKER, TEMPORARY, Files, ends_at, etag_of, stored_of
+from archive.targets.folderopen import Opened, Placing
 from archive.targets.interface import Stored
 from archive.targets.names import DELETE_MAX, LIST_MAX, PIECE_BYTES_MAX, check_name, check_prefix
-from archive.targets.threads import Closed, Threads
+from archive.targets.strands import CANCELLED_S, LIST_TIMES, Hangs, Strand, Strands
+from archive.targets.threads import Closed
 from archive.traffic import FREE, Pace, Traffic
 from chunkstore.fileops import FileOps
 
 __all__ = ["MARKER", "TEMPORARY", "FolderTarget", "prepare_folder"]
 
 _THREADS = 16
+TIMEOUT_S = 30.0
+"""How long a call may take: a read or write of at most 1 MiB, or a sync."""
 _T = TypeVar("_T")
 
 
@@ -35,7 +43,11 @@ def prepare_folder(folder: Path) -> None:
 
 
 class FolderTarget:
-    """A :class:`~archive.targets.interface.Target`; a Source if ``strict`` is false: then files of any name count, and no marker is asked for."""
+    """A :class:`~archive.targets.interface.Target`; a Source if ``strict`` is false: then files of any name count, and no marker is asked for.
+
+    Args:
+        timeout_s: how long a call of the file system may take, before the folder counts as one that cannot be reached.
+    """
 
     def __init__(
         self,
@@ -44,7 +56,8 @@ class FolderTarget:
         *,
         pace: Pace = FREE,
         ops: FileOps | None = None,
-        threads: Threads | None = None,
+        strands: Strands | None = None,
+        timeout_s: float = TIMEOUT_S,
         chance: Randomness | None = None,
         strict: bool = True,
     ) -> None:
@@ -52,7 +65,7 @@ class FolderTarget:
         self._traffic = traffic
         self._pace = pace
         self._ops = ops or FileOps()
-        self._threads = threads or Threads(_THREADS, "archive-folder")
+        self._strands = strands or Strands(_THREADS, "archive-folder", timeout_s)
         self._chance = chance or SystemRandomness()
         self._strict = strict
         self._files = Files(folder, self._ops, strict)
@@ -69,39 +82,43 @@ class FolderTarget:
             self._traffic,
             pace=pace,
             ops=self._ops,
-            threads=self._threads,
+            strands=self._strands,
             chance=self._chance,
             strict=self._strict,
         )
 
     async def put(self, name: str, parts: AsyncIterable[bytes]) -> Stored:
-        """Store it durably. Raises: ArchiveError."""
+        """Store it durably. Raises: ArchiveError; when it hung, the object may be there later."""
         assert self._strict, "a source is only read"
         check_name(name)
         await self._pace.request()
-        temporary, path = self._folder / TEMPORARY / self._chance.token(12).hex(), self._files.path(name)
-        placed: list[os.stat_result] = []
-        done = False
+        put, strand = Placing(self._files, self._chance.token(12).hex(), name), self._strands.begin()
         try:
-            fd = await self._finish("put", lambda: self._files.create(temporary))
-            try:
-                size = 0
-                async for part in parts:
-                    await self._pace.bytes(len(part))
-                    at = size
-                    await self._finish("put", lambda part=part, at=at: self._ops.write_at(fd, [part], at))  # type: ignore[misc]
-                    size += len(part)
-                    self._traffic.sent_bytes += len(part)
-                await self._finish("put", lambda: placed.append(self._files.place(fd, temporary, path)))
-                done = True
-            finally:
-                os.close(fd)
-        finally:
-            if not done:
-                with contextlib.suppress(OSError):
-                    self._ops.unlink(path if placed else temporary)
+            await self._call("put", put.create, strand)
+            size = 0
+            async for part in parts:
+                await self._pace.bytes(len(part))
+                await self._call("put", partial(put.write, part, size), strand)
+                size += len(part)
+                self._traffic.sent_bytes += len(part)
+            stored = await self._call("put", put.place, strand)
+        except BaseException:
+            await self._undone(put, strand)
+            raise
         self._traffic.count("put", "ok")
-        return stored_of(name, placed[0])
+        return stored_of(name, stored)
+
+    async def _undone(self, put: Placing, strand: Strand) -> None:
+        """Leave nothing of it, if it is known how far it came; else it is put away when the file system answers."""
+        if not strand.free:
+            strand.after(put.put_away)
+            return
+        undoing = asyncio.ensure_future(strand.call(put.undo))
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([undoing], timeout=CANCELLED_S)
+        undoing.add_done_callback(
+            lambda over: over.cancelled() or over.exception()
+        )  # seen: it is one error more of what failed
 
     async def read(self, name: str, start: int = 0, end: int | None = None, *, etag: str = "") -> AsyncIterator[bytes]:
         """The bytes of a range. Raises: ArchiveError."""
@@ -109,9 +126,9 @@ class FolderTarget:
         if end is not None and end <= start:
             return
         await self._pace.request()
-        fd = await self._finish("get", lambda: self._files.open(name))
+        file, strand = Opened(self._files, name), self._strands.begin()
         try:
-            facts = os.fstat(fd)
+            facts = await self._call("get", file.open, strand)
             seen = etag_of(facts)
             if etag and seen != etag:
                 raise self._counted(
@@ -123,21 +140,21 @@ class FolderTarget:
             while at < stop:
                 count = min(PIECE_BYTES_MAX, stop - at)
                 await self._pace.bytes(count)
-                piece = await self._finish("get", lambda count=count, at=at: os.pread(fd, count, at))  # type: ignore[misc]
+                piece = await self._call("get", partial(file.read, count, at), strand)
                 if not piece:
                     raise self._counted("get", ends_at(self._files.path(name), at, start, end))
                 at += len(piece)
                 self._traffic.received_bytes += len(piece)
                 yield piece
         finally:
-            os.close(fd)
+            strand.after(file.close)
         self._traffic.count("get", "ok")
 
     async def head(self, name: str) -> Stored:
         """What is known of it. Raises: ArchiveError."""
         self._files.check(name)
         await self._pace.request()
-        facts = await self._finish("head", lambda: self._files.facts(name))
+        facts = await self._call("head", partial(self._files.facts, name))
         self._traffic.count("head", "ok")
         return stored_of(name, facts)
 
@@ -147,7 +164,7 @@ class FolderTarget:
         if self._strict:
             check_prefix(prefix)
         await self._pace.request()
-        found = await self._finish("list", lambda: self._files.page(prefix, after, limit))
+        found = await self._call("list", partial(self._files.page, prefix, after, limit), times=LIST_TIMES)
         self._traffic.count("list", "ok")
         return found
 
@@ -159,7 +176,7 @@ class FolderTarget:
             check_name(name)
         if names:
             await self._pace.request()
-            await self._finish("delete", lambda: self._files.delete(names))
+            await self._call("delete", partial(self._files.delete, names), times=LIST_TIMES)
             self._traffic.count("delete", "ok")
 
     async def probe(self) -> None:
@@ -180,19 +197,21 @@ class FolderTarget:
     async def sweep(self, before_ms: int) -> int:
         """Remove temporary files that were last written before that time. Raises: ArchiveError."""
         await self._pace.request()
-        return await self._finish("uploads", lambda: self._files.sweep(before_ms))
+        return await self._call("uploads", partial(self._files.sweep, before_ms), times=LIST_TIMES)
 
     async def close(self) -> None:
         """Let go of the threads."""
-        self._threads.close()
+        self._strands.close()
 
-    async def _finish(self, kind: str, function: Callable[[], _T]) -> _T:
+    async def _call(self, kind: str, function: Callable[[], _T], strand: Strand | None = None, *, times: int = 1) -> _T:
         try:
-            return await self._threads.finish(function)
+            return await (strand or self._strands.begin()).call(function, times=times)
         except OSError as error:
             raise self._counted(kind, self._files.translated(error)) from error
         except ArchiveError as error:
             raise self._counted(kind, error) from None
+        except Hangs as error:
+            raise self._counted(kind, self._files.hangs(error.waited_s)) from None
         except Closed:
             raise ArchiveError(f"{self._folder}: this node ends; ask another one") from None
 

@@ -29,7 +29,7 @@ class Files:
 
     def __init__(self, folder: Path, ops: FileOps, strict: bool) -> None:
         self._folder = folder
-        self._ops = ops
+        self.ops = ops
         self._strict = strict
 
     def path(self, name: str) -> Path:
@@ -63,7 +63,7 @@ class Files:
         marker = self.present()
         with contextlib.suppress(FileExistsError):
             os.mkdir(temporary.parent)
-        fd = self._ops.create(temporary)
+        fd = self.ops.create(temporary)
         if os.fstat(fd).st_dev != marker.st_dev:
             os.close(fd)
             raise ArchiveUnavailable(f"{self._folder} was mounted or unmounted at this moment")
@@ -71,20 +71,20 @@ class Files:
 
     def place(self, fd: int, temporary: Path, path: Path) -> os.stat_result:
         """Make the content durable, and give it its name. What fails after that takes the name away again."""
-        self._ops.fsync(fd)
+        self.ops.fsync(fd)
         for attempt in range(_PLACE_TRIES):
-            self._ops.make_dirs(path.parent)
+            self.ops.make_dirs(path.parent)
             try:
-                self._ops.rename(temporary, path)
+                self.ops.rename(temporary, path)
                 break
             except FileNotFoundError:  # a delete found the folder empty, and removed it
                 if attempt == _PLACE_TRIES - 1:
                     raise
         try:
-            self._ops.fsync_dir(path.parent)
+            self.ops.fsync_dir(path.parent)
             return os.fstat(fd)
         except BaseException:
-            self._ops.unlink(path)
+            self.ops.unlink(path)
             raise
 
     def open(self, name: str) -> int:
@@ -166,7 +166,7 @@ class Files:
         folders = set()
         for name in names:
             try:
-                self._ops.unlink(self.path(name))
+                self.ops.unlink(self.path(name))
                 folders.add(self.path(name).parent)
             except NotADirectoryError:
                 continue
@@ -175,7 +175,7 @@ class Files:
                 failure = error
         for folder in sorted(folders):
             with contextlib.suppress(FileNotFoundError):
-                self._ops.fsync_dir(folder)
+                self.ops.fsync_dir(folder)
             self._prune(folder)
         if failure is not None:
             seen = self.translated(failure)
@@ -198,9 +198,16 @@ class Files:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
                     if entry.stat().st_mtime_ns // 1_000_000 < before_ms:
-                        self._ops.unlink(Path(entry.path))
+                        self.ops.unlink(Path(entry.path))
                         swept += 1
         return swept
+
+    def hangs(self, waited_s: float) -> ArchiveError:
+        """Its file system does not answer. ``waited_s``: since when; 0: as many calls hang as there may be."""
+        seen = f"did not answer within {waited_s:g} s" if waited_s else "does not answer"
+        return ArchiveUnavailable(
+            f"The file system of {self._folder} {seen}: its mount hangs. Look at its server and the network; it goes on by itself."
+        )
 
     def translated(self, error: OSError) -> ArchiveError:
         """Whose fault it is, and what helps."""

@@ -8,6 +8,8 @@ from urllib.parse import unquote, urlsplit
 from amberblob.errors import ArchiveMissing, ConfigError
 
 NAME_CHARS_MAX = 512
+PROBES = "probe/"
+"""Small objects that are stored to see what becomes of them, and deleted at once."""
 LIST_MAX = 1000
 DELETE_MAX = 1000
 PIECE_BYTES_MAX = 1024 * 1024

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from amberblob.errors import ArchiveDamaged, ArchiveError, ArchiveUnavailable
@@ -57,7 +58,7 @@ class Stream:
         while left:
             wanted = min(left, size)
             await pace.bytes(wanted)
-            piece, took_s = await self._requests.pull(self._bucket, self._key, lambda wanted=wanted: self._take(wanted))  # type: ignore[misc]
+            piece, took_s = await self._requests.pull(self._bucket, self._key, partial(self._take, wanted))
             size = max(size // 2, _READ_LEAST_BYTES) if took_s > _SLOW_S else min(2 * size, PIECE_BYTES_MAX)
             if not piece:
                 raise ArchiveUnavailable(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from operator import methodcaller
 from typing import Any, TypeVar
 
 from amberblob.errors import ArchiveDamaged, ArchiveDenied, ArchiveError, ArchiveMissing, ArchiveUnavailable
@@ -112,7 +113,7 @@ class S3Target:
         more: dict[str, Any] = {"StartAfter": self._prefix + after} if after else {}
         while True:
             where = {"Bucket": self._bucket, "Prefix": self._prefix + prefix, "MaxKeys": limit, **more}
-            answer = await self.ask("list", prefix, lambda client, where=where: client.list_objects_v2(**where))  # type: ignore[misc]
+            answer = await self.ask("list", prefix, methodcaller("list_objects_v2", **where))
             found = [self._listed(each) for each in answer.get("Contents", [])]
             if found or not answer.get("IsTruncated"):
                 return found
@@ -159,7 +160,7 @@ class S3Target:
         while True:
             where = {"Bucket": self._bucket, "Prefix": self._prefix, **more}
             try:
-                answer = await self.ask("uploads", "", _list_uploads(where))
+                answer = await self.ask("uploads", "", methodcaller("list_multipart_uploads", **where))
             except Unsupported:
                 return swept
             for each in answer.get("Uploads", []):
@@ -295,7 +296,7 @@ class S3Target:
         for name in names:
             place = self.place(name)
             try:
-                await self.ask("delete", name, lambda client, place=place: client.delete_object(**place))  # type: ignore[misc]
+                await self.ask("delete", name, methodcaller("delete_object", **place))
             except ArchiveMissing:
                 continue
             except ArchiveError as error:
@@ -308,10 +309,6 @@ class S3Target:
             more = f" and {len(stayed) - _NAMED_MAX} more" if len(stayed) > _NAMED_MAX else ""
             named = ", ".join(list(stayed)[:_NAMED_MAX])
             raise type(first)(f"{len(stayed)} of {len(names)} objects were not deleted ({named}{more}): {first.detail}")
-
-
-def _list_uploads(where: dict[str, str]) -> Callable[[Any], Any]:
-    return lambda client: client.list_multipart_uploads(**where)
 
 
 def plain_etag(etag: str) -> str:

@@ -32,11 +32,11 @@ class Threads:
 
     async def run(self, function: Callable[[], _T]) -> _T:
         """Its result. Who is cancelled leaves it running. Raises also: Closed."""
-        return await asyncio.wrap_future(self._submit(function))
+        return await asyncio.wrap_future(self.submit(function))
 
     async def finish(self, function: Callable[[], _T]) -> _T:
         """Its result; who is cancelled waits for its end nevertheless, if it has begun. For what must be known to be over. Raises also: Closed."""
-        submitted = self._submit(function)
+        submitted = self.submit(function)
         future = asyncio.wrap_future(submitted)
         try:
             return await asyncio.shield(future)
@@ -50,7 +50,12 @@ class Threads:
     def spend(self, function: Callable[[], object]) -> None:
         """Run it some time; nobody wants to know what comes of it. Not at all once closed."""
         with contextlib.suppress(Closed):
-            self._submit(function)
+            self.submit(function)
+
+    @property
+    def unfinished(self) -> int:
+        """Calls that are under way or wait for a thread, those that nobody waits for any more too."""
+        return self._unfinished
 
     def close(self) -> None:
         """Take no more calls; those that have not begun end in Closed, those under way end by themselves."""
@@ -64,7 +69,8 @@ class Threads:
             for _ in range(self._count):
                 self._queue.put(None)
 
-    def _submit(self, function: Callable[[], _T]) -> Future[_T]:
+    def submit(self, function: Callable[[], _T]) -> Future[_T]:
+        """Its result to come; may be cancelled as long as it has not begun. Raises: Closed."""
         future: Future[_T] = Future()
         with self._lock:
             if self._closed:

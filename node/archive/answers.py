@@ -15,7 +15,7 @@ from amberblob.archives import DAMAGED, ArchivedBlob, ArchivedChunk, ArchiveLine
 from amberblob.errors import BadRequest, DiskFailed, NoSuchJob
 from amberblob.ids import valid_hash, valid_ulid
 from amberblob.limits import FRAME_BYTES_MAX, SLOT_COUNT_MAX
-from amberblob.wire import Done, RefusalReason, Refused, Reply, StagedReply
+from amberblob.wire import Done, Reply, StagedReply
 from amberblob.wire_archive import (
     ARCHIVED_LINES_MAX,
     CONDEMN_MAX,
@@ -41,9 +41,9 @@ from amberblob.wire_archive import (
     StageArchived,
 )
 from amberblob.wire_repair import HeadsReply, slots_in
-from chunkstore.interface import ReplicaStore
+from chunkstore.interface import BlobState, ReplicaStore
 from node.archive.facts import Facts
-from node.archive.installing import Installing
+from node.archive.installing import Admission, Installing
 from node.archive.jobs import JobRequest, told
 from node.archive.runner import JobRunner
 from node.archive.status import ArchiveNodeStatus
@@ -96,18 +96,6 @@ class KeepManifest(Protocol):
         ...
 
 
-class Admission(Protocol):
-    """The replica's rules for what is staged (:class:`node.replica.Replica`)."""
-
-    async def stage_refused(self, slot: int, epoch: int) -> Refused | None:
-        """Why nothing may be staged there by that epoch's route; None: it may."""
-        ...
-
-    def refused(self, slot: int, reason: RefusalReason, detail: str = "") -> Refused:
-        """A refusal, as the copy's state is now."""
-        ...
-
-
 class ArchiveAnswers:
     """Answers for one node.
 
@@ -155,7 +143,7 @@ class ArchiveAnswers:
                     raise BadRequest(f"{message.blob_id!r} is no blob id")
                 incarnation = self._store.slot_state(message.slot).incarnation
                 blob = await self._store.archived(message.slot, message.blob_id)
-                return ArchivedBlobReply(incarnation=incarnation, blob=_asked(blob, frozenset(message.chunk_ids)))
+                return ArchivedBlobReply(incarnation=incarnation, blob=_asked(blob, message.chunk_ids))
             case FindArchived():
                 return await self._find(message)
             case CondemnObjects() | ReprieveObjects():
@@ -181,6 +169,10 @@ class ArchiveAnswers:
             raise BadRequest("a blob id that cannot be, or no rows, or too many")
         for chunk in message.chunks:
             check_row(chunk)
+            if message.evicted and not chunk.verified:
+                raise BadRequest("a row that nobody has read back cannot stand for bytes")
+        if message.manifest_id is not None and (not valid_hash(message.manifest_id) or self.keep_manifest is None):
+            raise BadRequest(f"{message.manifest_id[:100]!r} is no manifest id that can be fetched here")
         if (refused := await self._admission.stage_refused(slot, message.epoch)) is not None:
             return refused
         try:
@@ -189,11 +181,12 @@ class ArchiveAnswers:
                 return self._admission.refused(slot, "bytes-missing", "an object that the rows name is being deleted")
             position = self._facts.take(slot, blob_id, message.chunks, at_ms=self._now_ms(), evicted=message.evicted)
             await self._store.durable(position)
+            if await self._store.blob_state(slot, blob_id) is BlobState.ABORTED:
+                # Its rows were passed over: nothing may come to refer to it.
+                return self._admission.refused(slot, "aborted", "the blob was given up here")
         except DiskFailed as error:
             return self._admission.refused(slot, "disk-failed", error.detail)
-        if message.manifest_id is not None:
-            if not valid_hash(message.manifest_id) or self.keep_manifest is None:
-                raise BadRequest(f"{message.manifest_id!r} is no manifest id that can be fetched here")
+        if message.manifest_id is not None and self.keep_manifest is not None:
             await self.keep_manifest(slot, blob_id, message.manifest_id)
         return StagedReply(incarnation=self._store.slot_state(slot).incarnation)
 
@@ -268,11 +261,12 @@ def check_row(chunk: ArchivedChunk) -> None:
         raise BadRequest(f"an archive row that cannot be: {chunk.target_path[:100]!r} {chunk.start}-{chunk.end}")
 
 
-def _asked(blob: ArchivedBlob | None, chunk_ids: frozenset[str]) -> ArchivedBlob | None:
-    """The rows that were asked for (of all, if none are named), as many as one answer holds."""
+def _asked(blob: ArchivedBlob | None, chunk_ids: Sequence[str]) -> ArchivedBlob | None:
+    """The rows that were asked for (all, if none are named), as many as one answer holds, those that were named first before others."""
     if blob is None:
         return None
-    wanted = [chunk for chunk in blob.chunks if not chunk_ids or chunk.chunk_id in chunk_ids]
+    of_chunk = {chunk.chunk_id: chunk for chunk in blob.chunks}
+    wanted = [of_chunk[one] for one in dict.fromkeys(chunk_ids or of_chunk) if one in of_chunk]
     size = 0
     for count, chunk in enumerate(wanted):
         size += LINE_BYTES + 4 * len(chunk.target_path) + len(chunk.etag)

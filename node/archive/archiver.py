@@ -25,6 +25,7 @@ from node.archive.evictor import Evictor
 from node.archive.finder import Finder
 from node.archive.ground import Ground
 from node.archive.jobs import JobRequest, Progress
+from node.archive.patience import PATIENCE_S, Patience
 from node.archive.reach import Reach
 from node.archive.readback import ReadBack
 from node.archive.selection import PAGE_VERSIONS, Place, Selection, needs_reading_back, prefixes_within
@@ -33,8 +34,6 @@ log = structlog.get_logger(__name__)
 
 TRIES_MAX = 2
 """A slot of which something failed because the archive did not answer is gone through so often."""
-PATIENCE_S = 1800.0
-"""How long a job waits for an archive that does not answer, before it fails; what it has done stays done."""
 READ_BACK_SHARE = 2
 """Of the requests at once, every so many-th reads back."""
 
@@ -100,6 +99,7 @@ class Archiver:
             return
         progress.say("looking whether the archive answers")
         await self._reach.wait(PATIENCE_S, progress.say)
+        await Patience(self._ground.clock, progress).of(self._ground.identity.require)
         while slots := self._left(progress):
             progress.status.slots_total = len(progress.status.done_slots) + len(slots)
             await _Pass(self, request, progress).carry_out(slots)

@@ -8,6 +8,7 @@ from typing import TypeVar
 import msgspec
 import structlog
 
+from amberblob.archivejobs import JobWanted
 from amberblob.errors import BadRequest, JobConflict, NoArchive, NoSuchJob, NotReady, PeerError, QuorumUnavailable
 from amberblob.ids import valid_ulid
 from amberblob.wire import Reply
@@ -20,7 +21,6 @@ from node.archive.status import (
     JobStarted,
     JobsView,
     JobView,
-    JobWanted,
     total_of,
     view_job,
     view_jobs,
@@ -63,6 +63,13 @@ class ClusterArchive:
             total=total_of(nodes),
         )
 
+    async def has_rows(self) -> bool:
+        """Whether any node that answers has archive rows; while there are no routes, nobody is asked."""
+        try:
+            return any(node.archived_rows for node in (await self.view()).nodes)
+        except NotReady:
+            return False
+
     async def start(self, wanted: JobWanted) -> JobStarted:
         """Begin a job on every node that can be reached, or on the one that it is for.
 
@@ -71,17 +78,8 @@ class ClusterArchive:
         if wanted.kind == "import" and not wanted.source:
             raise BadRequest("An import needs its source: s3://bucket/prefix.")
         ground = self._ground
-        request = JobRequest(
-            job=_checked(wanted.job) if wanted.job else ground.mint.mint(),
-            kind=wanted.kind,
-            prefix=wanted.prefix,
-            dry_run=wanted.dry_run,
-            bytes_per_s=wanted.bytes_per_s,
-            requests_per_s=wanted.requests_per_s,
-            source=wanted.source,
-            options=wanted.options,
-            asked_at_ms=ground.now_ms(),
-        )
+        job = _checked(wanted.job) if wanted.job else ground.mint.mint()
+        request = JobRequest.taken(wanted, job=job, asked_at_ms=ground.now_ms())
         message = ArchiveJob(action="start", job=request.job, request=msgspec.json.encode(request))
         if SCOPES[wanted.kind] == "one":
             replies = await self._start_one(message)

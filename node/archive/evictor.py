@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import structlog
 
 from amberblob.errors import AmberError, DiskFailed
+from antientropy.rest import Rest
 from antientropy.step import Did
 from archive.heat import Heat
 from archive.policy import Candidate, Candidates, Disk, Policy, Rule, Water, Why, is_old
@@ -75,7 +76,7 @@ class Evictor:
         self._all_s = float("-inf")
         self._sweep: AsyncIterator[None] | None = None
         self._began_s = 0.0
-        self._rested_s = float("-inf")
+        self._rest = Rest(ground.clock, max_s=ALL_EVERY_S)
 
     def rows_came(self, slot: int) -> None:
         """Rows were taken into the slot's copy: something may be evicted now."""
@@ -102,9 +103,8 @@ class Evictor:
             except BaseException:
                 self._sweep = None
                 raise
-        now_s = self._ground.clock.monotonic_s()
-        self._rested_s = now_s + min(ALL_EVERY_S, REST_PER_WORK * (now_s - self._began_s))
-        self._all_s = max(self._all_s, self._rested_s)
+        self._rest.begin(self._began_s, REST_PER_WORK)
+        self._all_s = max(self._all_s, self._rest.until_s)
         return Did.NOTHING
 
     def _begin(self) -> bool:
@@ -115,7 +115,7 @@ class Evictor:
         if self._began_s >= self._all_s:
             self._all_s = self._began_s + ALL_EVERY_S
             slots = self._ground.own_slots()
-        elif pressed and self._began_s >= self._rested_s:
+        elif pressed and self._rest.left_s(self._began_s) <= 0:
             slots = self._ground.own_slots()
         else:
             slots = sorted(self._changed & set(self._ground.own_slots()))

@@ -16,13 +16,13 @@ import structlog
 
 from amberblob.limits import KIB, MIB, SLOT_COUNT_MAX
 from archive.export import Exports, Known, newest
-from archive.segments import FORMAT, ClusterDocument, Head, Ref, SlotHead
+from archive.segments import FORMAT, Head, Ref, SlotHead
 from archive.segmentwriter import SegmentWriter
 from archive.targets.interface import Stored, Target
+from node.archive.document import document_of
 from node.archive.exporting import Telling, Unsettled
 from node.archive.ground import Ground
 from node.archive.jobs import JobRequest, Progress
-from registry.routes import ClusterInfo
 
 log = structlog.get_logger(__name__)
 
@@ -48,7 +48,10 @@ class _Slot:
 
 
 class ExportWork:
-    """A :class:`node.archive.jobs.JobWork`. Options: ``full``: ``yes``: tell every slot as a whole, whatever is there.
+    """A :class:`node.archive.jobs.JobWork`.
+
+    Options: ``full``: ``yes``: tell every slot as a whole, whatever is there. ``claim``: ``yes``: the target is this cluster's from now on, also if what was
+    archived before is not there.
 
     Attributes:
         compared_ms: when a slot's copy was last known to lack nothing that another voter had (:meth:`antientropy.worker.Repairer.compared_ms`).
@@ -68,6 +71,8 @@ class ExportWork:
         """Export the slots that this node looks after. Raises: ArchiveError, NotReady, DiskFailed."""
         anew = range(SLOT_COUNT_MAX) if request.options.get("full") == "yes" else ()
         target = self.ground.means.for_job(request)
+        if request.options.get("claim") == "yes" and not request.dry_run:
+            await self.ground.identity.claim()
         await self.export(target, progress, by_slot=True, dry_run=request.dry_run, anew=anew)
 
     async def export(
@@ -103,7 +108,7 @@ class ExportWork:
         exports = self._exports
         exports.target = target
         if not self._introduced and not dry_run:
-            await exports.introduce(_document(table.cluster))
+            await exports.introduce(document_of(table.cluster))
             self._introduced = True
         known = await exports.load()
         segments = await exports.segments() if known.heads else {}
@@ -331,15 +336,3 @@ class _Nowhere:
         async for part in parts:
             size += len(part)
         return Stored(name=name, size_bytes=size, etag="", modified_ms=0)
-
-
-def _document(info: ClusterInfo) -> ClusterDocument:
-    return ClusterDocument(
-        format=FORMAT,
-        cluster=info.cluster_id,
-        name=info.name,
-        slot_count=info.slot_count,
-        chunk_bytes=info.chunk_bytes,
-        replicas=info.replicas,
-        created_at_ms=info.created_at_ms,
-    )

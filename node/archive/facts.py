@@ -1,7 +1,7 @@
 """The one entrance of archive rows into this node's copies (rfc/0016).
 
 Whoever has rows for a copy, from an upload, from another node, from a client's request, gives them to :class:`Facts`. Here, and nowhere else,
-rows of condemned objects are kept out. (The index by chunk id is fed from the copies themselves: :mod:`node.archive.follow`.)
+rows of condemned objects are kept out. (The index by chunk id is fed from the copies themselves: :mod:`node.archive.indexing`.)
 """
 
 from __future__ import annotations

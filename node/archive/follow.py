@@ -11,73 +11,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 import structlog
 
-from amberblob.archives import ArchivedChunk, ArchiveLine, merge
+from amberblob.archives import ArchiveLine
 from amberblob.errors import NotReady, PeerError
 from amberblob.limits import NUMBER_MAX
 from amberblob.wire_archive import ArchivedLines, ArchiveHeads, ReadArchived
 from amberblob.wire_repair import HeadsReply, bitmap_of
 from antientropy.step import Did
+from node.archive.followed import FollowCounts, Followed, Merging
 from node.archive.ground import Ground
+from node.archive.indexing import Indexing
 
 log = structlog.get_logger(__name__)
 
 LOOK_EVERY_S = 3.0
 """How often the others are asked how far they are."""
 PAGE_LINES = 1000
-WAITING_MAX = 10_000
-"""Lines of one copy that wait for their blob. What comes after so many is read later."""
 WAITING_EVERY_S = 10.0
 """How often it is looked whether their blobs have come."""
-READ_AGAIN_S = 600.0
-"""What waits for so long is read again: a row that is gone there (its version has expired) is not told any more."""
 _HEAD_BYTES = 8
-
-
-@dataclass(slots=True)
-class FollowCounts:
-    """What was done since the start; each only grows."""
-
-    lines: int = 0
-    news: int = 0
-    adopted: int = 0
-    failures: int = 0
-
-
-@dataclass(slots=True)
-class _Copy:
-    """How far another node's copy of a slot was followed.
-
-    Attributes:
-        at: its lines up to here were taken, or wait. head: of its table, as it was told last.
-        waiting: lines that could not be taken yet, by ``seq``.
-        saved: the cursor as it was written down.
-        waits_since_s: since when something waits, monotonic.
-    """
-
-    incarnation: str
-    at: int
-    head: int = 0
-    waiting: dict[int, ArchiveLine] = field(default_factory=dict)
-    saved: int = 0
-    waits_since_s: float = 0.0
-
-    @property
-    def cursor(self) -> int:
-        """Everything up to here is in this copy."""
-        return min(self.waiting) - 1 if self.waiting else self.at
-
-    @property
-    def has_more(self) -> bool:
-        """Whether there is a page to be read that may be taken."""
-        return self.head > self.at and len(self.waiting) < WAITING_MAX
-
-    @property
-    def behind(self) -> int:
-        return max(0, self.head - self.at) + len(self.waiting)
 
 
 class Follower:
@@ -90,9 +44,9 @@ class Follower:
         self.pause_s = LOOK_EVERY_S
         self.counts = FollowCounts()
         self._ground = ground
-        self._copies: dict[tuple[int, str], _Copy] = {}
-        self._own: dict[int, tuple[str, int]] = {}
-        self._unlearnt: set[int] = set()
+        self._copies: dict[tuple[int, str], Followed] = {}
+        self._merging = Merging(ground, self._copies, self.counts)
+        self._indexing = Indexing(ground, self._begin_anew)
         self._loaded = False
         self._look_s = float("-inf")
         self._waiting_s = float("-inf")
@@ -104,7 +58,7 @@ class Follower:
 
     def own_changed(self, slot: int) -> None:
         """Rows came to a copy of this node: the index is to know them."""
-        self._unlearnt.add(slot)
+        self._indexing.changed((slot,))
         self.wake.set()
 
     async def step(self) -> Did:
@@ -114,8 +68,9 @@ class Follower:
         now_s = self._ground.clock.monotonic_s()
         look = now_s >= self._look_s
         if look:
-            self._unlearnt.update(self._slots())
-        if await self._index():  # also finds out which of the own copies began anew: before the others are heard
+            self._indexing.changed(self._slots())
+        # Also finds out which of the own copies began anew: before the others are heard.
+        if await self._indexing.step():
             return Did.WORK
         if look:
             self._look_s = now_s + LOOK_EVERY_S
@@ -126,7 +81,7 @@ class Follower:
         if now_s >= self._waiting_s:
             self._waiting_s = now_s + WAITING_EVERY_S
             for (slot, node), copy in list(self._copies.items()):
-                await self._look_at_waiting(slot, node, copy, now_s)
+                await self._merging.look_at_waiting(slot, node, copy, now_s)
         self.pause_s = max(0.05, self._look_s - self._ground.clock.monotonic_s())
         return Did.NOTHING
 
@@ -144,34 +99,10 @@ class Follower:
         own = self._ground.node
         for (slot, node), (incarnation, seq) in (await self._ground.means.state.cursors()).items():
             if node == own:
-                self._own[slot] = incarnation, seq
+                self._indexing.recall(slot, incarnation, seq)
             else:
-                self._copies[slot, node] = _Copy(incarnation, seq, saved=seq)
+                self._copies[slot, node] = Followed(incarnation, seq, saved=seq)
         self._loaded = True
-
-    # ---- the index by chunk id
-
-    async def _index(self) -> bool:
-        """Have the index learn a page of some copy's rows; whether there was any."""
-        ground = self._ground
-        for slot in sorted(self._unlearnt):
-            incarnation = ground.store.slot_state(slot).incarnation
-            known, seq = self._own.get(slot, ("", 0))
-            if known != incarnation:
-                await self._begin_anew(slot, incarnation)
-                seq = 0
-            if ground.store.tally(slot).archive_head <= seq:
-                self._unlearnt.discard(slot)
-                continue
-            lines, _ = await ground.store.archived_after(slot, seq, PAGE_LINES)
-            if ground.store.slot_state(slot).incarnation != incarnation:
-                continue
-            await ground.means.state.learn([line.chunk for line in lines])
-            seq = lines[-1].seq if lines else ground.store.tally(slot).archive_head
-            await ground.means.state.set_cursors([(slot, ground.node, incarnation, seq)])
-            self._own[slot] = incarnation, seq
-            return True
-        return False
 
     async def _begin_anew(self, slot: int, incarnation: str) -> None:
         """This node's copy is a new one: what was followed for the one before counts for nothing."""
@@ -180,9 +111,6 @@ class Follower:
             del self._copies[one, node]
             cursors.append((slot, node, "", 0))
         await self._ground.means.state.set_cursors(cursors)
-        self._own[slot] = incarnation, 0
-
-    # ---- other copies
 
     def _slots(self) -> list[int]:
         """The slots of which the route gives this node a copy, in any role."""
@@ -230,7 +158,7 @@ class Follower:
             if copy is None or copy.incarnation != incarnation:
                 if not head:
                     continue
-                copy = self._copies[slot, node] = _Copy(incarnation, 0)
+                copy = self._copies[slot, node] = Followed(incarnation, 0)
             copy.head = head
 
     def _forget_others(self, shared: dict[str, list[int]]) -> None:
@@ -241,7 +169,7 @@ class Follower:
             self._copies[key].head = 0
             self._copies[key].waiting.clear()
 
-    async def _page(self, slot: int, node: str, copy: _Copy) -> bool:
+    async def _page(self, slot: int, node: str, copy: Followed) -> bool:
         """Read one page of a copy's rows and take it; whether it got on."""
         message = ReadArchived(slot=slot, incarnation=copy.incarnation, after=copy.at, limit=PAGE_LINES)
         asked = copy.head  # what is heard of while the answer is on its way may be of rows that it does not have yet
@@ -261,67 +189,12 @@ class Follower:
             copy.head = copy.at
             return False
         self.counts.lines += len(reply.lines)
-        await self._take(slot, node, copy, reply.lines)
+        await self._merging.take(slot, node, copy, reply.lines)
         copy.at = reply.lines[-1].seq if reply.lines else max(copy.at, asked)
         if reply.more:
             copy.head = max(copy.head, copy.at + 1)
-        await self._save(slot, node, copy)
+        await self._merging.save(slot, node, copy)
         return True
-
-    async def _look_at_waiting(self, slot: int, node: str, copy: _Copy, now_s: float) -> None:
-        """Take what waits, if its blob has come; what waits for long is read again: it may be gone there, too."""
-        if not copy.waiting:
-            return
-        if now_s - copy.waits_since_s < READ_AGAIN_S:
-            await self._take(slot, node, copy, [copy.waiting[seq] for seq in sorted(copy.waiting)])
-        else:
-            copy.at, copy.waits_since_s = copy.cursor, now_s
-            copy.waiting.clear()
-
-    async def _take(self, slot: int, node: str, copy: _Copy, lines: Sequence[ArchiveLine]) -> None:
-        """Merge lines into this node's copy, durably; those of unknown blobs, or of condemned objects, wait."""
-        ground, store, facts = self._ground, self._ground.store, self._ground.facts
-        by_blob: dict[str, list[ArchiveLine]] = {}
-        for line in lines:
-            by_blob.setdefault(line.blob_id, []).append(line)
-        position = 0
-        lacking = store.tally(slot).wanted > 0
-        for blob_id, some in by_blob.items():
-            is_here = await store.referred(slot, blob_id) is not None
-            known = await store.archived(slot, blob_id) if is_here else None
-            # Nothing is awaited from here on: what is condemned now is kept out, and waits.
-            free = [line for line in some if is_here and not facts.barred.bars(line.chunk.target_path)]
-            if not copy.waiting:
-                copy.waits_since_s = ground.clock.monotonic_s()
-            for line in some:
-                copy.waiting[line.seq] = line
-            for line in free:
-                del copy.waiting[line.seq]
-            if not free:
-                continue
-            news = [line for line in free if known is None or _is_news(known.find(line.chunk.chunk_id), line)]
-            evicted = lacking and any(line.evicted for line in free) and not (known is not None and known.evicted)
-            if not news and not evicted:
-                continue
-            chunks = [line.chunk for line in (free if evicted else news)]
-            position = max(position, facts.take(slot, blob_id, chunks, at_ms=ground.now_ms(), evicted=evicted))
-            self.counts.news += len(news)
-            self.counts.adopted += evicted
-        if position:
-            await store.durable(position)
-        if lines and not copy.waiting:
-            await self._save(slot, node, copy)
-
-    async def _save(self, slot: int, node: str, copy: _Copy) -> None:
-        cursor = copy.cursor
-        if cursor == copy.saved or self._copies.get((slot, node)) is not copy:
-            return
-        await self._ground.means.state.set_cursors([(slot, node, copy.incarnation, cursor)])
-        copy.saved = cursor
-
-
-def _is_news(known: ArchivedChunk | None, line: ArchiveLine) -> bool:
-    return merge(known, line.chunk) != known
 
 
 def _ascending(lines: Sequence[ArchiveLine], after: int) -> bool:

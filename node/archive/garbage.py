@@ -21,6 +21,7 @@ from node.archive.collector import Collector
 from node.archive.exported import ExportedObjects
 from node.archive.ground import Ground
 from node.archive.jobs import JobRequest, Progress
+from node.archive.patience import Patience
 from node.archive.rewriting import Rewriter
 from node.archive.uses import Uses
 
@@ -70,7 +71,8 @@ class GarbageWork:
         self._exporting = exporting
 
     async def __call__(self, request: JobRequest, progress: Progress) -> None:
-        """See the module. Raises: ArchiveError (the target cannot be listed), DiskFailed, NotReady."""
+        """See the module. Raises: ArchiveDenied (the target is another one, or refuses), ArchiveUnavailable, DiskFailed, NotReady."""
+        await Patience(self._ground.clock, progress).of(self._ground.identity.require)
         if not request.dry_run:
             progress.say("exporting the metadata: what an older export needs is not deleted")
             try:

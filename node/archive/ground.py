@@ -11,6 +11,7 @@ from amberblob.config import ArchiveSection
 from amberblob.errors import PeerError
 from amberblob.ids import UlidMint
 from amberblob.wire import Failed, Reply, Request
+from archive.identity import Identity
 from archive.targets.interface import Target
 from chunkstore.interface import ReplicaStore
 from node.archive.facts import Facts
@@ -28,10 +29,12 @@ class Ground:
 
     Attributes:
         means: the target, the node's notes, the cache: what is given by the machine.
+        identity: whether the target is this cluster's own.
         facts: the one entrance of archive rows into this node's copies.
     """
 
     means: ArchiveMeans
+    identity: Identity
     store: ReplicaStore
     routing: Routing
     coordinator: Coordinator

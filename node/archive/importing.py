@@ -5,23 +5,14 @@ One node does it for all. It goes by the source's listing, and notes down how fa
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 import structlog
 
 from amberblob.archives import ArchivedChunk
-from amberblob.errors import (
-    AmberError,
-    ArchiveError,
-    BadRequest,
-    ClusterError,
-    PeerError,
-    PreconditionFailed,
-    RequestError,
-    VersionConflict,
-)
+from amberblob.errors import ArchiveError, BadRequest, PreconditionFailed, RequestError, VersionConflict
 from amberblob.manifest import ChunkRef, Version
 from amberblob.paths import check_path
 from amberblob.wire import Query
@@ -34,6 +25,7 @@ from archive.verifying import verify_object
 from node.archive.ground import Ground
 from node.archive.jobs import JobRequest, Progress
 from node.archive.parallel import in_parallel
+from node.archive.patience import Patience
 from node.archive.placing import Placing
 from node.protocol.operations import Conditions, Put
 from node.protocol.quorum import Electorate
@@ -42,10 +34,6 @@ log = structlog.get_logger(__name__)
 
 AT_ONCE = 16
 PAGE = 1000
-TRIES = 5
-PAUSE_S = 0.5
-LEFT_MAX = 100
-"""After so many objects that could not be written the cluster is taken to be unable to, and the job fails."""
 OPTIONS = frozenset(("to", "strip", "changed"))
 
 OpenSource = Callable[[str], tuple[Source, str]]
@@ -70,7 +58,7 @@ class ImportWork:
         Raises:
             BadRequest: the options make no sense. ConfigError: the URL is none.
             ArchiveError: the source cannot be listed, or the archive takes no manifest.
-            QuorumUnavailable: too few copies answer; what was done stays done.
+            QuorumUnavailable, PeerError: too few copies answered for half an hour; what was done stays done.
         """
         unknown = sorted(request.options.keys() - OPTIONS)
         if unknown:
@@ -78,16 +66,17 @@ class ImportWork:
         ground = self._ground
         source, rest = self._open_source(request.source)
         pace = ground.means.traffic.job(request.bytes_per_s, request.requests_per_s)
-        run = _Run(ground, self._placing, request, progress, _root(request.source, rest), rest)
+        patience = Patience(ground.clock, progress)
+        run = _Run(ground, self._placing, patience, request, progress, _root(request.source, rest), rest)
         paced = source.paced(pace)
+        if not request.dry_run:
+            await patience.of(ground.identity.enter)  # manifests go there, and reads of the rows ask whose it is
         after = progress.note("after")
-        while page := await paced.page(rest, after, PAGE):
+        while page := await patience.of(partial(paced.page, rest, after, PAGE)):
             await in_parallel(run.one, page, AT_ONCE)
             after = page[-1].name
             progress.set_note("after", after)
             progress.say(f"imported up to {after!r}")
-        if run.error is not None:
-            raise run.error
 
 
 def _root(url: str, rest: str) -> str:
@@ -97,17 +86,19 @@ def _root(url: str, rest: str) -> str:
 
 
 class _Run:
-    """One run of the job.
-
-    Attributes:
-        error: why some objects could not be written; None: all could.
-    """
+    """One run of the job."""
 
     def __init__(
-        self, ground: Ground, placing: Placing, request: JobRequest, progress: Progress, root: str, rest: str
+        self,
+        ground: Ground,
+        placing: Placing,
+        patience: Patience,
+        request: JobRequest,
+        progress: Progress,
+        root: str,
+        rest: str,
     ) -> None:
-        self.error: AmberError | None = None
-        self._left = 0
+        self._patience = patience
         self._ground = ground
         self._placing = placing
         self._request = request
@@ -120,7 +111,7 @@ class _Run:
         self._manifests = _Manifests(ground, request)
 
     async def one(self, stored: Stored) -> None:
-        """Import one object. Raises: ArchiveError, and what too many objects could not be written for."""
+        """Import one object. Raises: ClusterError, PeerError (see :class:`node.archive.patience.Patience`)."""
         if (self._root + stored.name).startswith(self._own):
             return  # the archive itself
         path = self._to + stored.name.removeprefix(self._strip)
@@ -135,29 +126,12 @@ class _Run:
         if self._request.dry_run:
             self._progress.add(objects=1, object_bytes=stored.size_bytes)
             return
-        for tries in range(TRIES):
-            try:
-                await self._import(path, stored)
-                self._progress.bytes(done=stored.size_bytes)
-                return
-            except (PreconditionFailed, VersionConflict) as error:
-                self._progress.problem(f"{path!r} was written while it was imported: {error.detail}")
-                return
-            except ArchiveError:
-                raise
-            except (ClusterError, PeerError) as error:
-                if tries == TRIES - 1:
-                    self._leave(path, error)
-                    return
-                await asyncio.sleep(PAUSE_S * (tries + 1))
-
-    def _leave(self, path: str, error: AmberError) -> None:
-        """The object could not be written now."""
-        self._left += 1
-        self.error = error
-        self._progress.problem(f"{path!r} could not be written now: {error.detail}")
-        if self._left >= LEFT_MAX:
-            raise error
+        try:
+            await self._patience.of(lambda: self._import(path, stored))
+        except (PreconditionFailed, VersionConflict) as error:
+            self._progress.problem(f"{path!r} was written while it was imported: {error.detail}")
+        else:
+            self._progress.bytes(done=stored.size_bytes)
 
     async def _import(self, path: str, stored: Stored) -> None:
         ground, url = self._ground, self._root + stored.name
@@ -175,6 +149,8 @@ class _Run:
         )
         if applied.fresh:
             self._progress.add(objects=1, object_bytes=stored.size_bytes)
+            if conditions.version is not None:
+                self._progress.add(objects_changed=1)
 
     async def _conditions(self, electorate: Electorate, path: str, url: str, etag: str) -> Conditions | None:
         """What has to hold of the path for the version to be written; None: it is not to be."""
@@ -189,9 +165,9 @@ class _Run:
         if not is_of(head, url):
             self._progress.problem(f"{path!r} is another object here (version {head.version}): it was not imported")
             return None
-        self._progress.add(objects_changed=1)
         if self._renew:
             return Conditions(version=head.version)
+        self._progress.add(objects_changed=1)
         self._progress.problem(
             f"{path!r} has another content at its source since it was imported: import it as a new version by option changed=version"
         )

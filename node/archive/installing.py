@@ -16,11 +16,15 @@ from chunkstore.interface import ReplicaStore
 
 
 class Admission(Protocol):
-    """The replica's rules for what is staged (:class:`node.replica.Replica`)."""
+    """The replica's rules for what is staged (:class:`node.replica.copies.Copies`)."""
 
-    async def stage_refused(self, slot: int, epoch: int) -> Refused | None: ...
+    async def stage_refused(self, slot: int, epoch: int) -> Refused | None:
+        """Why nothing may be staged there by that epoch's route; None: it may."""
+        ...
 
-    def refused(self, slot: int, reason: RefusalReason, detail: str = "") -> Refused: ...
+    def refused(self, slot: int, reason: RefusalReason, detail: str = "") -> Refused:
+        """A refusal, as the copy's state is now."""
+        ...
 
 
 class Installing:

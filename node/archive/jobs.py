@@ -11,39 +11,35 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from amberblob.archivejobs import JobKind, JobWanted
 from amberblob.wire_repair import bitmap_of, slots_in
 from archive.savings import RuleSavings
 
-JobKind = Literal["run", "verify", "restore", "gc", "export", "recover", "import"]
 JobState = Literal["running", "done", "failed", "stopped"]
 
 PROBLEMS_MAX = 20
 """Of one job and node, the first ones; :attr:`JobStatus.failures` counts all."""
+PROBLEMS_LISTED = 3
+"""Of them where many jobs are told at once: what a node tells of all of them has to fit into one frame."""
+TEXT_CHARS_MAX = 1000
+"""Of a problem or a detail; what is longer is cut."""
 
 
-class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be done.
+class JobRequest(JobWanted, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """What is to be done: what somebody wanted, once a node took it. Nodes tell it to each other and may know more fields than this one.
 
     Attributes:
         job: ULID.
-        kind: what.
-        prefix: only paths that begin with it.
-        dry_run: tell what would be done, and do nothing.
-        bytes_per_s, requests_per_s: per node, 0: as configured.
-        source: of an import the bucket's URL; of a recover the archive's, if it is not the configured one.
-        options: further ones of a kind, by name.
         asked_at_ms: epoch milliseconds.
     """
 
     job: str
-    kind: JobKind
-    prefix: str = ""
-    dry_run: bool = False
-    bytes_per_s: int = 0
-    requests_per_s: float = 0.0
-    source: str = ""
-    options: dict[str, str] = {}
     asked_at_ms: int = 0
+
+    @classmethod
+    def taken(cls, wanted: JobWanted, *, job: str, asked_at_ms: int) -> JobRequest:
+        """The request that a wanted job becomes under this id."""
+        return cls(**{**msgspec.structs.asdict(wanted), "job": job, "asked_at_ms": asked_at_ms})
 
 
 class JobStatus(msgspec.Struct, kw_only=True):
@@ -110,6 +106,7 @@ class Progress:
 
     def problem(self, text: str, *, count: int = 1) -> None:
         """Something could not be done, or ``count`` things for the same reason, and was left."""
+        text = _cut(text)
         self.status.failures += count
         if len(self.status.problems) < PROBLEMS_MAX and text not in self.status.problems:
             self.status.problems.append(text)
@@ -117,7 +114,7 @@ class Progress:
 
     def say(self, detail: str) -> None:
         """What it does now."""
-        self.status.detail = detail
+        self.status.detail = _cut(detail)
         self.changed = True
 
     def is_done(self, slot: int) -> bool:
@@ -179,5 +176,11 @@ SCHEDULED = "scheduled"
 
 
 def told(status: JobStatus, *, slots: bool) -> JobStatus:
-    """What others are told of it: not its notes; its slots only if they are asked for."""
-    return msgspec.structs.replace(status, notes={}, done_slots=status.done_slots if slots else [])
+    """What others are told of it: not its notes; its slots, and all of its problems, only if this one is asked for."""
+    if slots:
+        return msgspec.structs.replace(status, notes={})
+    return msgspec.structs.replace(status, notes={}, done_slots=[], problems=status.problems[:PROBLEMS_LISTED])
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= TEXT_CHARS_MAX else f"{text[: TEXT_CHARS_MAX - 1]}…"

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from amberblob.archives import DAMAGED, ArchivedBlob, ArchivedChunk, merge
 from amberblob.errors import PeerError, StorageError
 from amberblob.manifest import ChunkRef
-from amberblob.wire import Failed
+from amberblob.wire import Failed, StagedReply
 from amberblob.wire_archive import ArchivedBlobReply, AskArchived, StageArchived
 from chunkstore.interface import ReplicaStore
 from node.objects.cold import Course
@@ -95,12 +95,13 @@ class KnownRows:
             course.asked.add(key)
             wanted = self._from(course, chunk)
             try:
-                self._learn(course, await self.of(node, slot, blob_id, wanted))
+                told = await self.of(node, slot, blob_id, wanted)
             except PeerError as error:
                 log.info("archive rows not told", peer=node, slot=slot, blob_id=blob_id, error=error.detail)
                 continue
-            # It told all that it knows of these: it need not be asked for them again.
-            course.asked |= {f"{node}/{chunk_id}" for chunk_id in wanted}
+            self._learn(course, told)
+            # It need not be asked again for what it told, nor for anything if it knows nothing. (An answer holds only so many rows.)
+            course.asked |= {f"{node}/{chunk_id}" for chunk_id in wanted if told is None or told.find(chunk_id)}
             if (known := self._usable(course, chunk)) is not None:
                 return known
         return None
@@ -120,10 +121,13 @@ class KnownRows:
         request = StageArchived(slot=slot, epoch=electorate.epoch, blob_id=blob_id, chunks=(damaged,))
         for node in self._copies(slot):
             try:
-                await self._peers.call(node, request, timeout_s=ASK_S)
-                return
+                reply = await self._peers.call(node, request, timeout_s=ASK_S)
             except PeerError as error:
                 log.info("damage not told", peer=node, slot=slot, blob_id=blob_id, error=error.detail)
+                continue
+            if isinstance(reply, StagedReply):
+                return
+            log.info("damage not taken", peer=node, slot=slot, blob_id=blob_id, reply=repr(reply)[:200])
 
     def _copies(self, slot: int) -> list[str]:
         """The other copies, those that can be reached first."""

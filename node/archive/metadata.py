@@ -7,10 +7,10 @@ import functools
 from collections.abc import Callable
 
 from archive.export import Exports
-from archive.segments import FORMAT, ClusterDocument
 from archive.targets.interface import Target
 from archive.targets.small import store
 from archive.written import Written, encode_written, through_name
+from node.archive.document import document_of
 from node.archive.together import Together
 from node.routing import Routing
 
@@ -79,15 +79,5 @@ class Metadata:
     async def _tell_cluster(self) -> None:
         """The bucket explains itself only with the cluster's document; before the first export there is none."""
         info = self._routing.table().cluster
-        await Exports(self._target, info.cluster_id).introduce(
-            ClusterDocument(
-                format=FORMAT,
-                cluster=info.cluster_id,
-                name=info.name,
-                slot_count=info.slot_count,
-                chunk_bytes=info.chunk_bytes,
-                replicas=info.replicas,
-                created_at_ms=info.created_at_ms,
-            )
-        )
+        await Exports(self._target, info.cluster_id).introduce(document_of(info))
         self._told_cluster = True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from amberblob.clock import Clock, HybridClock, Randomness
 from amberblob.errors import AmberError, NotReady
@@ -17,17 +17,20 @@ from amberblob.metrics import Metrics
 from antientropy.step import Worker
 from archive.groups import GroupUploader
 from archive.heat import Heat
+from archive.identity import Identity
 from archive.policy import Policy
+from archive.targets.guarded import GuardedTarget
 from archive.upload import Uploader
 from chunkstore.interface import ReplicaStore
 from node.archive.afterwards import ThenCheck, ThenExport
-from node.archive.answers import Admission, ArchiveAnswers
+from node.archive.answers import ArchiveAnswers
 from node.archive.archiver import Archiver
 from node.archive.cacheroom import CacheRoom
 from node.archive.cluster import ClusterArchive
 from node.archive.collector import Collector
 from node.archive.condemned import CondemnedObjects
 from node.archive.contents import Contents, Missed
+from node.archive.document import document_of
 from node.archive.evictor import Evictor
 from node.archive.export import ExportWork
 from node.archive.facts import Facts
@@ -36,7 +39,7 @@ from node.archive.garbage import GarbageWork
 from node.archive.ground import Ground
 from node.archive.healing import Healing
 from node.archive.importing import ImportWork
-from node.archive.installing import Installing
+from node.archive.installing import Admission, Installing
 from node.archive.keeper import Keeper
 from node.archive.known import KnownRows
 from node.archive.lent import Lent
@@ -171,8 +174,26 @@ def archive_parts(
         missed: is told of bytes that should be here and are not.
     """
     facts = Facts(store)
+
+    async def has_rows() -> bool:
+        if any(store.tally(slot).archived_rows for slot in store.slots()):
+            return True
+        return await cluster.has_rows()
+
+    def strange() -> None:
+        means.traffic.on_trouble()  # who looks whether the target answers sets it later
+
+    identity = Identity(
+        means.target,
+        lambda: document_of(routing.table().cluster),
+        has_rows,
+        clock,
+        on_strange=strange,
+    )
+    means = replace(means, target=GuardedTarget(means.target, identity))
     ground = Ground(
         means=means,
+        identity=identity,
         store=store,
         routing=routing,
         coordinator=coordinator,
@@ -182,8 +203,9 @@ def archive_parts(
         randomness=randomness,
         facts=facts,
     )
+    cluster = ClusterArchive(ground)
     policy, heat = Policy.of(means.section), Heat(clock.wall_ms())
-    reach = Reach(means.target, means.traffic, clock, now_ms=hybrid.now_ms)
+    reach = Reach(means.target, means.traffic, clock, now_ms=hybrid.now_ms, is_ours=identity.confirm)
     runner = JobRunner(routing.node, means.state, hybrid.now_ms)
     warmth = Warmth(heat, means.state, clock)
     follower, evictor, sizes = Follower(ground), Evictor(ground, policy, heat, reach, warmth.load), Sizes(ground)
@@ -207,7 +229,6 @@ def archive_parts(
     runner.register("export", exporting)
     runner.register("recover", RecoverWork(ground))
     runner.register("import", ImportWork(ground, means.sources))
-    cluster = ClusterArchive(ground)
     keeper = Keeper(ground, runner, cluster)
     rows = KnownRows(store, routing, coordinator.peers, facts, hybrid.now_ms)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Awaitable, Callable
 
 import structlog
 
 from amberblob.clock import Clock
-from amberblob.errors import ArchiveDenied, ArchiveError, ArchiveUnavailable
+from amberblob.errors import ArchiveDenied, ArchiveError, ArchiveUnavailable, NotReady
 from antientropy.step import Did
 from archive.targets.interface import Target
 from archive.traffic import Traffic
@@ -25,10 +26,13 @@ DOUBT_PAUSE_S = 1.0
 
 
 class Reach:
-    """A worker that looks whether the target answers.
+    """A worker that looks whether the target answers, and is the cluster's own.
 
     The first look, and each after a failure, stores, reads and deletes a small object; later ones list one name. What others' requests
     met counts as well: each success spares a look, and a failure has one made at once.
+
+    Args:
+        is_ours: raises ArchiveNotOurs when it answers and is another one; None: nobody can tell.
 
     Attributes:
         reached: None: it was not tried yet.
@@ -38,7 +42,15 @@ class Reach:
 
     name = "archive-reach"
 
-    def __init__(self, target: Target, traffic: Traffic, clock: Clock, *, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        target: Target,
+        traffic: Traffic,
+        clock: Clock,
+        *,
+        now_ms: Callable[[], int],
+        is_ours: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self.wake = asyncio.Event()
         self.pause_s = LOOK_EVERY_S
         self.reached: bool | None = None
@@ -48,6 +60,7 @@ class Reach:
         self._traffic = traffic
         self._clock = clock
         self._now_ms = now_ms
+        self._is_ours = is_ours
         self._succeeded = 0
         self._retry_s = RETRY_FIRST_S
         self._doubted = self._looking = False
@@ -81,6 +94,9 @@ class Reach:
                     await self._target.probe()
                 else:
                     await self._target.page("", "", 1)
+                if self._is_ours is not None:
+                    with contextlib.suppress(NotReady):  # without routes nobody knows whose this node is
+                        await self._is_ours()
         except TimeoutError:
             self.failed(ArchiveUnavailable(f"{self._target.url} did not answer within {PROBE_TIMEOUT_S:.0f} s."))
         except ArchiveError as error:

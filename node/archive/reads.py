@@ -16,11 +16,19 @@ import structlog
 from blake3 import blake3
 
 from amberblob.archives import ArchivedChunk
-from amberblob.errors import ArchiveDamaged, ArchiveError, ArchiveMissing, ArchiveUnavailable
+from amberblob.errors import (
+    ArchiveDamaged,
+    ArchiveDenied,
+    ArchiveError,
+    ArchiveMissing,
+    ArchiveUnavailable,
+    ConfigError,
+)
 from amberblob.limits import KIB
 from amberblob.manifest import ChunkRef, Version
 from archive.cache import Cache
 from archive.reading import read_chunk
+from archive.targets.guarded import confirm
 from archive.targets.interface import Source, Target
 from node.archive.known import KnownRows
 from node.objects.cold import Course, Elsewhere
@@ -120,15 +128,18 @@ class Reads:
         return await stream.all()
 
     def read(self, row: ArchivedChunk, low: int, high: int, *, check_whole: bool = True) -> AsyncGenerator[Piece, None]:
-        """The plain content of one place of the archive, verified (:func:`archive.reading.read_chunk`)."""
+        """The plain content of one place of the archive, verified (:func:`archive.reading.read_chunk`). Raises: ArchiveDenied."""
         target: Source = self._target
         if row.foreign:
-            target, _ = self._sources(row.target_path)
+            try:
+                target, _ = self._sources(row.target_path)
+            except ConfigError as error:
+                raise ArchiveDenied(f"{row.target_path} cannot be read by this node: {error.detail}") from error
         return read_chunk(target, row, low, high, check_whole=check_whole)
 
-    async def first(self, pieces: AsyncGenerator[Piece, None]) -> Piece:
+    async def first(self, row: ArchivedChunk, pieces: AsyncGenerator[Piece, None]) -> Piece:
         """The first piece; empty: there is none. A target that is down is not waited for as long as its retries take. Raises: ArchiveError."""
-        if not self._is_down():
+        if row.foreign or not self._is_down():  # of others' buckets nobody knows whether they are
             return await anext(pieces, b"")
         try:
             async with asyncio.timeout(DOWN_PATIENCE_S):
@@ -138,18 +149,16 @@ class Reads:
                 f"{self._target.url} was not reached lately, and did not answer within {DOWN_PATIENCE_S:g} s now."
             ) from None
 
-    async def judge(
-        self, error: ArchiveError, course: Course, slot: int, version: Version, row: ArchivedChunk
-    ) -> ArchivedChunk | None:
+    async def judge(self, course: Course, slot: int, version: Version, row: ArchivedChunk) -> ArchivedChunk | None:
         """The place was seen to be damaged or empty, twice: tell the copies, and find another place of the chunk, if there is one.
 
-        Raises: ArchiveMissing, when the whole target is blank: it is another one, and what the copies know stays true.
+        Nothing is told of imported content: its source is somebody else's, may come back, and has no other place.
+
+        Raises: ArchiveNotOurs, when the target is another one than what the copies know of: that stays true.
         """
-        if isinstance(error, ArchiveMissing) and not row.foreign and not await self._target.page("", "", 1):
-            raise ArchiveMissing(
-                f"{error.detail} There is nothing at all at {self._target.url}: is [archive] target the one that the chunks were sent to?",
-                extra=error.extra,
-            )
+        if row.foreign:
+            return None
+        await confirm(self._target)
         self.counts["damaged"] += 1
         await self._rows.report(course, slot, version.blob_id, row)
         return await self._rows.find(course, slot, version.blob_id, ChunkRef(row.chunk_id, row.length))
@@ -248,12 +257,12 @@ class _Job:
             yield memoryview(data)[at:high]
 
     async def _from_archive(self, low: int, high: int) -> AsyncGenerator[Piece, None]:
-        row, wrong, stalls, at = self._row, False, 0, low
+        row, wrong_at, stalls, at = self._row, -1, 0, low
         while True:
             before = at
             try:
                 async with aclosing(self._reads.read(row, at, high, check_whole=self._check_whole)) as pieces:
-                    piece = await self._reads.first(pieces)
+                    piece = await self._reads.first(row, pieces)
                     while piece:
                         self._reads.counts["fetched_bytes"] += len(piece)
                         at += len(piece)
@@ -265,14 +274,14 @@ class _Job:
                 self._reads.counts["stalls"] += 1
                 if stalls > STALLS_MAX or at == before:
                     raise
-            except (ArchiveDamaged, ArchiveMissing) as error:
-                if not wrong:
-                    wrong = True  # once more: what is said of an object is said for good
+            except (ArchiveDamaged, ArchiveMissing):
+                if wrong_at != at:
+                    wrong_at = at  # once more: what is said of an object is said for good
                     continue
-                other = await self._reads.judge(error, self._course, self._slot, self._version, row)
+                other = await self._reads.judge(self._course, self._slot, self._version, row)
                 if other is None:
                     raise
-                row, wrong = other, False
+                row, wrong_at = other, -1
 
 
 async def _update(whole: blake3, piece: Piece) -> None:

@@ -7,19 +7,12 @@ found so by the id of its last write, so that the job may be stopped, and begun 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
+from functools import partial
 
 import structlog
 
-from amberblob.errors import (
-    AmberError,
-    ArchiveError,
-    BadRequest,
-    ClusterError,
-    PeerError,
-    VersionConflict,
-)
+from amberblob.errors import BadRequest, VersionConflict
 from amberblob.manifest import Version
 from amberblob.wire_repair import PathItem
 from archive.clusters import exported_clusters, note_recovered
@@ -32,16 +25,13 @@ from node.archive.ground import Ground
 from node.archive.holding import Held, Holding
 from node.archive.jobs import JobRequest, Progress
 from node.archive.parallel import in_parallel
+from node.archive.patience import Patience
 from node.archive.placing import Placing
 from node.protocol.operations import Recover
 
 log = structlog.get_logger(__name__)
 
 AT_ONCE = 32
-TRIES = 5
-PAUSE_S = 0.5
-LEFT_MAX = 100
-"""After so many paths that could not be written the cluster is taken to be unable to, and the job fails."""
 LOST_TOLD_MAX = 10
 LEFT_BEHIND = "left-behind"
 """The note that something of the lost cluster did not come: a path that holds something else here, or metadata that could not be read. Nothing
@@ -57,12 +47,12 @@ class RecoverWork:
         self._placing = Placing(ground)
 
     async def __call__(self, request: JobRequest, progress: Progress) -> None:
-        """Recover all paths that begin with the prefix.
+        """Recover all paths that begin with the prefix. While the archive, or a majority of a slot's copies, is away it waits, and says so.
 
         Raises:
             BadRequest: it is not clear from what.
-            ArchiveError: the archive cannot be read.
-            QuorumUnavailable: too few copies answer; what was done stays done.
+            ArchiveDenied: the archive cannot be read before somebody mends it.
+            ArchiveUnavailable, QuorumUnavailable, PeerError: nothing went on for half an hour. What was done stays done; the next job does the rest.
         """
         ground = self._ground
         target = ground.means.for_job(request)
@@ -70,29 +60,39 @@ class RecoverWork:
             raise BadRequest(
                 f"What is recovered stays in its archive, so that [archive] target has to be {request.source} on every node, and it is {target.url}."
             )
+        patience = Patience(ground.clock, progress)
         own = ground.routing.table().cluster.cluster_id
-        cluster = await chosen(target, own, request.options.get("cluster", ""))
+        cluster = await patience.of(lambda: chosen(target, own, request.options.get("cluster", "")))
+        if not request.dry_run:
+            await patience.of(ground.identity.claim)
+        told: set[str] = set()
 
         def unread(text: str) -> None:
+            if text in told:
+                return  # a slot that is gone through again because the archive went away meanwhile
+            told.add(text)
             progress.problem(text)
             if not text.endswith(NOT_YET):
                 progress.set_note(LEFT_BEHIND, "1")
 
-        lost = LostCluster(target, cluster, unread)
-        await lost.open()
+        async def open_lost() -> LostCluster:
+            lost = LostCluster(target, cluster, unread)
+            await lost.open()
+            return lost
+
+        lost = await patience.of(open_lost)
         progress.status.slots_total = lost.slot_count
-        recent = RecentChunks(target, lost.since_ms, progress.problem)
-        run = _Run(ground, self._placing, Holding(target, recent, ground.now_ms), request, progress)
+        recent = RecentChunks(target, lost.since_ms, unread)
+        holding = Holding(target, recent, ground.now_ms)
+        run = _Run(ground, self._placing, holding, patience, request, progress)
         for slot in range(lost.slot_count):
             if not progress.is_done(slot):
                 progress.say(f"slot {slot} of cluster {cluster}")
-                if await run.slot(await lost.slot(slot)):
-                    progress.slot_done(slot)
-        if run.error is not None:
-            raise run.error
+                await run.slot(await patience.of(partial(lost.slot, slot)))
+                progress.slot_done(slot)
         everything = not request.prefix and not request.dry_run
         if everything and not progress.note(LEFT_BEHIND) and len(progress.status.done_slots) == lost.slot_count:
-            await note_recovered(target, cluster, own)
+            await patience.of(lambda: note_recovered(target, cluster, own))
 
 
 async def chosen(target: Target, own: str, wanted: str) -> str:
@@ -120,26 +120,26 @@ def _listed(clusters: Iterable[str]) -> str:
 
 
 class _Run:
-    """One run of the job.
-
-    Attributes:
-        error: why some paths could not be written; None: all could.
-    """
+    """One run of the job."""
 
     def __init__(
-        self, ground: Ground, placing: Placing, holding: Holding, request: JobRequest, progress: Progress
+        self,
+        ground: Ground,
+        placing: Placing,
+        holding: Holding,
+        patience: Patience,
+        request: JobRequest,
+        progress: Progress,
     ) -> None:
-        self.error: AmberError | None = None
-        self._left = 0
         self._ground = ground
         self._placing = placing
         self._holding = holding
+        self._patience = patience
         self._request = request
         self._progress = progress
 
-    async def slot(self, gathered: GatheredSlot) -> bool:
-        """Bring the paths of a slot back; whether all of them are. Raises: ArchiveError, and what too many paths could not be written for."""
-        left = self._left
+    async def slot(self, gathered: GatheredSlot) -> None:
+        """Bring the paths of a slot back, but for those that hold something else here. Raises: ClusterError, PeerError (see :class:`Patience`)."""
         prefix = self._request.prefix
         items = [item for path, item in sorted(gathered.items.items()) if path.startswith(prefix)]
 
@@ -147,12 +147,11 @@ class _Run:
             await self._path(item, gathered)
 
         await in_parallel(one, items, AT_ONCE)
-        return self._left == left
 
     async def _path(self, item: PathItem, gathered: GatheredSlot) -> None:
         held: dict[int, Held] = {}
         for version in _versions(item):
-            found = await self._holding.held(version, gathered.rows(version))
+            found = await self._patience.of(partial(self._holding.held, version, gathered.rows(version)))
             if found is not None:
                 held[version.version] = found
         revival = revive(item, lambda version: version.version in held, self._ground.now_ms())
@@ -160,27 +159,13 @@ class _Run:
         if self._request.dry_run:
             self._count(revival, fresh=True)
             return
-        for tries in range(TRIES):
-            try:
-                self._count(revival, fresh=await self._write(revival, held))
-                return
-            except VersionConflict as error:
-                self._progress.set_note(LEFT_BEHIND, "1")
-                self._progress.problem(f"{item.path!r}: {error.detail}")
-                return
-            except (ClusterError, PeerError) as error:
-                if isinstance(error, ArchiveError) or tries == TRIES - 1:
-                    await self._leave(item.path, error)
-                    return
-                await asyncio.sleep(PAUSE_S * (tries + 1))
-
-    async def _leave(self, path: str, error: AmberError) -> None:
-        """The path could not be written now: it is left to the next run."""
-        self._left += 1
-        self.error = error
-        self._progress.problem(f"{path!r} could not be written now: {error.detail}")
-        if self._left >= LEFT_MAX:
-            raise error
+        try:
+            fresh = await self._patience.of(lambda: self._write(revival, held))
+        except VersionConflict as error:
+            self._progress.set_note(LEFT_BEHIND, "1")
+            self._progress.problem(f"{item.path!r}: {error.detail}")
+        else:
+            self._count(revival, fresh=fresh)
 
     async def _write(self, revival: Revival, held: dict[int, Held]) -> bool:
         """Bring a path back; whether it was not here before. Raises: VersionConflict, ClusterError, PeerError."""

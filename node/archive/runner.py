@@ -14,8 +14,9 @@ from typing import Protocol
 import msgspec
 import structlog
 
+from amberblob.archivejobs import JobKind
 from amberblob.errors import AmberError, JobConflict, NoSuchJob, NotReady
-from node.archive.jobs import JobKind, JobRequest, JobState, JobStatus, JobWork, Progress
+from node.archive.jobs import JobRequest, JobState, JobStatus, JobWork, Progress
 
 log = structlog.get_logger(__name__)
 
@@ -126,21 +127,26 @@ class JobRunner:
         return progress.status
 
     async def stop(self, job: str) -> JobStatus:
-        """End this node's part where it is, and never go on with it. Raises: NoSuchJob."""
+        """End this node's part where it is, and never go on with it; one that failed, or had problems, is taken note of by that. Raises: NoSuchJob."""
         progress = self._known.get(job)
         if progress is None:
             raise NoSuchJob(f"There is no job {job} here.")
-        running = self._running.get(job)
+        running, status = self._running.get(job), progress.status
         if running is not None and running.task is not None:
             running.stopping = True
             running.task.cancel()
             await asyncio.wait([running.task])
-        elif progress.status.state == "done" and not self.is_complete(progress):
+        elif status.state == "failed" or (status.state == "done" and status.failures):
+            await self._stopped(progress, f"{status.detail or f'{status.failures} problems'} (noted by the operator)")
+        elif status.state == "done" and not self.is_complete(progress):
             # Its own part is done, and not the job: a node that is away now may ask later what became of it.
-            progress.status.state = "stopped"
-            progress.say("stopped by the operator")
-            await self._save(progress)
-        return progress.status
+            await self._stopped(progress, "stopped by the operator")
+        return status
+
+    async def _stopped(self, progress: Progress, why: str) -> None:
+        progress.status.state = "stopped"
+        progress.say(why)
+        await self._save(progress)
 
     def go_on(self, job: str) -> None:
         """Begin again with a part that was done: there is more to do, which another node left."""

@@ -6,7 +6,7 @@ Shapes only, and pure functions over them. Times are epoch milliseconds, sizes b
 
     {"target": "s3://bucket/prefix", "warnings": [], "nodes": [ArchiveNodeStatus, ...], "silent_nodes": ["n3"], "total": ArchiveTotal}
 
-``POST /archive/jobs`` takes :class:`JobWanted` and answers 202 :class:`JobStarted`. ``GET /archive/jobs``: ``{"jobs": [JobView, ...],
+``POST /archive/jobs`` takes :class:`amberblob.archivejobs.JobWanted` and answers 202 :class:`JobStarted`. ``GET /archive/jobs``: ``{"jobs": [JobView, ...],
 "silent_nodes": [...]}``, newest first; ``GET /archive/jobs/{id}``: one :class:`JobView` with ``unfinished_slots``; ``DELETE /archive/jobs/{id}``:
 202 with the :class:`JobView` after it. Errors: no-archive and job-conflict 409, no-such-job 404, bad-request 400.
 """
@@ -18,8 +18,9 @@ from typing import Literal
 
 import msgspec
 
+from amberblob.archivejobs import JobKind
 from archive.savings import RuleSavings, add_up
-from node.archive.jobs import PROBLEMS_MAX, SCHEDULED, SCOPES, JobKind, JobRequest, JobStatus
+from node.archive.jobs import PROBLEMS_MAX, SCHEDULED, SCOPES, JobRequest, JobStatus
 
 OverallState = Literal["running", "waiting", "done", "failed", "stopped"]
 """Of a job on all nodes. waiting: nobody works on it, and slots are left: they are taken over within seconds, or wait for their nodes."""
@@ -88,22 +89,6 @@ class ArchiveView(msgspec.Struct, frozen=True, kw_only=True):
     nodes: tuple[ArchiveNodeStatus, ...]
     silent_nodes: tuple[str, ...]
     total: ArchiveTotal
-
-
-class JobWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of ``POST /archive/jobs``; see :class:`node.archive.jobs.JobRequest`.
-
-    ``job``: a ULID of the caller's own, by which a repeated request is known to be one; empty: a new one.
-    """
-
-    kind: JobKind
-    job: str = ""
-    prefix: str = ""
-    dry_run: bool = False
-    bytes_per_s: int = 0
-    requests_per_s: float = 0.0
-    source: str = ""
-    options: dict[str, str] = {}
 
 
 class JobStarted(msgspec.Struct, frozen=True, kw_only=True):

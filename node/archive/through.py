@@ -145,16 +145,10 @@ class Through:
                 else:
                     rows = await self._send(self._bodies_of(items, draft, path, manifest, read))
         except TimeoutError:
-            raise ArchiveUnavailable(
-                f"The archive at {self._target.url} did not take {size} bytes within {patience_s:.0f} s, "
-                "and this path is to be archived before it is acknowledged. Nothing was written: try again."
-            ) from None
+            seen = f"{self._target.url} did not take {size} bytes within {patience_s:.0f} s"
+            raise ArchiveUnavailable(seen).in_short(_REFUSED, {}) from None
         except ArchiveError as error:
-            raise type(error)(
-                f"This path is to be archived before it is acknowledged, and the archive did not take it: {error.detail} Nothing was written.",
-                code=error.code,
-                extra=error.extra,
-            ) from error
+            raise error.in_short(_REFUSED, {}) from error
         return ArchivedPut(self, path, draft, tuple({row.chunk_id: row for row in rows}.values()))
 
     async def _bodies_of(
@@ -286,6 +280,10 @@ class ArchivedPut:
                 },
             ) from error
 
+
+_REFUSED = (
+    "Nothing was written, as this path is to be archived before it is acknowledged, and the archive did not take it"
+)
 
 _NOTHING = Version(
     version=0, blob_id="", size=0, etag="", created_at_ms=0, content_type="", meta={}, chunks=(), chunk_count=0

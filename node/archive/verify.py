@@ -8,7 +8,8 @@ Option: ``newer_than`` (a duration): objects that were read back since are left 
 for looks at everything.
 
 What was found damaged is looked at again as well: an object may have been put back from an older version of the bucket. If it is right now, that
-is told as if it had been uploaded now, for what was seen of an upload is never taken back. So a whole archive that seems to be empty is taken for a wrong bucket, prefix or endpoint: then nothing is written down.
+is told as if it had been uploaded now, for what was seen of an upload is never taken back. In a target that is not the cluster's own (:mod:`archive.identity`) nothing is missing: the
+job fails, and nothing is written down.
 """
 
 from __future__ import annotations
@@ -22,22 +23,20 @@ from msgspec.structs import replace
 
 from amberblob.archives import DAMAGED, ArchivedChunk
 from amberblob.config import parse_duration
-from amberblob.errors import AmberError, ArchiveError, BadRequest, PeerError, StorageError
+from amberblob.errors import AmberError, BadRequest, PeerError, StorageError
 from amberblob.manifest import ChunkRef
 from amberblob.wire import ReadChunk
-from archive.packs import CHUNKS, PACKS, object_ulid
 from archive.targets.interface import Target
 from archive.verifying import Verdict, verify_object
 from node.archive.ground import PEER_TIMEOUT_S, Ground
 from node.archive.jobs import SCHEDULED, JobRequest, Progress
+from node.archive.patience import Patience
 from node.archive.rewriting import rows_of
 
 log = structlog.get_logger(__name__)
 
 PAGE_LINES = 2000
 NEWER_THAN_SCHEDULED = "30d"
-SUSPECTS_MAX = 1000
-"""Objects that seem to be gone, and are kept in memory until one was found that is not; more are looked at by the next run."""
 NAMED_MAX = 3
 """Paths that a problem names."""
 LOOKED_UP_MAX = 50
@@ -55,9 +54,6 @@ class _Seen:
     places: Sequence[_Place]
     verdicts: dict[ArchivedChunk, Verdict]
 
-    def outcomes(self) -> set[str]:
-        return {verdict.outcome for verdict in self.verdicts.values()}
-
 
 class VerifyWork:
     """Carries out ``verify``: a :class:`node.archive.jobs.JobWork`."""
@@ -66,7 +62,7 @@ class VerifyWork:
         self._ground = ground
 
     async def __call__(self, request: JobRequest, progress: Progress) -> None:
-        """See the module. Raises: BadRequest (an option), DiskFailed."""
+        """See the module. Raises: BadRequest (an option), ArchiveDenied (the target is another one, or refuses), ArchiveUnavailable (for half an hour), DiskFailed."""
         await _Verify(self._ground, request, progress).carry_out()
 
 
@@ -80,8 +76,6 @@ class _Verify:
         self._progress = progress
         self._target: Target = ground.means.for_job(request)
         self._before_ms = self._cutoff(request)
-        self._suspects: list[_Seen] = []
-        self._is_ours = False
 
     def _cutoff(self, request: JobRequest) -> int:
         """Rows that were read back since then are left alone."""
@@ -93,6 +87,7 @@ class _Verify:
             raise BadRequest(f"newer_than: {error}; wants a duration such as 30d") from error
 
     async def carry_out(self) -> None:
+        await Patience(self._ground.clock, self._progress).of(self._ground.identity.require)
         slots = [slot for slot in self._ground.led_slots() if not self._progress.is_done(slot)]
         self._progress.status.slots_total = len(self._progress.status.done_slots) + len(slots)
         names = await self._due(slots)
@@ -106,7 +101,6 @@ class _Verify:
                         group.create_task(self._work(queue, slots))
             except BaseExceptionGroup as error:
                 raise _first(error) from None
-            await self._judge_suspects()
         for slot in slots:
             self._progress.slot_done(slot)
 
@@ -154,39 +148,7 @@ class _Verify:
         seen = _Seen(name, places, verdicts)
         self._progress.bytes(done=size)
         self._progress.add(objects=1)
-        if seen.outcomes() == {"missing"} and not self._is_ours:
-            if len(self._suspects) < SUSPECTS_MAX:
-                self._suspects.append(seen)
-            return
-        if "verified" in seen.outcomes():
-            self._is_ours = True
         await self._tell(seen)
-        await self._tell_suspects()
-
-    async def _judge_suspects(self) -> None:
-        """Nothing was found that is there. If other objects of ours are, what is missing is missing; else this is another place."""
-        if not self._suspects:
-            return
-        try:
-            for prefix in (PACKS, CHUNKS):
-                listed = await self._target.page(prefix, "", 100)
-                self._is_ours = self._is_ours or any(object_ulid(object.name) is not None for object in listed)
-        except ArchiveError as error:
-            self._progress.problem(f"{len(self._suspects)} objects were not found, and the target: {error.detail}")
-            return
-        if self._is_ours:
-            await self._tell_suspects()
-            return
-        self._progress.problem(
-            f"none of the {len(self._suspects)} objects that were looked for is there, and {self._target.url} has no other of ours. Is [archive] "
-            "target the right one, with the right prefix and endpoint? Nothing was written down: if the objects come back, everything is as before."
-        )
-
-    async def _tell_suspects(self) -> None:
-        if self._is_ours:
-            suspects, self._suspects = self._suspects, []
-            for seen in suspects:
-                await self._tell(seen)
 
     async def _tell(self, seen: _Seen) -> None:
         """Write down what was seen, and say what is wrong."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from amberblob.archivejobs import JobWanted
 from amberblob.errors import BadRequest
 from amberblob.limits import PATH_BYTES_MAX
-from node.archive.status import JobWanted
 from node.http.bodies import whole_body
 from node.http.call import Answer, Call, Context, json_answer
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from msgspec.json import schema_components
 
+from amberblob.archivejobs import JobWanted
 from amberblob.limits import LIST_LIMIT_MAX, META_BYTES_MAX, PATH_BYTES_MAX, VERSION_MAX, WRITE_ID_CHARS_MAX
-from node.archive.status import ArchiveView, JobStarted, JobsView, JobView, JobWanted
+from node.archive.status import ArchiveView, JobStarted, JobsView, JobView
 from node.http.target import Resource
 from node.wholeness import CONDITIONS
 

@@ -363,13 +363,9 @@ async def verify(data: bytes | memoryview, chunk: ChunkRef) -> None:
 
 
 def telling(error: ArchiveError, failures: dict[str, str]) -> ArchiveError:
-    """The archive's error, with what was seen at the copies."""
-    seen = "; ".join(f"{node}: {why}" for node, why in sorted(failures.items()))
-    return type(error)(
-        f"A part of this version is only in the archive, and cannot be had from there now: {error.detail}"
-        + (f" (On the disks: {seen}.)" if seen else ""),
-        code=error.code,
-        extra={**error.extra, "failures": failures},
+    """The archive's error for a client; what was seen at the copies is in ``extra``."""
+    return error.in_short(
+        "A part of this version is only in the archive, and did not come from there", {"failures": failures}
     )
 
 

@@ -20,6 +20,29 @@ MANIFEST_BYTES_MAX = 64 * MIB
 """The largest manifest file that a stage takes: about 700,000 chunks, 5 TiB at the default chunk size."""
 
 
+class _Waiter:
+    """Here the one task that uses an end of a stream waits for what it needs."""
+
+    __slots__ = ("_future",)
+
+    def __init__(self) -> None:
+        self._future: asyncio.Future[None] | None = None
+
+    async def wait(self) -> None:
+        """Until the next :meth:`wake`."""
+        assert self._future is None, "two tasks use one end of a stream"
+        self._future = asyncio.get_running_loop().create_future()
+        try:
+            await self._future
+        finally:
+            self._future = None
+
+    def wake(self) -> None:
+        """Have it look again, if it waits."""
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
+
+
 class StreamSender:
     """The sending end of one stream. One task at a time may send.
 
@@ -37,7 +60,7 @@ class StreamSender:
         self._put = put
         self._ready = ready
         self._error: AmberError | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter = _Waiter()
 
     async def send(self, data: Buffer, *, stall_s: float | None) -> None:
         """Send ``data`` in frames as there is credit; ``data`` must not change afterwards.
@@ -61,7 +84,7 @@ class StreamSender:
             length = min(len(view) - offset, DATA_FRAME_BYTES, self.window.credit_bytes)
             if length == 0:
                 async with asyncio.timeout(stall_s):
-                    await self._wait()
+                    await self._waiter.wait()
                 continue
             self.window.spend(length)
             self._put(view if length == len(view) else view[offset : offset + length])
@@ -72,25 +95,13 @@ class StreamSender:
     def grant(self, size_bytes: int) -> None:
         """The receiver gives credit. Raises WireError when it is more than was sent."""
         self.window.grant(size_bytes)
-        self._wake()
+        self._waiter.wake()
 
     def fail(self, error: AmberError) -> None:
         """Nothing can be sent any more; a waiting :meth:`send` raises ``error``. The first error stays."""
         if self._error is None:
             self._error = error
-        self._wake()
-
-    async def _wait(self) -> None:
-        assert self._waiter is None, "two tasks send on one stream"
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._waiter.wake()
 
 
 class StreamReceiver:
@@ -108,7 +119,7 @@ class StreamReceiver:
         self._frames: deque[bytes | memoryview] = deque()
         self._ended = False
         self._error: AmberError | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter = _Waiter()
 
     def feed(self, data: bytes | memoryview) -> None:
         """A frame came in, which does not change any more. Raises WireError when there was no credit for it, or after the end."""
@@ -116,19 +127,19 @@ class StreamReceiver:
             raise WireError("a data frame after the end of its stream")
         self.window.receive(len(data))
         self._frames.append(data)
-        self._wake()
+        self._waiter.wake()
 
     def end(self) -> None:
         """No more frames will come."""
         self._ended = True
-        self._wake()
+        self._waiter.wake()
 
     def fail(self, error: AmberError) -> None:
         """The stream is broken: :meth:`take` raises ``error`` at once, frames that wait are dropped."""
         if self._error is None:
             self._error = error
             self._frames.clear()
-        self._wake()
+        self._waiter.wake()
 
     async def take(self, *, timeout_s: float | None = None) -> bytes | memoryview | None:
         """The next frame; None at the end.
@@ -149,19 +160,7 @@ class StreamReceiver:
             if self._ended:
                 return None
             async with asyncio.timeout(timeout_s):
-                await self._wait()
-
-    async def _wait(self) -> None:
-        assert self._waiter is None, "two tasks read one stream"
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+                await self._waiter.wait()
 
 
 class StageInbox:

@@ -16,6 +16,7 @@ import structlog
 
 from amberblob.clock import Clock
 from amberblob.errors import AmberError, NotReady
+from antientropy.rest import Rest
 from antientropy.retention import Retention
 from antientropy.step import Did
 from chunkstore.interface import History, ReplicaStore
@@ -28,8 +29,7 @@ log = structlog.get_logger(__name__)
 PAGE_PATHS = 200
 AT_ONCE_MAX = 8
 REST_PER_ROUND_TIME = 3.0
-"""After a batch of rounds the worker rests this many times as long as they took: when clients keep the copies busy, rounds take
-longer, and the rests with them."""
+"""After a batch of rounds the worker rests this many times as long as they took."""
 REST_PER_LOOK_TIME = 9.0
 REST_MAX_S = 5.0
 SOON_S = 1.0
@@ -77,7 +77,7 @@ class Expirer:
         self._retention = retention
         self._every_s = every_s
         self._next_s = float("-inf")
-        self._resume_s = float("-inf")
+        self._rest = Rest(clock, max_s=REST_MAX_S)
         self._slots: deque[int] = deque()
         self._after: str | None = ""
         self._found: deque[History] = deque()
@@ -85,15 +85,15 @@ class Expirer:
     async def step(self) -> Did:
         """Read a page of paths, or write what is due for a few of them; or rest."""
         now_s = self._clock.monotonic_s()
-        if now_s < self._resume_s:
-            return self._rest(self._resume_s - now_s)
+        if (rest_s := self._rest.left_s(now_s)) > 0:
+            return self._pause(rest_s)
         if not self._slots:
             if now_s < self._next_s:
-                return self._rest(self._next_s - now_s)
+                return self._pause(self._next_s - now_s)
             try:
                 self._begin(now_s)
             except NotReady:
-                return self._rest(SOON_S)
+                return self._pause(SOON_S)
             return Did.WORK
         slot = self._slots[0]
         if not self._looks_after(slot) or (self._after is None and not self._found):
@@ -103,19 +103,15 @@ class Expirer:
         elif self._found:
             batch = [self._found.popleft() for _ in range(min(AT_ONCE_MAX, len(self._found)))]
             await asyncio.gather(*(self._write(slot, history) for history in batch))
-            self._resume_after(now_s, REST_PER_ROUND_TIME)
+            self._rest.begin(now_s, REST_PER_ROUND_TIME)
         elif self._after is not None:
             await self._look(slot, self._after)
-            self._resume_after(now_s, REST_PER_LOOK_TIME)
+            self._rest.begin(now_s, REST_PER_LOOK_TIME)
         return Did.WORK
 
-    def _rest(self, seconds: float) -> Did:
+    def _pause(self, seconds: float) -> Did:
         self.pause_s = seconds
         return Did.NOTHING
-
-    def _resume_after(self, began_s: float, factor: float) -> None:
-        now_s = self._clock.monotonic_s()
-        self._resume_s = now_s + min(REST_MAX_S, factor * (now_s - began_s))
 
     def _begin(self, now_s: float) -> None:
         here = self._store.slots()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import structlog
 
 from amberblob.clock import Clock
+from antientropy.rest import Rest
 from antientropy.step import Did
 from chunkstore.interface import ReplicaStore
 
@@ -52,14 +53,14 @@ class Garbage:
         self._clock = clock
         self._every_s = every_s
         self._next_s = float("-inf")
-        self._resume_s = float("-inf")
+        self._rest = Rest(clock, max_s=REST_MAX_S)
         self._slots: deque[int] = deque()
         self._cut_to: dict[int, int] = {}
 
     async def step(self) -> Did:
         """Remove a batch of one slot's; or rest."""
         now_s = self._clock.monotonic_s()
-        rest_s = self._resume_s - now_s
+        rest_s = self._rest.left_s(now_s)
         if not self._slots and rest_s <= 0:
             if now_s >= self._next_s:
                 self._next_s = now_s + self._every_s
@@ -72,9 +73,7 @@ class Garbage:
         slot = self._slots[0]
         if not await self._clean(slot):
             self._slots.popleft()
-        now_s, began_s = self._clock.monotonic_s(), now_s
-        # Others want the slot's database, too.
-        self._resume_s = now_s + min(REST_MAX_S, REST_PER_TIME * (now_s - began_s))
+        self._rest.begin(now_s, REST_PER_TIME)  # others want the slot's database, too
         return Did.WORK
 
     async def _clean(self, slot: int) -> bool:

@@ -18,6 +18,7 @@ from amberblob.clock import Clock
 from amberblob.errors import NotReady, PeerError
 from amberblob.wire import Reply
 from amberblob.wire_repair import AskCopies, CopiesReply, CopyState, RepairRequest, bitmap_of
+from antientropy.rest import Rest
 from antientropy.step import Did
 from chunkstore.interface import ReplicaStore
 from node.routing import Routing
@@ -73,7 +74,7 @@ class Leaver:
         self._waiting: deque[int] = deque()
         self._table: RouteTable | None = None
         self._due_s = float("-inf")
-        self._resume_s = float("-inf")
+        self._rest = Rest(clock, max_s=REST_MAX_S)
         self._sweeping: deque[int] = deque()
 
     async def step(self) -> Did:
@@ -83,29 +84,28 @@ class Leaver:
         """
         now_s = self._clock.monotonic_s()
         if self._store.failed is not None:
-            return self._rest(LOOK_EVERY_S)
-        if now_s < self._resume_s:
-            return self._rest(self._resume_s - now_s)
+            return self._pause(LOOK_EVERY_S)
+        if (rest_s := self._rest.left_s(now_s)) > 0:
+            return self._pause(rest_s)
         if self._sweeping:
             await self._sweep(self._sweeping[0])
-            took_s = self._clock.monotonic_s() - now_s
-            self._resume_s = now_s + took_s + min(REST_MAX_S, REST_PER_TIME * took_s)
+            self._rest.begin(now_s, REST_PER_TIME)
             return Did.WORK
         try:
             table = self._routing.table()
         except NotReady:
-            return self._rest(LOOK_EVERY_S)
+            return self._pause(LOOK_EVERY_S)
         if not self._waiting and (table is not self._table or now_s >= self._due_s):
             # Only what the newest table says counts; an older one may not have known that this node was named again.
             self._table, self._due_s = table, now_s + LOOK_EVERY_S
             self._waiting.extend(slot for slot in self._store.slots() if self._is_left(slot))
         if not self._waiting:
-            return self._rest(self._due_s - now_s)
+            return self._pause(self._due_s - now_s)
         slots = [self._waiting.popleft() for _ in range(min(ASK_SLOTS_MAX, len(self._waiting)))]
         await self._look_at([slot for slot in slots if await self._holds(slot)])
         return Did.WORK
 
-    def _rest(self, seconds: float) -> Did:
+    def _pause(self, seconds: float) -> Did:
         self.pause_s = max(0.1, seconds)
         return Did.NOTHING
 

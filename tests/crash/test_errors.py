@@ -15,8 +15,8 @@ from tests.crash.conftest import some
 from tests.crash.runs import Life, Nursery, Point
 from tests.crash.verify import PromiseBroken, verify
 
-SYNC_POINTS = 40
-ROOM_POINTS = 30
+SYNC_POINTS = 24
+ROOM_POINTS = 18
 
 _PATH = re.compile(r"\A\w+\(\d+<(.*?)>")
 

@@ -14,8 +14,8 @@ from tests.crash.mutants import MUTANTS
 from tests.crash.powercut import Recording
 from tests.crash.runs import Unclear, record, record_two_lives, replay
 
-STATES = 4000 if EVERYTHING else 500
-STATES_AFTER_A_KILL = 300 if EVERYTHING else 40
+STATES = 4000 if EVERYTHING else 250
+STATES_AFTER_A_KILL = 300 if EVERYTHING else 25
 
 KILLS = ("fsync_dir:slots:5", "fsync_dir:journal:2", "rename:disk.toml:2", "fdatasync:00000002.log:3")
 """Calls before which the first of two lives is killed: what it left unsynced is not to be built upon."""

@@ -1,8 +1,9 @@
-"""32 clients race one conditional PUT through different nodes: one 201 and thirty-one 412, a thousand times."""
+"""32 clients race one conditional PUT through different nodes: one 201 and thirty-one 412, hundreds of times; ``make sim-long`` does it thousands of times."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import Counter
 
@@ -10,15 +11,15 @@ import pytest
 
 from tests.cluster.harness import Answer, Api, content, etag_of, object_url
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 
 CLIENTS = 32
-ROUNDS = 1000
+ROUNDS = int(os.environ.get("AMBERBLOB_TEST_RACES", "240"))
 AT_ONCE = 4
 """Rounds on different paths that run side by side."""
 
 
-async def test_exactly_one_of_32_wins_a_thousand_times(api: Api, name: str) -> None:
+async def test_exactly_one_of_32_wins_every_time(api: Api, name: str) -> None:
     statuses: Counter[int] = Counter()
     slowest_s = 0.0
     began = time.monotonic()

@@ -21,24 +21,26 @@ def sim(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("seed", ["10", "120", "244", "5000638"])
-def test_a_seed_that_once_broke_a_promise(seed: str):
-    """What each found, when the world was shaped otherwise, has a test of its own beside the code that was mended."""
-    done = sim("--seed", seed)
+def test_a_seed_that_once_broke_a_promise():
+    """What it found, when the world was shaped otherwise, has a test of its own beside the code that was mended.
+
+    Others are among those that ``make sim`` always runs.
+    """
+    done = sim("--seed", "5000638")
     assert done.returncode == 0, done.stdout
 
 
 def test_worlds_with_an_archive_keep_their_promises_and_give_the_same_trace_twice():
-    done = sim("--seeds", "3", "--first", "87", "--archives", "--operations", "60", "--twice", "--jobs", "1")
-    assert done.returncode == 0 and "deterministic: 3 seeds" in done.stdout, done.stdout
-    assert "archives judged 3" in done.stdout and "versions evicted" in done.stdout, done.stdout
+    done = sim("--seeds", "2", "--first", "87", "--archives", "--operations", "60", "--twice", "--jobs", "1")
+    assert done.returncode == 0 and "deterministic: 2 seeds" in done.stdout, done.stdout
+    assert "archives judged 2" in done.stdout and "versions evicted" in done.stdout, done.stdout
 
 
 def test_the_same_seed_gives_the_same_trace():
-    done = sim("--seeds", "4", "--first", "31", "--operations", "60", "--twice", "--jobs", "1")
-    assert done.returncode == 0 and "deterministic: 4 seeds" in done.stdout, done.stdout
-    other = sim("--seed", "35", "--operations", "60")
-    again = sim("--seed", "35", "--operations", "60")
+    done = sim("--seeds", "2", "--first", "31", "--operations", "60", "--twice", "--jobs", "1")
+    assert done.returncode == 0 and "deterministic: 2 seeds" in done.stdout, done.stdout
+    other = sim("--seed", "35", "--operations", "30")
+    again = sim("--seed", "35", "--operations", "30")
     assert other.stdout.splitlines()[-1] == again.stdout.splitlines()[-1]
     assert other.stdout.splitlines()[-1].startswith("trace ")
 

@@ -1,15 +1,22 @@
 """A folder that is full, read-only, not mounted, or tampered with."""
 
+import asyncio
+import contextlib
 import errno
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from amberblob.clock import SystemClock
 from amberblob.errors import ArchiveDenied, ArchiveError, ArchiveMissing, ArchiveUnavailable
+from archive.targets import folder as folder_module
+from archive.targets import folderfiles, folderopen, strands
 from archive.targets.folder import MARKER, TEMPORARY, FolderTarget, prepare_folder
 from archive.traffic import Traffic
+from chunkstore import fileops
 from chunkstore.fileops import FileOps
 from tests.archive_parts import collect, names_of, parts_of
 
@@ -183,3 +190,140 @@ async def test_links_and_odd_files_are_no_way_out(target, folder, tmp_path):
             await target.head(name)
         with pytest.raises(ArchiveMissing):
             await collect(target.read(name))
+
+
+# ---- a mount that hangs: calls do not return
+
+
+class HangingOs:
+    """``os``, of which every function waits while the mount hangs."""
+
+    def __init__(self, up):
+        self._up = up
+        self.held_up = []
+
+    def __getattr__(self, name):
+        real = getattr(os, name)
+        if not callable(real) or name in ("geteuid", "fspath"):
+            return real
+
+        def call(*args, **more):
+            if threading.current_thread() is threading.main_thread():
+                self.held_up.append(name)
+            self._up.wait(10)
+            return real(*args, **more)
+
+        return call
+
+
+class Mount(FileOps):
+    def __init__(self):
+        self.up = threading.Event()
+        self.up.set()
+        self.os = HangingOs(self.up)
+
+    def hang(self):
+        self.target._strands.timeout_s = 0.05  # only now: this machine may be slow as well
+        self.up.clear()
+
+    def back(self):
+        self.target._strands.timeout_s = 5.0
+        self.up.set()
+
+    def fsync(self, fd):
+        self.up.wait(10)
+        super().fsync(fd)
+
+
+@pytest.fixture
+async def mount(monkeypatch, folder):
+    for module in (strands, folder_module):
+        monkeypatch.setattr(module, "CANCELLED_S", 0.05)
+    made = Mount()
+    for module in (folderfiles, folderopen, fileops):
+        monkeypatch.setattr(module, "os", made.os)
+    made.target = FolderTarget(folder, Traffic(SystemClock()), ops=made, timeout_s=5.0)
+    yield made
+    made.up.set()
+    await made.target.close()
+    assert not made.os.held_up, "called where everything else waits for it"
+
+
+async def gone(folder, mount):
+    """Nothing is left that was begun, and no thread."""
+    async with asyncio.timeout(5):
+        while mount.target._strands.unfinished or any((folder / TEMPORARY).iterdir()):
+            await asyncio.sleep(0.005)
+
+
+async def test_a_mount_that_hangs_is_an_archive_that_is_not_reached_and_holds_up_nobody(mount, folder):
+    await mount.target.put("packs/p", parts_of(b"content"))
+    reading = mount.target.read("packs/p")
+    assert await anext(reading) == b"content"
+    mount.hang()
+    began_s = time.monotonic()
+    for asking in (
+        mount.target.head("packs/p"),
+        collect(mount.target.read("packs/p")),
+        mount.target.put("packs/q", parts_of(b"content")),
+    ):
+        with pytest.raises(ArchiveUnavailable, match=r"did not answer within 0\.05 s: its mount hangs"):
+            await asking
+    await reading.aclose()  # closes a descriptor, which may hang as well
+    for _ in range(20):
+        with contextlib.suppress(ArchiveUnavailable):
+            await mount.target.head("packs/p")
+    with pytest.raises(ArchiveUnavailable, match="does not answer"):
+        await asyncio.wait_for(mount.target.head("packs/p"), 0.04)
+    assert time.monotonic() - began_s < 5
+    mount.back()
+    await gone(folder, mount)
+    assert names_of(await mount.target.page("", "", 10)) == ["packs/p"]
+    assert await collect(mount.target.read("packs/p")) == b"content"
+
+
+async def test_who_is_cancelled_while_it_hangs_is_let_go_of_and_what_was_written_is_put_away(mount, folder):
+    async def parts():
+        yield b"content"
+        mount.hang()
+
+    putting = asyncio.ensure_future(mount.target.put("packs/p", parts()))
+    async with asyncio.timeout(5):
+        while mount.up.is_set():
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        putting.cancel()
+        with pytest.raises((asyncio.CancelledError, ArchiveUnavailable)):
+            await putting
+    mount.back()
+    await gone(folder, mount)
+    open_files = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_open(fd)}
+    assert not [name for name in open_files if str(folder) in name]
+
+
+def _is_open(fd):
+    with contextlib.suppress(OSError):
+        return bool(os.readlink(f"/proc/self/fd/{fd}"))
+    return False
+
+
+async def test_what_came_to_its_name_late_keeps_it(mount, folder, monkeypatch):
+    """Somebody may have stored the same again since."""
+    placed = folderopen.Placing.place
+
+    def late(self):
+        facts = placed(self)
+        mount.up.clear()
+        mount.up.wait(10)
+        return facts
+
+    async def parts():
+        yield b"content"
+        mount.target._strands.timeout_s = 0.5  # what comes next is the placing
+
+    monkeypatch.setattr(folderopen.Placing, "place", late)
+    with pytest.raises(ArchiveUnavailable):
+        await mount.target.put("packs/p", parts())
+    mount.back()
+    await gone(folder, mount)
+    assert (folder / "packs/p").read_bytes() == b"content"

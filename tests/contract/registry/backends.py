@@ -11,24 +11,12 @@ from registry.embedded import EmbeddedRegistry
 from registry.interface import Registry
 from registry.memory import MemoryRegistry, MemoryStore
 from registry.urls import server_url
+from tests.clocks import HandClock
 from tests.contract.registry.servers import EtcdServer, RedisServer, Server
 
 HISTORY_MAX = 20
 CALL_TIMEOUT_S = 1.0
 """Of the clients here. A bounded time is this, and what a busy machine adds."""
-
-
-class ManualClock:
-    """Time moves only when told to."""
-
-    def __init__(self) -> None:
-        self.now_s = 1_000_000.0
-
-    def wall_ms(self) -> int:
-        return int(self.now_s * 1000)
-
-    def monotonic_s(self) -> float:
-        return self.now_s
 
 
 class Memory:
@@ -38,7 +26,7 @@ class Memory:
     server: Server | None = None
 
     def __init__(self, folder: Path) -> None:
-        self.clock = ManualClock()
+        self.clock = HandClock(1_000_000.0)
         self.store = MemoryStore(history_max=HISTORY_MAX)
 
     def client(self) -> Registry:
@@ -64,7 +52,7 @@ class Embedded:
     server: Server | None = None
 
     def __init__(self, folder: Path) -> None:
-        self.clock = ManualClock()
+        self.clock = HandClock(1_000_000.0)
         self.path = folder / "registry.sqlite3"
 
     def client(self) -> Registry:

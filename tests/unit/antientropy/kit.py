@@ -19,6 +19,7 @@ from antientropy.driving import Costs, Running, World
 from antientropy.needs import Steps
 from antientropy.remake import remake
 from chunkstore.memory import MemoryStore
+from tests.clocks import HandClock
 
 T = TypeVar("T")
 
@@ -114,17 +115,6 @@ def expire(before: Record) -> Record:
     )
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def wall_ms(self) -> int:
-        return int(self.now_s * 1000)
-
-    def monotonic_s(self) -> float:
-        return self.now_s
-
-
 class NoPace:
     busy = False
 
@@ -150,7 +140,7 @@ class Cluster:
     """Some replicas that all vote in all slots, unless ``sets`` says otherwise."""
 
     def __init__(self, count: int) -> None:
-        self.clock = Clock()
+        self.clock = HandClock()
         self.replicas = [
             Replica(f"n{at}", MemoryStore(ulid(1000 + at), wall_ms=self.clock.wall_ms)) for at in range(count)
         ]

@@ -14,22 +14,10 @@ from amberblob.mutations import Accepted, Chosen, Installed
 from antientropy.scrub import Scrub
 from antientropy.step import Did
 from chunkstore.interface import ReplicaStore
+from tests.clocks import HandClock
 
 DAY_MS = 86_400_000
 START_MS = 1_700_000_000_000
-
-
-class HandClock:
-    """Stands still until it is put forward."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def wall_ms(self) -> int:
-        return START_MS + int(self.now_s * 1000)
-
-    def monotonic_s(self) -> float:
-        return self.now_s
 
 
 class Objects:

@@ -10,9 +10,12 @@ from amberblob.manifest import ChunkRef, Version, decode_manifest
 from amberblob.mutations import Aborted, Archived
 from antientropy import scrub as scrub_module
 from antientropy.scrub import PAGE_PATHS, SCRUBBED_MEMO
+from antientropy.scrubbytes import STEP_BYTES, STEP_VERSIONS
+from antientropy.scrubpace import PATH_UNITS
 from antientropy.step import Did
 from chunkstore.memory import MemoryStore
-from tests.unit.antientropy.scrub_kit import DAY_MS, START_MS, HandClock, Hooks, Objects, run, scrub_of
+from tests.clocks import HandClock
+from tests.unit.antientropy.scrub_kit import DAY_MS, START_MS, Hooks, Objects, run, scrub_of
 
 DISK = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 LARGE = 300_000
@@ -20,7 +23,7 @@ LARGE = 300_000
 
 class World:
     def __init__(self) -> None:
-        self.clock = HandClock()
+        self.clock = HandClock(start_ms=START_MS)
         self.store = MemoryStore(DISK, wall_ms=self.clock.wall_ms)
         self.objects = Objects(self.store, self.clock)
         self.hooks = Hooks()
@@ -347,7 +350,7 @@ async def test_a_restart_goes_on_where_it_was(world):
     await run(again, world.clock)
     assert again.counts.versions_checked == 2 * PAGE_PATHS, "the page that was under way is read again, no other"
     known = again._passes[0][1]
-    assert known.last_units == paths * (100 + scrub_module.PATH_UNITS)
+    assert known.last_units == paths * (100 + PATH_UNITS)
 
 
 async def test_steps_are_bounded(world):
@@ -359,8 +362,8 @@ async def test_steps_are_bounded(world):
     while counts.slots_checked == 0:
         if await world.scrub.step() is Did.NOTHING:
             world.clock.now_s += world.scrub.pause_s
-        assert counts.bytes_checked - seen[0] < scrub_module.STEP_BYTES + 2 * 65_536
-        assert counts.versions_checked - seen[1] <= scrub_module.STEP_VERSIONS
+        assert counts.bytes_checked - seen[0] < STEP_BYTES + 2 * 65_536
+        assert counts.versions_checked - seen[1] <= STEP_VERSIONS
         seen = counts.bytes_checked, counts.versions_checked
 
 
@@ -388,7 +391,7 @@ async def test_never_faster_than_the_ceiling(world):
     scrub = scrub_of(world.store, world.clock, world.hooks, days=1e-6, rate=rate)
     took_s = await run(scrub, world.clock)
     assert took_s >= sum(sizes[1:]) / rate, "the last piece is not waited for"
-    assert took_s <= (sum(sizes) + 5 * scrub_module.PATH_UNITS) / rate + scrub_module.RECALL_REST_S
+    assert took_s <= (sum(sizes) + 5 * PATH_UNITS) / rate + scrub_module.RECALL_REST_S
 
 
 async def test_the_database_is_left_alone_most_of_the_time(world, monkeypatch):

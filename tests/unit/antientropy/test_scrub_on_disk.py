@@ -13,14 +13,14 @@ import pytest
 from amberblob.clock import SeededRandomness, SystemClock
 from amberblob.manifest import Record
 from amberblob.mutations import Installed
-from antientropy import scrub as scrub_module
 from antientropy.scrub import PAGE_PATHS
+from antientropy.scrubpace import PATH_UNITS
 from antientropy.step import Did
 from chunkstore import DiskStore
+from tests.clocks import HandClock
 from tests.contract.chunkstore.kit import SLOT, ballot, body_of, choose, choose_file, file_put, head_of, mint, put
 from tests.contract.chunkstore.rot import DiskRot
-from tests.unit.antientropy import scrub_kit
-from tests.unit.antientropy.scrub_kit import HandClock, Hooks, run, scrub_of
+from tests.unit.antientropy.scrub_kit import DAY_MS, START_MS, Hooks, run, scrub_of
 
 
 @contextlib.asynccontextmanager
@@ -43,7 +43,7 @@ class World:
     def __init__(self, store: DiskStore) -> None:
         self.store = store
         self.rot = DiskRot(store)
-        self.clock = HandClock()
+        self.clock = HandClock(start_ms=START_MS)
         self.hooks = Hooks()
         self.scrub = scrub_of(store, self.clock, self.hooks, slots=[SLOT])
         self.records: dict[str, Record] = {}
@@ -131,8 +131,8 @@ async def test_rot_in_rows_is_told_until_it_is_mended(world, harm):
 
 
 @pytest.mark.parametrize("harm", ["bucket", "path"])
-async def test_wrong_sums_are_made_anew_and_nothing_is_removed_meanwhile(world, harm, monkeypatch):
-    monkeypatch.setattr(scrub_kit, "START_MS", int(time.time() * 1000) + 10 * scrub_kit.DAY_MS)
+async def test_wrong_sums_are_made_anew_and_nothing_is_removed_meanwhile(world, harm):
+    world.clock.start_ms = int(time.time() * 1000) + 10 * DAY_MS
     lone = leave_lone_files(world)
     await (world.rot.bucket(3) if harm == "bucket" else world.rot.path("p007"))
     world.hooks.compared_at_ms = 0
@@ -145,11 +145,11 @@ async def test_wrong_sums_are_made_anew_and_nothing_is_removed_meanwhile(world, 
     assert lone.is_dir()
 
 
-async def test_files_that_nothing_refers_to_go_and_no_others(world, monkeypatch):
+async def test_files_that_nothing_refers_to_go_and_no_others(world):
     lone = leave_lone_files(world)
     await run(world.scrub, world.clock)
     assert lone.is_dir(), "they are young"
-    monkeypatch.setattr(scrub_kit, "START_MS", int(time.time() * 1000) + 10 * scrub_kit.DAY_MS)
+    world.clock.start_ms = int(time.time() * 1000) + 10 * DAY_MS
     for _ in range(2):
         await run(world.scrub, world.clock)
     assert not lone.exists() and world.scrub.counts.orphans_removed == 1
@@ -178,4 +178,4 @@ async def test_a_restart_goes_on_where_it_was(tmp_path):
         for _ in range(2):
             await third.scrub.step()
         assert third.scrub.scrubbed_ms(SLOT) == scrubbed_ms
-        assert third.scrub._passes[SLOT][1].last_units >= (PAGE_PATHS * 2 + 10) * (3000 + scrub_module.PATH_UNITS)
+        assert third.scrub._passes[SLOT][1].last_units >= (PAGE_PATHS * 2 + 10) * (3000 + PATH_UNITS)

@@ -132,3 +132,22 @@ async def test_pauses_grow_up_to_a_bound(retrying, naps):
         await retrying(1).run(attempt)
     assert str(raised.value) == "away"
     assert naps == []
+
+
+@pytest.mark.parametrize(
+    ("error", "whose", "do"),
+    [
+        (classify(refusal(503, "SlowDown", "Please reduce. Slowly.")), "server, or the network", "Try again"),
+        (classify(refusal(500, "InternalError", "x" * 5000)), "server, or the network", "Try again"),
+        (classify(refusal(403, "InvalidAccessKeyId", "no such key")), "operator has to mend", "archive status"),
+        (classify(refusal(404, "NoSuchKey")), "Somebody else than this cluster removed", "Put it back"),
+        (classify(refusal(412, "PreconditionFailed")), "Somebody else than this cluster overwrote", "Put it back"),
+    ],
+)
+def test_clients_are_told_in_three_sentences(error, whose, do):
+    told = error.in_short("Nothing was written", {"failures": {}})
+    assert type(told) is type(error) and told.code == error.code and told.extra == {"failures": {}}
+    what, _, rest = told.detail.partition("). ")
+    fault, _, mend = rest.partition(". ")
+    assert what.startswith(f"Nothing was written ({ASKED}") and whose in fault and do in mend
+    assert len(told.detail) < 600

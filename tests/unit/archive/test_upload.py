@@ -164,6 +164,53 @@ async def test_lone_chunks_do_not_wait_for_packs_that_wait_for_more():
     assert len(told.rows) == 10
 
 
+async def test_a_pack_stays_open_while_lone_chunks_have_places_of_their_own(monkeypatch):
+    monkeypatch.setattr("archive.upload.BATCH_ITEMS", 1)
+    target, told = MemoryTarget(), Told()
+
+    async def source():
+        for seed in range(6):
+            data = noise(50_000 if seed % 2 else 100, seed)
+            yield item_of(data, seed), data
+            while seed % 2 and len(told.rows) <= seed // 2:
+                await asyncio.sleep(0)
+
+    await uploader_to(target, parallel=2).run(source(), told.stored, told.failed)
+    assert len(told.rows) == 6 and len(target.bucket.objects) == 4
+
+
+async def test_those_who_wait_for_a_place_share_the_pack_that_gets_it(monkeypatch):
+    monkeypatch.setattr("archive.upload.BATCH_ITEMS", 1)
+    target, told, others = Slow(), Told(), Told()
+    uploader = uploader_to(target, parallel=2)
+    bodies = [noise(50_000, seed) for seed in range(2)]
+    first = asyncio.create_task(uploader.run(each(pairs_of(bodies)), others.stored, others.failed))
+    await settle(20)
+    assert target.under_way == 2
+    bodies = [noise(100, seed) for seed in range(3)]
+    second = asyncio.create_task(uploader.run(each(pairs_of(bodies)), told.stored, told.failed))
+    await settle(20)
+    target.go.set()
+    async with asyncio.timeout(5):
+        await asyncio.gather(first, second)
+    assert len(told.rows) == 3 and len(target.bucket.objects) == 3
+
+
+async def test_a_lone_chunk_that_waits_behind_a_new_pack_is_let_by(monkeypatch):
+    monkeypatch.setattr("archive.upload.BATCH_ITEMS", 1)
+    target, told, others = Slow(), Told(), Told()
+    uploader = uploader_to(target, parallel=1)
+    first = asyncio.create_task(uploader.run(each(pairs_of([noise(50_000)])), others.stored, others.failed))
+    await settle(20)
+    bodies = [noise(100, 1), noise(50_000, 2), noise(100, 3)]
+    second = asyncio.create_task(uploader.run(each(pairs_of(bodies)), told.stored, told.failed))
+    await settle(20)
+    target.go.set()
+    async with asyncio.timeout(5):
+        await asyncio.gather(first, second)
+    assert len(told.rows) == 3
+
+
 async def test_a_cancelled_run_leaves_nothing_that_is_listed_and_gives_its_places_back():
     target, told = Slow(), Told()
     uploader = uploader_to(target, parallel=2)

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ from amberblob.manifest import ChunkRef, Record, Version, WriteMark
 from amberblob.mutations import Accepted, Chosen
 from chunkstore import DiskStore
 from chunkstore.fileops import FileOps
+from tests.unit.chunkstore.disk_faults import copy_disk
 
 NOW = 1_700_000_000_000
 
@@ -88,17 +87,7 @@ class Kit:
 
     def copy(self, disk: Path, target: Path) -> Path:
         """The disk as a kill at this instant would leave it (files that vanish meanwhile are left out)."""
-
-        def copy_file(source: str, destination: str) -> None:
-            with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(source, destination)
-
-        try:
-            shutil.copytree(
-                disk, target, copy_function=copy_file, ignore=shutil.ignore_patterns("lock", "*-shm", "ballast")
-            )
-        except shutil.Error as error:
-            assert all("No such file" in why for _, _, why in error.args[0]), error
+        copy_disk(disk, target)
         return target
 
     async def copy_still(self, store: DiskStore, target: Path) -> Path:

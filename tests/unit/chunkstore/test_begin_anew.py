@@ -217,17 +217,17 @@ async def test_bytes_that_come_in_while_their_slot_is_left_are_not_taken_for_dur
     """Their files are in place, and then away with all others, before memory notes that they are in place."""
     store = await kit.open(tmp_path / "d")
     await kit.put(store, 1, "p")
-    blobs, loop, blob_id = store._blobs, asyncio.get_running_loop(), mint()
-    place = blobs._put_in_place
+    arriving, loop, blob_id = store._blobs.arriving, asyncio.get_running_loop(), mint()
+    place = arriving._put_in_place
 
     def left_meanwhile(slot: int, blob: str, source: Path) -> None:
         place(slot, blob, source)
         asyncio.run_coroutine_threadsafe(store.leave(slot), loop).result(20)
 
-    blobs._put_in_place = left_meanwhile
+    arriving._put_in_place = left_meanwhile
     with contextlib.suppress(StorageError):
         await stage(store, blob_id, [b"x" * 100], slot=1)
-    blobs._put_in_place = place
+    arriving._put_in_place = place
     assert await store.blob_state(1, blob_id) is not BlobState.DURABLE
     assert not store._core.overlay.is_complete(1, blob_id)
     assert store.failed is None

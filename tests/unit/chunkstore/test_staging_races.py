@@ -149,7 +149,7 @@ async def test_a_reference_that_comes_while_a_blob_is_given_up_keeps_the_files(k
     await (await _staged(store, blob_id, data)).finish(_refs(data), None)
     await store.load(0, "p")
     record = Record(1, "put", 1, _version(blob_id, data), ((1, 1),), (), 1, 0, None, ())
-    facts, asked = store._blobs._facts, []
+    facts, asked = store._blobs.states.facts, []
 
     async def late(slot: int, blob: str):
         found = await facts(slot, blob)
@@ -160,7 +160,7 @@ async def test_a_reference_that_comes_while_a_blob_is_given_up_keeps_the_files(k
             assert await store.blob_state(slot, blob) is BlobState.ABSENT
         return found
 
-    monkeypatch.setattr(store._blobs, "_facts", late)
+    monkeypatch.setattr(store._blobs.states, "facts", late)
     await store.discard(0, blob_id)
     monkeypatch.undo()
     assert len(asked) >= 2

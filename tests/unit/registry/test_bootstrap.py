@@ -13,7 +13,8 @@ from registry.embedded import EmbeddedRegistry
 from registry.interface import Registry, put
 from registry.keys import Keys
 from registry.memory import MemoryRegistry, MemoryStore
-from registry.routes import Liveness, Membership, NodeInfo, NodeState, RouteTable, encode
+from registry.routes import Liveness, Membership, NodeState, RouteTable, encode
+from tests.unit.registry.kit import info
 
 NODES = ("n1", "n2", "n3", "n4")
 KEYS = Keys("test")
@@ -22,20 +23,6 @@ KEYS = Keys("test")
 def settings(**changes) -> ClusterSettings:
     fields = {"name": "test", "slot_count": 256, "replicas": 3, "chunk_bytes": 8 << 20, "bootstrap_nodes": NODES}
     return ClusterSettings(**{**fields, **changes})
-
-
-def info(name: str, disk: str = "") -> NodeInfo:
-    return NodeInfo(
-        node_id=name,
-        disk_id=disk or f"disk-{name}",
-        zone="z",
-        host="",
-        http_address=f"{name}:1",
-        peer_address=f"{name}:2",
-        capacity_bytes=100,
-        version="0",
-        started_at_ms=0,
-    )
 
 
 async def cluster_of(registry: Registry, **changes):

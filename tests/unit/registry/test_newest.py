@@ -6,17 +6,10 @@ from amberblob.errors import RegistryUnavailable
 from registry.bootstrap import ClusterSettings, ensure_cluster, ensure_routes, register_node
 from registry.memory import MemoryRegistry, MemoryStore
 from registry.newest import newest_nodes
-from registry.routes import NodeInfo
 from registry.trust import RegistryRefused
+from tests.unit.registry.kit import info
 
 SETTINGS = ClusterSettings(name="test", slot_count=4, replicas=1, chunk_bytes=8, bootstrap_nodes=("n1",))
-
-
-def info(name: str) -> NodeInfo:
-    return NodeInfo(
-        node_id=name, disk_id=f"disk-{name}", zone="z", host="", http_address=f"{name}:1", peer_address=f"{name}:2",
-        capacity_bytes=100, version="0", started_at_ms=0,
-    )  # fmt: skip
 
 
 async def test_they_are_read_anew_each_time():

@@ -10,28 +10,15 @@ from registry.bootstrap import ClusterSettings, ensure_cluster, ensure_routes, r
 from registry.cache import load_cache
 from registry.interface import Entry, put
 from registry.keys import Keys
-from registry.memory import MemoryLease, MemoryRegistry, MemoryStore
+from registry.memory import MemoryRegistry, MemoryStore
 from registry.readmit import readmit
-from registry.routes import Liveness, Member, Membership, Move, NodeInfo, NodeState, RouteTable, encode
+from registry.routes import Liveness, Member, Membership, Move, NodeState, RouteTable, encode
 from registry.trust import RegistryRefused, check_known
 from registry.view import RouteWatcher
+from tests.unit.registry.kit import info
 
 KEYS = Keys("test")
 SETTINGS = ClusterSettings(name="test", slot_count=4, replicas=1, chunk_bytes=8, bootstrap_nodes=("n1",))
-
-
-def info(name: str, disk: str = "") -> NodeInfo:
-    return NodeInfo(
-        node_id=name,
-        disk_id=disk or f"disk-{name}",
-        zone="z",
-        host="",
-        http_address=f"{name}:1",
-        peer_address=f"{name}:2",
-        capacity_bytes=100,
-        version="0",
-        started_at_ms=0,
-    )
 
 
 async def until(condition, what: str = "") -> None:
@@ -331,16 +318,16 @@ async def test_a_lost_lease_is_taken_anew(world):
 async def test_a_fault_of_the_program_does_not_end_the_signs_of_life(world, monkeypatch):
     table = await world.bootstrap()
     looker = world.watcher()
-    keepalive, failed = MemoryLease.keepalive, 0
+    keep, failed = MemoryRegistry.keep_lease, 0
 
-    async def fails_twice(lease: MemoryLease) -> bool:
+    async def fails_twice(registry: MemoryRegistry, lease_id: str) -> bool:
         nonlocal failed
         if failed < 2:
             failed += 1
             raise RuntimeError("a fault")
-        return await keepalive(lease)
+        return await keep(registry, lease_id)
 
-    monkeypatch.setattr(MemoryLease, "keepalive", fails_twice)
+    monkeypatch.setattr(MemoryRegistry, "keep_lease", fails_twice)
     world.watcher(me=info("n1"), table=table, alive_ttl_s=0.3)
     await until(lambda: failed == 2)
     world.store.drop_keys_of(set(world.store.leases))

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import os
-import pty
 import signal
 import subprocess
 import sys
-import threading
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +19,7 @@ from amberblob.cli.archiveview import job_rows, node_rows, plan_rows, plan_summa
 from amberblob.cli.devarchive import archive_keys, with_archive
 from amberblob.cli.output import CommandFailed
 from archive.targets.folder import MARKER
+from tests.unit.amberblob.cli.kit import Answering, run_on_terminal, standing_in
 
 MIB = 2**20
 JOB = "01KAJ5XQ4T7S9C0M2B8D3E6F1G"
@@ -186,13 +183,64 @@ def test_only_the_newest_job_of_a_kind_is_a_problem():
 
 
 def test_scheduled_jobs_are_those_of_one_node_each():
-    def by(name: str, state: str) -> Any:
-        return job(state, nodes=[{"node": name, "request": {"options": {"scheduled": "1"}}}])
-
     told = view(node("n1"), node("n2"))
     assert len(problems_of(told, [by("n1", "done"), by("n2", "failed"), by("n1", "failed")])) == 1
     assert problems_of(told, [job("done"), by("n2", "failed")]) == [], "somebody has had it done for all nodes since"
     assert job_rows([by("n1", "done")])[0][1] == "run (scheduled, n1)"
+
+
+def by(name: str, state: str, **more: Any) -> Any:
+    """A job that a node began by itself."""
+    return job(state, nodes=[{"node": name, "state": state, "request": {"options": {"scheduled": "1"}}}], **more)
+
+
+def asked(state: str, parts: dict[str, str] | None = None, **more: Any) -> Any:
+    """A job that somebody asked for, and what became of it on each node."""
+    options = more.pop("options", {})
+    nodes = [{"node": name, "state": part, "request": {"options": options}} for name, part in (parts or {}).items()]
+    return job(state, nodes=nodes, **more)
+
+
+FAILED = asked("failed", {"n1": "done", "n2": "failed", "n3": "failed"})
+
+
+@pytest.mark.parametrize(
+    ("later", "told"),
+    [
+        ([by("n3", "done"), by("n2", "done")], 0),  # newest first: each did what was left undone there
+        ([by("n2", "done"), by("n1", "done")], 1),
+        ([by("n3", "failed"), by("n2", "done")], 1),  # the later one alone is told
+        ([asked("stopped")], 1),
+        ([job("done", dry_run=True)], 1),
+        ([job("done", kind="gc")], 1),
+        ([asked("running")], 0),
+        ([job("done", prefix="logs/")], 1),
+    ],
+)
+def test_a_failed_job_is_a_problem_until_later_ones_have_done_what_it_was_to_do(later, told):
+    assert len(problems_of(view(node("n1")), [*later, FAILED])) == told
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "told"),
+    [
+        ({"prefix": "logs/2025/"}, {"prefix": "logs/"}, 0),
+        ({"prefix": "logs/"}, {"prefix": "logs/2025/"}, 1),
+        ({"kind": "import", "source": "s3://b/x"}, {"kind": "import", "source": "s3://c"}, 1),
+        ({"kind": "import", "source": "s3://b/x"}, {"kind": "import", "source": "s3://b"}, 0),
+        ({"kind": "import", "source": "s3://b", "options": {"to": "x/"}}, {"kind": "import", "source": "s3://b"}, 1),
+        ({"kind": "recover", "options": {"cluster": "typo"}}, {"kind": "recover", "options": {"cluster": "c"}}, 0),
+    ],
+)
+def test_only_one_for_all_that_it_was_for_makes_up_for_it(first, later, told):
+    jobs = [asked("done", {"n1": "done"}, **later), asked("failed", {"n1": "failed"}, **first)]
+    assert len(problems_of(view(node("n1")), jobs)) == told
+
+
+def test_what_an_operator_has_taken_note_of_is_no_problem_any_more():
+    (problem,) = problems_of(view(node("n1")), [FAILED])
+    assert f"amberblob archive stop {JOB}" in problem.mend
+    assert problems_of(view(node("n1")), [asked("stopped", {"n1": "stopped"}, failures=2)]) == []
 
 
 def test_the_plan_is_a_line_per_rule():
@@ -236,12 +284,8 @@ class Server:
         self.url = ""
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Handler(Answering):
     server_: Server
-
-    def log_message(self, *_):
-        pass
 
     def handle_any(self):
         server, length = self.server_, int(self.headers.get("Content-Length", 0))
@@ -255,11 +299,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             answer = server.jobs.pop(0) if len(server.jobs) > 1 else server.jobs[0]
         elif self.path != "/archive":
             status, answer = 404, {"type": "no-such-job", "title": "No such job", "status": 404, "detail": "None."}
-        body = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.json(answer, status)
 
     do_GET = do_POST = do_DELETE = handle_any
 
@@ -267,17 +307,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     kept = Server()
-    listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"server_": kept}))
-    listening.daemon_threads = True
-    threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
-    kept.url = f"http://127.0.0.1:{listening.server_address[1]}"
-    for name in list(os.environ):
-        if name.startswith("AMBERBLOB_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("AMBERBLOB_ENDPOINT", kept.url)
-    yield kept
-    listening.shutdown()
-    listening.server_close()
+    with standing_in(Handler, monkeypatch, server_=kept) as kept.url:
+        yield kept
 
 
 PLAIN = {
@@ -291,9 +322,11 @@ PLAIN = {
         (["run"], {}),
         (["run", "--prefix", "a/", "--rate", "10MiB", "--requests", "2.5"], {"prefix": "a/", "bytes_per_s": 10 * MIB, "requests_per_s": 2.5}),
         (["verify"], {"kind": "verify"}),
+        (["verify", "--newer-than", "7d"], {"kind": "verify", "options": {"newer_than": "7d"}}),
         (["restore", "--prefix", "a/", "--dry-run"], {"kind": "restore", "prefix": "a/", "dry_run": True}),
         (["gc", "--dry-run"], {"kind": "gc", "dry_run": True}),
         (["export"], {"kind": "export"}),
+        (["export", "--claim"], {"kind": "export", "options": {"claim": "yes"}}),
         (["recover"], {"kind": "recover"}),
         (["recover", "--from", "s3://old/x"], {"kind": "recover", "source": "s3://old/x"}),
         (["recover", "--from", "01KAJ"], {"kind": "recover", "options": {"cluster": "01KAJ"}}),
@@ -314,6 +347,7 @@ def test_what_is_asked_for(server, arguments, wanted):
         ["run", "--rate", "fast"],
         ["run", "--rate", "0"],
         ["run", "--requests", "0"],
+        ["verify", "--newer-than", "soon"],
         ["run", "--dry-run", "--detach"],
         ["import", "https://example.org/bucket"],
         ["import"],
@@ -431,25 +465,7 @@ def test_on_a_terminal_there_are_bars_for_the_job_and_each_node(server):
         job(slots=(10, 18), nodes=parts),
         job("done", (18, 18), counts={"versions": 3}),
     ]
-    ours, theirs = pty.openpty()
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "amberblob", "archive", "run"],
-            stdout=subprocess.PIPE, stderr=theirs, stdin=subprocess.DEVNULL, timeout=60,
-            env={**os.environ, "TERM": "xterm", "COLUMNS": "160"},
-        )  # fmt: skip
-        os.close(theirs)
-        theirs = -1
-        shown = b""
-        try:
-            while piece := os.read(ours, 65536):
-                shown += piece
-        except OSError:
-            pass  # how Linux says that the other end is closed
-    finally:
-        os.close(ours)
-        if theirs >= 0:
-            os.close(theirs)
+    done, shown = run_on_terminal(["-m", "amberblob", "archive", "run"], columns=160)
     assert (done.returncode, done.stdout) == (0, b"run done, 3 versions\n")
     assert "━".encode() in shown and b"10 of 18 slots" in shown
     assert b"n2" in shown and b"1 of 9 slots, sends\\x1b[2J" in shown, "what a node says goes to no terminal as it is"

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import os
-import pty
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from amberblob.cli import heal, healing
+from amberblob.cli import heal, healing, watching
 from amberblob.cli.app import run
+from tests.unit.amberblob.cli.kit import Answering, run_on_terminal, standing_in
 
 STATES = ("whole", "in-step", "healing", "degraded", "corrupt", "unavailable", "unrecoverable")
 SINCE = "2026-01-31T12:00:00.000Z"
@@ -63,46 +58,26 @@ class Told:
         self.url = ""
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Handler(Answering):
     told: Told
-
-    def log_message(self, *_):
-        pass
-
-    def answer(self, status, document):
-        body = json.dumps(document).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
 
     def do_GET(self):
         self.told.asked.append(f"GET {self.path}")
         clusters = self.told.clusters
-        self.answer(200, clusters.pop(0) if len(clusters) > 1 else clusters[0])
+        self.json(clusters.pop(0) if len(clusters) > 1 else clusters[0])
 
     def do_POST(self):
         self.told.asked.append(f"POST {self.path}")
-        self.answer(202, self.told.healed)
+        self.json(self.told.healed, 202)
 
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
     made = Told()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"told": made}))
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    made.url = f"http://127.0.0.1:{server.server_address[1]}"
-    for name in list(os.environ):
-        if name.startswith("AMBERBLOB_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("AMBERBLOB_ENDPOINT", made.url)
     monkeypatch.setattr(heal, "POLL_S", 0.01)
-    monkeypatch.setattr(heal, "LINE_S", 0.0)
-    yield made
-    server.shutdown()
-    server.server_close()
+    monkeypatch.setattr(watching, "LINE_S", 0.0)
+    with standing_in(Handler, monkeypatch, told=made) as made.url:
+        yield made
 
 
 # ---- status
@@ -309,34 +284,7 @@ def test_heal_asks_again_when_nothing_moves(told, monkeypatch):
 
 def test_a_bar_on_a_terminal_and_no_lines(told):
     told.clusters = [cluster(row(0), bytes_waiting=4096), cluster(row(0), bytes_waiting=1024), cluster()]
-    ours, theirs = pty.openpty()
-    try:
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                "from amberblob.cli import heal, main; heal.POLL_S = 0.3; main()",
-                "cluster",
-                "heal",
-                "--wait",
-            ],
-            stdout=subprocess.PIPE,
-            stderr=theirs,
-            stdin=subprocess.DEVNULL,
-            timeout=60,
-            env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
-        )
-        os.close(theirs)
-        theirs = -1
-        shown = b""
-        try:
-            while piece := os.read(ours, 65536):
-                shown += piece
-        except OSError:
-            pass  # how Linux says that the other end is closed
-    finally:
-        os.close(ours)
-        if theirs >= 0:
-            os.close(theirs)
+    program = "from amberblob.cli import heal, main; heal.POLL_S = 0.3; main()"
+    done, shown = run_on_terminal(["-c", program, "cluster", "heal", "--wait"], columns=120)
     assert (done.returncode, done.stdout) == (0, b"healed: all 4 slots\n")
     assert "━".encode() in shown and b"75%" in shown and b"1.0 KiB left" in shown

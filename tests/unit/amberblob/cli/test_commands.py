@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import http.server
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ import pytest
 from blake3 import blake3
 
 from amberblob.cli.app import run
+from tests.unit.amberblob.cli.kit import Answering, standing_in
 
 EXPLAINED = {
     "path": "x",
@@ -52,23 +51,8 @@ class Store:
         self.url = ""
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Handler(Answering):
     store: Store
-
-    def log_message(self, *_):
-        pass
-
-    def answer(self, status, body=b"", headers=None, length=None):
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body) if length is None else length))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def json(self, document, status=200):
-        self.answer(status, json.dumps(document).encode(), {"Content-Type": "application/json"})
 
     def problem(self, status, code, detail):
         self.json({"type": code, "title": "T", "status": status, "detail": detail, "request_id": "r-9"}, status)
@@ -152,18 +136,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     kept = Store()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"store": kept}))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    kept.url = f"http://127.0.0.1:{server.server_address[1]}"
-    for name in list(os.environ):
-        if name.startswith("AMBERBLOB_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("AMBERBLOB_ENDPOINT", kept.url)
-    yield kept
-    server.shutdown()
-    server.server_close()
+    with standing_in(Handler, monkeypatch, store=kept) as kept.url:
+        yield kept
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from amberblob.archivejobs import JobKind
 from amberblob.archives import ArchivedChunk
 from amberblob.clock import SeededRandomness, SystemClock
 from amberblob.config import ArchiveSection
@@ -25,7 +26,7 @@ from archive.verifying import verify_object
 from node.archive.export import ExportWork
 from node.archive.ground import Ground
 from node.archive.importing import ImportWork
-from node.archive.jobs import JobKind, JobRequest, JobStatus, Progress
+from node.archive.jobs import JobRequest, JobStatus, Progress
 from node.archive.means import ArchiveMeans
 from node.archive.recover import RecoverWork
 from tests.unit.node.objects import kit

@@ -15,11 +15,13 @@ from amberblob.config import ArchiveSection
 from amberblob.manifest import ChunkRef
 from archive.cache import Cache
 from archive.policy import Disk
+from archive.segments import cluster_name, encode_cluster
 from archive.state import ArchiveState
 from archive.targets.interface import Source
 from archive.targets.memory import MemoryBucket, MemoryTarget
 from archive.traffic import Traffic
 from archive.upload import Item, Uploader
+from node.archive.document import document_of
 from node.archive.means import ArchiveMeans
 from node.service import ObjectView
 from tests.unit.node.objects.kit import Cluster, Node, SkewedClock, cluster, content, put
@@ -172,6 +174,13 @@ class World:
         )
 
 
+def claim(bucket: MemoryBucket, cluster: Cluster) -> None:
+    """The bucket is this cluster's, as after a first upload: here rows come without one."""
+    assert cluster.table is not None
+    document = document_of(cluster.table.cluster)
+    bucket.store(cluster_name(document.cluster), encode_cluster(document))
+
+
 @asynccontextmanager
 async def world(
     folder: Path, count: int = 3, *, section: ArchiveSection | None = None, on_disk: bool = False, **options: Any
@@ -188,6 +197,7 @@ async def world(
     try:
         async with cluster(count, means=made.means.__getitem__, clock=made.clock, **options) as running:
             made.cluster = running
+            claim(made.bucket, running)
             yield made
             made.bucket.heal()
             for node in running:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
 from amberblob.archives import DAMAGED, ArchivedChunk
 from amberblob.errors import AmberError, NoArchive, PeerError
 from amberblob.limits import FRAME_BYTES_MAX
-from amberblob.wire import Refused, StagedReply, encode
+from amberblob.wire import Discard, Refused, StagedReply, encode
 from amberblob.wire_archive import (
     ARCHIVED_LINES_MAX,
     FIND_ARCHIVED_MAX,
@@ -30,6 +31,8 @@ from amberblob.wire_archive import (
 from amberblob.wire_repair import HeadsReply, bitmap_of
 from chunkstore.interface import BlobState
 from node.archive.facts import NothingBarred
+from node.archive.jobs import PROBLEMS_MAX, JobRequest, Progress
+from node.archive.runner import KEPT_MAX
 from tests.unit.node.archive.archive_kit import World, world
 from tests.unit.node.objects.kit import content, put
 
@@ -64,6 +67,55 @@ async def test_rows_are_staged_for_a_blob_that_is_not_known_yet_and_with_evicted
         reply = await ask(it, AskArchived(slot=SLOT, blob_id=blob_id))
         assert isinstance(reply, ArchivedBlobReply) and reply.blob is not None
         assert reply.blob.staged and set(reply.blob.chunks) == {row(1), row(2)}
+
+
+async def test_what_was_not_read_back_stands_for_no_bytes_and_is_not_said_to(tmp_path: Path) -> None:
+    async with world(tmp_path) as it:
+        for unseen in (row(2, state=0), row(2, state=DAMAGED)):
+            blob_id = blob(it)
+            with pytest.raises(PeerError, match="nobody has read back"):
+                await ask(it, stage(it, blob_id, row(), unseen, evicted=True))
+            assert await it[1].store.archived(SLOT, blob_id) is None
+
+
+async def test_a_manifest_that_cannot_be_is_refused_before_any_row_is_taken(tmp_path: Path) -> None:
+    async with world(tmp_path) as it:
+        blob_id = blob(it)
+        with pytest.raises(PeerError, match="no manifest id"):
+            await ask(it, stage(it, blob_id, evicted=True, manifest_id="x"))
+        assert await it[1].store.blob_state(SLOT, blob_id) is BlobState.ABSENT
+
+
+@pytest.mark.parametrize("evicted", [False, True])
+async def test_rows_of_a_blob_that_was_given_up_are_not_said_to_be_taken(tmp_path: Path, evicted: bool) -> None:
+    async with world(tmp_path) as it:
+        blob_id = blob(it)
+        await ask(it, stage(it, blob_id, evicted=evicted))
+        await ask(it, Discard(slot=SLOT, blob_id=blob_id))
+        reply = await ask(it, stage(it, blob_id, evicted=evicted))
+        assert isinstance(reply, Refused) and reply.reason == "aborted"
+
+
+async def test_what_is_told_of_many_jobs_fits_a_frame_however_much_went_wrong(tmp_path: Path) -> None:
+    async with world(tmp_path) as it:
+        runner = it.archive(1).runner
+
+        async def goes_wrong(request: JobRequest, progress: Progress) -> None:
+            for number in range(100):
+                progress.problem(f"{number} " + "é" * 5000)
+            progress.say("é" * 10_000)
+
+        runner._works["gc"] = goes_wrong
+        for _ in range(KEPT_MAX):
+            await it.run(1, request=it.request("gc"))
+        info = await ask(it, ArchiveInfo())
+        assert len(info.info) < FRAME_BYTES_MAX
+        listed = await ask(it, ArchiveJob(action="status"))
+        assert len(listed.jobs) < FRAME_BYTES_MAX
+        newest = runner.statuses()[-1].request.job
+        one = await ask(it, ArchiveJob(action="status", job=newest))
+        assert len(msgspec.json.decode(one.jobs)[0]["problems"]) == PROBLEMS_MAX
+        assert msgspec.json.decode(one.jobs)[0]["failures"] == 100
 
 
 async def test_what_stages_bytes_refuses_rows_by_the_same_rules(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from amberblob.wire import Reply, Request
 from amberblob.wire_archive import ArchivedLines
 from amberblob.wire_repair import HeadsReply
 from node.archive.facts import NothingBarred
-from node.archive.follow import _Copy
+from node.archive.followed import Followed
 from node.archive.ground import Ground
 from tests.unit.node.archive.archive_kit import EVICT, World, world
 from tests.unit.node.objects.kit import content, put
@@ -186,8 +186,8 @@ async def test_what_waits_for_long_is_read_again_and_forgotten_if_it_is_gone_the
         lines = [ArchiveLine(seq=1, blob_id=it[1].coordinator.mint.mint(), chunk=row)]
         follower = it.archive(2).follower
         await follower.step()
-        copy = follower._copies[slot, "n1"] = _Copy(it[1].store.slot_state(slot).incarnation, 1, head=1)
-        await follower._take(slot, "n1", copy, lines)
+        copy = follower._copies[slot, "n1"] = Followed(it[1].store.slot_state(slot).incarnation, 1, head=1)
+        await follower._merging.take(slot, "n1", copy, lines)
         assert copy.waiting and copy.cursor == 0
         it.cluster.clock.ahead_s += 700
         await it.follow(2)
@@ -200,7 +200,7 @@ async def test_rows_that_come_while_a_page_is_on_its_way_are_not_passed_over(
     """A page may be empty, as rows go with their versions; what is heard of meanwhile was not in it."""
     async with world(tmp_path) as it:
         slot, follower = it.cluster.slot(it.cluster.path(1)), it.archive(2).follower
-        copy = follower._copies[slot, "n1"] = _Copy(it[1].store.slot_state(slot).incarnation, 0, head=1)
+        copy = follower._copies[slot, "n1"] = Followed(it[1].store.slot_state(slot).incarnation, 0, head=1)
 
         async def ask(ground: Ground, node: str, request: Request, **more: float) -> Reply:
             copy.head = 2
@@ -222,7 +222,7 @@ async def test_numbers_that_no_table_can_hold_are_not_followed(
             "n1", [slot], HeadsReply(incarnation=incarnation, heads=number.to_bytes(8, "little"), incarnations={})
         )
         assert follower.behind == 0
-        copy = follower._copies[slot, "n1"] = _Copy(incarnation, 0, head=1)
+        copy = follower._copies[slot, "n1"] = Followed(incarnation, 0, head=1)
         version = await placed(it, it.cluster.path(1))
         line = ArchiveLine(number, version.blob_id, row_of(version))
 

@@ -8,11 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from amberblob.errors import ArchiveUnavailable, BadRequest, QuorumUnavailable
+from amberblob.errors import (
+    ArchiveDamaged,
+    ArchiveDenied,
+    ArchiveMissing,
+    ArchiveUnavailable,
+    BadRequest,
+    ConfigError,
+    QuorumUnavailable,
+)
 from amberblob.limits import MIB
 from archive import importing as forms
+from archive.targets.interface import Source
 from archive.targets.memory import MemoryTarget
-from node.archive import importing
+from node.archive import importing, patience, reads
 from node.archive.importing import ImportWork
 from tests.unit.node.archive.disaster_kit import (
     SECOND,
@@ -126,6 +135,7 @@ async def test_an_object_of_very_many_chunks_has_its_manifest_in_the_archive(
 async def test_an_import_that_stops_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importing, "PAGE", 5)
     monkeypatch.setattr(importing, "AT_ONCE", 2)
+    monkeypatch.setattr(patience, "PATIENCE_S", 0.0)
     store = Store.new()
     for number in range(20):
         store.source.store(f"k{number:02}", b"%d" % number)
@@ -147,8 +157,7 @@ async def test_an_import_that_stops_goes_on_where_it_was(tmp_path: Path, monkeyp
 
 
 async def test_without_a_quorum_it_fails_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importing, "PAUSE_S", 0.001)
-    monkeypatch.setattr(importing, "LEFT_MAX", 2)
+    monkeypatch.setattr(patience, "PATIENCE_S", 0.0)
     store = theirs()
     async with world(store, tmp_path, request_timeout_s=0.05, peer_timeout_s=0.05) as cluster:
         cluster.net.down.update(("n2", "n3"))
@@ -184,3 +193,59 @@ async def test_a_client_that_writes_meanwhile_is_not_overwritten(tmp_path: Path)
         told = await task
         assert told.status.failures == 1 and "was written while it was imported" in told.status.problems[0]
         assert await kit.get(cluster[1], "p") == b"mine"
+
+
+async def rows(cluster: kit.Cluster, path: str) -> set[int]:
+    """The states of the archive rows that the copies have of a path's newest version."""
+    view = await kit.look(cluster[1], path)
+    blobs = [await node.store.archived(cluster.slot(path), view.version.blob_id) for node in cluster]
+    return {row.state for blob in blobs if blob is not None for row in blob.chunks}
+
+
+@pytest.mark.parametrize("how", ["gone", "overwritten"])
+async def test_a_source_that_is_not_there_for_a_while_is_told_and_believed_again(tmp_path: Path, how: str) -> None:
+    """It is somebody else's, and perhaps another endpoint altogether: nobody but its owner can say that it is lost."""
+    store = theirs()
+    async with world(store, tmp_path) as cluster:
+        await take_over(cluster, store, SOURCE_URL)
+        before, kept = await rows(cluster, "a.txt"), dict(store.source.objects)
+        if how == "gone":
+            store.source.objects.clear()
+        else:
+            store.source.store("a.txt", b"other")
+        for node in (1, 2, 3):
+            with pytest.raises(ArchiveMissing if how == "gone" else ArchiveDamaged):
+                await kit.get(cluster[node], "a.txt")
+        assert await rows(cluster, "a.txt") == before
+        store.source.objects = kept
+        assert await kit.get(cluster[2], "a.txt") == b"alpha"
+
+
+async def test_a_node_that_cannot_open_the_source_says_so(tmp_path: Path) -> None:
+    store = theirs()
+    async with world(store, tmp_path) as cluster:
+        await take_over(cluster, store, SOURCE_URL)
+
+        def none(url: str) -> tuple[Source, str]:
+            raise ConfigError("an archive in S3 needs boto3, which is not installed")
+
+        parts = cluster[1].parts.archive
+        assert parts is not None
+        parts.reads._sources = none
+        with pytest.raises(ArchiveDenied, match="boto3") as caught:
+            await kit.get(cluster[1], "a.txt")
+        assert caught.value.status == 503
+
+
+async def test_an_archive_that_is_down_says_nothing_of_somebody_elses_bucket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reads, "DOWN_PATIENCE_S", 0.001)
+    store = theirs()
+    async with world(store, tmp_path) as cluster:
+        await take_over(cluster, store, SOURCE_URL)
+        parts = cluster[1].parts.archive
+        assert parts is not None
+        parts.reads._is_down = lambda: True
+        store.source.fault(None, "get", delay_s=0.05)
+        assert await kit.get(cluster[1], "a.txt") == b"alpha"

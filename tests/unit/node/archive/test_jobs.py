@@ -9,13 +9,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from amberblob.archivejobs import JobWanted
 from amberblob.config import ArchiveJobRule
 from amberblob.config.values import Duration
 from amberblob.errors import BadRequest, DiskFull, JobConflict, NoArchive, NoSuchJob, NotReady, QuorumUnavailable
 from node.archive.jobs import JobRequest, JobStatus, Progress
 from node.archive.keeper import SETTLE_S
 from node.archive.runner import KEPT_MAX, JobRunner
-from node.archive.status import ArchiveNodeStatus, JobWanted, view_job, warnings_of
+from node.archive.status import ArchiveNodeStatus, view_job, warnings_of
 from tests.unit.node.archive.archive_kit import World, world
 from tests.unit.node.objects.kit import content, put, until
 
@@ -47,6 +48,14 @@ class Work:
         await self.gate.wait()
         if self.error is not None:
             raise self.error
+
+
+def test_what_a_newer_node_tells_of_a_job_is_understood() -> None:
+    wanted = JobWanted(kind="import", prefix="a/", dry_run=True, source="s3://b/", options={"x": "y"})
+    request = JobRequest.taken(wanted, job="J", asked_at_ms=7)
+    assert (request.job, request.asked_at_ms, request.source, request.options) == ("J", 7, "s3://b/", {"x": "y"})
+    told = msgspec.json.encode({**msgspec.to_builtins(request), "urgent": True})
+    assert msgspec.json.decode(told, type=JobRequest) == request
 
 
 async def runner_of(notes: Notes, work: Work) -> JobRunner:
@@ -210,6 +219,30 @@ async def test_who_cannot_begin_is_told_of(tmp_path: Path) -> None:
             [ArchiveNodeStatus(node="n1", target="s3://a"), ArchiveNodeStatus(node="n2", target="s3://b")]
         )
         assert len(other) == 1 and "n1: s3://a; n2: s3://b" in other[0]
+
+
+async def test_one_that_failed_or_had_problems_is_taken_note_of_by_stopping_it() -> None:
+    notes, work = Notes(), Work()
+    work.gate.set()
+    work.error = DiskFull("no room")
+    runner = await runner_of(notes, work)
+    await runner.start(request(1))
+    assert (await over(runner, request(1))).state == "failed"
+    assert (await runner.stop(request(1).job)).state == "stopped" and runner.count("failed") == 0
+
+    async def with_problems(request: JobRequest, progress: Progress) -> None:
+        progress.problem("left")
+
+    runner.register("verify", with_problems)
+    await runner.start(request(2, "verify"))
+    assert (await over(runner, request(2))).state == "done"
+    status = await runner.stop(request(2).job)
+    assert (status.state, status.detail) == ("stopped", "1 problems (noted by the operator)")
+    await runner.close()
+    again = await runner_of(notes, Work())
+    assert [one.state for one in again.statuses()] == ["stopped", "stopped"]
+    assert "no room (noted" in again.statuses()[0].detail
+    await again.close()
 
 
 async def test_a_second_one_is_refused_while_it_runs_and_it_can_be_stopped(tmp_path: Path) -> None:

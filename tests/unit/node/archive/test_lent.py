@@ -60,7 +60,7 @@ async def test_a_copy_that_asks_gets_it_from_memory_and_a_client_from_the_disk(t
         lent = made[1].parts.archive.lent
         lent.begin()
         lent.put(chunk, [memoryview(data)[: chunk.len]])
-        read: list[str] = []
+        read = []
         held = made[1].store.read_chunk
 
         async def read_chunk(slot, blob_id, wanted, **more):

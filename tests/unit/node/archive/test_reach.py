@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from amberblob.errors import ArchiveDenied, ArchiveError, ArchiveUnavailable
+from amberblob.errors import ArchiveDenied, ArchiveError, ArchiveNotOurs, ArchiveUnavailable, NotReady
+from archive.targets.failures import Throttled
 from archive.targets.memory import MemoryTarget
 from node.archive import reach as reach_module
 from node.archive.reach import LOOK_EVERY_S, RETRY_FIRST_S, Reach
@@ -84,3 +85,35 @@ async def test_a_request_that_fails_has_it_looked_at_at_once(monkeypatch: pytest
     reach.wake.clear()
     await reach.step()
     assert reach.reached and not reach.wake.is_set()
+
+
+async def test_one_that_throttles_is_told_as_that_to_who_requires_it() -> None:
+    _, reach = made()
+    reach.failed(Throttled("503 SlowDown", 3.0))
+    with pytest.raises(Throttled, match="SlowDown") as caught:
+        reach.require()
+    assert caught.value.code == "archive-unavailable"
+
+
+async def test_one_that_is_another_one_is_not_reached() -> None:
+    async def is_ours() -> None:
+        raise ArchiveNotOurs("it has other things")
+
+    clock = SkewedClock()
+    target = MemoryTarget(clock=clock)
+    reach = Reach(target, target.traffic, clock, now_ms=lambda: 7, is_ours=is_ours)
+    await reach.step()
+    assert reach.reached is False
+    with pytest.raises(ArchiveNotOurs):
+        await reach.wait(1000.0)
+
+
+async def test_as_long_as_there_are_no_routes_nobody_asks_whose_it_is() -> None:
+    async def is_ours() -> None:
+        raise NotReady("no routes yet")
+
+    clock = SkewedClock()
+    target = MemoryTarget(clock=clock)
+    reach = Reach(target, target.traffic, clock, now_ms=lambda: 7, is_ours=is_ours)
+    await reach.step()
+    assert reach.reached

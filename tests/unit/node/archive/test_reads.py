@@ -8,9 +8,13 @@ import pytest
 from msgspec.structs import replace
 
 from amberblob.archives import DAMAGED
+from amberblob.ballot import BALLOT_ZERO
 from amberblob.errors import AmberError, ArchiveDamaged, ArchiveMissing, ArchiveUnavailable, ClusterError
-from archive.targets.memory import Fault
+from amberblob.wire import Refused
+from archive.targets.memory import Fault, damaged
+from node.archive import answers
 from node.archive import reads as reads_module
+from node.objects.cold import Course
 from tests.unit.node.archive.kit import World, world
 from tests.unit.node.archive.test_restore import restore
 from tests.unit.node.objects.kit import CHUNK, get, look, put, read, until
@@ -73,6 +77,16 @@ async def test_a_node_without_a_copy_reads_by_what_the_copies_know(tmp_path):
         assert await get(made[4], path) == data
         assert made.cluster.net.count("AskArchived") <= 2, "the chunk, and the one ahead"
         assert made.means["n4"].traffic.received_bytes >= 3 * MIB, "it streams itself"
+
+
+async def test_what_one_answer_could_not_hold_is_asked_for_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(answers, "LINES_BYTES_MAX", 1500)
+    async with world(tmp_path, 4) as made:
+        path = made.cluster.path(1)
+        data, view = await made.cold(path, 8 * CHUNK)
+        told = await made[4].parts.archive.rows.of("n1", made.cluster.slot(path), view.version.blob_id)
+        assert len(told.chunks) < 8
+        assert await get(made[4], path) == data
 
 
 async def test_the_first_byte_goes_out_before_the_chunk_has_come(made):
@@ -178,6 +192,62 @@ async def test_what_was_damaged_on_its_way_is_no_fact(made):
     assert all(row.verified for row in known.chunks)
 
 
+async def test_damage_on_its_way_in_two_places_of_one_chunk_is_no_fact_either(made):
+    """Each place is asked for a second time before it is judged."""
+    data, view = await made.cold("p", MIB)
+    slot, blob_id = made.cluster.slot("p"), view.version.blob_id
+    row = (await made[1].store.archived(slot, blob_id)).chunks[0]
+    size, target, spoilt = row.end - row.start, made.targets["n1"], []
+    whole = target.read
+
+    async def spoils(name, start=0, end=None, *, etag=""):
+        spoilt.append(row.start + size * (len(spoilt) + 1) * 3 // 8)  # the first time in the front half, then behind it
+        at = start
+        async for piece in whole(name, start, end, etag=etag):
+            yield damaged(piece, spoilt[-1] - at) if len(spoilt) < 3 else piece
+            at += len(piece)
+
+    target.read = spoils
+    assert await get(made[1], "p") == data
+    assert len(spoilt) == 3
+    assert (await made[1].store.archived(slot, blob_id)).chunks[0].verified
+
+
+async def test_what_a_client_is_told_is_what_it_is_whose_fault_and_what_to_do(made):
+    await made.cold("p", MIB)
+    made.bucket.fault("unavailable")
+    with pytest.raises(ArchiveUnavailable) as caught:
+        await get(made[1], "p")
+    sentences = caught.value.detail.split(". ")
+    assert len(sentences) == 3, caught.value.detail
+    assert "only in the archive" in sentences[0] and "at fault" in sentences[1] and "Try again" in sentences[2]
+
+
+async def test_a_copy_that_refuses_to_hear_of_damage_is_not_the_last_that_is_told(tmp_path):
+    async with world(tmp_path, 4, chunk_bytes=MIB) as made:
+        path = made.cluster.path(1)
+        _, view = await made.cold(path, MIB)
+        slot = made.cluster.slot(path)
+        rows = made[4].parts.archive.rows
+        known = await made[1].store.archived(slot, view.version.blob_id)
+        first = rows._copies(slot)[0]
+        call = rows._peers.call
+
+        async def refused_there(node, request, *, timeout_s):
+            if node == first:
+                return Refused(incarnation="", reason="unsynced", ballot=BALLOT_ZERO, epoch=1)
+            return await call(node, request, timeout_s=timeout_s)
+
+        rows._peers.call = refused_there
+        await rows.report(Course(), slot, view.version.blob_id, known.chunks[0])
+        states = set()
+        for node in made.cluster:
+            if node.name not in (first, "n4"):
+                told = await node.store.archived(slot, view.version.blob_id)
+                states.add(told.chunks[0].state)
+        assert DAMAGED in states
+
+
 @pytest.mark.parametrize("how", ["damaged", "missing"])
 async def test_an_object_that_is_damaged_or_gone_is_told_to_the_copies(made, how):
     _, view = await made.cold("p", 2 * MIB, alone=True)
@@ -198,19 +268,6 @@ async def test_an_object_that_is_damaged_or_gone_is_told_to_the_copies(made, how
     now = await made[1].store.archived(slot, view.version.blob_id)
     assert now.find(row.chunk_id).state == DAMAGED
     assert now.find(view.version.chunks[0].id).verified
-
-
-async def test_a_bucket_that_is_blank_is_another_one_and_damages_nothing(made):
-    """Somebody set [archive] target to a prefix with nothing in it: the rows must stay what they are."""
-    data, view = await made.cold("p", MIB)
-    objects = dict(made.bucket.objects)
-    made.bucket.objects.clear()
-    with pytest.raises(ArchiveMissing) as caught:
-        await get(made[1], "p")
-    assert "[archive] target" in caught.value.detail
-    made.bucket.objects.update(objects)
-    assert await get(made[1], "p") == data
-    assert await made.evicted(view, 1)
 
 
 async def test_a_damaged_object_is_read_from_a_copy_that_could_not_be_asked_before(made):

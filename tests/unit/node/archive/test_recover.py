@@ -5,20 +5,20 @@ from __future__ import annotations
 import asyncio
 import random
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from amberblob.archives import ArchivedChunk
 from amberblob.config import ArchiveRule, ArchiveSection
-from amberblob.errors import AmberError, ArchiveError, BadRequest, NotFound, QuorumUnavailable
+from amberblob.errors import AmberError, ArchiveNotOurs, BadRequest, NotFound, QuorumUnavailable
 from archive import lost as losing
 from archive.clusters import unrecovered
 from archive.export import Exports
 from archive.packs import pack_name
 from chunkstore import paging
-from node.archive import placing
-from node.archive import recover as recovering
+from node.archive import patience, placing
 from node.archive.export import ExportWork
 from node.archive.jobs import JobStatus, Progress
 from node.archive.placing import Placing
@@ -380,6 +380,10 @@ async def test_which_cluster_is_said_if_the_bucket_has_several(tmp_path: Path) -
         await Exporters(other).run()
     async with world(store, tmp_path / "a") as first:
         await kit.put(first[1], "p", b"p")
+        await first.settle()
+        with pytest.raises(ArchiveNotOurs, match=f"the metadata of cluster {third}"):
+            await archive(first)
+        await ground(first[1]).identity.claim()
         await archive(first)
         await Exporters(first).run()
     async with world(store, tmp_path / "b", cluster_id=SECOND) as second:
@@ -434,7 +438,8 @@ async def test_long_histories_come_back_page_by_page(tmp_path: Path, monkeypatch
 
 
 async def test_a_bucket_that_fails_now_and_then_only_delays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recovering, "PAUSE_S", 0.001)
+    """Whichever request it is that fails: the same job goes on, and nothing is lost, or told as a problem."""
+    monkeypatch.setattr(patience, "PAUSE_FIRST_S", 0.001)
     store = Store.new()
     async with world(store, tmp_path / "a", slots=2) as first:
         for number in range(3):
@@ -444,25 +449,90 @@ async def test_a_bucket_that_fails_now_and_then_only_delays(tmp_path: Path, monk
         await archive(first, verified=False)
         await Exporters(first).run()
         before = await picture(first)
-    failed, skip = True, 0
-    while failed:
+    objects, skip, met = dict(store.bucket.objects), 0, True
+    while met:
+        store.bucket.objects = dict(objects)
         async with world(store, tmp_path / "b", cluster_id=SECOND, slots=2) as second:
-            store.bucket.fault("unavailable", "*", skip=skip, times=3)
-            failed = False
-            try:
-                failed = bool((await recover(second)).status.failures)
-            except ArchiveError:
-                failed = True
+            fault = store.bucket.fault("unavailable", "*", skip=skip, times=3)
+            told = await recover(second)
+            met = bool(fault.met)
             store.bucket.heal()
-            told = await recover(second, 2)
             assert told.status.failures == 0, (skip, told.status.problems)
             assert await picture(second) == before
+            assert await unrecovered(store.target(), SECOND) == []
         skip += 3
     assert skip > 10
 
 
-async def test_a_recovery_that_stops_anywhere_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recovering, "PAUSE_S", 0.001)
+async def test_copies_that_are_away_for_some_seconds_only_delay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "PAUSE_FIRST_S", 0.01)
+    store = Store.new()
+    async with world(store, tmp_path / "a", slots=2) as first:
+        for number in range(6):
+            await kit.put(first[1], f"p{number}", b"%d" % number)
+        await first.settle()
+        await archive(first)
+        await Exporters(first).run()
+        before = await picture(first)
+    slow: dict[str, Any] = {"slots": 2, "request_timeout_s": 0.1, "peer_timeout_s": 0.1}
+    async with world(store, tmp_path / "b", cluster_id=SECOND, **slow) as second:
+        second.net.down.update(("n2", "n3"))
+        told = progress("recover")
+        job = asyncio.ensure_future(RecoverWork(ground(second[1]))(told.status.request, told))
+        await kit.until(lambda: "waiting" in told.status.detail)
+        assert "of at most 1800" in told.status.detail and "n2" in told.status.detail and not job.done()
+        second.net.heal()
+        await job
+        assert told.status.failures == 0 and "waiting" not in told.status.detail
+        await second.settle()
+        assert await picture(second) == before
+        assert told.status.counts["paths"] + told.status.counts.get("paths_present", 0) == len(before)
+
+
+async def test_copies_that_stay_away_end_it_and_the_next_job_does_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(patience, "PAUSE_FIRST_S", 0.01)
+    store = Store.new()
+    async with world(store, tmp_path / "a", slots=2) as first:
+        for number in range(6):
+            await kit.put(first[1], f"p{number}", b"%d" % number)
+        await first.settle()
+        await archive(first)
+        await Exporters(first).run()
+        before = await picture(first)
+    slow: dict[str, Any] = {"slots": 2, "request_timeout_s": 0.05, "peer_timeout_s": 0.05}
+    async with world(store, tmp_path / "b", cluster_id=SECOND, **slow) as second:
+        second.net.down.update(("n2", "n3"))
+        with pytest.raises(QuorumUnavailable):
+            await recover(second)
+        second.net.heal()
+        assert await unrecovered(store.target(), SECOND) == [FIRST]
+        assert (await recover(second)).status.failures == 0
+        assert await picture(second) == before
+
+
+async def test_chunks_that_no_row_tells_of_are_found_by_all_who_look_at_once(tmp_path: Path) -> None:
+    """The first that looks reads all indexes; the others must not take what it has read by then for all there is."""
+    store = Store.new()
+    async with world(store, tmp_path / "a", slots=1) as first:
+        for number in range(40):
+            await kit.put(first[1], f"p{number}", b"%d" % number)
+        await first.settle()
+        await Exporters(first).run()
+        await archive(first, tell=False)
+        before = await picture(first)
+    async with world(store, tmp_path / "b", cluster_id=SECOND, slots=1) as second:
+        store.bucket.fault(None, "*", delay_s=0.001)
+        told = await recover(second)
+        assert told.status.failures == 0, told.status.problems
+        assert sorted(await picture(second)) == sorted(before)
+
+
+async def test_a_recovery_that_stops_anywhere_is_gone_on_with(tmp_path: Path) -> None:
     store = Store.new()
     async with world(store, tmp_path / "a", slots=1) as first:
         for number in range(3):

@@ -58,7 +58,8 @@ async def test_everything_is_read_in_one_request_for_each_object_and_known_to_be
     paths = await archived(it)
     packs = it.bucket.names("packs/")
     for name in it.bucket.names("meta/"):
-        del it.bucket.objects[name]  # what was exported is read back as well
+        if not name.endswith("/cluster.json"):
+            del it.bucket.objects[name]  # what was exported is read back as well
     before = sum(it.archive(index).ground.means.traffic.requests.get(("get", "ok"), 0) for index in (1, 2, 3))
     counts, problems = await verify(it)
     assert problems == [] and counts["chunks_verified"] == len(paths) and counts["objects"] == len(packs)
@@ -161,19 +162,6 @@ async def test_what_no_disk_has_is_told_as_lost_also_after_a_read_has_found_the_
             await it.follow()
             (problem,) = problems
             assert paths[2] in problem and "they are lost" in problem and "sent anew" not in problem
-
-
-async def test_a_bucket_that_seems_empty_is_taken_for_the_wrong_one(it: World) -> None:
-    paths = await archived(it)
-    kept = dict(it.bucket.objects)
-    it.bucket.objects.clear()
-    counts, problems = await verify(it)
-    assert "chunks_damaged" not in counts and problems
-    assert all("Is [archive] target the right one" in problem for problem in problems)
-    assert all([(await row_of(it, 1, path)).state >= 0 for path in paths])
-    it.bucket.objects.update(kept)
-    counts, problems = await verify(it)
-    assert problems == [] and counts["chunks_verified"] == len(paths)
 
 
 async def test_what_cannot_be_reached_is_not_judged(it: World) -> None:

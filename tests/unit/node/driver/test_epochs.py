@@ -478,7 +478,7 @@ async def test_a_promise_is_of_use_beside_a_copy_here_that_is_mute():
         await put(made[1], "p", b"1")
         await made.settle()
         made[1].store.lose_slot(made.slot("p"), NEW)
-        assert made[1].replica.peek(made.slot("p"), "p") is None
+        assert made[1].replica.copies.peek(made.slot("p"), "p") is None
         prepares = made.net.count("Prepare")
         for number in range(2, 6):
             await put(made[1], "p", b"%d" % number)

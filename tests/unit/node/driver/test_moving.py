@@ -300,8 +300,8 @@ async def test_a_learner_and_a_node_that_was_left_answer_nothing_and_take_nothin
                 )
                 while True:
                     await stage.write(b"x")
-            assert learner.replica.peek(0, "p") is None
-            assert learner.replica.promises(0, "p", Ballot(epoch, 9, "n1", "a")), "as a node without a copy"
+            assert learner.replica.copies.peek(0, "p") is None
+            assert learner.replica.copies.promises(0, "p", Ballot(epoch, 9, "n1", "a")), "as a node without a copy"
             scan = await learner.replica.handle("n1", QueryScan(prefix="", start="", delimiter="", limit=9, dead=True))
             assert scan.incarnations[0] == "" and scan.epochs[0] == state.epoch
             assert await get(learner, "p", consistency="local") == b"1", "from those who know"

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from amberblob.archivejobs import JobWanted
 from amberblob.errors import JobConflict, NoSuchJob
 from node.archive.jobs import JobRequest, JobStatus
 from node.archive.status import (
@@ -14,7 +15,6 @@ from node.archive.status import (
     JobStarted,
     JobsView,
     JobView,
-    JobWanted,
     total_of,
     view_job,
 )

@@ -387,7 +387,7 @@ async def test_a_refusal_nails_down_a_lingering_try_at_a_higher_ballot():
         await made.settle()
         head = Conditions(version=1)
         # Our first try reaches n1 alone, at a high ballot.
-        made[1].replica.met_counter(made.slot("p"), 500)
+        made[1].replica.copies.met_counter(made.slot("p"), 500)
         await accepted_on_one(made, "p", b"ours", write_id="w", conditions=head)
         # n2 and n3 do not know of it: another write goes through at a lower ballot than it has.
         for number in (2, 3):

@@ -11,21 +11,11 @@ from antientropy.step import Did
 from chunkstore.memory import MemoryStore
 from node.workers import garbage as garbage_module
 from node.workers.garbage import Garbage
+from tests.clocks import HandClock
 
 DISK = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 DAY_MS = 86_400_000
 NOW_MS = 1_700_000_000_000
-
-
-class HandClock:
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def wall_ms(self) -> int:
-        return NOW_MS + int(self.now_s * 1000)
-
-    def monotonic_s(self) -> float:
-        return self.now_s
 
 
 class Path:
@@ -84,7 +74,7 @@ async def clean(worker: Garbage, clock: HandClock) -> int:
 
 @pytest.fixture
 def clock() -> HandClock:
-    return HandClock()
+    return HandClock(0.0, start_ms=NOW_MS)
 
 
 @pytest.fixture

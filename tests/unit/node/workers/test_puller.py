@@ -294,16 +294,16 @@ async def test_a_busy_holder_puts_repair_off_but_not_clients(monkeypatch):
             async def turn(self, size_bytes: int) -> None:
                 turns.append(size_bytes)
 
-        made[1].replica.pace = Pace()
+        made[1].replica.streams.pace = Pace()
         chunk = view.version.chunks[0]
-        before = made[1].replica.served
+        before = made[1].replica.copies.served
         await made[1].replica.handle_read("n2", ReadChunk(slot=0, blob_id=view.version.blob_id, chunk=chunk))
-        assert turns == [] and made[1].replica.served > before
-        before = made[1].replica.served
+        assert turns == [] and made[1].replica.copies.served > before
+        before = made[1].replica.copies.served
         repair = ReadChunk(slot=0, blob_id=view.version.blob_id, chunk=chunk, repair=True)
         await made[1].replica.handle_read("n2", repair)
         await made[1].replica.handle_read("n2", ReadBlobs(slot=0, blobs=((view.version.blob_id, chunk),) * 2))
-        assert turns == [CHUNK, 2 * CHUNK] and made[1].replica.served == before
+        assert turns == [CHUNK, 2 * CHUNK] and made[1].replica.copies.served == before
 
 
 async def test_everything_that_clients_do_counts_as_served():
@@ -311,7 +311,7 @@ async def test_everything_that_clients_do_counts_as_served():
         path, node = made.path(1), made[1]
 
         def count() -> int:
-            return node.replica.served + node.reading.served
+            return node.replica.copies.served + node.reading.served
 
         for size in (10, 3 * CHUNK):
             before = count()

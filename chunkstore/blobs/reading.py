@@ -1,0 +1,103 @@
+"""Blobs that are read: verified, and what fails is put aside and wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+from amberblob.errors import ChunkCorrupt, ChunkMissing
+from amberblob.ids import content_hash
+from amberblob.limits import INLINE_BYTES_MAX
+from amberblob.manifest import ChunkRef
+from chunkstore import garbagedb
+from chunkstore.blobs.work import BlobWork
+from chunkstore.core import DiskCore
+from chunkstore.files import BlobFiles, checked_hash, checked_ulid
+from chunkstore.overlay import Intent
+
+T = TypeVar("T")
+
+
+class Reading:
+    """Reads chunk files, manifest files and inline bodies."""
+
+    def __init__(self, core: DiskCore, work: BlobWork, files: BlobFiles) -> None:
+        self._core = core
+        self._work = work
+        self._files = files
+
+    async def body(self, slot: int, blob_id: str) -> bytes | None:
+        """An inline body as the journal or the database has it, not verified: what is in memory only does not count."""
+        overlay = self._core.overlay
+        body = overlay.body(slot, blob_id)
+        if body is None and slot in overlay.known() and not overlay.is_unheard_of(slot, blob_id):
+            body = await self._core.ask(slot, lambda database: database.body(blob_id))
+        return body
+
+    def peek_body(self, slot: int, blob_id: str) -> bytes | None:
+        """See the interface."""
+        overlay = self._core.overlay
+        if overlay.intent(slot, blob_id) is Intent.ABORTED:
+            return None
+        return overlay.body(slot, blob_id) or overlay.verified.get((slot, blob_id))
+
+    async def read_chunk(self, slot: int, blob_id: str, chunk: ChunkRef, *, fresh: bool = False) -> bytes:
+        """See the interface. A small chunk may be an inline body; those are looked for first."""
+        checked_ulid(blob_id)
+        checked_hash(chunk.id)
+        if chunk.len <= INLINE_BYTES_MAX:
+            overlay = self._core.overlay
+            cache, blob = overlay.verified, (slot, blob_id)
+            body = cache.get(blob)
+            if not fresh and body is not None and len(body) == chunk.len and content_hash(body) == chunk.id:
+                return body
+            dropped = cache.dropped
+            body = await self.body(slot, blob_id)
+            if body is not None:
+                if len(body) == chunk.len and content_hash(body) == chunk.id:
+                    if cache.dropped == dropped and overlay.body(slot, blob_id) is None:
+                        cache.put(blob, body)
+                    return body
+                raise await self._give_up_body(slot, blob_id, chunk, body)
+        return await self._read_file(slot, blob_id, lambda: self._files.read_chunk(slot, blob_id, chunk))
+
+    async def read_chunk_into(self, slot: int, blob_id: str, chunk: ChunkRef, into: memoryview) -> bytes | memoryview:
+        """See the interface."""
+        if chunk.len <= INLINE_BYTES_MAX:
+            return await self.read_chunk(slot, blob_id, chunk)
+        checked_ulid(blob_id)
+        checked_hash(chunk.id)
+        return await self._read_file(slot, blob_id, lambda: self._files.read_chunk_into(slot, blob_id, chunk, into))
+
+    async def read_manifest(self, slot: int, blob_id: str, manifest_id: str) -> bytes:
+        """See the interface."""
+        checked_ulid(blob_id)
+        checked_hash(manifest_id)
+        return await self._read_file(
+            slot, blob_id, lambda: self._files.read_manifest(slot, blob_id, manifest_id), manifest=True
+        )
+
+    async def _read_file(self, slot: int, blob_id: str, read: Callable[[], T], *, manifest: bool = False) -> T:
+        try:
+            return await self._work.run_reading(read)
+        except ChunkMissing:
+            self._core.overlay.mark_complete(slot, blob_id, complete=False)
+            raise
+        except ChunkCorrupt:
+            self._core.overlay.mark_complete(slot, blob_id, complete=False)
+            await self._want_damaged(slot, blob_id, inline=False, manifest=manifest)
+            raise
+
+    async def _give_up_body(self, slot: int, blob_id: str, chunk: ChunkRef, body: bytes) -> Exception:
+        self._core.overlay.verified.drop((slot, blob_id))
+        error = await self._work.run_reading(lambda: self._files.quarantine_body(slot, blob_id, chunk.id, body))
+        await self._want_damaged(slot, blob_id, inline=True)
+        return error
+
+    async def _want_damaged(self, slot: int, blob_id: str, *, inline: bool, manifest: bool = False) -> None:
+        """What failed its hash is in quarantine: what is right is to be pulled."""
+        if slot in self._core.overlay.known():
+            barrier = self._core.overlay.blob_position(slot, blob_id)
+            question = partial(garbagedb.want_damaged, blob_id=blob_id, inline=inline, manifest=manifest)
+            await self._core.ask(slot, question, barrier=barrier)
