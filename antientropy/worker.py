@@ -11,7 +11,6 @@ sooner than that, at growing intervals, up to a minute.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from amberblob.clock import Clock, Randomness
@@ -20,7 +19,7 @@ from amberblob.mutations import Installed
 from antientropy.driving import Again, Call, Costs, Finish, Pace, World, nobody
 from antientropy.ground import Ground, Places
 from antientropy.lanes import Compares, Follows, Remakes, Syncs, Turns
-from antientropy.step import Did
+from antientropy.step import Did, Wake
 from chunkstore.interface import ReplicaStore
 
 FOLLOW_EVERY_S = 5.0
@@ -67,7 +66,7 @@ class Repairer:
         follow_every_s: float = FOLLOW_EVERY_S,
         compare_every_s: float = COMPARE_EVERY_S,
     ) -> None:
-        self.wake = asyncio.Event()
+        self.wake = Wake()
         self.costs = Costs()
         self._ground = Ground(places, store, clock)
         self._clock = clock

@@ -20,7 +20,7 @@ from amberblob.errors import NotReady, PeerError
 from amberblob.limits import NUMBER_MAX
 from amberblob.wire_archive import ArchivedLines, ArchiveHeads, ReadArchived
 from amberblob.wire_repair import HeadsReply, bitmap_of
-from antientropy.step import Did
+from antientropy.step import Did, Wake
 from node.archive.ground import Ground
 
 log = structlog.get_logger(__name__)
@@ -86,7 +86,7 @@ class Follower:
     name = "archive-follow"
 
     def __init__(self, ground: Ground) -> None:
-        self.wake = asyncio.Event()
+        self.wake = Wake()
         self.pause_s = LOOK_EVERY_S
         self.counts = FollowCounts()
         self._ground = ground

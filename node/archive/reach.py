@@ -9,7 +9,7 @@ import structlog
 
 from amberblob.clock import Clock
 from amberblob.errors import ArchiveDenied, ArchiveError, ArchiveUnavailable
-from antientropy.step import Did
+from antientropy.step import Did, Wake
 from archive.targets.interface import Target
 from archive.traffic import Traffic
 
@@ -39,7 +39,7 @@ class Reach:
     name = "archive-reach"
 
     def __init__(self, target: Target, traffic: Traffic, clock: Clock, *, now_ms: Callable[[], int]) -> None:
-        self.wake = asyncio.Event()
+        self.wake = Wake()
         self.pause_s = LOOK_EVERY_S
         self.reached: bool | None = None
         self.error: ArchiveError | None = None

@@ -5,14 +5,13 @@ Nothing here decides what may go: rows went when the record that says so was cho
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from dataclasses import dataclass
 
 import structlog
 
 from amberblob.clock import Clock
-from antientropy.step import Did
+from antientropy.step import Did, Wake
 from chunkstore.interface import ReplicaStore
 
 log = structlog.get_logger(__name__)
@@ -45,7 +44,7 @@ class Garbage:
     name = "garbage"
 
     def __init__(self, store: ReplicaStore, clock: Clock, *, every_s: float = EVERY_S) -> None:
-        self.wake = asyncio.Event()
+        self.wake = Wake()
         self.pause_s = every_s
         self.counts = GarbageCounts()
         self._store = store
