@@ -24,7 +24,7 @@ from sim.loop import Process, SimLoop
 
 PIECE_BYTES = 50_000
 SILENCE_S = 6.0
-"""How long a stream that goes nowhere stays open at its receiver: what unanswered pings would take."""
+"""How long a connection on which nothing arrives any more stays open: what unanswered pings take (:mod:`node.transport.connection`)."""
 
 DIAL_EVERY_S = 1.0
 """A node that was asked about and is out of reach is dialled this often until it answers, as :mod:`node.transport.link` does."""
@@ -56,6 +56,8 @@ class Network:
     """The part of all messages that are a hundred times as late."""
     slow: dict[str, float] = field(default_factory=dict)
     stages: dict[SimStage, None] = field(default_factory=dict)
+    patient: dict[Waiting, None] = field(default_factory=dict)
+    """Requests whose callers wait for longer than pings would."""
 
     def delay_s(self, source: str, target: str) -> float:
         """How long a message takes; the next one may overtake it."""
@@ -89,6 +91,9 @@ class Network:
         """A process ended: the other ends of its connections learn of it."""
         for stage in list(self.stages):
             stage.peer_died(name)
+        error = PeerUnreachable(f"{name} closed the connection")
+        for waiting in [one for one in self.patient if one.node == name]:
+            waiting.broken(error)
 
 
 class Waiting:
@@ -108,8 +113,12 @@ class Waiting:
     def expire(self) -> None:
         """The time is over: also an answer of which nobody has heard yet comes too late now."""
         self.late = _no_answer(self.node, self.kind, self.timeout_s)
+        self.broken(self.late)
+
+    def broken(self, error: PeerError) -> None:
+        """There will be no answer."""
         if not self.result.done():
-            self.result.set_exception(self.late)
+            self.result.set_exception(error)
 
 
 class SimPeers:
@@ -187,7 +196,7 @@ class SimPeers:
             # The outcome says it, too.
             pass
         finally:
-            waiting.timer.cancel()
+            self._let_go(waiting)
         outcome: Reply | bytes | PeerError = self._outcome(waiting)
         if isinstance(outcome, PeerError):
             raise outcome
@@ -198,12 +207,14 @@ class SimPeers:
         loop, kind = self._network.loop, type(request).__name__
         waiting = Waiting(node, kind, timeout_s, loop.create_future())
         waiting.timer = loop.call_later(timeout_s, waiting.expire)
+        if timeout_s > SILENCE_S:
+            self._network.patient[waiting] = None
         self._send(node, kind, wire.encode(request), serve, waiting.result)
         return waiting
 
     def _outcome(self, waiting: Waiting) -> Any:
         """The answer, or why there is none; once one of them is there."""
-        waiting.timer.cancel()
+        self._let_go(waiting)
         error = waiting.result.exception()
         error = waiting.late or error
         if error is None:
@@ -212,6 +223,11 @@ class SimPeers:
         self._failed.add(waiting.node)
         return error
 
+    def _let_go(self, waiting: Waiting) -> None:
+        """Nobody waits any more."""
+        waiting.timer.cancel()
+        self._network.patient.pop(waiting, None)
+
     def _send(
         self, node: str, kind: str, payload: bytes, serve: Callable[..., Any], result: asyncio.Future[Any]
     ) -> None:
@@ -219,6 +235,8 @@ class SimPeers:
         if network.loses(self._me, node, kind):
             if random.random() < 0.5 and (self._me, node) not in network.cut:
                 self._break(node, result)
+            else:
+                self._fall_silent(node, result)
             return
         # What is on its way arrives, also when its sender has died meanwhile.
         arrive = (self._arrive, node, kind, payload, serve)
@@ -235,6 +253,11 @@ class SimPeers:
         context = self._process.context()
         network.later(network.delay_s(node, self._me), context, self._told, result, PeerUnreachable(f"{node}: reset"))
 
+    def _fall_silent(self, node: str, result: asyncio.Future[Any]) -> None:
+        """Nothing tells the caller at once; whoever waits for longer than pings would learns it from them."""
+        silent = PeerUnreachable(f"{node}: the connection fell silent")
+        self._network.later(SILENCE_S, self._process.context(), self._told, result, silent)
+
     def _arrive(
         self, node: str, kind: str, payload: bytes, serve: Callable[..., Any], result: asyncio.Future[Any]
     ) -> None:
@@ -250,6 +273,7 @@ class SimPeers:
             reply = await serve(peer.handler, self._me, request)
             encoded = reply if isinstance(reply, bytes) else wire.encode(reply)
             if network.loses(node, self._me, f"answer to {kind}"):
+                self._fall_silent(node, result)
                 return
             again = encoded if isinstance(reply, bytes) else wire.decode_reply(encoded)
             network.note(f"{node} -> {self._me} {type(reply).__name__} to {kind}")

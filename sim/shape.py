@@ -160,8 +160,8 @@ class Shape:
             move_lost_s=move_lost_s,
             write_quorum=min(shape.write_quorum, votes),
             read_quorum=min(shape.read_quorum, votes),
-            # One of four would open a database for every second question: half of the world's time for nothing new.
-            open_databases_max=max(shape.open_databases_max, shape.slots // 2),
+            # All but one stay open: fewer would open a database for every second question, half of the time of a world for nothing new.
+            open_databases_max=max(shape.open_databases_max, shape.slots - 1),
         )
 
     def __str__(self) -> str:
