@@ -37,7 +37,7 @@ class Deadlock(AssertionError):
 class Process:
     """One simulated process: what it runs can be killed and paused as a whole."""
 
-    __slots__ = ("alive", "greenlets", "held", "name", "on_death", "paused", "tasks", "tasks_max")
+    __slots__ = ("_context", "alive", "greenlets", "held", "name", "on_death", "paused", "tasks", "tasks_max")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -49,6 +49,8 @@ class Process:
         """By number; some of them are done."""
         self.tasks_max = TASKS_DONE_MAX
         self.on_death: dict[int, Callable[[], None]] = {}
+        self._context = contextvars.Context()
+        self._context.run(PROCESS.set, self)
 
     def own(self, task: SimTask) -> None:
         """Remember a task until it is done. (A callback of each that is done would be every eighth turn of the loop.)"""
@@ -59,9 +61,7 @@ class Process:
 
     def context(self) -> contextvars.Context:
         """A fresh context whose callbacks belong to this process."""
-        context = contextvars.Context()
-        context.run(PROCESS.set, self)
-        return context
+        return self._context.copy()
 
 
 PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from amberblob import wire
 from amberblob.errors import PeerError, PeerTimeout, PeerUnreachable
 from amberblob.wire import Failed, Reply, Request, StageClose, StageOpen
-from node.transport.answers import answer, early, raised, served
+from node.transport.answers import answer, at_once, early, raised, served
 from node.transport.interface import Buffer, PeerHandler, Told
 from node.transport.streams import StageInbox, StreamSender
 from sim.loop import Process, SimLoop
@@ -267,19 +267,48 @@ class SimPeers:
             self._break(node, result)
             return
 
-        async def work() -> None:
-            request = wire.decode_request(payload)
-            network.note(f"{self._me} -> {node} {kind}")
-            reply = await serve(peer.handler, self._me, request)
-            encoded = reply if isinstance(reply, bytes) else wire.encode(reply)
-            if network.loses(node, self._me, f"answer to {kind}"):
-                self._fall_silent(node, result)
-                return
-            again = encoded if isinstance(reply, bytes) else wire.decode_reply(encoded)
-            network.note(f"{node} -> {self._me} {type(reply).__name__} to {kind}")
-            network.later(network.delay_s(node, self._me), self._process.context(), self._told, result, again)
+        serving = (peer.handler, node, kind, payload, serve, result)
+        network.loop.call_soon(self._serve, *serving, context=peer.process.context())
 
-        network.loop.create_task(work(), context=peer.process.context())
+    def _serve(
+        self,
+        handler: PeerHandler,
+        node: str,
+        kind: str,
+        payload: bytes,
+        serve: Callable[..., Any],
+        result: asyncio.Future[Any],
+    ) -> None:
+        """On the node that was asked: as a connection does it, with a task only for what needs one."""
+        network = self._network
+        request = wire.decode_request(payload)
+        network.note(f"{self._me} -> {node} {kind}")
+        has_responded = False
+
+        def respond(reply: Any) -> None:
+            nonlocal has_responded
+            if not has_responded:
+                has_responded = True
+                self._respond(node, kind, reply, result)
+
+        async def work(answering: Coroutine[Any, Any, Reply | bytes]) -> None:
+            respond(await answering)
+
+        if serve is not SimPeers._handle:
+            network.loop.create_task(work(serve(handler, self._me, request)))
+        elif not at_once(handler, self._me, request, respond):
+            network.loop.create_task(work(answer(handler.handle(self._me, request), request)))
+
+    def _respond(self, node: str, kind: str, reply: Any, result: asyncio.Future[Any]) -> None:
+        """The answer goes on its way."""
+        network = self._network
+        encoded = reply if isinstance(reply, bytes) else wire.encode(reply)
+        if network.loses(node, self._me, f"answer to {kind}"):
+            self._fall_silent(node, result)
+            return
+        again = encoded if isinstance(reply, bytes) else wire.decode_reply(encoded)
+        network.note(f"{node} -> {self._me} {type(reply).__name__} to {kind}")
+        network.later(network.delay_s(node, self._me), self._process.context(), self._told, result, again)
 
     @staticmethod
     def _told(result: asyncio.Future[Any], told: Any) -> None:
