@@ -109,7 +109,7 @@ class SimLoop(asyncio.BaseEventLoop):
     def __init__(self) -> None:
         super().__init__()
         # Asked for with each future and task; called without going through Python code.
-        self.get_debug = bool  # type: ignore[method-assign,assignment]
+        self.get_debug = bool  # type: ignore[method-assign]
         # Begins anew with each loop: the order of a set depends on the hashes themselves, not only on their order.
         self._numbers = itertools.count()
         self._now = 0.0

@@ -20,7 +20,7 @@ from amberblob.wire import Failed, Reply, Request, StageClose, StageOpen
 from node.transport.answers import answer, at_once, early, raised, served
 from node.transport.interface import Buffer, PeerHandler, Told
 from node.transport.streams import StageInbox, StreamSender
-from sim.loop import Process, SimLoop
+from sim.loop import Process, SimHandle, SimLoop
 
 PIECE_BYTES = 50_000
 SILENCE_S = 6.0
@@ -101,7 +101,7 @@ class Waiting:
 
     __slots__ = ("kind", "late", "node", "result", "timeout_s", "timer")
 
-    timer: asyncio.TimerHandle
+    timer: SimHandle
 
     def __init__(self, node: str, kind: str, timeout_s: float, result: asyncio.Future[Any]) -> None:
         self.node = node
