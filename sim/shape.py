@@ -41,6 +41,10 @@ ARCHIVE_OPERATIONS_MAX = 120
 """Of the clients in such a world: there is more to do beside them."""
 
 
+OPEN_DATABASES_MAX = 8
+"""More than a node has."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """Everything about a world that is not the course of events.
@@ -128,7 +132,7 @@ class Shape:
             disk_latency_s=random.choice((0.0002, 0.002, 0.01)),
             strict_disk=random.random() < 0.5,
             registers_clean_max=random.choice((1, 8, 1000)),
-            open_databases_max=random.choice((1, 2, 8)),
+            open_databases_max=random.choice((1, 2, OPEN_DATABASES_MAX)),
             linger_s=random.choice((0.05, 1.0, 8.0)),
             body_cache_bytes=random.choice((0, 5_000, 1 << 20)),
             follow_every_s=random.choice((2.0, 5.0)),
@@ -160,8 +164,9 @@ class Shape:
             move_lost_s=move_lost_s,
             write_quorum=min(shape.write_quorum, votes),
             read_quorum=min(shape.read_quorum, votes),
-            # One of four would open a database for every second question: half of the world's time for nothing new.
-            open_databases_max=max(shape.open_databases_max, shape.slots // 2),
+            # In a third of the worlds a node that has all slots closes some database for each that it opens. With fewer open, or in
+            # more worlds, that would be half of the time of all worlds for nothing new.
+            open_databases_max=max(1, shape.slots - 1) if shape.open_databases_max == 1 else OPEN_DATABASES_MAX,
         )
 
     def __str__(self) -> str:

@@ -46,6 +46,7 @@ PROGRESS_S = 60.0
 BEGINNING_S = 120.0
 COURSE_S = 3600.0
 TURNS_MAX = 6_000_000
+LINES_AT_ONCE = 1024
 
 
 class World:
@@ -68,6 +69,8 @@ class World:
         self.events: list[str] = []
         self.trace: deque[str] | None = deque(maxlen=200_000) if keep_trace else None
         self.library = Library(self._chance("library"))
+        self._lines: list[str] = []
+        """Of the trace, not in the digest yet."""
         self._digest = hashlib.blake2b(digest_size=16)
         self._folder = folder
         self._broken: BaseException | None = None
@@ -81,15 +84,21 @@ class World:
     @property
     def digest(self) -> str:
         """Of the whole trace: equal for equal runs."""
+        self._take_lines()
         return self._digest.hexdigest()
 
     def note(self, text: str) -> None:
         """A line of the trace."""
+        self._lines.append(f"{self.loop._now:12.6f} {text}")
+        if len(self._lines) >= LINES_AT_ONCE:
+            self._take_lines()
+
+    def _take_lines(self) -> None:
         # Where the disks are is not the same twice.
-        line = f"{self.loop.time():12.6f} {text.replace(self._root, 'disks')}"
-        self._digest.update(line.encode())
+        self._digest.update("".join(self._lines).replace(self._root, "disks").encode())
         if self.trace is not None:
-            self.trace.append(line)
+            self.trace.extend(line.replace(self._root, "disks") for line in self._lines)
+        self._lines.clear()
 
     def event(self, text: str) -> None:
         """A line of the trace that a reader of the history wants to see too."""

@@ -17,7 +17,7 @@ import structlog
 
 from amberblob.errors import AmberError, DiskFailed
 from antientropy.rest import Rest
-from antientropy.step import Did
+from antientropy.step import Did, Wake
 from archive.heat import Heat
 from archive.policy import Candidate, Candidates, Disk, Policy, Rule, Water, Why, is_old
 from chunkstore.interface import ArchiveView
@@ -62,7 +62,7 @@ class Evictor:
     def __init__(
         self, ground: Ground, policy: Policy, heat: Heat, reach: Reach, warm: Callable[[], Awaitable[None]]
     ) -> None:
-        self.wake = asyncio.Event()
+        self.wake = Wake()
         self.pause_s = LOOK_EVERY_S
         self.counts = EvictCounts()
         self._ground = ground
