@@ -20,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-from sim.archivemutants import ARCHIVE_MUTANTS, RARE
+from sim.archivemutants import ARCHIVE_MUTANTS
 from sim.archiveshape import FAULTS_OF_ARCHIVES, JOBS
 from sim.check import WrongHistory
 from sim.mutants import MUTANTS
@@ -48,6 +48,7 @@ FIRES = (
     "cut message",
     "disk full",
     "doubled message",
+    "evictions cut short looked at",
     "joint aborted",
     "joint begun",
     "joint finished",
@@ -62,7 +63,9 @@ FIRES = (
     "lost message",
     "lost write",
     "moves done",
+    "nodes looked at",
     "objects deleted",
+    "objects lost",
     "objects stored",
     "operator died",
     "operator refused",
@@ -227,7 +230,7 @@ def main(
     """
     _same_hashes()
     if mutants:
-        names = [*ARCHIVE_MUTANTS] if archives else [*MUTANTS, *(name for name in ARCHIVE_MUTANTS if name not in RARE)]
+        names = [*ARCHIVE_MUTANTS] if archives else [*MUTANTS, *ARCHIVE_MUTANTS]
         raise typer.Exit(1 if _hunt_all(names, seeds, operations, folder, jobs) else 0)
     if seed is not None and trace:
         result = play(seed, operations, folder, trace=True)

@@ -55,6 +55,8 @@ class Network:
     spikes: float = 0.0
     """The part of all messages that are a hundred times as late."""
     slow: dict[str, float] = field(default_factory=dict)
+    late: dict[str, float] = field(default_factory=dict)
+    """How much longer the answers to some kinds of messages take, at most; half of it at least."""
     stages: dict[SimStage, None] = field(default_factory=dict)
     patient: dict[Waiting, None] = field(default_factory=dict)
     """Requests whose callers wait for longer than pings would."""
@@ -66,6 +68,10 @@ class Network:
             self.fired["late message"] += 1
             delay *= 100
         return delay * max(self.slow.get(source, 1.0), self.slow.get(target, 1.0))
+
+    def late_s(self, kind: str) -> float:
+        """How much longer this answer takes."""
+        return self.late[kind] * (0.5 + self.random.random() / 2) if kind in self.late else 0.0
 
     def loses(self, source: str, target: str, kind: str) -> bool:
         """Whether a message does not arrive."""
@@ -308,7 +314,8 @@ class SimPeers:
             return
         again = encoded if isinstance(reply, bytes) else wire.decode_reply(encoded)
         network.note(f"{node} -> {self._me} {type(reply).__name__} to {kind}")
-        network.later(network.delay_s(node, self._me), self._process.context(), self._told, result, again)
+        delay_s = network.delay_s(node, self._me) + network.late_s(kind)
+        network.later(delay_s, self._process.context(), self._told, result, again)
 
     @staticmethod
     def _told(result: asyncio.Future[Any], told: Any) -> None:

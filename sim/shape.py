@@ -40,6 +40,9 @@ ARCHIVES = 0.25
 ARCHIVE_OPERATIONS_MAX = 120
 """Of the clients in such a world: there is more to do beside them."""
 
+COURSE_S_MIN = 12.0
+"""How long they take for them at least, about."""
+
 
 OPEN_DATABASES_MAX = 8
 """More than a node has."""
@@ -154,7 +157,13 @@ class Shape:
             of_archive = tuple(fault for fault in FAULTS_OF_ARCHIVES if random.random() < 0.4)
             archive = ArchiveShape.draw(random)
             operations = min(operations, ARCHIVE_OPERATIONS_MAX)
-            shape = replace(shape, staged=max(shape.staged, 0.15))
+            shape = replace(
+                shape,
+                staged=max(shape.staged, 0.15),
+                # A job takes seconds: where the clients are through before, or machines do little but start, it comes to nothing.
+                think_s=max(shape.think_s, COURSE_S_MIN * shape.clients / operations),
+                fault_gap_s=max(shape.fault_gap_s, 0.8, shape.fault_s / 4),
+            )
         return replace(
             shape,
             faults=(*known, *more, *members, *of_archive),

@@ -78,6 +78,11 @@ class Evictor:
         self._began_s = 0.0
         self._rest = Rest(ground.clock, max_s=ALL_EVERY_S)
 
+    @property
+    def is_at_work(self) -> bool:
+        """Whether a sweep is going on."""
+        return self._lock.locked()
+
     def rows_came(self, slot: int) -> None:
         """Rows were taken into the slot's copy: something may be evicted now."""
         self._changed.add(slot)
