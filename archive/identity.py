@@ -50,7 +50,7 @@ class Identity:
         self._on_strange = on_strange
         self._lock = asyncio.Lock()
         self._entering = asyncio.Lock()
-        self._begun = 0
+        self._begun = self._answered = 0
         self._is_ours = False
         self._known_s = float("-inf")
 
@@ -106,10 +106,11 @@ class Identity:
         """Whether the cluster's document is there, or anything else of its metadata; by a look that began after this call."""
         arrived = self._begun
         async with self._lock:
-            if self._begun == arrived:
-                self._begun += 1
+            if self._answered <= arrived:  # also if the one before found no answer: what an older one saw does not count
+                self._begun = number = self._begun + 1
                 began_s, self._is_ours = self._clock.monotonic_s(), await self._has_document()
                 self._known_s = began_s if self._is_ours else float("-inf")
+                self._answered = number
             return self._is_ours
 
     async def _has_document(self) -> bool:

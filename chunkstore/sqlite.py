@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import threading
@@ -49,7 +50,7 @@ def connect(path: Path, *, cache_kib: int, create: bool) -> sqlite3.Connection:
     """
     mode = "rwc" if create else "rw"
     connection = sqlite3.connect(
-        f"file:{quote(os.path.abspath(path))}?mode={mode}",
+        f"file://{quote(os.fsencode(path.absolute()))}?mode={mode}",
         uri=True, isolation_level=None, check_same_thread=False, cached_statements=48, timeout=2.0,
     )  # fmt: skip
     try:
@@ -79,11 +80,21 @@ def migrate(connection: sqlite3.Connection, migrations: Sequence[str]) -> int:
         raise SchemaTooNew(f"schema version {version}, and this software knows versions up to {len(migrations)}")
     if version == 0 and not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
         # All that the migrations would write, in one transaction, and in a fifth of their time: a new node makes thousands of these.
-        with _copying:
-            _blank(tuple(migrations)).backup(connection)
-        return 0
+        with contextlib.suppress(_Busy), _copying:
+            _blank(tuple(migrations)).backup(connection, progress=_only_once)
+            return 0
     _migrate_from(connection, version, migrations)
     return int(version)
+
+
+class _Busy(Exception):
+    """Somebody else holds the file's lock."""
+
+
+def _only_once(status: int, left: int, total: int) -> None:
+    """Left alone, a backup tries again for ever, and every other database of the process would wait for it."""
+    if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        raise _Busy
 
 
 _copying = threading.Lock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sqlite3
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from chunkstore import schema
 from chunkstore.fileops import FileOps
 from chunkstore.index import ListingIndex
 from chunkstore.slotdb import SlotDatabase
-from chunkstore.sqlite import SchemaTooNew, iso_of, migrate, ms_of
+from chunkstore.sqlite import SchemaTooNew, connect, iso_of, migrate, ms_of
 
 DISK = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
@@ -79,6 +80,49 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path):
         migrate(connection, ("CREATE TABLE a(x);\nNONSENSE;\n",))
     assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
     connection.close()
+
+
+def test_a_new_database_waits_for_whoever_has_it_locked_no_longer_than_others_do(tmp_path: Path):
+    path = tmp_path / "x.sqlite3"
+    connection = connect(path, cache_kib=64, create=True)
+    connection.execute("PRAGMA busy_timeout = 5")
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        migrate(connection, schema.SLOT_MIGRATIONS)
+    assert migrate(sqlite3.connect(":memory:", isolation_level=None), schema.SLOT_MIGRATIONS) == 0, "others can go on"
+    other.execute("ROLLBACK")
+    assert migrate(connection, schema.SLOT_MIGRATIONS) == 0
+    for each in (connection, other):
+        each.close()
+
+
+def test_a_new_database_whose_making_was_cut_short_is_made_anew(tmp_path: Path):
+    whole = connect(tmp_path / "whole.sqlite3", cache_kib=64, create=True)
+    migrate(whole, schema.SLOT_MIGRATIONS)
+    wanted = whole.execute("SELECT type, name, sql FROM sqlite_schema ORDER BY 1, 2").fetchall()
+    file, log = ((tmp_path / name).read_bytes() for name in ("whole.sqlite3", "whole.sqlite3-wal"))
+    whole.close()
+    frame = 24 + 4096
+    assert len(log) > 5 * frame
+    for cut in (0, 32 + frame, 32 + 3 * frame + 7, len(log) - frame):
+        (tmp_path / f"{cut}.sqlite3").write_bytes(file)
+        (tmp_path / f"{cut}.sqlite3-wal").write_bytes(log[:cut])
+        connection = connect(tmp_path / f"{cut}.sqlite3", cache_kib=64, create=False)
+        assert migrate(connection, schema.SLOT_MIGRATIONS) == 0
+        assert connection.execute("SELECT type, name, sql FROM sqlite_schema ORDER BY 1, 2").fetchall() == wanted
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        connection.close()
+
+
+@pytest.mark.parametrize("name", ["plain", "a?b#c%20", os.fsdecode(b"\xff"), "link/../plain", "/double"])
+def test_a_database_is_where_its_path_leads(tmp_path: Path, name: str):
+    (tmp_path / "there" / "in").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "in")
+    folder = Path(f"/{tmp_path}{name}") if name[0] == "/" else tmp_path / name
+    folder.mkdir()
+    connect(folder / "x.sqlite3", cache_kib=64, create=True).close()
+    assert (folder / "x.sqlite3").is_file()
 
 
 @pytest.mark.parametrize("version", range(1, len(schema.SLOT_MIGRATIONS) + 1))

@@ -120,6 +120,29 @@ async def test_as_long_as_nobody_can_tell_whose_it_is_nothing_is_missing() -> No
         await it.target.head("packs/1")
 
 
+@pytest.mark.parametrize("ends", ["in vain", "cancelled"])
+async def test_who_waited_for_a_look_that_found_no_answer_looks_again(ends: str) -> None:
+    it = Scene(rows=True)
+    it.raw.bucket.store(cluster_name(OWN), b"{}")
+    looks = [it.raw.bucket.fault("hang", "head", name="meta/*", times=1, skip=skip) for skip in range(2)]
+    if ends == "in vain":
+        it.raw.bucket.fault("unavailable", "list", name="meta/*", times=1)
+    first, second = (asyncio.ensure_future(it.identity.confirm()) for _ in range(2))
+    third = asyncio.ensure_future(it.target.head("packs/1"))
+    await asyncio.sleep(0.01)
+    looks[0].release()
+    await first
+    await asyncio.sleep(0.01)
+    del it.raw.bucket.objects[cluster_name(OWN)]  # another bucket is in the place
+    if ends == "cancelled":
+        second.cancel()
+    looks[1].release()
+    with pytest.raises((ArchiveUnavailable, asyncio.CancelledError)):
+        await second
+    with pytest.raises(ArchiveNotOurs):
+        await third
+
+
 async def test_rows_that_come_by_another_nodes_first_upload_meanwhile_are_no_proof() -> None:
     it = Scene()
 
