@@ -106,7 +106,8 @@ class Identity:
         """Whether the cluster's document is there, or anything else of its metadata; by a look that began after this call."""
         arrived = self._begun
         async with self._lock:
-            if self._answered <= arrived:  # also if the one before found no answer: what an older one saw does not count
+            # One that began since may have found no answer: what was seen before that does not count.
+            if self._answered <= arrived:
                 self._begun = number = self._begun + 1
                 began_s, self._is_ours = self._clock.monotonic_s(), await self._has_document()
                 self._known_s = began_s if self._is_ours else float("-inf")

@@ -10,7 +10,6 @@ archive that cannot be reached, and holds up nothing else.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from functools import partial
@@ -23,7 +22,7 @@ from archive.targets.folderfiles import MARKER, TEMPORARY, Files, ends_at, etag_
 from archive.targets.folderopen import Opened, Placing
 from archive.targets.interface import Stored
 from archive.targets.names import DELETE_MAX, LIST_MAX, PIECE_BYTES_MAX, check_name, check_prefix
-from archive.targets.strands import CANCELLED_S, LIST_TIMES, Hangs, Strand, Strands
+from archive.targets.strands import LIST_TIMES, Hangs, Strand, Strands
 from archive.targets.threads import Closed
 from archive.traffic import FREE, Pace, Traffic
 from chunkstore.fileops import FileOps
@@ -111,14 +110,11 @@ class FolderTarget:
     async def _undone(self, put: Placing, strand: Strand) -> None:
         """Leave nothing of it, if it is known how far it came; else it is put away when the file system answers."""
         if not strand.free:
+            put.is_given_up = True
             strand.after(put.put_away)
             return
-        undoing = asyncio.ensure_future(strand.call(put.undo))
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait([undoing], timeout=CANCELLED_S)
-        undoing.add_done_callback(
-            lambda over: over.cancelled() or over.exception()
-        )  # seen: it is one error more of what failed
+        with contextlib.suppress(Closed):
+            await strand.end(put.undo)
 
     async def read(self, name: str, start: int = 0, end: int | None = None, *, etag: str = "") -> AsyncIterator[bytes]:
         """The bytes of a range. Raises: ArchiveError."""

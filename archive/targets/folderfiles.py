@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from amberblob.errors import ArchiveDamaged, ArchiveDenied, ArchiveError, ArchiveMissing, ArchiveUnavailable
@@ -69,9 +69,11 @@ class Files:
             raise ArchiveUnavailable(f"{self._folder} was mounted or unmounted at this moment")
         return fd
 
-    def place(self, fd: int, temporary: Path, path: Path) -> os.stat_result:
-        """Make the content durable, and give it its name. What fails after that takes the name away again."""
+    def place(self, fd: int, temporary: Path, path: Path, is_wanted: Callable[[], bool]) -> os.stat_result:
+        """Make the content durable, and give it its name, if it is still wanted then. What fails after that takes the name away again."""
         self.ops.fsync(fd)
+        if not is_wanted():
+            raise ArchiveUnavailable(f"{path} was given up: the file system did not answer for too long")
         for attempt in range(_PLACE_TRIES):
             self.ops.make_dirs(path.parent)
             try:
@@ -80,12 +82,19 @@ class Files:
             except FileNotFoundError:  # a delete found the folder empty, and removed it
                 if attempt == _PLACE_TRIES - 1:
                     raise
+        facts = os.fstat(fd)
         try:
             self.ops.fsync_dir(path.parent)
-            return os.fstat(fd)
         except BaseException:
-            self.ops.unlink(path)
+            self.take_back(path, facts)
             raise
+        return facts
+
+    def take_back(self, path: Path, facts: os.stat_result) -> None:
+        """Take the name away from this file, unless the same was stored again under it: that is somebody else's, and may be told of."""
+        with contextlib.suppress(FileNotFoundError):
+            if etag_of(os.stat(path, follow_symlinks=False)) == etag_of(facts):
+                self.ops.unlink(path)
 
     def open(self, name: str) -> int:
         """A descriptor to read from. Raises: ArchiveMissing."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 
@@ -40,6 +39,9 @@ class Placing:
     Args:
         token: of the other name; nobody else's.
         name: was checked.
+
+    Attributes:
+        is_given_up: nobody waits for it any more: it is not to get its name. May be set while a call is under way.
     """
 
     def __init__(self, files: Files, token: str, name: str) -> None:
@@ -47,7 +49,8 @@ class Placing:
         self._temporary = files.path(TEMPORARY) / token
         self._path: Path = files.path(name)
         self._fd: int | None = None
-        self._is_placed = False
+        self._placed: os.stat_result | None = None
+        self.is_given_up = False
 
     def create(self) -> None:
         """Begin it."""
@@ -61,20 +64,21 @@ class Placing:
     def place(self) -> os.stat_result:
         """Make it durable, and give it its name."""
         assert self._fd is not None
-        facts = self._files.place(self._fd, self._temporary, self._path)
-        self._is_placed = True
+        self._placed = self._files.place(self._fd, self._temporary, self._path, lambda: not self.is_given_up)
         self._close()
-        return facts
+        return self._placed
 
     def undo(self) -> None:
         """Leave nothing of it."""
         self._close()
-        with contextlib.suppress(FileNotFoundError):
-            self._files.ops.unlink(self._path if self._is_placed else self._temporary)
+        if self._placed is not None:
+            self._files.take_back(self._path, self._placed)
+        else:
+            self._files.ops.unlink(self._temporary)
 
     def put_away(self) -> None:
         """The same, when it hung and ends late. If it has its name by now it keeps it: the same may have been stored again meanwhile."""
-        if self._is_placed:
+        if self._placed is not None:
             self._close()
         else:
             self.undo()

@@ -66,6 +66,10 @@ class Strands:
             self._moved_s = now_s
         elif unfinished >= self._threads_max and now_s - self._moved_s > self.timeout_s:
             raise Hangs(0.0)
+        return self.submit_last(function)
+
+    def submit_last(self, function: Callable[[], _T]) -> Future[_T]:
+        """The same, however many calls hang: it lets go of what earlier ones took. Raises: Closed."""
         return self._threads.submit(partial(self._moving, function))
 
     def spend(self, function: Callable[[], object]) -> None:
@@ -118,11 +122,15 @@ class Strand:
             return future.result()
         raise Hangs(timeout_s)
 
+    async def end(self, function: Callable[[], object]) -> None:
+        """Have it called now that no call is under way, and wait a moment for its end; nobody hears of its errors. Raises: Closed."""
+        ending = asyncio.wrap_future(self._strands.submit_last(function))
+        ending.add_done_callback(_seen)
+        await asyncio.wait([ending], timeout=CANCELLED_S)
+
     def after(self, function: Callable[[], object]) -> None:
-        """Have it called when the last call has ended, whenever that is; nobody waits for it, nor hears of its errors."""
-        if self._last is None:
-            self._strands.spend(function)
-        else:
+        """Have it called when the last call has ended, whenever that is; nobody waits for it, nor hears of its errors. Not at all where there was no call."""
+        if self._last is not None:
             self._last.add_done_callback(lambda _: self._strands.spend(function))
 
 

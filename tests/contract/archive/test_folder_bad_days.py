@@ -12,7 +12,6 @@ import pytest
 
 from amberblob.clock import SystemClock
 from amberblob.errors import ArchiveDenied, ArchiveError, ArchiveMissing, ArchiveUnavailable
-from archive.targets import folder as folder_module
 from archive.targets import folderfiles, folderopen, strands
 from archive.targets.folder import MARKER, TEMPORARY, FolderTarget, prepare_folder
 from archive.traffic import Traffic
@@ -237,8 +236,7 @@ class Mount(FileOps):
 
 @pytest.fixture
 async def mount(monkeypatch, folder):
-    for module in (strands, folder_module):
-        monkeypatch.setattr(module, "CANCELLED_S", 0.05)
+    monkeypatch.setattr(strands, "CANCELLED_S", 0.05)
     made = Mount()
     for module in (folderfiles, folderopen, fileops):
         monkeypatch.setattr(module, "os", made.os)
@@ -327,3 +325,92 @@ async def test_what_came_to_its_name_late_keeps_it(mount, folder, monkeypatch):
     mount.back()
     await gone(folder, mount)
     assert (folder / "packs/p").read_bytes() == b"content"
+
+
+async def test_nobody_takes_away_what_another_stored_under_the_name(folder, target):
+    """Two nodes tell the same: the one fails after it has the name, or is cancelled, and the other was told that it is there."""
+
+    class Second(Ops):
+        def fsync_dir(self, path):
+            if path.name == "packs" and (path / "p").exists():
+                (folder / "other").write_bytes(b"content")
+                os.rename(folder / "other", path / "p")
+                raise OSError(errno.EIO, "no sync")
+            super().fsync_dir(path)
+
+    failing = FolderTarget(folder, Traffic(SystemClock()), ops=Second())
+    with pytest.raises(ArchiveUnavailable):
+        await failing.put("packs/p", parts_of(b"content"))
+    await failing.close()
+    assert await collect(target.read("packs/p")) == b"content"
+
+    put = folderopen.Placing(target._files, "token", "packs/q")
+    put.create()
+    put.place()
+    (folder / "other").write_bytes(b"content")
+    os.rename(folder / "other", folder / "packs/q")
+    put.undo()
+    assert await collect(target.read("packs/q")) == b"content"
+
+
+async def test_what_was_given_up_before_it_had_its_name_does_not_get_it(mount, folder):
+    async def parts():
+        yield b"content"
+        mount.hang()
+
+    with pytest.raises(ArchiveUnavailable):
+        await mount.target.put("packs/p", parts())
+    assert not await asyncio.to_thread((folder / "packs/p").exists)
+    mount.back()
+    await gone(folder, mount)
+    assert not (folder / "packs/p").exists()
+
+
+async def test_who_is_cancelled_while_a_failed_put_is_undone_is_cancelled(folder):
+    class Slow(Ops):
+        undoing, up = threading.Event(), threading.Event()
+
+        def unlink(self, path):
+            self.undoing.set()
+            self.up.wait(10)
+            super().unlink(path)
+
+    ops = Slow()
+    ops.fail["write"] = errno.EIO
+    slow = FolderTarget(folder, Traffic(SystemClock()), ops=ops)
+    putting = asyncio.ensure_future(slow.put("packs/p", parts_of(b"content")))
+    assert await asyncio.to_thread(ops.undoing.wait, 5)
+    putting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(asyncio.shield(putting), 5)
+    ops.up.set()
+    await slow.close()
+
+
+async def test_while_all_calls_hang_nothing_piles_up_and_what_is_open_is_closed_later(mount, folder):
+    began, more = asyncio.Event(), asyncio.Event()
+
+    async def parts():
+        yield b"content"
+        began.set()
+        await more.wait()
+        yield b"content"
+
+    putting = asyncio.ensure_future(mount.target.put("packs/p", parts()))
+    await began.wait()
+    mount.hang()
+    for _ in range(2):
+        heads = (mount.target.head("packs/p") for _ in range(16))
+        assert {type(each) for each in await asyncio.gather(*heads, return_exceptions=True)} == {ArchiveUnavailable}
+    before = mount.target._strands.unfinished
+    for _ in range(20):
+        with pytest.raises(ArchiveUnavailable, match="does not answer"):
+            await collect(mount.target.read("packs/p"))
+    assert mount.target._strands.unfinished == before
+    more.set()
+    with pytest.raises(ArchiveUnavailable):
+        await putting
+    mount.back()
+    await gone(folder, mount)
+    open_files = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_open(fd)]
+    assert not [name for name in open_files if str(folder) in name]
