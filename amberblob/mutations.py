@@ -131,7 +131,8 @@ class Archived(msgspec.Struct, gc=False, frozen=True, array_like=True, tag="v"):
 
     Of a blob that no row of ``blobs`` has, they wait for it; such a blob counts as staged at ``at_ms`` (epoch milliseconds).
     With ``evicted`` the rows stand for the bytes: a blob that is wanted, or that no row has yet, and every chunk of which has a verified
-    row, is marked evicted. (One whose bytes are here stays as it is.) Has no effect on a blob that was given up or has expired.
+    row, is marked evicted. (One whose bytes are here stays as it is.) Has no effect on a blob that has expired; nor on one that was given
+    up, unless with ``evicted`` and all of ``chunks`` verified: then it may be referred to after all, as one whose bytes were fetched anew.
     """
 
     slot: int

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from amberblob.archives import DAMAGED, ArchivedChunk, merge
 from amberblob.ids import valid_hash
 from amberblob.manifest import ChunkRef, Version
+from amberblob.mutations import Archived
 
 _MS_MAX = 253_402_300_799_999
 """The last millisecond of the year 9999: what a DATETIME can hold."""
@@ -37,6 +38,15 @@ def take(known: ArchivedChunk | None, told: ArchivedChunk, *, relied_on: bool) -
     if relied_on and known is not None and known.verified and not after.verified and after.location != known.location:
         return None
     return after
+
+
+def revives(entry: Archived, told: Sequence[ArchivedChunk]) -> bool:
+    """Whether a blob that was given up may be referred to after all: what stands for its bytes was read back, all of it.
+
+    Somebody builds it anew from the archive, who stood still for longer than rows wait for their version. ``told``: what of the entry
+    is sane.
+    """
+    return entry.evicted and 0 < len(told) == len(entry.chunks) and all(chunk.verified for chunk in told)
 
 
 def ids_of(version: Version, chunks: Iterable[ChunkRef]) -> tuple[str, ...]:

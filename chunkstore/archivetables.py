@@ -13,7 +13,7 @@ from amberblob.manifest import Version
 from amberblob.mutations import Archived, Evicted
 from chunkstore import archiverows
 from chunkstore.archiverows import ARCHIVES, STAGED
-from chunkstore.archiverules import ids_of, is_sane, take
+from chunkstore.archiverules import ids_of, is_sane, revives, take
 from chunkstore.overlay import Intent
 from chunkstore.rowcodec import UNREADABLE, VERSION_COLUMNS, version_of
 from chunkstore.slotdb import SlotDatabase
@@ -42,9 +42,16 @@ class ArchiveTables:
         blob_id = entry.blob_id
         intent, row, is_garbage, marked, wanted, has_body = self._sql.execute(_FACTS, (blob_id,)).fetchone()
         # An inline body that came with its record counts for more than that the blob was given up before.
-        if is_garbage or (intent == Intent.ABORTED.value and row is None and not has_body):
-            return
         told = [chunk for chunk in entry.chunks if is_sane(chunk)]
+        if is_garbage:
+            return
+        if intent == Intent.ABORTED.value and row is None and not has_body:
+            if not revives(entry, told):
+                return
+            intent = Intent.ARCHIVED.value
+            self._sql.execute("UPDATE intents SET state = ? WHERE blob_id = ?", (intent, blob_id))
+        if intent == Intent.ARCHIVED.value and entry.evicted:
+            self._sql.execute("UPDATE intents SET at_ms = max(at_ms, ?) WHERE blob_id = ?", (entry.at_ms, blob_id))
         if row is not None:
             broken = self._merge(ARCHIVES, blob_id, told, relied_on=bool(marked))
             if marked and broken:

@@ -8,7 +8,7 @@ from amberblob.archives import ArchivedBlob, ArchivedChunk, ArchiveLine
 from amberblob.limits import MANIFEST_INLINE_CHUNKS_MAX
 from amberblob.manifest import Version
 from amberblob.mutations import Archived, Evicted
-from chunkstore.archiverules import is_sane, take
+from chunkstore.archiverules import is_sane, revives, take
 from chunkstore.files import checked_ulid
 from chunkstore.interface import ArchiveView, ObjectUse
 from chunkstore.memory_state import MemorySlot
@@ -24,11 +24,17 @@ class MemoryArchive(MemoryUpkeep):
     def _archived(self, at: MemorySlot, entry: Archived) -> None:
         """See the mutation."""
         blob_id = entry.blob_id
-        intent = at.intents.get(blob_id, (None, 0))[0]
-        if blob_id in at.garbage or intent is Intent.ABORTED:
-            return
+        intent, at_ms = at.intents.get(blob_id, (None, 0))
         told = [chunk for chunk in entry.chunks if is_sane(chunk)]
         marked, row = blob_id in at.evicted, at.row_of(blob_id)
+        if blob_id in at.garbage:
+            return
+        if intent is Intent.ABORTED:
+            if row is not None or not revives(entry, told):
+                return
+            intent = Intent.ARCHIVED
+        if intent is Intent.ARCHIVED and entry.evicted:
+            at.intents[blob_id] = (intent, max(at_ms, entry.at_ms))
         known = at.archives if row is not None else at.waiting
         broken = self._merge(at, known.setdefault(blob_id, {}), blob_id, told, relied_on=marked, staged=row is None)
         if not known[blob_id]:

@@ -315,6 +315,8 @@ class Overlay:
             case Archived() | Evicted():
                 # What becomes of it depends on its rows: only the database knows.
                 self._saw(slot, entry.blob_id)
+                if isinstance(entry, Archived) and entry.evicted and self.intent(slot, entry.blob_id) is Intent.ABORTED:
+                    del self._intents[slot, entry.blob_id]  # it may be revived
                 self._archived[slot, entry.blob_id] = self._archive_position[slot] = position
         return None
 

@@ -588,3 +588,28 @@ async def test_no_rows_are_sent_of_an_object_that_this_node_let_be_deleted(tmp_p
             await Placing(ground(node)).stage(electorate, blob_id, [gone])
         for disk in first.stores.values():
             assert await disk.archived(electorate.slot, blob_id) is None
+
+
+async def test_what_was_staged_and_swept_before_the_job_went_on_comes_back_nevertheless(tmp_path: Path) -> None:
+    """The job stood still for longer than rows wait for somebody to refer to their blob."""
+    store = Store.new()
+    async with world(store, tmp_path / "a", slots=1) as first:
+        await kit.put(first[1], "p", b"one")
+        await kit.put(first[1], "q", kit.content(kit.CHUNK + 1))
+        await first.settle()
+        await archive(first)
+        await Exporters(first).run()
+        before = await picture(first)
+    async with world(store, tmp_path / "b", cluster_id=SECOND, slots=1) as second:
+        second.net.fault("Prepare", "drop", source="n1")
+        task = asyncio.create_task(recover(second))
+        await asyncio.sleep(0.3)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        swept = [await node.store.sweep_staged(2**60, 1000) for node in second]
+        assert sum(swept) > 2, swept
+        second.net.heal()
+        async with asyncio.timeout(10):
+            told = await recover(second, 2)
+        assert told.status.failures == 0, told.status.problems
+        assert await picture(second) == before
