@@ -12,7 +12,6 @@ The rate follows from how much there is and how soon it has to be done (:mod:`an
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -31,7 +30,7 @@ from antientropy.scrubpace import (
     needed_rate,
     units_left,
 )
-from antientropy.step import Did
+from antientropy.step import Did, Wake
 from chunkstore.interface import ReplicaStore
 
 log = structlog.get_logger(__name__)
@@ -88,7 +87,7 @@ class Scrub:
         days: float,
         bytes_per_s: float,
     ) -> None:
-        self.wake = asyncio.Event()
+        self.wake = Wake()
         self.pause_s = REST_MAX_S
         self.counts = ScrubCounts()
         self._store = store

@@ -11,7 +11,6 @@ sooner than that, at growing intervals, up to a minute.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from amberblob.clock import Clock, Randomness
@@ -24,7 +23,7 @@ from antientropy.lanes.follows import Follows
 from antientropy.lanes.lane import Turns
 from antientropy.lanes.remakes import Remakes
 from antientropy.lanes.syncs import Syncs
-from antientropy.step import Did
+from antientropy.step import Did, Wake
 from chunkstore.interface import ReplicaStore
 
 FOLLOW_EVERY_S = 5.0
@@ -71,7 +70,7 @@ class Repairer:
         follow_every_s: float = FOLLOW_EVERY_S,
         compare_every_s: float = COMPARE_EVERY_S,
     ) -> None:
-        self.wake = asyncio.Event()
+        self.wake = Wake()
         self.costs = Costs()
         self._ground = Ground(places, store, clock)
         self._clock = clock

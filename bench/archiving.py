@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import time
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +16,7 @@ from bench.environment import HOST
 _TIMEOUT_S = 60.0
 _JOB_TIMEOUT_S = 600.0
 _POLL_S = 0.05
+_REQUESTS = re.compile(r'^amberblob_archive_requests_total\{kind="([a-z]+)".*?\} (\S+)$', re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +60,21 @@ def run_job(port: int, kind: str, prefix: str) -> JobDone:
 def evicted(port: int) -> int:
     """Copies of versions that live by their archive rows."""
     return int(_ask(port, "GET", "/archive")["total"]["evicted"])
+
+
+def requests_by_kind(ports: Iterable[int]) -> Counter[str]:
+    """How many requests of each kind (``get``, ``part`` …) these nodes have made to the target so far, also such as failed."""
+    found: Counter[str] = Counter()
+    for port in ports:
+        connection = http.client.HTTPConnection(HOST, port, timeout=_TIMEOUT_S)
+        try:
+            connection.request("GET", "/metrics")
+            text = connection.getresponse().read().decode()
+        finally:
+            connection.close()
+        for kind, count in _REQUESTS.findall(text):
+            found[kind] += int(float(count))
+    return found
 
 
 def _traffic(port: int) -> dict[str, int]:

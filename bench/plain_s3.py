@@ -3,7 +3,7 @@
 The floor of the archive. Processes as many as the cluster has nodes, in each a client with as many requests under way as a
 node has: one process would be held up by its own interpreter, and the archive does not have only one either.
 
-``python -m bench.plain_s3 JSON`` is such a process: it says ``ready``, waits for a line, works, and says how many seconds it took.
+``python -m bench.plain_s3 JSON`` is such a process: it says ``ready``, waits for a line, works, and says how many CPU seconds that took.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,8 +52,21 @@ class PlainJob(msgspec.Struct, frozen=True, kw_only=True):
     copies: int = 0
 
 
-def transfer_s(jobs: Sequence[PlainJob]) -> float:
-    """Run each in a process of its own, all at once; seconds from the word to begin until the last is done.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transferred:
+    """What all jobs together took.
+
+    Attributes:
+        seconds: from the word to begin until the last was done.
+        cpu_s: of all processes meanwhile; what they load before the word is not in it.
+    """
+
+    seconds: float
+    cpu_s: float
+
+
+def transfer(jobs: Sequence[PlainJob]) -> Transferred:
+    """Run each in a process of its own, all at once.
 
     Raises:
         RuntimeError: one failed.
@@ -66,9 +80,8 @@ def transfer_s(jobs: Sequence[PlainJob]) -> float:
             assert worker.stdin is not None, "it was opened with a pipe"
             worker.stdin.write(b"go\n")
             worker.stdin.flush()
-        for worker in workers:
-            _expect(worker, b"done")
-        return time.monotonic() - began
+        cpu_s = sum(float(_expect(worker, b"done")) for worker in workers)
+        return Transferred(seconds=time.monotonic() - began, cpu_s=cpu_s)
     finally:
         for worker in workers:
             worker.kill()
@@ -85,11 +98,14 @@ def _start(job: PlainJob) -> subprocess.Popen[bytes]:
     )
 
 
-def _expect(worker: subprocess.Popen[bytes], word: bytes) -> None:
+def _expect(worker: subprocess.Popen[bytes], word: bytes) -> bytes:
+    """What it says behind this word. Raises RuntimeError."""
     assert worker.stdout is not None, "it was opened with a pipe"
     line = worker.stdout.readline().strip()
-    if line != word:
+    said, _, more = line.partition(b" ")
+    if said != word:
         raise RuntimeError(f"plain boto3 said {line!r} instead of {word!r}")
+    return more
 
 
 def _client(job: PlainJob) -> Any:
@@ -130,6 +146,7 @@ def _work(job: PlainJob) -> None:
     client.head_bucket(Bucket=job.bucket)  # connected, and all modules loaded
     print("ready", flush=True)
     sys.stdin.readline()
+    began_s = time.process_time()
 
     def move(name: str) -> None:
         if job.direction == "upload":
@@ -145,7 +162,7 @@ def _work(job: PlainJob) -> None:
 
     with ThreadPoolExecutor(at_once) as pool, ThreadPoolExecutor(at_once * max(1, job.copies)) as writers:
         list(pool.map(move, job.names))
-    print("done", flush=True)
+    print(f"done {time.process_time() - began_s:.3f}", flush=True)
 
 
 def _keep(path: Path, body: memoryview) -> None:

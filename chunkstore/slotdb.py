@@ -24,6 +24,16 @@ from chunkstore.sqlite import checkpoint, connect, migrate
 NO_TALLY = SlotTally(root=bytes(DIGEST_BYTES))
 """Of a slot without a database."""
 
+_COUNTS = """
+SELECT wanted.*, staged.*, evicted.*,
+  coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'commit_log'), 0),
+  coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'blob_chunk_archives'), 0)
+FROM (SELECT count(*), coalesce(sum(bytes), 0), coalesce(sum(damaged), 0) FROM wanted) AS wanted,
+  (SELECT count(*) FROM archive_staged) AS staged,
+  (SELECT count(*), coalesce(sum(bytes), 0) FROM evicted WHERE waiting = 0) AS evicted
+"""
+"""One statement for all: a database is opened again and again. Unlike max(seq) the heads do not go back when all lines are cut."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobFacts:
@@ -130,18 +140,13 @@ class SlotDatabase:
         self.connection.executemany("INSERT OR IGNORE INTO wanted VALUES (?, ?, ?, ?, 0)", absent)
 
     def _recount(self) -> None:
-        count, size_bytes, damaged = self.connection.execute(
-            "SELECT count(*), coalesce(sum(bytes), 0), coalesce(sum(damaged), 0) FROM wanted"
-        ).fetchone()
-        # Unlike max(seq) it does not go back when all lines are cut.
-        heads = dict(self._pairs("SELECT name, seq FROM sqlite_sequence"))
-        staged = self.connection.execute("SELECT count(*) FROM archive_staged").fetchone()[0]
-        evicted = self.connection.execute("SELECT count(*), coalesce(sum(bytes), 0) FROM evicted WHERE waiting = 0")
-        evicted_count, evicted_bytes = evicted.fetchone()
+        (
+            count, size_bytes, damaged, staged, evicted, evicted_bytes, log_head, archive_head
+        ) = self.connection.execute(_COUNTS).fetchone()  # fmt: skip
         self.tally = replace(
             self.tally, root=digestdb.root_of(self.sums), wanted=count, wanted_bytes=size_bytes, damaged=damaged,
-            log_head=heads.get("commit_log", 0), archive_head=heads.get("blob_chunk_archives", 0),
-            archive_staged=staged, evicted=evicted_count, evicted_bytes=evicted_bytes,
+            log_head=log_head, archive_head=archive_head,
+            archive_staged=staged, evicted=evicted, evicted_bytes=evicted_bytes,
         )  # fmt: skip
 
     def write_sums(self, sums: bytes) -> None:

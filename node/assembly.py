@@ -239,11 +239,13 @@ def assemble(
             randomness=randomness,
             missed=lambda slot, blob_id, damaged: puller.missed(slot, blob_id, damaged=damaged),
         )
-        replica.archive = cold.answers.answer
+        replica.archive, replica.streams.lent = cold.answers.answer, cold.lent.get
         replica.streams.on_read = reading.on_read = cold.heat.read
         reading.cold, puller.archived, objects.putting.through = cold.reads, cold.healing, cold.through
         cold.exporting.compared_ms = repairer.compared_ms
-        cold.runner.register("restore", Restoring(cold.ground, cold.rows, reading, puller.source, objects.put))
+        cold.runner.register(
+            "restore", Restoring(cold.ground, cold.rows, reading, puller.source, objects.put, cold.lent)
+        )
     repairs.health, repairs.heal = own, heal
     repairs.compare, repairs.found_wrong = repairer.compare_soon, repairer.found_wrong
     return Parts(

@@ -21,9 +21,21 @@ FAULTS_OF_ARCHIVES = (
     "killed evicting",
     "archive stores damage",
     "notes lost",
+    "archive loses objects",
 )
 
-JOBS = {"run": 6, "gc": 5, "verify": 1, "export": 1, "restore": 1, "stop": 1, "two gcs": 2, "gc without one": 2}
+JOBS = {
+    "run": 6,
+    "gc": 4,
+    "verify": 1,
+    "export": 1,
+    "restore": 1,
+    "stop": 1,
+    "two gcs": 2,
+    "gc without one": 4,
+    "gc meanwhile": 4,
+    "run unread": 3,
+}
 """What operators ask for, and how often."""
 
 
@@ -56,13 +68,13 @@ class ArchiveShape:
         prefixes = ["", *(prefix for prefix in ("p0", "p1", "p2", "p4") if random.random() < 0.4)]
         return cls(
             rules=tuple(_rule(random, prefix) for prefix in prefixes),
-            job_gap_s=random.choice((1.0, 3.0, 6.0)),
+            job_gap_s=random.choice((1.0, 2.0, 4.0)),
             scheduled=random.random() < 0.3,
             latency_s=random.choice((0.002, 0.02, 0.1)),
             timeout_s=random.choice((2.0, 5.0)),
             tries=random.choice((1, 3)),
             pack_bytes=random.choice((4_000, 40_000, 1_000_000)),
-            lone_bytes=random.choice((30_000, 1_000_000)),
+            lone_bytes=random.choice((30_000, 30_000, 1_000_000)),
             parallel=random.choice((1, 2, 4)),
             grace_s=random.choice((0.2, 1.0, 5.0)),
             rewrite_below=random.choice((0.3, 0.5, 0.8)),

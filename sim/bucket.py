@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from amberblob.clock import Clock, SeededRandomness
 from amberblob.errors import ArchiveUnavailable
+from archive.packs import CHUNKS, PACKS
 from archive.targets.interface import Stored
 from archive.targets.memory import MemoryBucket, MemoryTarget
 from archive.targets.retrying import Retrying
@@ -20,6 +21,9 @@ from sim.loop import SimLoop
 T = TypeVar("T")
 
 URL = "memory:///archive"
+
+OURS = (PACKS, CHUNKS)
+"""What rows name; all else is metadata, and probes."""
 
 
 class WorldClock:
@@ -41,7 +45,11 @@ class SimBucket(MemoryBucket):
 
     Attributes:
         latency_s: of one way, on average. late_s: how much later answers come than that, at most.
+        loses: the part of all objects that are gone as soon as they are stored, before anybody reads them back: what is lost later is lost, and
+            nobody promised otherwise.
+        lost: those.
         deleted: when each object that is gone was deleted, by the world's time.
+        on_deleted: told of each of those deletions. on_stored: of each object that is there now, and by which node.
     """
 
     def __init__(
@@ -62,11 +70,31 @@ class SimBucket(MemoryBucket):
         self.note = note
         self.latency_s = latency_s
         self.late_s = 0.0
+        self.loses = 0.0
+        self.lost: set[str] = set()
         self.deleted: dict[str, float] = {}
+        self.on_deleted: Callable[[Sequence[str]], None] = lambda names: None
+        self.on_stored: Callable[[str, str], None] = lambda node, name: None
 
     def way_s(self) -> float:
         """How long one way takes this time."""
         return self.latency_s * self.random.expovariate(1.0)
+
+    def stored(self, node: str, name: str) -> None:
+        """A node has stored an object; it may be gone at once."""
+        if not name.startswith(OURS):
+            return
+        if self.loses and self.random.random() < self.loses:
+            self.fired["objects lost"] += 1
+            self.lost.add(name)
+            self.objects.pop(name)
+        self.on_stored(node, name)
+
+    def gone(self, names: Sequence[str]) -> None:
+        """Objects were deleted."""
+        self.deleted.update(dict.fromkeys(names, self.loop.time()))
+        if ours := [name for name in names if name.startswith(OURS)]:
+            self.on_deleted(ours)
 
 
 class SimTarget:
@@ -120,7 +148,12 @@ class SimTarget:
         async def whole() -> AsyncIterator[bytes]:
             yield data
 
-        stored = await self._ask(f"put {name} {len(data)}", lambda: self._inner.put(name, whole()))
+        async def kept() -> Stored:
+            stored = await self._inner.put(name, whole())
+            self._bucket.stored(self._node, name)
+            return stored
+
+        stored = await self._ask(f"put {name} {len(data)}", kept)
         self._bucket.fired["objects stored"] += 1
         return stored
 
@@ -153,9 +186,7 @@ class SimTarget:
             try:
                 await self._inner.delete(names)
             finally:
-                for name in there:
-                    if name not in bucket.objects:
-                        bucket.deleted[name] = bucket.loop.time()
+                bucket.gone([name for name in there if name not in bucket.objects])
 
         await self._ask(f"delete {' '.join(names)}", deleted)
 

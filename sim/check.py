@@ -69,7 +69,8 @@ async def judge(world: World) -> None:
         ) from None
     world.event(f"everything works {world.loop.time() - began:.1f} s after the healing")
     await agree(world)
-    if world.bucket is not None:
+    if world.archivists is not None:
+        await world.archivists.finale()
         await judge_archive(world)
         for machine in world.machines:
             await _everything_is_readable(world, machine)
@@ -78,13 +79,15 @@ async def judge(world: World) -> None:
     for machine in world.machines:
         machine.count()
     for machine in world.machines:
-        lost = {slot.slot for slot in machine.store.lost_slots if slot.damaged} if machine.store is not None else set()
-        if lost - machine.disk.damaged:
-            raise Violation(
-                f"{machine.name} gave up the databases of slots {sorted(lost)} although nobody damaged them"
-            )
+        judge_losses(machine)
     for path in _paths(world):
         _history(world, path)
+
+
+def judge_losses(machine: Machine) -> None:
+    """A database is given up for damage only where there was damage; at the end of every life. Raises: Violation."""
+    if lost := machine.unexplained_losses():
+        raise Violation(f"{machine.name} gave up the databases of slots {lost} although nobody damaged them")
 
 
 def _paths(world: World) -> list[str]:

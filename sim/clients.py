@@ -40,6 +40,9 @@ T = TypeVar("T")
 PATIENCE_S = 15.0
 """As the real client: longer than a node works on a request, so that a repeated write never meets its first try."""
 
+SHARED = 2
+"""How many contents large bodies share."""
+
 NOTHING_APPLIED = (NotReady, QuorumUnavailable, InsufficientStorage, DiskFull, ArchiveUnavailable)
 
 
@@ -57,14 +60,19 @@ class NoAnswer(Exception):
 
 @dataclass
 class Library:
-    """What the clients of a world have in common: every content ever sent, and what is known to exist."""
+    """What the clients of a world have in common: every content ever sent, and what is known to exist.
+
+    Attributes:
+        shares: large bodies have chunks in common, which come again after a while: an archive has each once.
+    """
 
     random: Random
+    shares: bool = False
     contents: dict[str, bytes] = field(default_factory=dict)
     versions: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
 
-    def content(self, number: int, staged: float) -> bytes:
-        """A body of its own for each put."""
+    def content(self, number: int, staged: float, shared: bytes | None = None) -> bytes:
+        """A body of its own for each put; ``shared``: 8 bytes that the first chunk of a large one repeats."""
         random = self.random
         mark = b"%08d" % number
         if random.random() < staged:
@@ -73,6 +81,10 @@ class Library:
             size = random.choice((8, 60, 900, 5_000))
         body = mark + mark * (size // 8)
         body = body[:size] if size >= 8 else mark
+        if self.shares and size > INLINE_BYTES_MAX:
+            # The rest, of 8 bytes at least, makes it another one.
+            shared = shared or b"shared%02d" % (number % SHARED)
+            body = shared * (INLINE_BYTES_MAX // 8) + mark + body[INLINE_BYTES_MAX + 8 :]
         self.contents[content_hash(body)] = body
         return body
 
@@ -134,10 +146,11 @@ class Client:
 
     # -- one operation
 
-    async def perform(self, call: Call) -> None:
-        """All tries of one operation."""
+    async def perform(self, call: Call, *, staged: float | None = None, shared: bytes | None = None) -> None:
+        """All tries of one operation; ``staged``: how likely a body is large, else than in the world, and what then is in its first chunk."""
         world = self._world
-        body = world.library.content(call.number, world.shape.staged) if call.kind == "put" else b""
+        staged = world.shape.staged if staged is None else staged
+        body = world.library.content(call.number, staged, shared) if call.kind == "put" else b""
         if call.kind == "put":
             call.content = content_hash(body)
         call.invoked = world.loop.time()

@@ -94,6 +94,8 @@ class SimDisk:
     """Told when the files of a blob's chunks go."""
     damaged: set[int] = field(default_factory=set)
     """Slots whose database was damaged on purpose."""
+    rotted: set[str] = field(default_factory=set)
+    """Blobs of which a chunk was damaged on purpose."""
     _kept: int = 0
     _folder: Path = Path()
     _folder_life: int = -1
@@ -139,19 +141,23 @@ class SimDisk:
 
     # -- ends
 
-    def crash(self, *, power: bool) -> None:
-        """The machine's process is dead: put what it finds when it starts again into a new folder."""
+    def crash(self, *, power: bool, worst: bool = False) -> None:
+        """The machine's process is dead: put what it finds when it starts again into a new folder.
+
+        ``worst``: the power cut that is worst for who removes something: no byte that was not synced is there, and every change of a folder is.
+        """
         old = self.folder
         lost = [*self.dropped, *self.unsynced] if power else self.dropped
         inodes = self._inodes(old, [*self.dropped, *self.unsynced])
         self.life += 1
         new = self.folder
         _copy_life(str(old), str(new))
-        self._lose_databases(old, new, lose=power)
-        self._lose_bytes(new, lost, inodes)
+        self._lose_databases(old, new, lose=power, worst=worst)
+        self._lose_bytes(new, lost, inodes, worst=worst)
         self.dropped.clear()
         if power:
-            self._lose_entries(new)
+            if not worst:
+                self._lose_entries(new)
             self.unsynced.clear()
             self.entries.clear()
         else:
@@ -174,13 +180,13 @@ class SimDisk:
                         found[inode] = path.relative_to(folder)
         return found
 
-    def _lose_bytes(self, new: Path, lost: list[Unsynced], inodes: dict[int, Path]) -> None:
+    def _lose_bytes(self, new: Path, lost: list[Unsynced], inodes: dict[int, Path], *, worst: bool) -> None:
         by_inode: dict[int, list[Unsynced]] = {}
         for write in lost:
             if write.inode in inodes:
                 by_inode.setdefault(write.inode, []).append(write)
         for inode, writes in by_inode.items():
-            mode = self.random.random()
+            mode = 0.0 if worst else self.random.random()
             kept = [self.random.random() < mode for _ in writes]
             path = new / inodes[inode]
             with open(path, "r+b") as file:
@@ -224,9 +230,9 @@ class SimDisk:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 entry.undo(new)
 
-    def _lose_databases(self, old: Path, new: Path, *, lose: bool) -> None:
+    def _lose_databases(self, old: Path, new: Path, *, lose: bool, worst: bool) -> None:
         for log in sorted(new.glob("**/*.sqlite3-wal")):
-            self._cut_log(old / log.relative_to(new), log, lose=lose)
+            self._cut_log(old / log.relative_to(new), log, lose=lose, worst=worst)
         if not lose:
             return
         durable = read_identity(new).slots_created if (new / IDENTITY_NAME).exists() else set()
@@ -240,7 +246,7 @@ class SimDisk:
                 else:
                     os.truncate(database, self.random.randint(0, database.stat().st_size))
 
-    def _cut_log(self, old: Path, log: Path, *, lose: bool) -> None:
+    def _cut_log(self, old: Path, log: Path, *, lose: bool, worst: bool) -> None:
         """Cut a write-ahead log somewhere behind what was ever checkpointed.
 
         SQLite's shared memory tells how many frames that are, but forgets it when the database is opened again.
@@ -262,7 +268,9 @@ class SimDisk:
         moved = self._checkpointed[key] = max(moved, self._checkpointed.get(key, 0))
         if not lose or moved >= frames:
             return
-        cut = self.random.randint(32 + moved * frame, 32 + frames * frame)
+        cut = 32 + moved * frame
+        if not worst:
+            cut = self.random.randint(cut, 32 + frames * frame)
         if cut < size:
             self.fired["cut database log"] += 1
             os.truncate(log, cut)
@@ -282,6 +290,7 @@ class SimDisk:
             byte = file.read(1)[0]
             file.seek(offset)
             file.write(bytes([byte ^ 1 << self.random.randrange(8)]))
+        self.rotted.add(chunk.parent.parent.name)
         self.note(f"bit rot in {self.relative(chunk)}")
         return True
 
@@ -304,6 +313,7 @@ class SimDisk:
         self.note(f"{self.name} has a new disk")
         shutil.rmtree(self.folder)
         self.folder.mkdir()
+        self.rotted.clear()
         self.dropped.clear()
         self.unsynced.clear()
         self.entries.clear()

@@ -9,8 +9,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from archive.targets.memory import RequestKind
-from sim.archivejudge import audit
 from sim.archiveshape import FAULTS_OF_ARCHIVES
+from sim.check import judge_losses
 from sim.clients import Violation
 from sim.machine import Machine
 from sim.operators import Operators
@@ -46,7 +46,6 @@ class Faults:
         self._to_damage = False
         self._to_replace = False
         self._notes_to_lose = False
-        self._to_audit: set[str] = set()
         self._at_worst = False
         self._over = False
 
@@ -76,7 +75,8 @@ class Faults:
                     machine.boot()
 
     def check_error(self, machine: Machine) -> None:
-        """A node that cannot start for another reason than those that are injected is a finding."""
+        """A node that cannot start for another reason than those that are injected is a finding, or that gave a sound database up."""
+        judge_losses(machine)
         if machine.error is not None and not any(text in machine.error for text in EXPECTED_AT_START):
             raise Violation(f"{machine.name} does not start: {machine.error}")
 
@@ -252,13 +252,17 @@ class Faults:
     def _removed(self, machine: Machine) -> None:
         """A file of bytes goes from its disk: that, or what comes a moment later, is the last that the machine does."""
         process, random = machine.process, self._random
+        archive = machine.parts.archive if machine.parts is not None else None
+        if archive is None or not archive.evictor.is_at_work:
+            return  # what is swept was given up by all: that is not what this waits for
         machine.disk.when_removed = None
 
         def crash() -> None:
             if machine.process is process and process is not None and process.alive and not self._over:
-                self._crash(machine, random.choice(("kill", "power cut")))
+                self._crash(machine, random.choice(("kill", "power cut", *2 * ("power cut at its worst",))))
                 self._world.fired["killed evicting"] += 1
-                self._to_audit.add(machine.name)
+                assert self._world.witness is not None
+                self._world.witness.died_evicting(machine)
 
         delay_s = random.choice((0.0, 1.0, 4.0)) * machine.disk.latency_s * random.random()
         self._world.loop.call_later(delay_s, crash, context=contextvars.Context())
@@ -269,6 +273,10 @@ class Faults:
         if fault == "archive answers late":
             bucket.late_s = random.choice((0.5, 2.0, 6.0))
             self._for_a_while(f"{fault}: {bucket.late_s:g} s", lambda: setattr(bucket, "late_s", 0.0))
+            return
+        if fault == "archive loses objects":
+            bucket.loses = 0.5
+            self._for_a_while(fault, lambda: setattr(bucket, "loses", 0.0))
             return
         kinds: tuple[RequestKind, ...] = ("*", "*", "put", "get", "delete", "list")
         kind = random.choice(kinds)
@@ -302,7 +310,16 @@ class Faults:
         loop.pause(process)
         self._for_a_while(f"pause: {process.name}", lambda: loop.resume(process))
 
-    def _crash(self, machine: Machine, fault: str) -> None:
+    def off(self, machine: Machine, back_s: float) -> None:
+        """It is killed, and starts so much later."""
+        if machine.process is not None and machine.process.alive:
+            self._crash(machine, "kill", back_s)
+
+    def on(self, machine: Machine) -> None:
+        """It starts now, if it is off."""
+        self._boot(machine)
+
+    def _crash(self, machine: Machine, fault: str, back_s: float | None = None) -> None:
         process = machine.process
         assert process is not None
         if process.paused:
@@ -310,7 +327,7 @@ class Faults:
         self.check_error(machine)
         self._world.fired[fault] += 1
         self._note(f"{fault}: {process.name}")
-        machine.kill(power=fault.startswith("power"))
+        machine.kill(power=fault.startswith("power"), worst=fault == "power cut at its worst")
         if self._to_damage and machine is self._may_damage and machine.disk.damage_database():
             self._to_damage = False
             self._world.fired["database damage"] += 1
@@ -322,16 +339,14 @@ class Faults:
             self._notes_to_lose = False
             machine.notes.lose()
             self._world.fired["notes lost"] += 1
-        back_s = self._random.expovariate(1.0) * self._world.shape.fault_s
+        if back_s is None:
+            back_s = self._random.expovariate(1.0) * self._world.shape.fault_s
         self._world.loop.call_later(back_s, self._boot, machine)
 
     def _boot(self, machine: Machine) -> None:
         if machine.process is not None and not machine.process.alive:
             self._note(f"{machine.name} starts")
             machine.boot()
-            if machine.name in self._to_audit and not machine.disk.damaged:
-                self._spawn(audit(self._world, machine))
-            self._to_audit.discard(machine.name)
 
     async def _restart(self, machine: Machine) -> None:
         """Stop a node as an operator does, and start it again."""
@@ -358,6 +373,7 @@ class Faults:
         if process.alive and machine.process is process:
             if not task.cancelled() and task.exception() is not None:
                 raise Violation(f"{process.name} cannot be stopped: {task.exception()!r}") from task.exception()
+            judge_losses(machine)
             machine.kill(power=False)
             machine.boot()
 
@@ -382,10 +398,11 @@ class Faults:
         self._world.registry.down = self._world.registry.unlucky = False
         if self._world.bucket is not None:
             self._world.bucket.heal()
-            self._world.bucket.late_s = 0.0
+            self._world.bucket.late_s = self._world.bucket.loses = 0.0
         network = self._world.network
         network.cut.clear()
         network.slow.clear()
+        network.late.clear()
         network.loss = network.spikes = network.doubling = 0.0
         for machine in self._world.machines:
             machine.disk.when_removed = None

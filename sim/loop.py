@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import heapq
 import itertools
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
+from contextvars import copy_context
+from heapq import heappop, heappush
 from typing import Any, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -36,7 +37,7 @@ class Deadlock(AssertionError):
 class Process:
     """One simulated process: what it runs can be killed and paused as a whole."""
 
-    __slots__ = ("alive", "greenlets", "held", "name", "on_death", "paused", "tasks", "tasks_max")
+    __slots__ = ("_context", "alive", "greenlets", "held", "name", "on_death", "paused", "tasks", "tasks_max")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -48,6 +49,8 @@ class Process:
         """By number; some of them are done."""
         self.tasks_max = TASKS_DONE_MAX
         self.on_death: dict[int, Callable[[], None]] = {}
+        self._context = contextvars.Context()
+        self._context.run(PROCESS.set, self)
 
     def own(self, task: SimTask) -> None:
         """Remember a task until it is done. (A callback of each that is done would be every eighth turn of the loop.)"""
@@ -58,9 +61,7 @@ class Process:
 
     def context(self) -> contextvars.Context:
         """A fresh context whose callbacks belong to this process."""
-        context = contextvars.Context()
-        context.run(PROCESS.set, self)
-        return context
+        return self._context.copy()
 
 
 PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
@@ -87,24 +88,19 @@ class SimFuture(asyncio.Future[Any]):
         return self._number
 
 
-class SimHandle(asyncio.TimerHandle):
-    """What :class:`asyncio.Handle` and :class:`asyncio.TimerHandle` are, without what only debugging needs."""
+class SimHandle(list[Any]):
+    """A callback, its arguments and its context; empty once it was cancelled.
+
+    Stands for :class:`asyncio.TimerHandle`, of which only :meth:`cancel` is used; a world makes 50,000 of these, and a list is made
+    without running Python code.
+    """
 
     __slots__ = ()
-
-    def __init__(self, callback: Callable[..., Any], args: tuple[Any, ...], context: contextvars.Context) -> None:
-        self._callback = callback
-        self._args = args
-        self._context = context
-        self._cancelled = False
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
     def cancel(self) -> None:
-        # Its arguments are let go at once: it stays among the timers until its time.
-        self._cancelled = True
-        self._callback = self._args = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"<SimHandle {self._callback!r}{' cancelled' if self._cancelled else ''}>"
+        """It will not run. Its arguments are let go at once: it stays among the timers until its time."""
+        self.clear()
 
 
 class SimLoop(asyncio.BaseEventLoop):
@@ -112,6 +108,8 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def __init__(self) -> None:
         super().__init__()
+        # Asked for with each future and task; called without going through Python code.
+        self.get_debug = bool  # type: ignore[method-assign]
         # Begins anew with each loop: the order of a set depends on the hashes themselves, not only on their order.
         self._numbers = itertools.count()
         self._now = 0.0
@@ -130,10 +128,10 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
-    ) -> asyncio.Handle:
+    ) -> SimHandle:
         if self._closed:  # type: ignore[attr-defined]
             raise RuntimeError("Event loop is closed")
-        handle = SimHandle(callback, args, contextvars.copy_context() if context is None else context)
+        handle = SimHandle((callback, args, copy_context() if context is None else context))
         self._ready.append(handle)  # type: ignore[attr-defined]
         return handle
 
@@ -141,17 +139,18 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
-    ) -> asyncio.TimerHandle:
-        return self.call_at(self._now + delay, callback, *args, context=context)
+    ) -> SimHandle:
+        handle = SimHandle((callback, args, copy_context() if context is None else context))
+        # Timers of one instant go in the order in which they were set.
+        heappush(self._timers, (self._now + delay, next(self._order), handle))
+        return handle
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
-    ) -> asyncio.TimerHandle:
-        timer = SimHandle(callback, args, contextvars.copy_context() if context is None else context)
-        timer._when = when  # type: ignore[attr-defined]
-        # Timers of one instant go in the order in which they were set.
-        heapq.heappush(self._timers, (when, next(self._order), timer))
-        return timer
+    ) -> SimHandle:
+        handle = SimHandle((callback, args, copy_context() if context is None else context))
+        heappush(self._timers, (when, next(self._order), handle))
+        return handle
 
     def create_future(self) -> SimFuture:
         future = SimFuture(loop=self)
@@ -179,41 +178,47 @@ class SimLoop(asyncio.BaseEventLoop):
         """There are none."""
 
     def _run_once(self) -> None:
-        ready, timers = self._ready, self._timers  # type: ignore[attr-defined]
-        while not ready:
-            if not timers:
-                raise Deadlock("nothing is ready, and nothing will ever be")
-            when, _, timer = heapq.heappop(timers)
-            if not timer._cancelled:
-                self._now = max(self._now, when)
-                ready.append(timer)
-        now, turns = self._now, 0
-        while timers and timers[0][0] <= now:
-            timer = heapq.heappop(timers)[2]
-            if not timer._cancelled:
-                ready.append(timer)
-        for _ in range(len(ready)):
-            handle = ready.popleft()
-            if handle._cancelled:
-                continue
-            process = handle._context.get(PROCESS)
-            if process is not None:
-                if not process.alive:
-                    self.graveyard.append(handle)
+        """Run what is ready, and then what became ready by that, until the loop is to stop."""
+        ready, timers, graveyard = self._ready, self._timers, self.graveyard  # type: ignore[attr-defined]
+        next_ready, process_of = ready.popleft, PROCESS
+        while True:
+            while not ready:
+                if not timers:
+                    raise Deadlock("nothing is ready, and nothing will ever be")
+                when, _, handle = heappop(timers)
+                if handle:
+                    self._now = max(self._now, when)
+                    ready.append(handle)
+            now = self._now
+            while timers and timers[0][0] <= now:
+                handle = heappop(timers)[2]
+                if handle:
+                    ready.append(handle)
+            turns = len(ready)
+            for _ in range(turns):
+                handle = next_ready()
+                if not handle:
                     continue
-                if process.paused:
-                    process.held.append(handle)
-                    continue
-            turns += 1
-            try:
-                handle._context.run(handle._callback, *handle._args)
-            except (SystemExit, KeyboardInterrupt):
-                raise
-            except BaseException as error:
-                self.call_exception_handler({"message": f"in {handle!r}", "exception": error, "handle": handle})
-        self.turns += turns
-        if self.turns_max and self.turns > self.turns_max:
-            raise Deadlock(f"{self.turns} callbacks have run: something goes round in circles")
+                callback, args, context = handle
+                process = context.get(process_of)
+                if process is not None:
+                    if not process.alive:
+                        graveyard.append(handle)
+                        continue
+                    if process.paused:
+                        process.held.append(handle)
+                        continue
+                try:
+                    context.run(callback, *args)
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:
+                    self.call_exception_handler({"message": f"in {callback!r}", "exception": error})
+            self.turns += turns
+            if self.turns_max and self.turns > self.turns_max:
+                raise Deadlock(f"{self.turns} callbacks have run: something goes round in circles")
+            if self._stopping:  # type: ignore[attr-defined]
+                return
 
     def run_in_executor(  # type: ignore[override]
         self, executor: Executor | None, function: Callable[..., T], *args: Any
@@ -256,7 +261,7 @@ class SimLoop(asyncio.BaseEventLoop):
                     process.greenlets.pop(new, None)
 
         new = greenlet(body, parent=self._hub)
-        new.gr_context = contextvars.copy_context()
+        new.gr_context = copy_context()
         if process is not None:
             process.greenlets[new] = None
         self.call_soon(new.switch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
@@ -110,12 +111,15 @@ class Machine:
         self.parts: Parts[SimPeers] | None = None
         self.error: str | None = None
         """Why the last start failed."""
+        self.on_open: Callable[[Machine, DiskStore], None] | None = None
+        """Told of every start that found a sound disk, before the node does anything."""
         self._loop = loop
         self._random = random
         self._network = network
         self._registry = registry
         self._keys = keys
         self._starting: asyncio.Task[None] | None = None
+        self._cut_short: set[int] = set()
 
     def _routes(self) -> RouteTable | None:
         return self._registry.seen(self.name)
@@ -163,6 +167,8 @@ class Machine:
             self.error = repr(error)
             return
         self.store = store
+        if self.on_open is not None:
+            self.on_open(self, store)
         # Routes need the disks of all; the first time they are made when all have one.
         while self._routes() is None:
             await asyncio.sleep(0.01)
@@ -234,6 +240,13 @@ class Machine:
         """It is full for a while now and then."""
         return Disk(used=FULL_BYTES if self._loop.time() % 40.0 > 20.0 else FULL_BYTES // 4, total=DISK_BYTES)
 
+    def unexplained_losses(self) -> list[int]:
+        """Slots whose database this life gave up as damaged, although nobody damaged it, nor was the life before killed while it began it anew."""
+        if self.store is None:
+            return []
+        lost = {slot.slot for slot in self.store.lost_slots if slot.damaged}
+        return sorted(lost - self.disk.damaged - self._cut_short)
+
     def count(self) -> None:
         """Tell the world what the upkeep of this life did."""
         if self.parts is not None:
@@ -255,16 +268,16 @@ class Machine:
         self.disk.become_new()
         self.notes.lose()
 
-    def kill(self, *, power: bool) -> None:
-        """End the process at this very moment; with ``power``, what was not synced is at risk too."""
+    def kill(self, *, power: bool, worst: bool = False) -> None:
+        """End the process at this very moment; with ``power``, what was not synced is at risk too (``worst``: see :meth:`SimDisk.crash`)."""
         process = self.process
         assert process is not None and process.alive
         self.count()
         if self.store is not None:
-            # Slots that begin anew just now: the next life finds no database, and says that it is lost.
-            self.disk.damaged.update(self.store._core._pool._half_retired)
+            # Slots that begin anew just now: the next life that comes so far finds no database, and says that it is lost.
+            self._cut_short = set(self.store._core._pool._half_retired)
         process.alive = False
-        self.disk.crash(power=power)
+        self.disk.crash(power=power, worst=worst)
         self.notes.crash(self.disk, power=power)
         self._loop.kill(process)
         self._network.died(self.name)

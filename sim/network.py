@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -17,14 +17,14 @@ from typing import Any
 from amberblob import wire
 from amberblob.errors import PeerError, PeerTimeout, PeerUnreachable
 from amberblob.wire import Failed, Reply, Request, StageClose, StageOpen
-from node.transport.answers import answer, early, raised, served
+from node.transport.answers import answer, at_once, early, raised, served
 from node.transport.interface import Buffer, PeerHandler, Told
 from node.transport.streams import StageInbox, StreamSender
-from sim.loop import Process, SimLoop
+from sim.loop import Process, SimHandle, SimLoop
 
 PIECE_BYTES = 50_000
 SILENCE_S = 6.0
-"""How long a stream that goes nowhere stays open at its receiver: what unanswered pings would take."""
+"""How long a connection on which nothing arrives any more stays open: what unanswered pings take (:mod:`node.transport.connection`)."""
 
 DIAL_EVERY_S = 1.0
 """A node that was asked about and is out of reach is dialled this often until it answers, as :mod:`node.transport.link` does."""
@@ -55,7 +55,11 @@ class Network:
     spikes: float = 0.0
     """The part of all messages that are a hundred times as late."""
     slow: dict[str, float] = field(default_factory=dict)
+    late: dict[str, float] = field(default_factory=dict)
+    """How much longer the answers to some kinds of messages take, at most; half of it at least."""
     stages: dict[SimStage, None] = field(default_factory=dict)
+    patient: dict[Waiting, None] = field(default_factory=dict)
+    """Requests whose callers wait for longer than pings would."""
 
     def delay_s(self, source: str, target: str) -> float:
         """How long a message takes; the next one may overtake it."""
@@ -64,6 +68,10 @@ class Network:
             self.fired["late message"] += 1
             delay *= 100
         return delay * max(self.slow.get(source, 1.0), self.slow.get(target, 1.0))
+
+    def late_s(self, kind: str) -> float:
+        """How much longer this answer takes."""
+        return self.late[kind] * (0.5 + self.random.random() / 2) if kind in self.late else 0.0
 
     def loses(self, source: str, target: str, kind: str) -> bool:
         """Whether a message does not arrive."""
@@ -89,6 +97,9 @@ class Network:
         """A process ended: the other ends of its connections learn of it."""
         for stage in list(self.stages):
             stage.peer_died(name)
+        error = PeerUnreachable(f"{name} closed the connection")
+        for waiting in [one for one in self.patient if one.node == name]:
+            waiting.broken(error)
 
 
 class Waiting:
@@ -96,7 +107,7 @@ class Waiting:
 
     __slots__ = ("kind", "late", "node", "result", "timeout_s", "timer")
 
-    timer: asyncio.TimerHandle
+    timer: SimHandle
 
     def __init__(self, node: str, kind: str, timeout_s: float, result: asyncio.Future[Any]) -> None:
         self.node = node
@@ -108,8 +119,12 @@ class Waiting:
     def expire(self) -> None:
         """The time is over: also an answer of which nobody has heard yet comes too late now."""
         self.late = _no_answer(self.node, self.kind, self.timeout_s)
+        self.broken(self.late)
+
+    def broken(self, error: PeerError) -> None:
+        """There will be no answer."""
         if not self.result.done():
-            self.result.set_exception(self.late)
+            self.result.set_exception(error)
 
 
 class SimPeers:
@@ -187,7 +202,7 @@ class SimPeers:
             # The outcome says it, too.
             pass
         finally:
-            waiting.timer.cancel()
+            self._let_go(waiting)
         outcome: Reply | bytes | PeerError = self._outcome(waiting)
         if isinstance(outcome, PeerError):
             raise outcome
@@ -198,12 +213,14 @@ class SimPeers:
         loop, kind = self._network.loop, type(request).__name__
         waiting = Waiting(node, kind, timeout_s, loop.create_future())
         waiting.timer = loop.call_later(timeout_s, waiting.expire)
+        if timeout_s > SILENCE_S:
+            self._network.patient[waiting] = None
         self._send(node, kind, wire.encode(request), serve, waiting.result)
         return waiting
 
     def _outcome(self, waiting: Waiting) -> Any:
         """The answer, or why there is none; once one of them is there."""
-        waiting.timer.cancel()
+        self._let_go(waiting)
         error = waiting.result.exception()
         error = waiting.late or error
         if error is None:
@@ -212,6 +229,11 @@ class SimPeers:
         self._failed.add(waiting.node)
         return error
 
+    def _let_go(self, waiting: Waiting) -> None:
+        """Nobody waits any more."""
+        waiting.timer.cancel()
+        self._network.patient.pop(waiting, None)
+
     def _send(
         self, node: str, kind: str, payload: bytes, serve: Callable[..., Any], result: asyncio.Future[Any]
     ) -> None:
@@ -219,6 +241,8 @@ class SimPeers:
         if network.loses(self._me, node, kind):
             if random.random() < 0.5 and (self._me, node) not in network.cut:
                 self._break(node, result)
+            else:
+                self._fall_silent(node, result)
             return
         # What is on its way arrives, also when its sender has died meanwhile.
         arrive = (self._arrive, node, kind, payload, serve)
@@ -235,6 +259,11 @@ class SimPeers:
         context = self._process.context()
         network.later(network.delay_s(node, self._me), context, self._told, result, PeerUnreachable(f"{node}: reset"))
 
+    def _fall_silent(self, node: str, result: asyncio.Future[Any]) -> None:
+        """Nothing tells the caller at once; whoever waits for longer than pings would learns it from them."""
+        silent = PeerUnreachable(f"{node}: the connection fell silent")
+        self._network.later(SILENCE_S, self._process.context(), self._told, result, silent)
+
     def _arrive(
         self, node: str, kind: str, payload: bytes, serve: Callable[..., Any], result: asyncio.Future[Any]
     ) -> None:
@@ -244,18 +273,49 @@ class SimPeers:
             self._break(node, result)
             return
 
-        async def work() -> None:
-            request = wire.decode_request(payload)
-            network.note(f"{self._me} -> {node} {kind}")
-            reply = await serve(peer.handler, self._me, request)
-            encoded = reply if isinstance(reply, bytes) else wire.encode(reply)
-            if network.loses(node, self._me, f"answer to {kind}"):
-                return
-            again = encoded if isinstance(reply, bytes) else wire.decode_reply(encoded)
-            network.note(f"{node} -> {self._me} {type(reply).__name__} to {kind}")
-            network.later(network.delay_s(node, self._me), self._process.context(), self._told, result, again)
+        serving = (peer.handler, node, kind, payload, serve, result)
+        network.loop.call_soon(self._serve, *serving, context=peer.process.context())
 
-        network.loop.create_task(work(), context=peer.process.context())
+    def _serve(
+        self,
+        handler: PeerHandler,
+        node: str,
+        kind: str,
+        payload: bytes,
+        serve: Callable[..., Any],
+        result: asyncio.Future[Any],
+    ) -> None:
+        """On the node that was asked: as a connection does it, with a task only for what needs one."""
+        network = self._network
+        request = wire.decode_request(payload)
+        network.note(f"{self._me} -> {node} {kind}")
+        has_responded = False
+
+        def respond(reply: Any) -> None:
+            nonlocal has_responded
+            if not has_responded:
+                has_responded = True
+                self._respond(node, kind, reply, result)
+
+        async def work(answering: Coroutine[Any, Any, Reply | bytes]) -> None:
+            respond(await answering)
+
+        if serve is not SimPeers._handle:
+            network.loop.create_task(work(serve(handler, self._me, request)))
+        elif not at_once(handler, self._me, request, respond):
+            network.loop.create_task(work(answer(handler.handle(self._me, request), request)))
+
+    def _respond(self, node: str, kind: str, reply: Any, result: asyncio.Future[Any]) -> None:
+        """The answer goes on its way."""
+        network = self._network
+        encoded = reply if isinstance(reply, bytes) else wire.encode(reply)
+        if network.loses(node, self._me, f"answer to {kind}"):
+            self._fall_silent(node, result)
+            return
+        again = encoded if isinstance(reply, bytes) else wire.decode_reply(encoded)
+        network.note(f"{node} -> {self._me} {type(reply).__name__} to {kind}")
+        delay_s = network.delay_s(node, self._me) + network.late_s(kind)
+        network.later(delay_s, self._process.context(), self._told, result, again)
 
     @staticmethod
     def _told(result: asyncio.Future[Any], told: Any) -> None:

@@ -40,6 +40,13 @@ ARCHIVES = 0.25
 ARCHIVE_OPERATIONS_MAX = 120
 """Of the clients in such a world: there is more to do beside them."""
 
+COURSE_S_MIN = 12.0
+"""How long they take for them at least, about."""
+
+
+OPEN_DATABASES_MAX = 8
+"""More than a node has."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
@@ -128,7 +135,7 @@ class Shape:
             disk_latency_s=random.choice((0.0002, 0.002, 0.01)),
             strict_disk=random.random() < 0.5,
             registers_clean_max=random.choice((1, 8, 1000)),
-            open_databases_max=random.choice((1, 2, 8)),
+            open_databases_max=random.choice((1, 2, OPEN_DATABASES_MAX)),
             linger_s=random.choice((0.05, 1.0, 8.0)),
             body_cache_bytes=random.choice((0, 5_000, 1 << 20)),
             follow_every_s=random.choice((2.0, 5.0)),
@@ -150,7 +157,13 @@ class Shape:
             of_archive = tuple(fault for fault in FAULTS_OF_ARCHIVES if random.random() < 0.4)
             archive = ArchiveShape.draw(random)
             operations = min(operations, ARCHIVE_OPERATIONS_MAX)
-            shape = replace(shape, staged=max(shape.staged, 0.15))
+            shape = replace(
+                shape,
+                staged=max(shape.staged, 0.15),
+                # A job takes seconds: where the clients are through before, or machines do little but start, it comes to nothing.
+                think_s=max(shape.think_s, COURSE_S_MIN * shape.clients / operations),
+                fault_gap_s=max(shape.fault_gap_s, 0.8, shape.fault_s / 4),
+            )
         return replace(
             shape,
             faults=(*known, *more, *members, *of_archive),
@@ -160,8 +173,9 @@ class Shape:
             move_lost_s=move_lost_s,
             write_quorum=min(shape.write_quorum, votes),
             read_quorum=min(shape.read_quorum, votes),
-            # One of four would open a database for every second question: half of the world's time for nothing new.
-            open_databases_max=max(shape.open_databases_max, shape.slots // 2),
+            # In a third of the worlds a node that has all slots closes some database for each that it opens. With fewer open, or in
+            # more worlds, that would be half of the time of all worlds for nothing new.
+            open_databases_max=max(1, shape.slots - 1) if shape.open_databases_max == 1 else OPEN_DATABASES_MAX,
         )
 
     def __str__(self) -> str:

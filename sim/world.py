@@ -15,6 +15,7 @@ from random import Random
 from amberblob.config import RepairSection, RetentionSection
 from amberblob.config.values import Duration, Keep
 from registry.routes import FORMAT_VERSION, ClusterInfo, Member, NodeInfo, Route, RouteTable
+from sim.archivewitness import Witness
 from sim.archivists import Archivists
 from sim.bucket import SimBucket, WorldClock
 from sim.check import judge
@@ -46,6 +47,7 @@ PROGRESS_S = 60.0
 BEGINNING_S = 120.0
 COURSE_S = 3600.0
 TURNS_MAX = 6_000_000
+LINES_AT_ONCE = 1024
 
 
 class World:
@@ -67,12 +69,16 @@ class World:
         self.fired: Counter[str] = Counter()
         self.events: list[str] = []
         self.trace: deque[str] | None = deque(maxlen=200_000) if keep_trace else None
-        self.library = Library(self._chance("library"))
+        self.library = Library(self._chance("library"), shares=self.shape.archive is not None)
+        self._lines: list[str] = []
+        """Of the trace, not in the digest yet."""
         self._digest = hashlib.blake2b(digest_size=16)
         self._folder = folder
         self._broken: BaseException | None = None
         self._root = "disks"
         self.bucket: SimBucket | None = None
+        self.witness: Witness | None = None
+        self.archivists: Archivists | None = None
 
     def _chance(self, what: str) -> Random:
         """A stream of chance of its own, so that one part's draws do not move another's."""
@@ -81,15 +87,21 @@ class World:
     @property
     def digest(self) -> str:
         """Of the whole trace: equal for equal runs."""
+        self._take_lines()
         return self._digest.hexdigest()
 
     def note(self, text: str) -> None:
         """A line of the trace."""
+        self._lines.append(f"{self.loop._now:12.6f} {text}")
+        if len(self._lines) >= LINES_AT_ONCE:
+            self._take_lines()
+
+    def _take_lines(self) -> None:
         # Where the disks are is not the same twice.
-        line = f"{self.loop.time():12.6f} {text.replace(self._root, 'disks')}"
-        self._digest.update(line.encode())
+        self._digest.update("".join(self._lines).replace(self._root, "disks").encode())
         if self.trace is not None:
-            self.trace.append(line)
+            self.trace.extend(line.replace(self._root, "disks") for line in self._lines)
+        self._lines.clear()
 
     def event(self, text: str) -> None:
         """A line of the trace that a reader of the history wants to see too."""
@@ -196,6 +208,8 @@ class World:
             )
             for name in (f"n{number}" for number in range(1, shape.nodes + shape.spares + 1))
         ]
+        if self.bucket is not None:
+            self.witness = Witness(self, self._chance("witness"))
 
     async def _play(self) -> None:
         await self._begin()
@@ -203,9 +217,10 @@ class World:
         clients = [Client(self, self._chance(f"client {number}")) for number in range(self.shape.clients)]
         working = [self.loop.create_task(client.run()) for client in clients]
         beside = [self.loop.create_task(faults.breaking()), self.loop.create_task(faults.operating())]
-        if self.shape.archive is not None:
-            archivists = Archivists(self, self._chance("archivists"))
-            beside.append(self.loop.create_task(archivists.working(self.shape.archive.job_gap_s)))
+        if self.shape.archive is not None and self.witness is not None:
+            beside.append(self.loop.create_task(self.witness.watching()))
+            self.archivists = Archivists(self, self._chance("archivists"), faults)
+            beside.append(self.loop.create_task(self.archivists.working(self.shape.archive.job_gap_s)))
         for task in beside:
             task.add_done_callback(self._beside_ended)
         async with asyncio.timeout(COURSE_S):

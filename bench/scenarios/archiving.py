@@ -7,15 +7,16 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from bench import bulk, procfs
-from bench.archiving import JobDone, evicted, run_job
+from bench.archiving import JobDone, evicted, requests_by_kind, run_job
 from bench.cluster import NODES, Cluster
 from bench.job import OBJECTS, Job, put
 from bench.load import run_through
-from bench.plain_s3 import Direction, PlainJob, transfer_s
+from bench.plain_s3 import Direction, PlainJob, Transferred, transfer
 from bench.results import Recorder
 from bench.s3_servers import BUCKET, S3, s3_server
 from bench.scenarios.common import LARGE_BYTES, MIB, SMALL_BYTES, Plan, rest
@@ -84,11 +85,16 @@ def _large(plan: Plan, cluster: Cluster, s3: S3, run: int, to: Recorder) -> None
     to.add(_SENT, "sent and read back, beside sending alone", "MiB/s", 2 * mib / sent.seconds, floor=floor)
     _costs(to, _SENT, sent, 2 * mib)
 
-    before_s = _plain_s(half, s3, run, "download")
+    served_s = procfs.cpu_s(s3.pids)
+    before = _plain(half, s3, run, "download")
+    served_s = procfs.cpu_s(s3.pids) - served_s
+    used = _Used()
     kept_s, back = _in_turn(
-        run, lambda: _kept_s(cluster, half, s3, run), lambda: run_job(cluster.ports[0], "restore", restored)
+        run,
+        lambda: _kept_s(cluster, half, s3, run),
+        lambda: used.of(cluster, s3, lambda: run_job(cluster.ports[0], "restore", restored)),
     )
-    plain_s = (before_s + _plain_s(half, s3, run, "download")) / 2
+    plain_s = (before.seconds + _plain_s(half, s3, run, "download")) / 2
     floor = ("boto3, down", mib / plain_s)
     to.add(_RESTORED, "brought back", "MiB/s", mib / back.seconds, floor=floor, note="each byte once")
     kept = (f"boto3, down and into {NODES} synced files", mib / kept_s)
@@ -104,6 +110,16 @@ def _large(plan: Plan, cluster: Cluster, s3: S3, run: int, to: Recorder) -> None
         note=f"onto {NODES} disks",
     )
     _costs(to, _RESTORED, back, mib)
+    gib = mib * MIB / _GIB
+    # With as many cores as this machine has, the processes of one side wait for each other: what both cost decides more than what waits for what.
+    to.add(
+        _RESTORED,
+        "CPU of all nodes",
+        "s/GiB",
+        used.nodes_s / gib,
+        floor=("boto3's processes, down", before.cpu_s / gib),
+    )
+    to.add(_RESTORED, "CPU of the S3 server", "s/GiB", used.server_s / gib, floor=("boto3, down", served_s / gib))
 
     plain_s, seconds = _in_turn(
         run, lambda: _plain_s(half, s3, run, "download"), lambda: _read_s(cluster, f"{OBJECTS}{read}", half)
@@ -164,7 +180,28 @@ def _kept_s(cluster: Cluster, count: int, s3: S3, run: int) -> float:
         shutil.rmtree(folder)
 
 
+@dataclass(slots=True)
+class _Used:
+    """CPU seconds of all nodes, and of the S3 server, while something was done."""
+
+    nodes_s: float = 0.0
+    server_s: float = 0.0
+
+    def of(self, cluster: Cluster, s3: S3, do: Callable[[], T]) -> T:
+        """Do it, and remember what it took."""
+        nodes_s, server_s = procfs.cpu_s(cluster.pids), procfs.cpu_s(s3.pids)
+        done = do()
+        self.nodes_s = procfs.cpu_s(cluster.pids) - nodes_s
+        self.server_s = procfs.cpu_s(s3.pids) - server_s
+        return done
+
+
 def _plain_s(count: int, s3: S3, run: int, direction: Direction, folder: Path | None = None) -> float:
+    """How many seconds :func:`_plain` takes."""
+    return _plain(count, s3, run, direction, folder).seconds
+
+
+def _plain(count: int, s3: S3, run: int, direction: Direction, folder: Path | None = None) -> Transferred:
     """So many bodies of the same size, divided among as many processes as there are nodes."""
     names = [f"plain/{run}/{number}" for number in range(count)]
     jobs = [
@@ -175,7 +212,7 @@ def _plain_s(count: int, s3: S3, run: int, direction: Direction, folder: Path | 
         )
         for process in range(min(NODES, len(names)))
     ]  # fmt: skip
-    return transfer_s(jobs)
+    return transfer(jobs)
 
 
 def _await_evicted(cluster: Cluster, count: int) -> None:
@@ -204,9 +241,10 @@ def _small(plan: Plan, cluster: Cluster, to: Recorder) -> None:
     run_through(job)
     rest(cluster)
     nothing = run_job(cluster.ports[0], "run", "there is nothing of this name")
-    cpu = procfs.cpu_s(cluster.pids)
+    cpu, kinds = procfs.cpu_s(cluster.pids), requests_by_kind(cluster.ports)
     done = run_job(cluster.ports[0], "run", "small/")
-    cpu = procfs.cpu_s(cluster.pids) - cpu
+    cpu, kinds = procfs.cpu_s(cluster.pids) - cpu, requests_by_kind(cluster.ports) - kinds
+    by_kind = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
     subject = "archive run, 4 KiB bodies"
     requests = max(0, done.requests - nothing.requests)
     to.add(
@@ -217,6 +255,7 @@ def _small(plan: Plan, cluster: Cluster, to: Recorder) -> None:
         note=f"{count:,} objects, read back too",
     )
     to.add(subject, "requests to S3 for a GiB", "", requests * _GIB / (count * SMALL_BYTES))
+    to.add(subject, "requests to S3, of all kinds", "", done.requests, note=by_kind)
     to.add(subject, "requests to S3 of a run with nothing to do", "", nothing.requests, note="not counted above")
     to.add(subject, "sent to S3", "bytes per byte", done.sent_bytes / (count * SMALL_BYTES))
     to.add(subject, "throughput", "objects/s", count / done.seconds)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import structlog
 
-from antientropy.step import Did
+from antientropy.step import Did, Wake
 from archive.cache import Cache
 
 log = structlog.get_logger(__name__)
@@ -19,7 +17,7 @@ class CacheRoom:
     pause_s = 2.0
 
     def __init__(self, cache: Cache) -> None:
-        self.wake = asyncio.Event()
+        self.wake = Wake()
         self._cache = cache
 
     async def step(self) -> Did:

@@ -17,7 +17,7 @@ import structlog
 
 from amberblob.errors import AmberError, DiskFailed
 from antientropy.rest import Rest
-from antientropy.step import Did
+from antientropy.step import Did, Wake
 from archive.heat import Heat
 from archive.policy import Candidate, Candidates, Disk, Policy, Rule, Water, Why, is_old
 from chunkstore.interface import ArchiveView
@@ -30,6 +30,9 @@ log = structlog.get_logger(__name__)
 
 LOOK_EVERY_S = 5.0
 """How often it is looked whether the disk is full, or rows came."""
+AGAIN_AFTER_S = 15.0
+"""After how long it is looked again into a slot of which something stayed that was due: its bytes had perhaps not all come yet. Then after twice as
+long, and so on; what comes by then with everything that is gone through is not asked for."""
 ALL_EVERY_S = 600.0
 """How often everything is gone through: what is due by its age, or was not read."""
 REST_PER_WORK = 9.0
@@ -47,6 +50,14 @@ class EvictCounts:
     failures: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """When it is looked into a slot again, monotonic, and how long after the look before. None: that look has begun."""
+
+    at_s: float | None
+    pause_s: float
+
+
 class Evictor:
     """A worker. Of its sweeps one runs at a time.
 
@@ -62,7 +73,7 @@ class Evictor:
     def __init__(
         self, ground: Ground, policy: Policy, heat: Heat, reach: Reach, warm: Callable[[], Awaitable[None]]
     ) -> None:
-        self.wake = asyncio.Event()
+        self.wake = Wake()
         self.pause_s = LOOK_EVERY_S
         self.counts = EvictCounts()
         self._ground = ground
@@ -73,14 +84,21 @@ class Evictor:
         self._water = Water()
         self._lock = asyncio.Lock()
         self._changed: set[int] = set()
+        self._again: dict[int, _Again] = {}
         self._all_s = float("-inf")
         self._sweep: AsyncIterator[None] | None = None
         self._began_s = 0.0
         self._rest = Rest(ground.clock, max_s=ALL_EVERY_S)
 
+    @property
+    def is_at_work(self) -> bool:
+        """Whether a sweep is going on."""
+        return self._lock.locked()
+
     def rows_came(self, slot: int) -> None:
         """Rows were taken into the slot's copy: something may be evicted now."""
         self._changed.add(slot)
+        self._again.pop(slot, None)
 
     async def step(self) -> Did:
         """Do some of what is due; or rest."""
@@ -118,7 +136,12 @@ class Evictor:
         elif pressed and self._rest.left_s(self._began_s) <= 0:
             slots = self._ground.own_slots()
         else:
-            slots = sorted(self._changed & set(self._ground.own_slots()))
+            due = {
+                slot for slot, again in self._again.items() if again.at_s is not None and again.at_s <= self._began_s
+            }
+            slots = sorted((self._changed | due) & set(self._ground.own_slots()))
+            for slot in due:
+                self._again[slot] = _Again(None, self._again[slot].pause_s)
         self._changed.difference_update(slots)
         if not slots:
             return False
@@ -220,9 +243,21 @@ class Evictor:
                 progress.problem(f"{candidate.path} version {version.version} was not evicted: {error.detail}")
             return 0
         if freed is None:
+            self._stayed(candidate.slot)
             return 0
         self.counts.versions += 1
         self.counts.bytes += freed
         if progress is not None:
             progress.add(evicted=1, evicted_bytes=freed)
         return freed
+
+    def _stayed(self, slot: int) -> None:
+        """The store did not let something of the slot go, and no rows will come that tell when it would."""
+        now_s, before = self._ground.clock.monotonic_s(), self._again.get(slot)
+        if before is not None and before.at_s is not None:
+            return
+        pause_s = AGAIN_AFTER_S if before is None else 2 * before.pause_s
+        if pause_s < ALL_EVERY_S:
+            self._again[slot] = _Again(now_s + pause_s, pause_s)
+        else:
+            self._again.pop(slot, None)

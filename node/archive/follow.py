@@ -19,7 +19,7 @@ from amberblob.errors import NotReady, PeerError
 from amberblob.limits import NUMBER_MAX
 from amberblob.wire_archive import ArchivedLines, ArchiveHeads, ReadArchived
 from amberblob.wire_repair import HeadsReply, bitmap_of
-from antientropy.step import Did
+from antientropy.step import Did, Wake
 from node.archive.followed import FollowCounts, Followed, Merging
 from node.archive.ground import Ground
 from node.archive.indexing import Indexing
@@ -40,7 +40,7 @@ class Follower:
     name = "archive-follow"
 
     def __init__(self, ground: Ground) -> None:
-        self.wake = asyncio.Event()
+        self.wake = Wake()
         self.pause_s = LOOK_EVERY_S
         self.counts = FollowCounts()
         self._ground = ground

@@ -21,6 +21,7 @@ from amberblob.manifest import ChunkRef, Version, decode_manifest
 from antientropy.room import Room
 from chunkstore.interface import ReplicaStore
 from node.archive.known import KnownRows, TakesRows
+from node.archive.lent import Lent
 from node.archive.reads import Reads
 from node.objects.cold import Course
 
@@ -32,11 +33,19 @@ class Healing:
 
     Args:
         now_ms: the node's hybrid clock.
+        lent: where other copies find what was put back; None: on the disk.
     """
 
     def __init__(
-        self, store: ReplicaStore, rows: KnownRows, facts: TakesRows, reads: Reads, now_ms: Callable[[], int]
+        self,
+        store: ReplicaStore,
+        rows: KnownRows,
+        facts: TakesRows,
+        reads: Reads,
+        now_ms: Callable[[], int],
+        lent: Lent | None = None,
     ) -> None:
+        self._lent = lent or Lent()
         self._store = store
         self._rows = rows
         self._facts = facts
@@ -135,6 +144,7 @@ class Healing:
             log.warning("not the chunk that it was said to be", slot=slot, chunk_id=chunk.id, error=error.detail)
             pieces = await self._pieces(course, slot, version, chunk, check_whole=True)
             await self._store.install_chunk(slot, version, chunk, pieces)
+        self._lent.put(chunk, pieces)
 
     async def _pieces(
         self, course: Course, slot: int, version: Version, chunk: ChunkRef, *, check_whole: bool

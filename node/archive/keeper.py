@@ -6,8 +6,6 @@ slots came to it meanwhile, because a node before it in their routes cannot be r
 
 from __future__ import annotations
 
-import asyncio
-
 import msgspec
 import structlog
 
@@ -15,7 +13,7 @@ from amberblob.config import ArchiveJobRule
 from amberblob.errors import JobConflict, NotReady, PeerError
 from amberblob.wire import Reply
 from amberblob.wire_archive import ArchiveJob
-from antientropy.step import Did
+from antientropy.step import Did, Wake
 from archive.schedule import Schedule, within
 from node.archive.cluster import ClusterArchive, parts_in
 from node.archive.ground import Ground
@@ -41,7 +39,7 @@ class Keeper:
     name = "archive-jobs"
 
     def __init__(self, ground: Ground, runner: JobRunner, cluster: ClusterArchive) -> None:
-        self.wake = asyncio.Event()
+        self.wake = Wake()
         self.pause_s = 0.0
         self._ground = ground
         self._runner = runner

@@ -42,6 +42,7 @@ from node.archive.importing import ImportWork
 from node.archive.installing import Admission, Installing
 from node.archive.keeper import Keeper
 from node.archive.known import KnownRows
+from node.archive.lent import Lent
 from node.archive.manifests import Manifests
 from node.archive.means import ArchiveMeans
 from node.archive.metadata import Metadata
@@ -76,6 +77,7 @@ class ArchiveParts:
         condemned: objects that are to be deleted.
         rows: where the archive has single blobs, by this copy and the others.
         reads: how clients read what is only there. healing: how copies that lack bytes get them, or live without.
+        lent: chunks that a restore has brought, for other copies.
         through: writes that are archived before they are acknowledged.
         keeper: goes on with the jobs of before, begins what is scheduled, takes over what another node left.
         follower: takes the rows of other copies. evictor: lets bytes go. warmth: keeps over restarts what was read.
@@ -95,6 +97,7 @@ class ArchiveParts:
     rows: KnownRows
     reads: Reads
     healing: Healing
+    lent: Lent
     through: Through
     keeper: Keeper
     follower: Follower
@@ -265,6 +268,7 @@ def archive_parts(
             Reads(rows, means.for_job(), means.cache, means.sources, keep=False, is_down=is_down),
             hybrid.now_ms,
         ),
+        lent=Lent(),
         through=through,
         keeper=keeper,
         warmth=warmth,

@@ -10,7 +10,7 @@ import structlog
 
 from amberblob.clock import Clock
 from amberblob.errors import ArchiveDenied, ArchiveError, ArchiveUnavailable, NotReady
-from antientropy.step import Did
+from antientropy.step import Did, Wake
 from archive.targets.interface import Target
 from archive.traffic import Traffic
 
@@ -51,7 +51,7 @@ class Reach:
         now_ms: Callable[[], int],
         is_ours: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        self.wake = asyncio.Event()
+        self.wake = Wake()
         self.pause_s = LOOK_EVERY_S
         self.reached: bool | None = None
         self.error: ArchiveError | None = None

@@ -40,6 +40,7 @@ from node.archive.ground import Ground
 from node.archive.healing import Healing
 from node.archive.jobs import JobRequest, Progress
 from node.archive.known import KnownRows
+from node.archive.lent import Lent
 from node.archive.reads import Reads
 from node.archive.shares import Shares
 from node.objects.bytes import Reading
@@ -77,9 +78,19 @@ class Restoring:
     Args:
         source: other copies' files.
         put: writes an object (:meth:`node.objects.put.Putting.put`).
+        lent: where other copies find what was brought; None: on the disk.
     """
 
-    def __init__(self, ground: Ground, rows: KnownRows, reading: Reading, source: PeerSource, put: Rewrite) -> None:
+    def __init__(
+        self,
+        ground: Ground,
+        rows: KnownRows,
+        reading: Reading,
+        source: PeerSource,
+        put: Rewrite,
+        lent: Lent | None = None,
+    ) -> None:
+        self._lent = lent or Lent()
         self._ground = ground
         self._rows = rows
         self._reading = reading
@@ -91,9 +102,13 @@ class Restoring:
         ground = self._ground
         target = ground.means.for_job(request)
         reads = Reads(self._rows, target, ground.means.cache, ground.means.sources, keep=False)
-        healing = Healing(ground.store, self._rows, ground.facts, reads, ground.now_ms)
+        healing = Healing(ground.store, self._rows, ground.facts, reads, ground.now_ms, self._lent)
         run = _Run(self, request, progress, target, healing)
-        await run.carry_out(self._order(ground.own_slots()))
+        self._lent.begin()
+        try:
+            await run.carry_out(self._order(ground.own_slots()))
+        finally:
+            self._lent.end()
 
     def _order(self, slots: Sequence[int]) -> list[int]:
         """Those first of which this node is the first voter."""

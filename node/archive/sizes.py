@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-
-from antientropy.step import Did
+from antientropy.step import Did, Wake
 from node.archive.ground import Ground
 
 LOOK_EVERY_S = 5.0
@@ -22,7 +20,7 @@ class Sizes:
     name = "archive-sizes"
 
     def __init__(self, ground: Ground) -> None:
-        self.wake = asyncio.Event()
+        self.wake = Wake()
         self.pause_s = LOOK_EVERY_S
         self.by_slot: dict[int, int] = {}
         self._ground = ground

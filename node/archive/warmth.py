@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from amberblob.clock import Clock
-from antientropy.step import Did
+from antientropy.step import Did, Wake
 from archive.heat import Heat
 from archive.state import ArchiveState
 
@@ -19,7 +17,7 @@ class Warmth:
     name = "archive-heat"
 
     def __init__(self, heat: Heat, state: ArchiveState, clock: Clock) -> None:
-        self.wake = asyncio.Event()
+        self.wake = Wake()
         self.pause_s = TICK_EVERY_S
         self._heat = heat
         self._state = state

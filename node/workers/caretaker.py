@@ -6,14 +6,13 @@ second finds it done.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 import structlog
 
 from amberblob.clock import Clock
 from amberblob.errors import AmberError, NotReady
-from antientropy.step import Did
+from antientropy.step import Did, Wake
 from node.moving import Plans
 from node.routing import Routing
 from registry.routes import NodeState, RouteTable
@@ -37,7 +36,7 @@ class Caretaker:
     pause_s = PAUSE_S
 
     def __init__(self, routing: Routing, plans: Plans, clock: Clock, *, reachable: Callable[[str], bool]) -> None:
-        self.wake = asyncio.Event()
+        self.wake = Wake()
         self._routing = routing
         self._plans = plans
         self._clock = clock

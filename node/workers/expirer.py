@@ -18,7 +18,7 @@ from amberblob.clock import Clock
 from amberblob.errors import AmberError, NotReady
 from antientropy.rest import Rest
 from antientropy.retention import Retention
-from antientropy.step import Did
+from antientropy.step import Did, Wake
 from chunkstore.interface import History, ReplicaStore
 from node.coordinator import Coordinator
 from node.protocol.operations import Expire
@@ -66,7 +66,7 @@ class Expirer:
         retention: Retention,
         every_s: float,
     ) -> None:
-        self.wake = asyncio.Event()
+        self.wake = Wake()
         self.pause_s = SOON_S
         self.counts = ExpiryCounts()
         self._coordinator = coordinator

@@ -5,7 +5,6 @@ Nothing here decides what may go: rows went when the record that says so was cho
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ import structlog
 
 from amberblob.clock import Clock
 from antientropy.rest import Rest
-from antientropy.step import Did
+from antientropy.step import Did, Wake
 from chunkstore.interface import ReplicaStore
 
 log = structlog.get_logger(__name__)
@@ -46,7 +45,7 @@ class Garbage:
     name = "garbage"
 
     def __init__(self, store: ReplicaStore, clock: Clock, *, every_s: float = EVERY_S) -> None:
-        self.wake = asyncio.Event()
+        self.wake = Wake()
         self.pause_s = every_s
         self.counts = GarbageCounts()
         self._store = store

@@ -19,7 +19,7 @@ from amberblob.errors import NotReady, PeerError
 from amberblob.wire import Reply
 from amberblob.wire_repair import AskCopies, CopiesReply, CopyState, RepairRequest, bitmap_of
 from antientropy.rest import Rest
-from antientropy.step import Did
+from antientropy.step import Did, Wake
 from chunkstore.interface import ReplicaStore
 from node.routing import Routing
 from registry.routes import Member, Route, RouteTable
@@ -61,7 +61,7 @@ class Leaver:
     name = "leaver"
 
     def __init__(self, store: ReplicaStore, routing: Routing, clock: Clock, *, call: Call) -> None:
-        self.wake = asyncio.Event()
+        self.wake = Wake()
         self.pause_s = LOOK_EVERY_S
         self.counts = LeaverCounts()
         self._store = store

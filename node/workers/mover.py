@@ -16,7 +16,7 @@ import structlog
 from amberblob.clock import Clock
 from amberblob.errors import AmberError, NotReady, RegistryUnavailable
 from amberblob.wire_repair import AskCopies, CopiesReply, CopyState, bitmap_of
-from antientropy.step import Did
+from antientropy.step import Did, Wake
 from node.moving import RouteChanges
 from node.routing import Routing
 from node.transport.interface import Peers
@@ -90,7 +90,7 @@ class Mover:
         timeout_s: float = 3.0,
         lost_s: float = LOST_S,
     ) -> None:
-        self.wake = asyncio.Event()
+        self.wake = Wake()
         self.pause_s = PAUSE_S
         self.counts = MoveCounts()
         self._routing = routing

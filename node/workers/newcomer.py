@@ -7,13 +7,12 @@ A learner whose copy was lost is named anew in the same way.
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 
 import structlog
 
 from amberblob.errors import NotReady, RegistryUnavailable
-from antientropy.step import Did
+from antientropy.step import Did, Wake
 from chunkstore.interface import ReplicaStore
 from node.epochs import seen_epoch
 from node.moving import RouteChanges
@@ -41,7 +40,7 @@ class Newcomer:
     name = "newcomer"
 
     def __init__(self, store: ReplicaStore, routing: Routing, changes: RouteChanges, *, pause_s: float = 1.0) -> None:
-        self.wake = asyncio.Event()
+        self.wake = Wake()
         self.pause_s = pause_s
         self._store = store
         self._routing = routing

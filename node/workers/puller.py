@@ -48,7 +48,7 @@ from antientropy.pull import (
     stage_from,
 )
 from antientropy.room import Room
-from antientropy.step import Did
+from antientropy.step import Did, Wake
 from antientropy.wants import Want, WantQueue, is_small
 from chunkstore.interface import BlobState, ReplicaStore
 from node.pulls import ArchivedBytes
@@ -95,7 +95,7 @@ class Puller:
     pause_s = 1.0
 
     def __init__(self, store: ReplicaStore, routing: Routing, clock: Clock, *, pace: Yielding, parallel: int) -> None:
-        self.wake = asyncio.Event()
+        self.wake = Wake()
         self.source: Source | None = None
         self.archived: ArchivedBytes | None = None
         self.received_bytes = 0

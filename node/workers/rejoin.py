@@ -10,7 +10,6 @@ remember what all the others were allowed to forget since. It is put aside, and 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Protocol
@@ -18,7 +17,7 @@ from typing import Protocol
 import structlog
 
 from amberblob.errors import RegistryUnavailable
-from antientropy.step import Did
+from antientropy.step import Did, Wake
 from chunkstore.interface import ReplicaStore
 from node.epochs import seen_epoch
 from node.routing import Routing
@@ -47,7 +46,7 @@ class Rejoin:
     name = "rejoin"
 
     def __init__(self, store: ReplicaStore, routing: Routing, readmit: Readmit, *, pause_s: float = 1.0) -> None:
-        self.wake = asyncio.Event()
+        self.wake = Wake()
         self.pause_s = pause_s
         self._store = store
         self._routing = routing

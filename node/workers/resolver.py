@@ -6,12 +6,11 @@ The other copies of the slot do the same, so the delay has jitter, and whoever c
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter, OrderedDict
 
 from amberblob.clock import Clock, Randomness
 from amberblob.errors import ClusterError
-from antientropy.step import Did
+from antientropy.step import Did, Wake
 from chunkstore.interface import ReplicaStore
 from node.coordinator import Coordinator
 from node.protocol.operations import Finish
@@ -32,7 +31,7 @@ class Resolver:
     def __init__(
         self, coordinator: Coordinator, routing: Routing, store: ReplicaStore, clock: Clock, randomness: Randomness
     ) -> None:
-        self.wake = asyncio.Event()
+        self.wake = Wake()
         self._coordinator = coordinator
         self._routing = routing
         self._store = store

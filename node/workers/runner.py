@@ -53,11 +53,7 @@ class Runner:
                 pause_s = ERROR_PAUSE_S
             if pause_s:
                 state.doing = "resting"
-                try:
-                    async with asyncio.timeout(pause_s):
-                        await worker.wake.wait()
-                except TimeoutError:
-                    pass
+                await worker.wake.rest(pause_s)
             worker.wake.clear()
 
     def status(self) -> dict[str, Any]:

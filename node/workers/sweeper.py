@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import structlog
 
 from amberblob.clock import Clock
-from antientropy.step import Did
+from antientropy.step import Did, Wake
 from chunkstore.interface import ReplicaStore
 
 log = structlog.get_logger(__name__)
@@ -21,7 +19,7 @@ class Sweeper:
     name = "sweeper"
 
     def __init__(self, store: ReplicaStore, clock: Clock, *, ttl_s: float, pause_s: float = 60.0) -> None:
-        self.wake = asyncio.Event()
+        self.wake = Wake()
         self.pause_s = pause_s
         self._store = store
         self._clock = clock

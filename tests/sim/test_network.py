@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from amberblob.errors import PeerTimeout
+from amberblob.errors import PeerTimeout, PeerUnreachable
 from amberblob.wire import Ping
 from sim.loop import Process, SimLoop
-from sim.network import Network, Peer, SimPeers
+from sim.network import SILENCE_S, Network, Peer, SimPeers
 
 
 class Silent:
@@ -51,5 +51,33 @@ def test_a_node_that_was_out_of_reach_is_found_again_without_any_request(cut: tu
             assert peers.reachable("n2")
 
         loop.run_until_complete(loop.create_task(course(), context=process.context()))
+    finally:
+        loop.close()
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_who_waits_for_minutes_is_told_that_the_connection_is_silent_or_closed(dies: bool):
+    """As pings tell the real caller. Else a job that asks all nodes would stand still for five minutes after each message that was lost."""
+    loop = SimLoop()
+    try:
+        network = Network(loop=loop, random=Random(1), fired=Counter(), note=lambda text: None)
+        process, other = Process("n1/1"), Process("n2/1")
+        network.peers["n2"] = Peer(other, Silent())
+        peers = SimPeers(network, "n1", process, Silent())
+        if dies:
+            loop.pause(other)  # the message arrives, and nobody works on it
+            loop.call_later(2.0, loop.kill, other)
+            loop.call_later(2.0, network.died, "n2")
+        else:
+            network.cut.add(("n1", "n2"))
+
+        async def course() -> float:
+            with pytest.raises(PeerUnreachable):
+                await peers.call("n2", Ping(now_ms=0), timeout_s=300.0)
+            return loop.time()
+
+        took_s = loop.run_until_complete(loop.create_task(course(), context=process.context()))
+        assert took_s == pytest.approx(2.0 if dies else SILENCE_S)
+        assert not network.patient
     finally:
         loop.close()

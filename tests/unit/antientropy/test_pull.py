@@ -143,6 +143,27 @@ async def test_each_chunk_comes_from_the_first_holder_that_has_it(store, count, 
     assert ("c", blob.chunks[-1].id) in nodes.asked
 
 
+async def test_a_holder_that_gives_other_bytes_is_passed_over_and_not_asked_first_any_more(store):
+    blob = Blob(3)
+    nodes = Nodes(blob)
+    honest = nodes.fetch_pieces
+
+    async def lying(node, slot, version, chunk):
+        got = await honest(node, slot, version, chunk)
+        return [*got[:-1], b"\0" * len(got[-1])] if node == "a" else got
+
+    nodes.fetch_pieces = lying
+    refer(store, blob)
+    assert await complete(store, nodes, SLOT, blob.version, ["a", "b"]) == blob.version.size
+    assert await all_of(store, blob) == b"".join(blob.parts)
+    assert nodes.distrusted == ["a"] * 3
+    blob = Blob(1)
+    nodes.blob = blob
+    refer(store, blob)
+    with pytest.raises(DigestMismatch, match="a: "):
+        await complete(store, nodes, SLOT, blob.version, ["a"])
+
+
 @pytest.mark.parametrize("count", COUNTS)
 async def test_a_chunk_that_nobody_has_leaves_nothing_behind(store, count, tmp_path):
     blob = Blob(count)

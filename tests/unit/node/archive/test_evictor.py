@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from amberblob.config import ArchiveRule
 from amberblob.config.values import Duration
 from amberblob.errors import ArchiveUnavailable
 from archive.policy import Disk
-from node.archive.evictor import LOOK_EVERY_S
+from node.archive.evictor import AGAIN_AFTER_S, LOOK_EVERY_S
 from tests.unit.node.archive.archive_kit import EVICT, World, world
 from tests.unit.node.objects.kit import STAGED, content, put
 
@@ -85,6 +86,31 @@ async def test_rows_that_came_are_evicted_by_soon_without_going_through_everythi
         while (await evictor.step()).value == "work":
             pass
         assert it.evicted(2) == 1
+
+
+async def test_what_stayed_although_it_was_due_is_tried_again_soon_and_then_less_often(tmp_path: Path) -> None:
+    """Its bytes had not all come when its rows did; nothing is told of when they have."""
+    async with world(tmp_path, EVICT) as it:
+        path = it.cluster.path(1)
+        await put(it[1], path, content(STAGED))
+        await it.cluster.settle()
+        await it.evict(2)
+        await it.run(1)
+        evictor, store = it.archive(2).evictor, it[2].store
+        let_go, tries = store.evict, []
+
+        async def evict(*asked: object) -> int | None:
+            tries.append(it.cluster.clock.monotonic_s())
+            return await let_go(*asked) if len(tries) > 2 else None
+
+        store.evict = evict
+        await it.follow(2)
+        for _ in range(40):
+            while (await evictor.step()).value == "work":
+                pass
+            it.cluster.clock.ahead_s += LOOK_EVERY_S
+        assert it.evicted(2) == 1 and len(tries) == 3
+        assert [round((b - a) / AGAIN_AFTER_S) for a, b in itertools.pairwise(tries)] == [1, 2]
 
 
 async def test_what_is_not_verified_stays(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from amberblob.ids import content_hash
 from amberblob.manifest import ChunkRef, Version
 from amberblob.mutations import Installed
 from antientropy.failures import RETRY_MAX_S
-from antientropy.step import Did
+from antientropy.step import Did, Wake
 from antientropy.wants import WantQueue
 from chunkstore.interface import BlobState
 from node.workers import puller as puller_module
@@ -32,7 +32,7 @@ class Worker:
     def __init__(self, name: str, *, pause_s: float = 60.0) -> None:
         self.name = name
         self.pause_s = pause_s
-        self.wake = asyncio.Event()
+        self.wake = Wake()
         self.steps = 0
         self.script: list[Did | Exception] = []
         self.cancelled = False
