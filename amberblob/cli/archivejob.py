@@ -29,6 +29,9 @@ _TOLD: Mapping[str, tuple[str, ...]] = {
 }
 """Of kinds that count much: what is worth a line. Of the others everything is told, and ``--json`` has all of it."""
 
+_SIZE_OF: Mapping[str, str] = {"object_bytes": "objects", "version_bytes": "versions"}
+"""Counts that are the size of something: "4.1 MiB in objects"."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
@@ -174,6 +177,8 @@ def ended(view: Mapping[str, Any]) -> Ended:
     kind = str(view.get("kind") or "job")
     texts = [f"{kind} {'looked' if view.get('dry_run') and whole.state == 'done' else whole.state}"]
     texts += counts_text(kind, view.get("counts"))
+    if kind == "restore" and view.get("dry_run") and whole.bytes_total:
+        texts.append(f"{human_size(whole.bytes_total)} would be brought back")
     if whole.failures:
         texts.append(f"{whole.failures} problem{'s' if whole.failures > 1 else ''}")
     if whole.state != "done" and (detail := view.get("detail")):
@@ -190,6 +195,8 @@ def counts_text(kind: str, counts: Any) -> list[str]:
 
 
 def _count_text(name: str, count: int) -> str:
+    if whose := _SIZE_OF.get(name):
+        return f"{human_size(count)} in {whose}"
     words = name.split("_")
     if "bytes" in words:
         rest = " ".join(word for word in words if word != "bytes")

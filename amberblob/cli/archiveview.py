@@ -132,6 +132,8 @@ def _reach_problems(nodes: Sequence[Mapping[str, Any]]) -> list[Problem]:
 
 
 _MENDS = {
+    "archive-not-ours": "Set target, endpoint or the mount right again (a changed node.toml wants a restart). "
+    'If the new one is meant: docs/archive.md, "Changing the target"',
     "archive-denied": 'Mend the credentials, the rights or the bucket (docs/archive.md, "What to do when"), then: amberblob archive status',
     "archive-missing": "Somebody removed objects from the bucket. What of it is lost tells: amberblob archive verify",
     "archive-damaged": "Somebody changed objects in the bucket. What of it is lost tells: amberblob archive verify",

@@ -23,7 +23,7 @@ import shlex
 import socket
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from amberblob.cli.devarchive import with_archive
 from amberblob.cli.output import CommandFailed
 from amberblob.config import load_config
 from amberblob.config.values import without_password
+from amberblob.errors import ConfigError
 
 HOST = "127.0.0.1"
 NODES_DEFAULT = 3
@@ -120,13 +121,20 @@ def open_layout(
             peer_port = _choose_peer_port(_old_peer_port(old), taken)
             taken.add(peer_port)
             members.append(DevNode(name=name, folder=node_folder, port=port + index, peer_port=peer_port))
+        before = {node.config_file: node.config_file.read_bytes() for node in members if node.config_file.exists()}
         for node in members:
             replicas = _section(_read_toml(node.config_file), "cluster").get("replicas", REPLICAS)
             managed = _managed_keys(node, [member.name for member in members], registry_url, replicas)
             _write_config(node.config_file, managed, archive or {})
         environment = _without_managed(os.environ)
-        for node in members:
-            load_config(node.config_file, environment)  # a mistake in a file is told here, not by three logs
+        try:
+            for node in members:
+                load_config(node.config_file, environment)  # a mistake in a file is told here, not by three logs
+        except ConfigError:
+            if archive:
+                # A mistyped --archive must not stay: the next start with the right one would be refused as a change of the archive.
+                _put_back([node.config_file for node in members], before)
+            raise
         yield DevLayout(folder=folder, nodes=tuple(members), environment=environment)
 
 
@@ -154,6 +162,15 @@ def _write_config(file: Path, managed: _Sections, archive: Mapping[str, str]) ->
         document[section] = {**_section(document, section), **keys}
     header = "# Written by `amberblob dev` at every start; keys that are not dev's own are kept.\n\n"
     _write_file(file, (header + tomli_w.dumps(document)).encode(), mode=0o644)
+
+
+def _put_back(files: Sequence[Path], before: Mapping[Path, bytes]) -> None:
+    """Each file as it was, or gone if it was not there."""
+    for file in files:
+        if file in before:
+            _write_file(file, before[file], mode=0o644)
+        else:
+            file.unlink(missing_ok=True)
 
 
 def _without_managed(environ: Mapping[str, str]) -> dict[str, str]:

@@ -51,6 +51,13 @@ def test_a_job_that_is_done_is_summed_up():
         job("done", kind="gc", dry_run=True, counts={"listed": 7, "listed_bytes": MIB, "dead": 0}), 0.0
     )
     assert isinstance(gc, Ended) and gc.text == "gc looked, 7 listed, 1.0 MiB listed"
+    recover = JobWatch().look(job("done", kind="recover", counts={"versions": 3, "version_bytes": MIB}), 0.0)
+    assert isinstance(recover, Ended) and recover.text == "recover done, 3 versions, 1.0 MiB in versions"
+
+
+def test_a_dry_run_of_restore_tells_how_much_would_come_back():
+    end = JobWatch().look(job("done", (0, 64), (0, 3 * MIB), kind="restore", dry_run=True, counts={"versions": 7}), 0.0)
+    assert isinstance(end, Ended) and end.text == "restore looked, 7 versions, 3.0 MiB would be brought back"
 
 
 def test_one_with_problems_is_done_but_not_well():
@@ -518,3 +525,19 @@ def test_the_file_that_dev_writes_is_valid(tmp_path: Path):
     with open_layout(tmp_path / "data", nodes=None, port=17_700, registry=None) as layout:
         kept = tomllib.loads(layout.nodes[0].config_file.read_text())
     assert kept["archive"]["target"] == keys["target"], "given once"
+
+
+def test_a_mistyped_archive_does_not_stay_in_the_files(tmp_path: Path):
+    from amberblob.cli.devlayout import open_layout
+    from amberblob.errors import ConfigError
+
+    def start(target: str) -> bytes:
+        keys = archive_keys(target, "http://127.0.0.1:9000")
+        with open_layout(tmp_path / "data", nodes=1, port=17_700, registry=None, archive=keys) as layout:
+            return layout.nodes[0].config_file.read_bytes()
+
+    for _ in range(2):  # in a new folder nothing is left; in one that has an archive, that one stays
+        with pytest.raises(ConfigError, match="no name of a bucket"):
+            start("s3://b/cold")
+        assert b"s3://bbb/cold" in start("s3://bbb/cold")
+        (tmp_path / "data/node-1/node.toml").write_text("")
