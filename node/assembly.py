@@ -244,7 +244,7 @@ def assemble(
         reading.cold, puller.archived, objects.putting.through = cold.reads, cold.healing, cold.through
         cold.exporting.compared_ms = repairer.compared_ms
         cold.runner.register(
-            "restore", Restoring(cold.ground, cold.rows, reading, puller.source, objects.put, cold.lent)
+            "restore", Restoring(cold.ground, cold.rows, reading, puller.source, objects.put, cold.reach, cold.lent)
         )
     repairs.health, repairs.heal = own, heal
     repairs.compare, repairs.found_wrong = repairer.compare_soon, repairer.found_wrong

@@ -223,7 +223,7 @@ def archive_parts(
     condemned = facts.barred = answers.condemning = CondemnedObjects(store, means.state, lambda: routing.table().nodes)
     uses = answers.uses = Uses(store, ground.led_slots, clock)
     runner.register("gc", GarbageWork(ground, collector_of(ground), uses, exporting))
-    runner.register("verify", ThenCheck(VerifyWork(ground), exporting))
+    runner.register("verify", ThenCheck(VerifyWork(ground, reach), exporting))
     answers.installing = Installing(store, admission, lambda slot, path: routing.slot_of(path) == slot)
     answers.keep_manifest = Manifests(store, means.target)
     runner.register("export", exporting)

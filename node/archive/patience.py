@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 PATIENCE_S = 1800.0
 """How long nothing may succeed before a job fails; what it has done stays done."""
+TRIES = 3
+"""Of one object, or one version, although the archive as a whole answers."""
 PAUSE_FIRST_S = 0.5
 PAUSE_MAX_S = 15.0
 """Between two tries of the same; twice as long each time."""

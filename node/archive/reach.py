@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from amberblob.clock import Clock
-from amberblob.errors import ArchiveDenied, ArchiveError, ArchiveUnavailable, NotReady
+from amberblob.errors import AmberError, ArchiveDenied, ArchiveError, ArchiveUnavailable, NotReady
 from antientropy.step import Did, Wake
 from archive.targets.interface import Target
 from archive.traffic import Traffic
@@ -107,7 +107,7 @@ class Reach:
         finally:
             self._looking = self._doubted = False
 
-    async def look_again(self, error: ArchiveError) -> None:
+    async def look_again(self, error: AmberError) -> None:
         """Somebody's request failed: look now whether the target as a whole does not work."""
         log.info("is the archive reached?", error=error.detail)
         await self._look(thorough=True)
@@ -129,6 +129,19 @@ class Reach:
             say(f"waiting for the archive: {self.error}")
             await asyncio.sleep(min(pause_s, max(0.0, left_s)))
             pause_s = min(RETRY_MAX_S, 2 * pause_s)
+
+    async def outlast(self, error: AmberError, patience_s: float, say: Callable[[str], None]) -> bool:
+        """A job's request failed: return once the target answers, if it is the target that did not.
+
+        Returns: whether trying again may help; not after what has nothing to do with an archive that is away.
+
+        Raises: as :meth:`wait`.
+        """
+        if not isinstance(error, ArchiveUnavailable):
+            return False
+        await self.look_again(error)
+        await self.wait(patience_s, say)
+        return True
 
     def require(self) -> None:
         """Raises: ArchiveError, why the target cannot be reached, as far as is known."""

@@ -41,6 +41,8 @@ from node.archive.healing import Healing
 from node.archive.jobs import JobRequest, Progress
 from node.archive.known import KnownRows
 from node.archive.lent import Lent
+from node.archive.patience import PATIENCE_S, TRIES
+from node.archive.reach import Reach
 from node.archive.reads import Reads
 from node.archive.shares import Shares
 from node.objects.bytes import Reading
@@ -78,6 +80,7 @@ class Restoring:
     Args:
         source: other copies' files.
         put: writes an object (:meth:`node.objects.put.Putting.put`).
+        reach: whether the archive answers; while it does not, the job waits.
         lent: where other copies find what was brought; None: on the disk.
     """
 
@@ -88,6 +91,7 @@ class Restoring:
         reading: Reading,
         source: PeerSource,
         put: Rewrite,
+        reach: Reach,
         lent: Lent | None = None,
     ) -> None:
         self._lent = lent or Lent()
@@ -96,9 +100,10 @@ class Restoring:
         self._reading = reading
         self._source = source
         self._put = put
+        self._reach = reach
 
     async def __call__(self, request: JobRequest, progress: Progress) -> None:
-        """See :class:`node.archive.jobs.JobWork`. Raises: DiskFull, when there is no room for more; what came stays, and it can be begun anew."""
+        """See :class:`node.archive.jobs.JobWork`. Raises: DiskFull, when there is no room for more; ArchiveUnavailable, when it did not answer for half an hour. What came stays, and it can be begun anew."""
         ground = self._ground
         target = ground.means.for_job(request)
         reads = Reads(self._rows, target, ground.means.cache, ground.means.sources, keep=False)
@@ -128,6 +133,7 @@ class _Run:
         self._reading = work._reading
         self._source = work._source
         self._put = work._put
+        self._reach = work._reach
         self._request = request
         self._progress = progress
         self._target = target
@@ -188,19 +194,22 @@ class _Run:
             async with asyncio.TaskGroup() as group:
                 for some in work:
                     group.create_task(one(some))
-        except* DiskFull as errors:
+        except* (DiskFull, ArchiveError) as errors:
             raise errors.exceptions[0] from None
 
     # ---- large ones
 
     async def _bring(self, found: _Found) -> None:
-        try:
-            await self._shares.bring(found.slot, found.version)
-        except DiskFull:
-            raise
-        except AmberError as error:
-            self._failed(found, error)
-            return
+        for tries_left in reversed(range(TRIES)):
+            try:
+                await self._shares.bring(found.slot, found.version)
+                break
+            except DiskFull:
+                raise
+            except AmberError as error:
+                if not tries_left or not await self._reach.outlast(error, PATIENCE_S, self._progress.say):
+                    self._failed(found, error)
+                    return
         await self._brought_back(found)
 
     async def _brought_back(self, found: _Found) -> None:

@@ -30,7 +30,8 @@ from archive.targets.interface import Target
 from archive.verifying import Verdict, verify_object
 from node.archive.ground import PEER_TIMEOUT_S, Ground
 from node.archive.jobs import SCHEDULED, JobRequest, Progress
-from node.archive.patience import Patience
+from node.archive.patience import PATIENCE_S, TRIES, Patience
+from node.archive.reach import Reach
 from node.archive.rewriting import rows_of
 
 log = structlog.get_logger(__name__)
@@ -58,19 +59,21 @@ class _Seen:
 class VerifyWork:
     """Carries out ``verify``: a :class:`node.archive.jobs.JobWork`."""
 
-    def __init__(self, ground: Ground) -> None:
+    def __init__(self, ground: Ground, reach: Reach) -> None:
         self._ground = ground
+        self._reach = reach
 
     async def __call__(self, request: JobRequest, progress: Progress) -> None:
         """See the module. Raises: BadRequest (an option), ArchiveDenied (the target is another one, or refuses), ArchiveUnavailable (for half an hour), DiskFailed."""
-        await _Verify(self._ground, request, progress).carry_out()
+        await _Verify(self._ground, self._reach, request, progress).carry_out()
 
 
 class _Verify:
     """One run."""
 
-    def __init__(self, ground: Ground, request: JobRequest, progress: Progress) -> None:
+    def __init__(self, ground: Ground, reach: Reach, request: JobRequest, progress: Progress) -> None:
         self._ground = ground
+        self._reach = reach
         self._prefix = request.prefix
         self._dry_run = request.dry_run
         self._progress = progress
@@ -144,11 +147,20 @@ class _Verify:
         rows = list(dict.fromkeys(row for _, _, row in places))
         size = sum({row.location: row.end - row.start for row in rows}.values())
         self._progress.bytes(total=size)
-        verdicts = {verdict.row: verdict for verdict in await verify_object(self._target, name, rows)}
+        verdicts = {verdict.row: verdict for verdict in await self._looked_at(name, rows)}
         seen = _Seen(name, places, verdicts)
         self._progress.bytes(done=size)
         self._progress.add(objects=1)
         await self._tell(seen)
+
+    async def _looked_at(self, name: str, rows: list[ArchivedChunk]) -> list[Verdict]:
+        """An archive that is away for a while is waited for; what of one object cannot be looked at then has no verdict."""
+        for _ in range(TRIES - 1):
+            verdicts = await verify_object(self._target, name, rows)
+            away = [verdict.error for verdict in verdicts if verdict.outcome == "unknown" and verdict.error is not None]
+            if not away or not await self._reach.outlast(away[0], PATIENCE_S, self._progress.say):
+                return verdicts
+        return await verify_object(self._target, name, rows)
 
     async def _tell(self, seen: _Seen) -> None:
         """Write down what was seen, and say what is wrong."""

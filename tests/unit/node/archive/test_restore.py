@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from amberblob.archives import ArchivedChunk, import_id
-from amberblob.errors import AmberError, DiskFull
+from amberblob.errors import AmberError, ArchiveUnavailable, DiskFull
 from amberblob.ids import content_hash
 from amberblob.manifest import ChunkRef
 from amberblob.mutations import Archived
@@ -38,7 +38,8 @@ async def restore(made: World, number: int, **request) -> JobStatus:
     ground = node.parts.archive.ground
     asked = JobRequest(job="01ARZ3NDEKTSV4RRFFQ69G5FAV", kind="restore", **request)
     progress = Progress(JobStatus(request=asked, node=f"n{number}"))
-    work = Restoring(ground, node.parts.archive.rows, node.reading, node.puller.source, node.objects.put)
+    parts = node.parts.archive
+    work = Restoring(ground, parts.rows, node.reading, node.puller.source, node.objects.put, parts.reach)
     await work(asked, progress)
     return progress.status
 
@@ -140,11 +141,26 @@ async def test_a_damaged_chunk_is_a_problem_and_the_rest_comes(made):
     assert await get(made[1], "good", consistency="local") == data
 
 
-async def test_a_bucket_that_is_away_leaves_what_it_has_as_problems(made):
-    await made.cold("p", 300)
+@pytest.mark.parametrize("size", SIZES)
+async def test_a_bucket_that_is_away_is_waited_for(made, monkeypatch, size):
+    monkeypatch.setattr("node.archive.reach.RETRY_FIRST_S", 0.01)
+    data, _ = await made.cold("p", size)
     made.targets["n1"].faults.append(Fault(what="unavailable"))
-    status = await restore(made, 1)
-    assert status.failures == 1 and "not reached" in status.problems[0]
+    running = asyncio.create_task(restore(made, 1))
+    await until(lambda: made[1].parts.archive.reach.reached is False)
+    made.targets["n1"].faults.clear()
+    status = await running
+    assert status.failures == 0 and status.counts["restored"] == 1, status.problems
+    assert await get(made[1], "p", consistency="local") == data
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_a_bucket_that_is_away_for_long_fails_it(made, monkeypatch, size):
+    monkeypatch.setattr("node.archive.restore.PATIENCE_S", 0.0)
+    await made.cold("p", size)
+    made.targets["n1"].faults.append(Fault(what="unavailable"))
+    with pytest.raises(ArchiveUnavailable, match="not reached"):
+        await restore(made, 1)
     assert await made[1].store.is_evicted(made.cluster.slot("p"), (await look(made[1], "p")).version.blob_id)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from chunkstore.interface import BlobState
 from node.archive.jobs import SCHEDULED, JobStatus
 from tests.unit.node.archive.archive_kit import EVICT, World, world
 from tests.unit.node.archive.test_run import read
-from tests.unit.node.objects.kit import content, put
+from tests.unit.node.objects.kit import content, put, until
 
 DAY_S = 86_400
 
@@ -164,12 +165,36 @@ async def test_what_no_disk_has_is_told_as_lost_also_after_a_read_has_found_the_
             assert paths[2] in problem and "they are lost" in problem and "sent anew" not in problem
 
 
-async def test_what_cannot_be_reached_is_not_judged(it: World) -> None:
+async def test_an_archive_that_is_away_is_waited_for(it: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.archive.reach.RETRY_FIRST_S", 0.01)
     paths = await archived(it)
     it.bucket.fault("unavailable", "get")
+    request = it.request("verify")
+    running = asyncio.create_task(it.run(request=request))
+    jobs = [parts.runner for parts in it.archives()]
+    await until(lambda: any("waiting" in job.detail for it in jobs if (job := it.status(request.job)) is not None))
+    assert all([(await row_of(it, 1, path)).state == 0 for path in paths])
+    it.bucket.heal()
+    statuses = (await running).values()
+    assert {(status.state, status.failures) for status in statuses} == {("done", 0)}
+    assert sum(status.counts.get("chunks_verified", 0) for status in statuses) == len(paths)
+
+
+async def test_what_cannot_be_reached_for_long_is_not_judged(it: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.archive.verify.PATIENCE_S", 0.0)
+    paths = await archived(it)
+    it.bucket.fault("unavailable", "get")
+    statuses = (await it.run(request=it.request("verify"))).values()
+    failed = [status for status in statuses if status.state == "failed"]
+    assert failed and all("chunks_damaged" not in status.counts for status in statuses)
+    assert all([(await row_of(it, 1, path)).state == 0 for path in paths])
+
+
+async def test_of_one_object_that_cannot_be_looked_at_there_is_no_verdict(it: World) -> None:
+    paths = await archived(it)
+    it.bucket.fault("unavailable", "get", "packs/*")
     counts, problems = await verify(it)
     assert "chunks_damaged" not in counts and any("no verdict" in problem for problem in problems)
-    assert all("not reached" in problem for problem in problems)
     assert all([(await row_of(it, 1, path)).state == 0 for path in paths])
 
 
