@@ -375,9 +375,9 @@ class Cluster:
         return [found for node in self.nodes for found in node.disk.glob("slots/*/staging/*")]
 
     def disk_bytes(self, index: int) -> int:
-        """What the blobs and the databases of a node's slots take."""
-        files = (file for file in (self.nodes[index].disk / "slots").rglob("*"))
-        return sum(_size_of(file) for file in files)
+        """What the blobs and the databases of a node's slots take. The node may remove folders meanwhile."""
+        folders = os.walk(self.nodes[index].disk / "slots")
+        return sum(_size_of(Path(folder, name)) for folder, _, names in folders for name in names)
 
     def blob_folders(self) -> set[Path]:
         return {found for node in self.nodes for found in node.disk.glob("slots/*/blobs/*")}

@@ -180,7 +180,7 @@ async def test_an_unknown_wire_version_is_refused_with_a_word_that_helps(
     """A node so new that it has no version in common with the others: the others go on, and all logs say what to do."""
     later = tmp_path / "later"
     later.mkdir()
-    for package in ("amberblob", "node", "registry", "chunkstore", "antientropy"):
+    for package in ("amberblob", "node", "registry", "chunkstore", "antientropy", "archive"):
         subprocess.run(["cp", "-r", str(ROOT / package), str(later / package)], check=True)
     with (later / "amberblob" / "wire.py").open("a") as wire:
         wire.write("\n\nWIRE_VERSIONS = WireVersions(8, 9)\n")

@@ -9,7 +9,7 @@ from amberblob.archives import DAMAGED, UPLOADED
 from amberblob.errors import ChunkMissing
 from amberblob.limits import MANIFEST_INLINE_CHUNKS_MAX
 from amberblob.manifest import ChunkRef
-from amberblob.mutations import Accepted, Archived, Chosen, Evicted, Installed
+from amberblob.mutations import Aborted, Accepted, Archived, Chosen, Evicted, Installed
 from chunkstore import BlobState, ReplicaStore
 from tests.contract.chunkstore.archive_kit import (
     KINDS,
@@ -217,6 +217,35 @@ async def test_staged_by_rows_and_given_up(store: ReplicaStore):
     assert await store.blob_state(SLOT, one.version.blob_id) is BlobState.ABORTED
     assert await store.archived(SLOT, one.version.blob_id) is None
     assert not await store.is_evicted(SLOT, one.version.blob_id)
+
+
+@pytest.mark.parametrize("applied", [False, True])
+async def test_what_was_given_up_is_revived_by_rows_that_were_read_back(store: ReplicaStore, applied: bool):
+    """Somebody builds it anew from the archive, and stood still for too long."""
+    one = made("files")
+    blob_id = one.version.blob_id
+    await tell(store, one.version, one.rows(), evicted=True)
+    await store.discard(SLOT, blob_id)
+    for rows, evicted in ((one.rows(), False), (one.rows(state=0), True)):
+        await tell(store, one.version, rows, evicted=evicted)
+        assert await store.blob_state(SLOT, blob_id) is BlobState.ABORTED
+    if not applied:
+        store.apply(Aborted(SLOT, blob_id))
+    await tell(store, one.version, one.rows(), evicted=True)
+    assert await store.blob_state(SLOT, blob_id) is BlobState.DURABLE
+    await store.load(SLOT, "a")
+    store.apply(Accepted(SLOT, "a", ballot(1), one.record))
+    store.apply(Chosen(SLOT, "a", ballot(1)))
+    await _held_by_rows(store, one)
+
+
+async def test_rows_that_are_told_again_wait_longer_for_their_version(store: ReplicaStore):
+    one = made("files")
+    await tell(store, one.version, one.rows(), evicted=True)
+    store.apply(Archived(SLOT, one.version.blob_id, tuple(one.rows()), NOW + 1000, True))
+    await store.settle([SLOT])
+    assert await store.sweep_staged(NOW + 1000, 10) == 0
+    assert await store.sweep_staged(NOW + 1001, 10) == 1
 
 
 @kinds
