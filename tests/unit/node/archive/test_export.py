@@ -16,6 +16,7 @@ from archive.segments import SlotHead, segment_name, ulid_in
 from node.archive import export as exporting
 from node.archive.afterwards import ThenCheck
 from node.archive.jobs import JobRequest, Progress
+from node.archive.reach import Reach
 from node.protocol.operations import Expire
 from node.stubs import collect
 from tests.unit.node.archive.disaster_kit import (
@@ -316,7 +317,9 @@ async def test_metadata_that_somebody_removed_is_told_anew_and_what_is_damaged_w
         # The job verify looks, too.
         store.bucket.damage(store.bucket.names(f"meta/{FIRST}/segments")[-1], 200)
         one = progress("verify")
-        await ThenCheck(_nothing, exporting.ExportWork(ground(cluster[1])))(one.status.request, one)
+        of_node = ground(cluster[1])
+        reach = Reach(of_node.means.target, of_node.means.traffic, of_node.clock, now_ms=of_node.now_ms)
+        await ThenCheck(_nothing, exporting.ExportWork(of_node), reach)(one.status.request, one)
         assert one.status.failures == 1 and "/segments/" in one.status.problems[0]
         assert await told(store) == (await picture(cluster), [])
 

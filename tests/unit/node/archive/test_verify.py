@@ -176,12 +176,13 @@ async def test_an_archive_that_is_away_is_waited_for(it: World, monkeypatch: pyt
     assert all([(await row_of(it, 1, path)).state == 0 for path in paths])
     it.bucket.heal()
     statuses = (await running).values()
-    assert {(status.state, status.failures) for status in statuses} == {("done", 0)}
+    assert {(status.state, *status.problems) for status in statuses} == {("done",)}
     assert sum(status.counts.get("chunks_verified", 0) for status in statuses) == len(paths)
 
 
 async def test_what_cannot_be_reached_for_long_is_not_judged(it: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node.archive.verify.PATIENCE_S", 0.0)
+    for module in ("verify", "afterwards"):
+        monkeypatch.setattr(f"node.archive.{module}.PATIENCE_S", 0.0)
     paths = await archived(it)
     it.bucket.fault("unavailable", "get")
     statuses = (await it.run(request=it.request("verify"))).values()
