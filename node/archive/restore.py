@@ -118,7 +118,10 @@ class Restoring:
     def _order(self, slots: Sequence[int]) -> list[int]:
         """Those first of which this node is the first voter."""
         routing = self._ground.routing
-        place = {slot: list(routing.electorate(slot).voters).index(self._ground.node) for slot in slots}
+        place: dict[int, int] = {}
+        for slot in slots:
+            voters = list(routing.electorate(slot).voters)
+            place[slot] = voters.index(self._ground.node) if self._ground.node in voters else len(voters)
         return sorted(slots, key=lambda slot: (place[slot], slot))
 
 

@@ -53,7 +53,9 @@ class Shares:
             return
         voters = self._ground.routing.electorate(slot).voters
         together = [node for node in voters if node == here or node in others]
-        await self._from_archive(slot, version, (together.index(here), len(together)))
+        # One that became no voter, or is none any more, while the job ran has no share: it fetches all.
+        share = (together.index(here), len(together)) if here in together else (0, 1)
+        await self._from_archive(slot, version, share)
         if others and await self._awaited(slot, version, others):
             return
         await self._from_archive(slot, version, (0, 1))
