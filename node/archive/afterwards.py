@@ -9,7 +9,7 @@ from archive.export import check_exports
 from archive.targets.interface import Target
 from node.archive.export import ExportWork
 from node.archive.jobs import JobRequest, JobWork, Progress
-from node.archive.patience import PATIENCE_S, TRIES
+from node.archive.patience import Outlasting
 from node.archive.reach import Reach
 
 
@@ -67,15 +67,14 @@ async def _outlasting(
     reach: Reach, progress: Progress, attempt: Callable[[], Awaitable[object]]
 ) -> ArchiveError | None:
     """Try, and try again when the archive answers that was away; what went wrong in the end."""
-    for tries_left in reversed(range(TRIES)):
-        try:
-            await attempt()
-        except ArchiveError as error:
+    tries = Outlasting(reach, progress)
+    try:
+        while True:
             try:
-                if not tries_left or not await reach.outlast(error, PATIENCE_S, progress.say):
-                    return error
-            except ArchiveError as away:
-                return away
-        else:
-            break
-    return None
+                await attempt()
+                return None
+            except ArchiveError as error:
+                if not await tries.again(error):
+                    raise
+    except ArchiveError as error:
+        return error

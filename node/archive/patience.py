@@ -18,6 +18,7 @@ from amberblob.errors import (
     PeerError,
 )
 from node.archive.jobs import Progress
+from node.archive.reach import Reach
 
 log = structlog.get_logger(__name__)
 
@@ -79,6 +80,20 @@ class Patience:
         if self._since_s is not None:
             self._since_s = None
             self._progress.say(self._said_before)
+
+
+class Outlasting:
+    """The tries of one thing that a job does: again after an archive that was away as a whole answers, :data:`TRIES` times in all."""
+
+    def __init__(self, reach: Reach, progress: Progress) -> None:
+        self._reach = reach
+        self._progress = progress
+        self._left = TRIES
+
+    async def again(self, error: AmberError) -> bool:
+        """A try failed: wait for the archive, if that is what it was; whether to try again. Raises: as :meth:`Reach.wait`."""
+        self._left -= 1
+        return self._left > 0 and await self._reach.outlast(error, PATIENCE_S, self._progress.say)
 
 
 def may_pass(error: AmberError) -> bool:

@@ -41,7 +41,7 @@ from node.archive.healing import Healing
 from node.archive.jobs import JobRequest, Progress
 from node.archive.known import KnownRows
 from node.archive.lent import Lent
-from node.archive.patience import PATIENCE_S, TRIES
+from node.archive.patience import Outlasting
 from node.archive.reach import Reach
 from node.archive.reads import Reads
 from node.archive.shares import Shares
@@ -203,14 +203,15 @@ class _Run:
     # ---- large ones
 
     async def _bring(self, found: _Found) -> None:
-        for tries_left in reversed(range(TRIES)):
+        tries = Outlasting(self._reach, self._progress)
+        while True:
             try:
                 await self._shares.bring(found.slot, found.version)
                 break
             except DiskFull:
                 raise
             except AmberError as error:
-                if not tries_left or not await self._reach.outlast(error, PATIENCE_S, self._progress.say):
+                if not await tries.again(error):
                     self._failed(found, error)
                     return
         await self._brought_back(found)

@@ -30,7 +30,7 @@ from archive.targets.interface import Target
 from archive.verifying import Verdict, verify_object
 from node.archive.ground import PEER_TIMEOUT_S, Ground
 from node.archive.jobs import SCHEDULED, JobRequest, Progress
-from node.archive.patience import PATIENCE_S, TRIES, Patience
+from node.archive.patience import Outlasting, Patience
 from node.archive.reach import Reach
 from node.archive.rewriting import rows_of
 
@@ -155,12 +155,12 @@ class _Verify:
 
     async def _looked_at(self, name: str, rows: list[ArchivedChunk]) -> list[Verdict]:
         """An archive that is away for a while is waited for; what of one object cannot be looked at then has no verdict."""
-        for _ in range(TRIES - 1):
+        tries = Outlasting(self._reach, self._progress)
+        while True:
             verdicts = await verify_object(self._target, name, rows)
             away = [verdict.error for verdict in verdicts if verdict.outcome == "unknown" and verdict.error is not None]
-            if not away or not await self._reach.outlast(away[0], PATIENCE_S, self._progress.say):
+            if not away or not await tries.again(away[0]):
                 return verdicts
-        return await verify_object(self._target, name, rows)
 
     async def _tell(self, seen: _Seen) -> None:
         """Write down what was seen, and say what is wrong."""

@@ -156,7 +156,7 @@ async def test_a_bucket_that_is_away_is_waited_for(made, monkeypatch, size):
 
 @pytest.mark.parametrize("size", SIZES)
 async def test_a_bucket_that_is_away_for_long_fails_it(made, monkeypatch, size):
-    monkeypatch.setattr("node.archive.restore.PATIENCE_S", 0.0)
+    monkeypatch.setattr("node.archive.patience.PATIENCE_S", 0.0)
     await made.cold("p", size)
     made.targets["n1"].faults.append(Fault(what="unavailable"))
     with pytest.raises(ArchiveUnavailable, match="not reached"):

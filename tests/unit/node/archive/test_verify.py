@@ -181,8 +181,7 @@ async def test_an_archive_that_is_away_is_waited_for(it: World, monkeypatch: pyt
 
 
 async def test_what_cannot_be_reached_for_long_is_not_judged(it: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("verify", "afterwards"):
-        monkeypatch.setattr(f"node.archive.{module}.PATIENCE_S", 0.0)
+    monkeypatch.setattr("node.archive.patience.PATIENCE_S", 0.0)
     paths = await archived(it)
     it.bucket.fault("unavailable", "get")
     statuses = (await it.run(request=it.request("verify"))).values()
