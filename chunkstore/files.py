@@ -48,8 +48,13 @@ def checked_hash(text: str) -> str:
 
 
 def _size_of(folder: Path) -> int:
-    """How many bytes the files in a folder have."""
-    return sum(os.stat(os.path.join(at, name)).st_size for at, _, names in os.walk(folder) for name in names)
+    """How many bytes the files in a folder have; those that go meanwhile have none."""
+    size_bytes = 0
+    for at, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                size_bytes += os.stat(os.path.join(at, name)).st_size
+    return size_bytes
 
 
 def _read_into(path: Path, place: memoryview) -> str | None:

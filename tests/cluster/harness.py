@@ -34,6 +34,8 @@ from blake3 import blake3
 from multidict import CIMultiDict
 from yarl import URL
 
+from tests.processes import stand_still
+
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
 SECRET = "a-secret-of-the-cluster-tests"
@@ -270,7 +272,7 @@ class Cluster:
     def pause(self, index: int) -> None:
         """SIGSTOP: its connections stay open, and nobody answers."""
         node = self.nodes[index]
-        os.kill(node.pid, signal.SIGSTOP)
+        stand_still(node.pid)
         node.paused = True
 
     def resume(self, index: int) -> None:
@@ -368,11 +370,11 @@ class Cluster:
 
     def chunk_files(self, index: int, path: str, blob_id: str) -> list[Path]:
         folder = self.slot_folder(index, path) / "blobs" / blob_id / "chunks"
-        return sorted(file for file in folder.glob("*") if re.fullmatch("[0-9a-f]{64}", file.name))
+        return sorted(file for file in found(folder, "*") if re.fullmatch("[0-9a-f]{64}", file.name))
 
     def staged(self) -> list[Path]:
         """Whatever lies in a staging folder of any node."""
-        return [found for node in self.nodes for found in node.disk.glob("slots/*/staging/*")]
+        return [entry for node in self.nodes for entry in found(node.disk, "slots/*/staging/*")]
 
     def disk_bytes(self, index: int) -> int:
         """What the blobs and the databases of a node's slots take. The node may remove folders meanwhile."""
@@ -380,10 +382,19 @@ class Cluster:
         return sum(_size_of(Path(folder, name)) for folder, _, names in folders for name in names)
 
     def blob_folders(self) -> set[Path]:
-        return {found for node in self.nodes for found in node.disk.glob("slots/*/blobs/*")}
+        return {entry for node in self.nodes for entry in found(node.disk, "slots/*/blobs/*")}
 
     def quarantined(self, index: int) -> list[Path]:
-        return list((self.nodes[index].disk / "quarantine").glob("*"))
+        return found(self.nodes[index].disk / "quarantine", "*")
+
+
+def found(folder: Path, pattern: str) -> list[Path]:
+    """What matches a glob. Nodes may remove folders meanwhile, which a glob takes for an error: then it looks again."""
+    while True:
+        try:
+            return list(folder.glob(pattern))
+        except FileNotFoundError:
+            continue
 
 
 def _size_of(file: Path) -> int:

@@ -17,7 +17,7 @@ import pytest
 
 from amberblob import AsyncClient
 from tests.cluster.commands import amberblob, cluster_json, operate, started
-from tests.cluster.harness import MIB, Answer, Api, Cluster, api_of, content, run_serve, until
+from tests.cluster.harness import MIB, Answer, Api, Cluster, api_of, content, found, run_serve, until
 from tests.cluster.traffic import Traffic
 from tests.contract.registry.servers import EtcdServer
 
@@ -82,7 +82,7 @@ async def emptied(cluster: Cluster, *indices: int) -> None:
         def empty(index: int = index) -> bool:
             # What stays is a blank database for each slot, with its write-ahead log.
             blank = cluster.slot_count * MIB // 2
-            return not list(cluster.nodes[index].disk.glob("slots/*/blobs/*")) and cluster.disk_bytes(index) < blank
+            return not found(cluster.nodes[index].disk, "slots/*/blobs/*") and cluster.disk_bytes(index) < blank
 
         await until(empty, f"nothing is left on {cluster.nodes[index].name}", deadline_s=DEADLINE_S)
 

@@ -142,11 +142,3 @@ class NemesisCluster(Cluster):
         finally:
             connection.rollback()
             connection.close()
-
-
-def process_state(pid: int) -> str:
-    """The letter that the kernel gives the process: T is stopped. Empty: there is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return ""

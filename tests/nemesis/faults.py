@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 
 from tests.nemesis import mounts, operators
 from tests.nemesis.clients import Facts, Http, Lost
-from tests.nemesis.cluster import NemesisCluster, process_state
+from tests.nemesis.cluster import NemesisCluster
 from tests.nemesis.proxy import Mode, Way
+from tests.processes import process_state
 
 EVIDENCE_S = 20.0
 """How long the effect of a fault is waited for."""

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, TypeVar
 import pytest
 
 from tests.cluster.harness import HOST, _die_with_parent, free_ports, until_sync
+from tests.processes import stand_still
 
 _T = TypeVar("_T")
 
@@ -106,6 +107,11 @@ class Server:
     def send(self, number: int) -> None:
         assert self.process is not None
         self.process.send_signal(number)
+
+    def stand_still(self) -> None:
+        """Until SIGCONT is sent."""
+        assert self.process is not None
+        stand_still(self.process.pid)
 
     def stop(self, number: int = signal.SIGKILL) -> None:
         """End it: by default as a crash would."""

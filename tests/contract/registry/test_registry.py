@@ -494,7 +494,7 @@ async def test_a_server_that_stands_still_is_told_in_bounded_time(clients, serve
     lease = await one.lease(1000)
     watching = asyncio.create_task(collect(two, "", revision + 1, 1))
     await asyncio.sleep(0.1)
-    server.send(signal.SIGSTOP)
+    server.stand_still()
     try:
         patience = Patience()
         calls = [
