@@ -182,7 +182,8 @@ class _Client(asyncio.Protocol):
         target = operation.target.format_map(names)
         self._body = self._load.body
         if self._job.own_bodies:
-            own = target.encode()[: len(self._body)]
+            # With an end that no target has: else "…/32" is the beginning of "…/324", and their bodies may be equal.
+            own = f"{target}\n".encode()[: len(self._body)]
             self._body = own + self._body[len(own) :]
         self._head = f"{operation.method} {target} HTTP/1.1\r\nHost: bench\r\n{length}{headers}\r\n".encode()
         self._send()

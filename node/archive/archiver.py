@@ -162,13 +162,21 @@ class _Pass:
             lone_size=int(section.lone_size),
             parallel=section.parallel,
         )
-        self._read_back = ReadBack(self._ground, target, progress, closed=self._ledger.closed, again=self._ledger.again)
+        finder = Finder(self._ground)
+        self._read_back = ReadBack(
+            self._ground,
+            target,
+            progress,
+            closed=self._ledger.closed,
+            again=self._ledger.again,
+            find=finder.find_verified,
+        )
         self._selection = Selection(
             self._ground,
             self._policy,
             archiver._heat,
             self._contents,
-            Finder(self._ground),
+            finder,
             self,
             progress,
         )

@@ -22,8 +22,16 @@ class Finder:
 
     async def find(self, chunk_ids: Sequence[str]) -> dict[str, ArchivedChunk]:
         """Places of those that somebody knows, by chunk id; nothing that is damaged, imported or condemned here."""
+        return await self._find(chunk_ids, verified=False)
+
+    async def find_verified(self, chunk_ids: Sequence[str]) -> dict[str, ArchivedChunk]:
+        """As :meth:`find`, of places that were read back alone."""
+        found = await self._find(chunk_ids, verified=True)
+        return {chunk_id: chunk for chunk_id, chunk in found.items() if chunk.verified}
+
+    async def _find(self, chunk_ids: Sequence[str], *, verified: bool) -> dict[str, ArchivedChunk]:
         found: dict[str, ArchivedChunk] = {}
-        self._merge(found, await self._ground.means.state.find(chunk_ids, verified=False))
+        self._merge(found, await self._ground.means.state.find(chunk_ids, verified=verified))
         left = [chunk_id for chunk_id in dict.fromkeys(chunk_ids) if chunk_id not in found]
         try:
             peers, nodes = self._ground.coordinator.peers, self._ground.nodes()

@@ -1,14 +1,18 @@
 """The second stage of sending: what is to be evicted is read back from the archive, while the first stage goes on.
 
-Rows of one object are read back together. What comes right after its upload is one object's; what was uploaded long ago comes scattered over
-slots, and is gathered first, so that a pack is not asked for once per slot.
+Rows of one object are read back together. What comes right after its upload is one object's; what was uploaded before comes scattered over
+slots, and is gathered first, so that a pack is not asked for once per slot. Of what was gathered, much may have been read back meanwhile, as rows
+of other blobs: by this job, or by another node's. A chunk at one place is read back once, whichever blobs refer to it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
 
+import msgspec
 import structlog
 
 from amberblob.archives import ArchivedChunk
@@ -25,9 +29,17 @@ WAITING_OBJECTS = 8
 """Objects that wait to be read back; then the first stage waits, too."""
 GATHERED_MAX = 100_000
 """Rows of earlier uploads that are gathered; then the object with most of them is read."""
+REMEMBERED_MAX = 50_000
+"""Places that were read back, and objects that were stored, of which this is remembered."""
 
 Closed = Callable[[int, int], None]
 """Is told (slot, number of rows) once they were looked at."""
+Find = Callable[[Sequence[str]], Awaitable[Mapping[str, ArchivedChunk]]]
+"""Of which of these chunks somebody knows a place that was read back, by chunk id."""
+
+
+async def _find_nothing(chunk_ids: Sequence[str]) -> Mapping[str, ArchivedChunk]:
+    return {}
 
 
 class ReadBack:
@@ -36,6 +48,7 @@ class ReadBack:
     Args:
         closed: told of rows that were looked at, and what was seen is durable.
         again: told of the slot of rows that could not be looked at now; whether it is gone through once more.
+        find: asked before what was gathered is read.
     """
 
     def __init__(
@@ -46,26 +59,34 @@ class ReadBack:
         *,
         closed: Closed,
         again: Callable[[int], bool] = lambda slot: False,
+        find: Find = _find_nothing,
     ) -> None:
         self._ground = ground
         self._target = target
         self._progress = progress
         self._closed = closed
         self._again = again
+        self._find = find
         self._queue: asyncio.Queue[list[Place]] = asyncio.Queue(WAITING_OBJECTS)
         self._gathered: dict[str, list[Place]] = {}
         self._count = 0
+        self._stored: OrderedDict[str, None] = OrderedDict()
+        self._verified: OrderedDict[ArchivedChunk, int] = OrderedDict()
 
     async def object_stored(self, places: Sequence[Place]) -> None:
         """Rows of what was stored just now; may wait until others were read.
 
-        Mostly of one object; of several where chunks came again that were stored before, each in an object of its own.
+        Mostly of one object. Where chunks came again that were stored before, of several, and those are on their way already: they are gathered.
         """
         objects: dict[str, list[Place]] = {}
         for place in places:
             objects.setdefault(place[2].target_path, []).append(place)
-        for some in objects.values():
-            await self._queue.put(some)
+        for name, some in objects.items():
+            if name in self._stored:
+                await self.add(some)
+            else:
+                _remember(self._stored, name, None)
+                await self._queue.put(some)
 
     async def add(self, places: Sequence[Place]) -> None:
         """Rows of any objects; they are read when many of one object have come, or at the end."""
@@ -78,9 +99,39 @@ class ReadBack:
 
     async def flush(self) -> None:
         """Read all that was gathered; returns when everything was looked at."""
+        await self._queue.join()  # the same places may be among it
+        await self._look_up()
         for name in list(self._gathered):
             await self._release(name)
         await self._queue.join()
+
+    async def _look_up(self) -> None:
+        """What was gathered and read back meanwhile needs no reading. Raises: DiskFailed."""
+        if not self._gathered:
+            return
+        ids = {row.chunk_id for places in self._gathered.values() for _, _, row in places}
+        found = await self._find([*ids])
+        known: list[tuple[Place, ArchivedChunk]] = []
+        for name, places in list(self._gathered.items()):
+            left: list[Place] = []
+            for place in places:
+                row, other = place[2], found.get(place[2].chunk_id)
+                state = self._verified.get(_place(row), 0)
+                if not state and other is not None and _place(other) == _place(row):
+                    state = max(0, other.state)
+                if state:
+                    known.append((place, msgspec.structs.replace(row, state=state)))
+                else:
+                    left.append(place)
+            self._gathered[name] = left
+            if not left:
+                del self._gathered[name]
+        self._count -= len(known)
+        try:
+            await self._take(known)
+        finally:
+            for (slot, _, _), _ in known:
+                self._closed(slot, 1)
 
     async def _release(self, name: str) -> None:
         places = self._gathered.pop(name)
@@ -101,23 +152,29 @@ class ReadBack:
         rows = list(dict.fromkeys(row for _, _, row in places))
         verdicts = {verdict.row: verdict for verdict in await verify_object(self._target, name, rows)}
         now_ms = self._ground.now_ms()
-        by_blob: dict[tuple[int, str], list[ArchivedChunk]] = {}
-        for slot, blob_id, row in places:
-            told = verdicts[row].told(now_ms)
-            if told is not None:
-                by_blob.setdefault((slot, blob_id), []).append(told)
+        told = [(place, news) for place in places if (news := verdicts[place[2]].told(now_ms)) is not None]
+        for _, news in told:
+            if news.verified:
+                _remember(self._verified, _place(news), news.state)
         try:
-            positions = [
-                self._ground.facts.take(slot, blob_id, chunks, at_ms=now_ms)
-                for (slot, blob_id), chunks in by_blob.items()
-            ]
-            await self._ground.store.durable(max(positions, default=0))
+            await self._take(told)
             # What is looked at once more, when the archive answers again, is no problem yet.
             later = {row for slot, _, row in places if verdicts[row].outcome == "unknown" and self._again(slot)}
         finally:
             for slot, _, _ in places:
                 self._closed(slot, 1)
         self._tell(name, [verdict for row, verdict in verdicts.items() if row not in later])
+
+    async def _take(self, told: Sequence[tuple[Place, ArchivedChunk]]) -> None:
+        """Make what is known of rows facts of this node's copies; durable on return. Raises: DiskFailed."""
+        now_ms = self._ground.now_ms()
+        by_blob: dict[tuple[int, str], list[ArchivedChunk]] = {}
+        for (slot, blob_id, _), row in told:
+            by_blob.setdefault((slot, blob_id), []).append(row)
+        positions = [
+            self._ground.facts.take(slot, blob_id, rows, at_ms=now_ms) for (slot, blob_id), rows in by_blob.items()
+        ]
+        await self._ground.store.durable(max(positions, default=0))
 
     def _tell(self, name: str, verdicts: list[Verdict]) -> None:
         right = [verdict for verdict in verdicts if verdict.outcome == "verified"]
@@ -133,3 +190,19 @@ class ReadBack:
             why = error.detail if isinstance(error, AmberError) else "it could not be looked at"
             self._progress.problem(f"{name}: {len(some)} chunks {outcome}: {why}", count=len(some))
             log.warning("not read back", object=name, outcome=outcome, chunks=len(some), error=why)
+
+
+def _place(row: ArchivedChunk) -> ArchivedChunk:
+    """The row without what it says of time and state: the frame alone, whoever wrote it down when."""
+    return msgspec.structs.replace(row, archived_at_ms=0, state=0)
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _remember(memory: OrderedDict[K, V], key: K, value: V) -> None:
+    memory[key] = value
+    memory.move_to_end(key)
+    if len(memory) > REMEMBERED_MAX:
+        memory.popitem(last=False)

@@ -103,6 +103,23 @@ async def test_bodies_are_equal_or_each_its_own(own, kinds):
     assert len(server.bodies) == kinds
 
 
+async def test_bodies_of_their_own_differ_where_one_target_begins_with_another():
+    async with running() as server:
+        for target in ("/v1/3", "/v1/32"):
+            operation = Operation(method="PUT", target=target)
+            await through(
+                Job(
+                    ports=(server.port,),
+                    clients=1,
+                    operations=(operation,),
+                    body_bytes=64,
+                    own_bodies=True,
+                    requests_each=1,
+                )
+            )
+    assert {body.partition(b"\n")[0] for body in server.bodies} == {b"/v1/3", b"/v1/32"}
+
+
 async def test_what_is_not_ok_is_an_error_and_what_may_be_repeated_is():
     async with running() as server:
         job = Job(ports=(server.port,), clients=1, operations=(get("refused", paths=1),), requests_each=1)

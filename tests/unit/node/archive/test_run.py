@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from amberblob.archives import DAMAGED
+from amberblob.archives import DAMAGED, ArchivedChunk
 from amberblob.config import ArchiveRule
 from amberblob.config.values import SizeBytes
+from archive.targets.interface import Source
+from archive.verifying import Verdict, verify_object
 from node.archive.jobs import JobStatus, Progress
 from node.archive.readback import ReadBack
+from node.archive.selection import Place
 from tests.unit.node.archive.archive_kit import EVICT, World, world
 from tests.unit.node.objects.kit import CHUNK, content, delete, put, until
 
@@ -341,3 +345,83 @@ async def test_chunks_that_came_again_are_read_back_whichever_objects_have_them(
         for slot, blob_id, _ in places:
             blob = await it[1].store.archived(slot, blob_id)
             assert blob is not None and blob.chunks[0].verified
+
+
+@pytest.fixture
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """Every place that a job reads back."""
+    places: list[tuple[str, int, int]] = []
+
+    async def look(target: Source, name: str, rows: Sequence[ArchivedChunk]) -> list[Verdict]:
+        places.extend(row.location for row in rows)
+        return await verify_object(target, name, rows)
+
+    monkeypatch.setattr("node.archive.readback.verify_object", look)
+    return places
+
+
+async def uploaded(it: World, *paths: str) -> list[Place]:
+    """Paths of node 1 with one chunk each, archived and not read back."""
+    places = []
+    await it.run(1)
+    for path in paths:
+        slot = it.cluster.slot(path)
+        blob_id = (await it[1].store.rows(slot, path))[0].version.blob_id
+        blob = await it[1].store.archived(slot, blob_id)
+        assert blob is not None and not blob.chunks[0].verified
+        places.append((slot, blob_id, blob.chunks[0]))
+    return places
+
+
+async def verified(it: World, place: Place) -> bool:
+    blob = await it[1].store.archived(place[0], place[1])
+    assert blob is not None
+    return blob.chunks[0].verified
+
+
+async def test_a_chunk_that_comes_again_is_read_back_once(
+    tmp_path: Path, looked_at: list[tuple[str, int, int]]
+) -> None:
+    """It was stored before, and is on its way to being read or was read: its place is not asked for by itself."""
+    async with world(tmp_path, count=1, replicas=1, slots=4) as it:
+        for path in ("one", "two", "three"):
+            await put(it[1], path, b"the same" * 1000)
+        await it.cluster.settle()
+        one, two, three = await uploaded(it, "one", "two", "three")
+        assert one[2].location == two[2].location == three[2].location
+        closed: list[int] = []
+        ground, progress = it.archive(1).ground, Progress(JobStatus(request=it.request("run"), node="n1"))
+        reading = ReadBack(ground, ground.target, progress, closed=lambda slot, count: closed.append(slot))
+        worker = asyncio.create_task(reading.work())
+        await reading.object_stored([one])
+        await reading.object_stored([two])
+        await reading.add([three])
+        await asyncio.wait_for(reading.flush(), 30)
+        worker.cancel()
+        assert sorted(closed) == sorted([one[0], two[0], three[0]])
+        assert all([await verified(it, place) for place in (one, two, three)])
+        assert looked_at == [one[2].location]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["at-its-place", "at-another-place"])
+async def test_what_another_read_back_meanwhile_is_not_read_once_more(
+    tmp_path: Path, looked_at: list[tuple[str, int, int]], elsewhere: bool
+) -> None:
+    async with world(tmp_path, count=1, replicas=1, slots=4) as it:
+        await put(it[1], "one", content(5000))
+        await it.cluster.settle()
+        (place,) = await uploaded(it, "one")
+        told = replace(place[2], state=1234, target_path="packs/other" if elsewhere else place[2].target_path)
+
+        async def find(chunk_ids: Sequence[str]) -> dict[str, ArchivedChunk]:
+            return {chunk_id: told for chunk_id in chunk_ids if chunk_id == told.chunk_id}
+
+        ground, progress = it.archive(1).ground, Progress(JobStatus(request=it.request("run"), node="n1"))
+        closed: list[int] = []
+        reading = ReadBack(ground, ground.target, progress, closed=lambda slot, count: closed.append(slot), find=find)
+        worker = asyncio.create_task(reading.work())
+        await reading.add([place])
+        await asyncio.wait_for(reading.flush(), 30)
+        worker.cancel()
+        assert closed == [place[0]] and await verified(it, place)
+        assert looked_at == ([place[2].location] if elsewhere else [])
