@@ -221,6 +221,20 @@ def _option(job: Mapping[str, Any], name: str) -> str:
     return ""
 
 
+def stopped_text(job: str, view: Mapping[str, Any]) -> list[str]:
+    """What ``archive stop`` came to, from the job's document after it."""
+    kind, state = view.get("kind"), view.get("state")
+    if any(_mapping(part).get("all_done") for part in view.get("nodes") or ()) and state == "done":
+        noted = ", and its problems are taken note of" if view.get("failures") else ""
+        return [f"{kind} done: {job}. Every slot of it was done already: there was nothing left to stop{noted}"]
+    lines = [f"{kind} {state}: {job}"]
+    if silent := ", ".join(map(str, view.get("silent_nodes") or ())):
+        lines.append(
+            f"no answer from {silent}: stop it again when they are back, or they go on with their part"
+        )
+    return lines
+
+
 def plan_rows(rules: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """What a dry run found per rule, by :data:`PLAN_COLUMNS`. All but what is to be sent counts every copy."""
     rows = []

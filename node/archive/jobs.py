@@ -54,6 +54,7 @@ class JobStatus(msgspec.Struct, kw_only=True):
         notes: what it needs to go on after a restart; opaque.
         done_slots: the slots that it is through with.
         savings: of a dry run, what each rule would move and free on this node.
+        all_done: this node has seen that every slot of the job was done by somebody: whoever is away has nothing left to do.
     """
 
     request: JobRequest
@@ -72,6 +73,7 @@ class JobStatus(msgspec.Struct, kw_only=True):
     notes: dict[str, str] = {}
     done_slots: list[int] = []
     savings: list[RuleSavings] = []
+    all_done: bool = False
 
 
 ELSEWHERE = "elsewhere"

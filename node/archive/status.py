@@ -184,6 +184,8 @@ def view_job(parts: Iterable[JobStatus], *, slot_count: int, silent: Iterable[st
     # What a node began by its own schedule is its own part alone.
     by_slot = SCOPES[request.kind] == "slots" and SCHEDULED not in request.options
     done = {slot for part in parts for slot in part.done_slots}
+    if by_slot and slots and any(part.all_done for part in parts):
+        done = set(range(slot_count))  # also those of nodes that are away, and cannot tell
     unfinished = tuple(slot for slot in range(slot_count) if slot not in done) if by_slot and slots else ()
     state = _overall(parts, unfinished=bool(unfinished), all_done=by_slot and slots and not unfinished)
     counts: dict[str, int] = {}

@@ -15,7 +15,7 @@ import pytest
 
 from amberblob.cli.app import run
 from amberblob.cli.archivejob import PATIENCE_S, Ended, JobWatch, UnderWay, Waits
-from amberblob.cli.archiveview import job_rows, node_rows, plan_rows, plan_summary, problems_of, summary_lines
+from amberblob.cli.archiveview import job_rows, node_rows, plan_rows, plan_summary, problems_of, stopped_text, summary_lines
 from amberblob.cli.devarchive import archive_keys, with_archive
 from amberblob.cli.output import CommandFailed
 from archive.targets.folder import MARKER
@@ -248,6 +248,14 @@ def test_what_an_operator_has_taken_note_of_is_no_problem_any_more():
     (problem,) = problems_of(view(node("n1")), [FAILED])
     assert f"amberblob archive stop {JOB}" in problem.mend
     assert problems_of(view(node("n1")), [asked("stopped", {"n1": "stopped"}, failures=2)]) == []
+
+
+def test_stopping_says_what_became_of_it():
+    done = job("done", (64, 64), silent_nodes=["n3"], nodes=[{"node": "n1", "state": "done", "all_done": True}])
+    (line,) = stopped_text(JOB, done)
+    assert line.startswith(f"run done: {JOB}.") and "nothing left to stop" in line
+    lines = stopped_text(JOB, job("stopped", silent_nodes=["n3"]))
+    assert lines[0] == f"run stopped: {JOB}" and lines[1].startswith("no answer from n3: stop it again")
 
 
 def test_the_plan_is_a_line_per_rule():
