@@ -107,15 +107,21 @@ def _conclude(job: str, end: Ended | Waits | None, *, as_json: bool, quiet: bool
         if more := end.failures - len(end.problems):
             note(f"problem: and {more:,} more; the nodes' logs have them")
     if not end.well:
-        hint = {
-            "stopped": "What it did stays. Start it again for the rest.",
-            "failed": "amberblob archive status tells whether the archive can be reached. Start the job again afterwards: it goes on with what is left.",
-        }.get(
-            end.state, "The rest was done. Mend what the problems say, and start the job again: it does what is left."
-        )
-        raise CommandFailed(printable(end.text), hint)
+        raise CommandFailed(printable(end.text), _hint(end))
     if not as_json and not quiet:
         say(printable(end.text))
+
+
+def _hint(end: Ended) -> str:
+    """What to do about a job that was not well."""
+    if end.state == "stopped":
+        return "What it did stays. Start it again for the rest."
+    if end.state != "failed":
+        return "The rest was done. Mend what the problems say, and start the job again: it does what is left."
+    look = "amberblob archive status tells whether the archive can be reached."
+    if end.kind == "import":
+        look = f"If it is the source: check SOURCE_URL, and what the key of [archive] may do there. Else {look}"
+    return f"{look} Start the job again afterwards: it goes on with what is left."
 
 
 async def _follow(

@@ -15,7 +15,15 @@ import pytest
 
 from amberblob.cli.app import run
 from amberblob.cli.archivejob import PATIENCE_S, Ended, JobWatch, UnderWay, Waits
-from amberblob.cli.archiveview import job_rows, node_rows, plan_rows, plan_summary, problems_of, stopped_text, summary_lines
+from amberblob.cli.archiveview import (
+    job_rows,
+    node_rows,
+    plan_rows,
+    plan_summary,
+    problems_of,
+    stopped_text,
+    summary_lines,
+)
 from amberblob.cli.devarchive import archive_keys, with_archive
 from amberblob.cli.output import CommandFailed
 from archive.targets.folder import MARKER
@@ -406,6 +414,17 @@ def test_problems_are_told_and_the_status_is_1(server, capsys):
     errors = capsys.readouterr().err
     assert "problem: n1: object 0\n" in errors and "and 5 more" in errors
     assert "amberblob: run done, 25 problems" in errors
+
+
+def test_an_import_that_failed_does_not_blame_the_archive_alone(server, capsys):
+    server.jobs = [
+        job("failed", kind="import", detail="n1: The source s3://photoz cannot be listed", source="s3://photoz")
+    ]
+    assert run(["archive", "import", "s3://photoz"]) == 1
+    errors = capsys.readouterr().err
+    assert "s3://photoz cannot be listed" in errors and "check SOURCE_URL" in errors
+    (problem,) = problems_of(view(node("n1")), server.jobs)
+    assert "amberblob archive import s3://photoz." in problem.mend
 
 
 def test_who_does_not_take_part_is_said(server, capsys):
