@@ -43,6 +43,7 @@ def run_job(wanted: JobWanted, *, detach: bool, as_json: bool, endpoint: str | N
         begun.update(started)
         if not as_json:
             _tell_who_does_not(started)
+            _tell_warnings(started)
         if detach:
             return started, None
         title = f"{wanted.kind} (dry run)" if wanted.dry_run else wanted.kind
@@ -61,7 +62,10 @@ def follow_job(job: str, *, as_json: bool, endpoint: str | None) -> None:
     """Follow a job that runs, or ran, to its end. Raises as :func:`run_job`; NotFound: there is no such job."""
 
     async def work(client: AsyncClient) -> tuple[Mapping[str, Any], Ended | Waits]:
-        kind = str((await client.archive.job(job)).get("kind") or "job")
+        begun = await client.archive.job(job)
+        kind = str(begun.get("kind") or "job")
+        if not as_json:
+            _tell_warnings(begun)
         return await _follow(client, job, kind, (), quiet=as_json)
 
     document, end = _interruptible(endpoint, work, {"job": job})
@@ -94,6 +98,11 @@ def _tell_who_does_not(started: Mapping[str, Any]) -> None:
     if isinstance(refused, Mapping):
         for node, why in refused.items():
             note(printable(f"{node} does not take part: {why}"))
+
+
+def _tell_warnings(document: Mapping[str, Any]) -> None:
+    for warning in document.get("warnings") or ():
+        note(printable(f"warning: {warning}"))
 
 
 def _conclude(job: str, end: Ended | Waits | None, *, as_json: bool, quiet: bool) -> None:

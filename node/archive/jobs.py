@@ -31,15 +31,18 @@ class JobRequest(JobWanted, frozen=True, kw_only=True, forbid_unknown_fields=Fal
     Attributes:
         job: ULID.
         asked_at_ms: epoch milliseconds.
+        warnings: what whoever asked was told before (:mod:`node.archive.forewarned`).
     """
 
     job: str
     asked_at_ms: int = 0
+    warnings: tuple[str, ...] = ()
 
     @classmethod
-    def taken(cls, wanted: JobWanted, *, job: str, asked_at_ms: int) -> JobRequest:
+    def taken(cls, wanted: JobWanted, *, job: str, asked_at_ms: int, warnings: tuple[str, ...] = ()) -> JobRequest:
         """The request that a wanted job becomes under this id."""
-        return cls(**{**msgspec.structs.asdict(wanted), "job": job, "asked_at_ms": asked_at_ms})
+        more = {"job": job, "asked_at_ms": asked_at_ms, "warnings": warnings}
+        return cls(**{**msgspec.structs.asdict(wanted), **more})
 
 
 class JobStatus(msgspec.Struct, kw_only=True):

@@ -427,6 +427,15 @@ def test_an_import_that_failed_does_not_blame_the_archive_alone(server, capsys):
     assert "amberblob archive import s3://photoz." in problem.mend
 
 
+def test_what_rules_will_make_of_it_is_said_before(server, capsys):
+    server.started = {**server.started, "warnings": ["the rule for 'p/' will undo it"]}
+    assert run(["archive", "restore", "--prefix", "p/", "--detach"]) == 0
+    assert "warning: the rule for 'p/' will undo it\n" in capsys.readouterr().err
+    server.jobs = [job("done", kind="restore", warnings=["the rule for 'p/' will undo it"])]
+    assert run(["archive", "follow", JOB]) == 0
+    assert capsys.readouterr().err == "warning: the rule for 'p/' will undo it\n"
+
+
 def test_who_does_not_take_part_is_said(server, capsys):
     server.started = {**server.started, "silent_nodes": ["n2"], "refused": {"n3": "no archive is configured"}}
     assert run(["archive", "run"]) == 0
