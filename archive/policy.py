@@ -144,6 +144,17 @@ class Policy:
         """Whether any rule ever lets bytes go."""
         return any(rule.action == "archive-and-evict" for rule in self._longest_first)
 
+    def below(self, prefix: str) -> tuple[Rule, ...]:
+        """The rules that count for any path that begins with ``prefix``, by their own prefixes."""
+        found = {rule for rule in self._longest_first if rule.prefix.startswith(prefix)}
+        if (above := self.rule(prefix)) is not None:
+            found.add(above)
+        return tuple(sorted(found, key=lambda rule: rule.prefix))
+
+    def undoing(self, prefix: str) -> tuple[Rule, ...]:
+        """Those of them that let bytes go however full the disk is: also such as were brought back from the archive a moment ago."""
+        return tuple(rule for rule in self.below(prefix) if rule.action == "archive-and-evict" and not rule.evict_above)
+
     def prefixes(self) -> tuple[str, ...]:
         """Below which something may be to do, none within another; what is elsewhere need not be looked at."""
         found: list[str] = []

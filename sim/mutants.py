@@ -114,9 +114,9 @@ def a_lost_register_is_empty() -> contextlib.AbstractContextManager[Any]:
     """A database that was lost keeps its old name, so that its empty memory votes."""
     original = SlotPool.retire
 
-    def retire(self: SlotPool, slot: int, why: str) -> Any:
+    def retire(self: SlotPool, slot: int, why: str, **more: Any) -> Any:
         with mock.patch.object(self, "_mint", lambda: self._identity.disk_id):
-            return original(self, slot, why)
+            return original(self, slot, why, **more)
 
     return mock.patch.object(SlotPool, "retire", retire)
 

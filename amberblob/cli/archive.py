@@ -104,7 +104,7 @@ def restore(
 ) -> None:
     """Bring evicted bytes back onto the disks. (Reading does not need that.)
 
-    A rule that evicts takes them away again as soon as it applies to them.
+    A rule that evicts takes them away again within minutes, unless it waits for a full disk (evict_above): you are warned of it then.
 
     \b
     Examples:

@@ -43,6 +43,7 @@ def run_job(wanted: JobWanted, *, detach: bool, as_json: bool, endpoint: str | N
         begun.update(started)
         if not as_json:
             _tell_who_does_not(started)
+            _tell_warnings(started)
         if detach:
             return started, None
         title = f"{wanted.kind} (dry run)" if wanted.dry_run else wanted.kind
@@ -61,7 +62,10 @@ def follow_job(job: str, *, as_json: bool, endpoint: str | None) -> None:
     """Follow a job that runs, or ran, to its end. Raises as :func:`run_job`; NotFound: there is no such job."""
 
     async def work(client: AsyncClient) -> tuple[Mapping[str, Any], Ended | Waits]:
-        kind = str((await client.archive.job(job)).get("kind") or "job")
+        begun = await client.archive.job(job)
+        kind = str(begun.get("kind") or "job")
+        if not as_json:
+            _tell_warnings(begun)
         return await _follow(client, job, kind, (), quiet=as_json)
 
     document, end = _interruptible(endpoint, work, {"job": job})
@@ -96,6 +100,11 @@ def _tell_who_does_not(started: Mapping[str, Any]) -> None:
             note(printable(f"{node} does not take part: {why}"))
 
 
+def _tell_warnings(document: Mapping[str, Any]) -> None:
+    for warning in document.get("warnings") or ():
+        note(printable(f"warning: {warning}"))
+
+
 def _conclude(job: str, end: Ended | Waits | None, *, as_json: bool, quiet: bool) -> None:
     if isinstance(end, Waits):
         raise CommandFailed(printable(end.why), f"{printable(end.hint)} {how_to_go_on(job)}")
@@ -107,15 +116,21 @@ def _conclude(job: str, end: Ended | Waits | None, *, as_json: bool, quiet: bool
         if more := end.failures - len(end.problems):
             note(f"problem: and {more:,} more; the nodes' logs have them")
     if not end.well:
-        hint = {
-            "stopped": "What it did stays. Start it again for the rest.",
-            "failed": "amberblob archive status tells whether the archive can be reached. Start the job again afterwards: it goes on with what is left.",
-        }.get(
-            end.state, "The rest was done. Mend what the problems say, and start the job again: it does what is left."
-        )
-        raise CommandFailed(printable(end.text), hint)
+        raise CommandFailed(printable(end.text), _hint(end))
     if not as_json and not quiet:
         say(printable(end.text))
+
+
+def _hint(end: Ended) -> str:
+    """What to do about a job that was not well."""
+    if end.state == "stopped":
+        return "What it did stays. Start it again for the rest."
+    if end.state != "failed":
+        return "The rest was done. Mend what the problems say, and start the job again: it does what is left."
+    look = "amberblob archive status tells whether the archive can be reached."
+    if end.kind == "import":
+        look = f"If it is the source: check SOURCE_URL, and what the key of [archive] may do there. Else {look}"
+    return f"{look} Start the job again afterwards: it goes on with what is left."
 
 
 async def _follow(

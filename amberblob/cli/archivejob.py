@@ -82,6 +82,7 @@ class UnderWay:
 class Ended:
     """Nobody works on it any more: done, failed or stopped."""
 
+    kind: str
     state: str
     text: str
     problems: tuple[str, ...]
@@ -184,7 +185,7 @@ def ended(view: Mapping[str, Any]) -> Ended:
     if whole.state != "done" and (detail := view.get("detail")):
         texts.append(str(detail))
     problems = tuple(map(str, view.get("problems") or ()))
-    return Ended(state=whole.state, text=", ".join(texts), problems=problems, failures=whole.failures)
+    return Ended(kind=kind, state=whole.state, text=", ".join(texts), problems=problems, failures=whole.failures)
 
 
 def counts_text(kind: str, counts: Any) -> list[str]:

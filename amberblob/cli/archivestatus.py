@@ -18,6 +18,7 @@ from amberblob.cli.archiveview import (
     plan_rows,
     plan_summary,
     problems_of,
+    stopped_text,
     summary_lines,
 )
 from amberblob.cli.options import Endpoint, Json, wants_json, with_client
@@ -97,13 +98,8 @@ def stop(
     if wants_json(json_output):
         say_json(view)
         return
-    say(printable(f"{view.get('kind')} {view.get('state')}: {job}"))
-    if silent := view.get("silent_nodes"):
-        say(
-            printable(
-                f"no answer from {', '.join(map(str, silent))}: stop it again when they are back, or they go on with their part"
-            )
-        )
+    for line in stopped_text(job, view):
+        say(printable(line))
 
 
 def show_plan(document: Mapping[str, Any]) -> None:

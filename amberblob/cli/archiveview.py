@@ -175,7 +175,8 @@ def _job_problem(job: Mapping[str, Any]) -> Problem | None:
     failures, detail = int(job.get("failures") or 0), f": {job['detail']}" if job.get("detail") else ""
     noted = f"If there is nothing to mend: amberblob archive stop {name}"
     if state == "failed":
-        again = f"Mend that, then start it again: amberblob archive {kind}. {noted}"
+        source = f" {job['source']}" if kind == "import" and job.get("source") else ""
+        again = f"Mend that, then start it again: amberblob archive {kind}{source}. {noted}"
         return Problem(f"job {name} ({kind}) failed{detail}", again)
     if state == "waiting":
         return Problem(f"job {name} ({kind}) waits{detail}", f"What for: amberblob archive follow {name}")
@@ -219,6 +220,18 @@ def _option(job: Mapping[str, Any], name: str) -> str:
     for part in job.get("nodes") or ():
         return str(_mapping(_mapping(_mapping(part).get("request")).get("options")).get(name) or "")
     return ""
+
+
+def stopped_text(job: str, view: Mapping[str, Any]) -> list[str]:
+    """What ``archive stop`` came to, from the job's document after it."""
+    kind, state = view.get("kind"), view.get("state")
+    if any(_mapping(part).get("all_done") for part in view.get("nodes") or ()) and state == "done":
+        noted = ", and its problems are taken note of" if view.get("failures") else ""
+        return [f"{kind} done: {job}. Every slot of it was done already: there was nothing left to stop{noted}"]
+    lines = [f"{kind} {state}: {job}"]
+    if silent := ", ".join(map(str, view.get("silent_nodes") or ())):
+        lines.append(f"no answer from {silent}: stop it again when they are back, or they go on with their part")
+    return lines
 
 
 def plan_rows(rules: Sequence[Mapping[str, Any]]) -> list[list[str]]:

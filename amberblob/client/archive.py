@@ -32,7 +32,7 @@ class ArchiveCalls:
         return await self._ask("GET", ARCHIVE_TARGET)
 
     async def start(self, wanted: JobWanted) -> Mapping[str, Any]:
-        """Start a job on every node; returns ``{job, nodes, silent_nodes, refused}`` before anything is done.
+        """Start a job on every node; returns ``{job, nodes, silent_nodes, refused, warnings}`` before anything is done.
 
         One that has no id of the caller's is given one, so that a request that is repeated does not begin a second job.
 

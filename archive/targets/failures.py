@@ -49,6 +49,7 @@ class Refusal:
         status: of HTTP. code, message: the server's; of a HEAD the code is the status.
         headers: of the answer, names in lower case.
         now_ms: this machine's time, epoch milliseconds.
+        foreign: the bucket is not that of the archive, but one that was imported from.
     """
 
     asked: str
@@ -59,6 +60,7 @@ class Refusal:
     message: str
     headers: dict[str, str] = field(default_factory=dict)
     now_ms: int = 0
+    foreign: bool = False
 
     @property
     def seen(self) -> str:
@@ -93,6 +95,7 @@ _REDIRECTS = frozenset({
     "InvalidRegion", "301", "307",
 })  # fmt: skip
 _FULL = frozenset({"XMinioStorageFull", "InsufficientCapacity", "InsufficientStorage"})
+_DENIED_ELSEWISE = frozenset({"InvalidObjectState", "QuotaExceeded"})
 _UNKNOWN = frozenset({"NotImplemented", "MethodNotAllowed", "XNotImplemented"})
 
 
@@ -110,6 +113,8 @@ def classify(refusal: Refusal) -> ArchiveError:
         return ArchiveUnavailable(f"{seen}. This may be over soon: try again.")
     if code in _KEYS:
         return KeysRefused(f"{seen}. The target says that {_KEYS[code]}. {_WHERE_KEYS}")
+    if refusal.foreign and (error := _of_source(refusal)) is not None:
+        return error
     if code == "NoSuchBucket":
         return ArchiveDenied(
             f"{seen}. There is no bucket {refusal.bucket!r} there: make it, or mend [archive] target and endpoint. Nothing is given up as lost."
@@ -127,6 +132,28 @@ def classify(refusal: Refusal) -> ArchiveError:
     if code in _FULL or status == 507:
         return ArchiveUnavailable(f"{seen}. The target is full: make room there; it goes on by itself then.")
     return _by_status(refusal)
+
+
+def _of_source(refusal: Refusal) -> ArchiveError | None:
+    """What an operator has to mend is not [archive] but what was imported from; None: it is nothing of that kind."""
+    code, status, seen = refusal.code, refusal.status, refusal.seen
+    if code == "NoSuchBucket":
+        return ArchiveDenied(
+            f"{seen}. There is no bucket {refusal.bucket!r} at the endpoint of [archive], which imports use as well. If an import begins: mend the "
+            "source's URL. If it was imported from: bring the bucket back."
+        )
+    if code in _REDIRECTS or status in (301, 307, 308):
+        region = refusal.headers.get("x-amz-bucket-region", "another region")
+        return ArchiveDenied(
+            f"{seen}. The source's bucket {refusal.bucket!r} is in {region}, not where [archive] region and endpoint are: check the source's URL, or "
+            "copy what it has into a bucket there."
+        )
+    if status in (401, 403) and code not in _DENIED_ELSEWISE:
+        return KeysRefused(
+            f"{seen}. Check the source's URL: others' buckets (and, without ListBucket, missing objects) look like this, too. If it is right, the credentials of [archive], which imports use as "
+            f"well, lack a right: they need s3:ListBucket and s3:GetObject on bucket {refusal.bucket!r}."
+        )
+    return None
 
 
 def _by_status(refusal: Refusal) -> ArchiveError:

@@ -127,7 +127,7 @@ class S3Requests:
         except failed.ClientError as error:
             raise self._refused(asked, bucket, error.response) from None
         except (failed.BotoCoreError, HTTPError, OSError, ValueError) as error:
-            raise _broken(asked, error, self.section) from None
+            raise _broken(asked, error, self.section, foreign=self._is_foreign(bucket)) from None
 
     def _refused(self, asked: str, bucket: str, response: Any) -> ArchiveError:
         told, facts = response.get("Error", {}), response.get("ResponseMetadata", {})
@@ -144,8 +144,14 @@ class S3Requests:
                 message=str(told.get("Message") or ""),
                 headers=headers,
                 now_ms=self.clock.wall_ms(),
+                foreign=self._is_foreign(bucket),
             )
         )
+
+    def _is_foreign(self, bucket: str) -> bool:
+        """Whether it is not the archive's own: a source of imports."""
+        scheme, _, rest = self.section.target.partition("://")
+        return scheme != "s3" or rest.partition("/")[0] != bucket
 
     def _make_client(self) -> Any:
         """A client with the credentials of now. Slow: the first one takes a quarter of a second."""
@@ -215,7 +221,7 @@ def _closed(bucket: str, key: str) -> ArchiveError:
     return ArchiveError(f"s3://{bucket}/{key}: this node ends; ask another one")
 
 
-def _broken(asked: str, error: Exception, section: ArchiveSection) -> ArchiveError:
+def _broken(asked: str, error: Exception, section: ArchiveSection, *, foreign: bool = False) -> ArchiveError:
     """What no answer of the server says. Botocore's texts have no secrets, but they may have the whole query: only the cause is told."""
     cause = _cause(error)
     match error:
@@ -246,7 +252,8 @@ def _broken(asked: str, error: Exception, section: ArchiveSection) -> ArchiveErr
             | failed.NoRegionError()
             | failed.InvalidEndpointConfigurationError()
         ):
-            return ArchiveDenied(f"{asked}: {cause}. Mend [archive] target, region and endpoint.")
+            what = "the source's URL" if foreign else "[archive] target"
+            return ArchiveDenied(f"{asked}: {cause}. Mend {what}, or [archive] region and endpoint.")
         case _:
             return ArchiveUnavailable(f"{asked}: the connection broke: {cause}.")
 

@@ -13,6 +13,8 @@ from amberblob.errors import BadRequest, JobConflict, NoArchive, NoSuchJob, NotR
 from amberblob.ids import valid_ulid
 from amberblob.wire import Reply
 from amberblob.wire_archive import ArchiveInfo, ArchiveInfoReply, ArchiveJob, ArchiveJobReply
+from archive.policy import Policy
+from node.archive.forewarned import warnings_for
 from node.archive.ground import Ground
 from node.archive.jobs import SCOPES, JobRequest, JobStatus
 from node.archive.status import (
@@ -79,7 +81,8 @@ class ClusterArchive:
             raise BadRequest("An import needs its source: s3://bucket/prefix.")
         ground = self._ground
         job = _checked(wanted.job) if wanted.job else ground.mint.mint()
-        request = JobRequest.taken(wanted, job=job, asked_at_ms=ground.now_ms())
+        warnings = warnings_for(wanted, Policy.of(ground.section))
+        request = JobRequest.taken(wanted, job=job, asked_at_ms=ground.now_ms(), warnings=warnings)
         message = ArchiveJob(action="start", job=request.job, request=msgspec.json.encode(request))
         if SCOPES[wanted.kind] == "one":
             replies = await self._start_one(message)
@@ -96,6 +99,7 @@ class ClusterArchive:
             nodes=tuple(sorted(started)),
             silent_nodes=tuple(sorted(errors.keys() - refused.keys())),
             refused=refused,
+            warnings=warnings,
         )
 
     async def _start_one(self, message: ArchiveJob) -> dict[str, Reply | PeerError]:

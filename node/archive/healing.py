@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
@@ -19,8 +19,9 @@ from amberblob.errors import (
 )
 from amberblob.manifest import ChunkRef, Version, decode_manifest
 from antientropy.room import Room
+from chunkstore.archiverules import ids_of
 from chunkstore.interface import ReplicaStore
-from node.archive.known import KnownRows, TakesRows
+from node.archive.known import CHUNKS_ASKED, KnownRows, TakesRows
 from node.archive.lent import Lent
 from node.archive.reads import Reads
 from node.objects.cold import Course
@@ -58,23 +59,38 @@ class Healing:
                 return True
             for node in nodes:
                 try:
-                    told = await self._rows.of(node, slot, version.blob_id)
+                    if not await self._live_by_rows_of(node, slot, version):
+                        continue
                 except PeerError as error:
                     log.info("archive rows not told", peer=node, slot=slot, blob_id=version.blob_id, error=error.detail)
                     continue
-                if told is None or not told.evicted or not _covers(told, version):
-                    continue
-                if version.manifest_id is not None:
-                    self._facts.take(slot, version.blob_id, told.chunks, at_ms=self._now_ms())
-                    await self._manifest(slot, version)
-                position = self._facts.take(slot, version.blob_id, told.chunks, at_ms=self._now_ms(), evicted=True)
-                await self._store.durable(position)
-                if await self._store.is_evicted(slot, version.blob_id):
-                    log.info("copy lives by the archive", slot=slot, blob_id=version.blob_id, as_=node)
-                    return True
+                log.info("copy lives by the archive", slot=slot, blob_id=version.blob_id, as_=node)
+                return True
         except (StorageError, ArchiveError) as error:
             log.warning("archive rows not taken", slot=slot, blob_id=version.blob_id, error=error.detail)
         return False
+
+    async def _live_by_rows_of(self, node: str, slot: int, version: Version) -> bool:
+        """Take the rows of a copy that gave the bytes up; whether this one lives by them now. Raises: PeerError, StorageError, ArchiveError."""
+        told = await self._rows.of(node, slot, version.blob_id)
+        if told is None or not told.evicted:
+            return False
+        blob_id, chunks = version.blob_id, version.chunks
+        if version.manifest_id is not None:
+            self._facts.take(slot, blob_id, told.chunks, at_ms=self._now_ms())
+            chunks, _ = await self._manifest(slot, version)
+        pages = [told.chunks]
+        missing = _lacking(told, dict.fromkeys(ids_of(version, chunks)))
+        while missing:  # an answer holds only so many rows
+            told = await self._rows.of(node, slot, blob_id, list(missing)[:CHUNKS_ASKED])
+            before, missing = missing, _lacking(told, missing)
+            if told is None or len(missing) == len(before):
+                return False
+            pages.append(told.chunks)
+        for page in pages[:-1]:
+            self._facts.take(slot, blob_id, page, at_ms=self._now_ms())
+        await self._store.durable(self._facts.take(slot, blob_id, pages[-1], at_ms=self._now_ms(), evicted=True))
+        return await self._store.is_evicted(slot, blob_id)
 
     async def fetch(
         self, slot: int, version: Version, *, room: Room | None = None, share: tuple[int, int] = (0, 1)
@@ -159,7 +175,7 @@ class Healing:
             raise ChunkMissing(f"chunk {chunk.id} is on no disk, and in the archive: {error.detail}") from error
 
 
-def _covers(told: ArchivedBlob, version: Version) -> bool:
-    """Whether verified rows are told of every chunk, as far as the version itself lists them: its row may not be here yet, to compare with."""
-    verified = {row.chunk_id for row in told.chunks if row.verified}
-    return verified.issuperset(chunk.id for chunk in version.chunks)
+def _lacking(told: ArchivedBlob | None, ids: Iterable[str]) -> dict[str, None]:
+    """Those of the ids, in their order, of which no verified row is told."""
+    verified = {row.chunk_id for row in told.chunks if row.verified} if told is not None else set[str]()
+    return {one: None for one in ids if one not in verified}

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from amberblob.archives import ArchivedChunk
-from amberblob.errors import ArchiveError, BadRequest, PreconditionFailed, RequestError, VersionConflict
+from amberblob.errors import ArchiveDenied, ArchiveError, BadRequest, PreconditionFailed, RequestError, VersionConflict
 from amberblob.manifest import ChunkRef, Version
 from amberblob.paths import check_path
 from amberblob.wire import Query
@@ -72,11 +72,19 @@ class ImportWork:
         if not request.dry_run:
             await patience.of(ground.identity.enter)  # manifests go there, and reads of the rows ask whose it is
         after = progress.note("after")
-        while page := await patience.of(partial(paced.page, rest, after, PAGE)):
+        while page := await patience.of(partial(_page, paced, request.source, rest, after)):
             await in_parallel(run.one, page, AT_ONCE)
             after = page[-1].name
             progress.set_note("after", after)
             progress.say(f"imported up to {after!r}")
+
+
+async def _page(source: Source, url: str, rest: str, after: str) -> list[Stored]:
+    """What comes next in the listing. Raises: ArchiveError; where somebody has to mend something, it says what was to be listed."""
+    try:
+        return await source.page(rest, after, PAGE)
+    except ArchiveDenied as error:
+        raise ArchiveDenied(f"The source {url} cannot be listed: {error.detail}", code=error.code) from error
 
 
 def _root(url: str, rest: str) -> str:

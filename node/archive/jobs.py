@@ -31,15 +31,18 @@ class JobRequest(JobWanted, frozen=True, kw_only=True, forbid_unknown_fields=Fal
     Attributes:
         job: ULID.
         asked_at_ms: epoch milliseconds.
+        warnings: what whoever asked was told before (:mod:`node.archive.forewarned`).
     """
 
     job: str
     asked_at_ms: int = 0
+    warnings: tuple[str, ...] = ()
 
     @classmethod
-    def taken(cls, wanted: JobWanted, *, job: str, asked_at_ms: int) -> JobRequest:
+    def taken(cls, wanted: JobWanted, *, job: str, asked_at_ms: int, warnings: tuple[str, ...] = ()) -> JobRequest:
         """The request that a wanted job becomes under this id."""
-        return cls(**{**msgspec.structs.asdict(wanted), "job": job, "asked_at_ms": asked_at_ms})
+        more = {"job": job, "asked_at_ms": asked_at_ms, "warnings": warnings}
+        return cls(**{**msgspec.structs.asdict(wanted), **more})
 
 
 class JobStatus(msgspec.Struct, kw_only=True):
@@ -54,6 +57,7 @@ class JobStatus(msgspec.Struct, kw_only=True):
         notes: what it needs to go on after a restart; opaque.
         done_slots: the slots that it is through with.
         savings: of a dry run, what each rule would move and free on this node.
+        all_done: this node has seen that every slot of the job was done by somebody: whoever is away has nothing left to do.
     """
 
     request: JobRequest
@@ -72,6 +76,7 @@ class JobStatus(msgspec.Struct, kw_only=True):
     notes: dict[str, str] = {}
     done_slots: list[int] = []
     savings: list[RuleSavings] = []
+    all_done: bool = False
 
 
 ELSEWHERE = "elsewhere"

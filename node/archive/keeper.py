@@ -184,7 +184,7 @@ class Keeper:
                     self._runner.mark_complete(progress)
                     return
         if len(done) >= slot_count:
-            self._runner.mark_complete(progress)
+            self._runner.mark_complete(progress, all_done=True)
             return
         if status.state == "done" and any(slot not in done for slot in ground.led_slots()):
             progress.done_elsewhere(done)

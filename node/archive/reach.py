@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from amberblob.clock import Clock
-from amberblob.errors import AmberError, ArchiveDenied, ArchiveError, ArchiveUnavailable, NotReady
+from amberblob.errors import AmberError, ArchiveDenied, ArchiveError, ArchiveNotOurs, ArchiveUnavailable, NotReady
 from antientropy.step import Did, Wake
 from archive.targets.interface import Target
 from archive.traffic import Traffic
@@ -19,7 +19,12 @@ log = structlog.get_logger(__name__)
 LOOK_EVERY_S = 60.0
 """How often a target that answers is looked at, if nothing else went there meanwhile."""
 RETRY_FIRST_S = 2.0
-RETRY_MAX_S = 60.0
+RETRY_MAX_S = 5.0
+"""How often one that is away is looked at: who mended it wants to see that within seconds."""
+RETRY_STRANGE_S = 15.0
+"""The same of one that answers and is another cluster's: finding out what is there takes some requests more."""
+WAITS_MAX_S = 60.0
+"""A job that waits looks by itself so often. It goes on at once when another look had an answer."""
 PROBE_TIMEOUT_S = 60.0
 DOUBT_PAUSE_S = 1.0
 """Between two looks because of others' requests that failed: there may be many."""
@@ -64,6 +69,7 @@ class Reach:
         self._succeeded = 0
         self._retry_s = RETRY_FIRST_S
         self._doubted = self._looking = False
+        self._back = asyncio.Event()
         traffic.on_trouble = self._doubt
 
     def _doubt(self) -> None:
@@ -83,7 +89,8 @@ class Reach:
         await self._look(thorough=not self.reached or self._doubted)
         if self.reached:
             return self._rest(LOOK_EVERY_S)
-        pause_s, self._retry_s = self._retry_s, min(RETRY_MAX_S, 2 * self._retry_s)
+        longest_s = RETRY_STRANGE_S if isinstance(self.error, ArchiveNotOurs) else RETRY_MAX_S
+        pause_s, self._retry_s = min(self._retry_s, longest_s), min(longest_s, 2 * self._retry_s)
         return self._rest(pause_s)
 
     async def _look(self, *, thorough: bool) -> None:
@@ -113,7 +120,7 @@ class Reach:
         await self._look(thorough=True)
 
     async def wait(self, patience_s: float, say: Callable[[str], None] = lambda why: None) -> None:
-        """Return once the target answers; looks itself, and says what it waits for.
+        """Return once the target answers, whoever saw it; looks itself, too, and says what it waits for.
 
         Raises: ArchiveDenied at once, as nobody but an operator can help; another ArchiveError when it did not answer for so long.
         """
@@ -127,8 +134,9 @@ class Reach:
             if left_s <= 0 or isinstance(self.error, ArchiveDenied):
                 self.require()
             say(f"waiting for the archive: {self.error}")
-            await asyncio.sleep(min(pause_s, max(0.0, left_s)))
-            pause_s = min(RETRY_MAX_S, 2 * pause_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._back.wait(), min(pause_s, left_s))
+            pause_s = min(WAITS_MAX_S, 2 * pause_s)
 
     async def outlast(self, error: AmberError, patience_s: float, say: Callable[[str], None]) -> bool:
         """A job's request failed: return once the target answers, if it is the target that did not.
@@ -155,6 +163,7 @@ class Reach:
             log.warning("the archive is not reached", target=self._target.url, code=error.code, error=error.detail)
             self._retry_s = RETRY_FIRST_S
             self.wake.set()
+        self._back.clear()
         self.error = error
 
     def _answered(self) -> None:
@@ -162,6 +171,7 @@ class Reach:
             self.reached, self.since_ms = True, self._now_ms()
             log.info("the archive is reached", target=self._target.url)
         self.error = None
+        self._back.set()
         self._retry_s = RETRY_FIRST_S
 
     def _successes(self) -> int:

@@ -181,8 +181,10 @@ class JobRunner:
         return sum(status.state == state for status in self.statuses())
 
     @staticmethod
-    def mark_complete(progress: Progress) -> None:
-        """There is nothing left of the job on any node: it is not looked at again."""
+    def mark_complete(progress: Progress, *, all_done: bool = False) -> None:
+        """There is nothing left of the job on any node: it is not looked at again. ``all_done``: because every slot was done by somebody."""
+        if all_done and not progress.status.all_done:
+            progress.status.all_done = progress.changed = True
         if not progress.note(COMPLETE):
             progress.set_note(COMPLETE, "1")
 

@@ -92,12 +92,13 @@ class ArchiveView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobStarted(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of ``POST /archive/jobs``: who began; who did not answer; who refused, and why."""
+    """The answer of ``POST /archive/jobs``: who began; who did not answer; who refused, and why; what is to be known beforehand."""
 
     job: str
     nodes: tuple[str, ...]
     silent_nodes: tuple[str, ...]
     refused: dict[str, str]
+    warnings: tuple[str, ...] = ()
 
 
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +109,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
         unfinished_slots: that nobody has done, as far as those who answered tell; only where one job is asked for, and if it goes by slots.
         problems: the first of them, each with its node's name.
         savings: of a dry run, what each rule would move and free, all nodes together; what is freed counts each copy.
+        warnings: what whoever began it was told: what rules that were in place will make of it.
     """
 
     job: str
@@ -130,6 +132,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     unfinished_slots: tuple[int, ...]
     nodes: tuple[JobStatus, ...]
     silent_nodes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 class JobsView(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,6 +187,8 @@ def view_job(parts: Iterable[JobStatus], *, slot_count: int, silent: Iterable[st
     # What a node began by its own schedule is its own part alone.
     by_slot = SCOPES[request.kind] == "slots" and SCHEDULED not in request.options
     done = {slot for part in parts for slot in part.done_slots}
+    if by_slot and slots and any(part.all_done for part in parts):
+        done = set(range(slot_count))  # also those of nodes that are away, and cannot tell
     unfinished = tuple(slot for slot in range(slot_count) if slot not in done) if by_slot and slots else ()
     state = _overall(parts, unfinished=bool(unfinished), all_done=by_slot and slots and not unfinished)
     counts: dict[str, int] = {}
@@ -213,6 +218,7 @@ def view_job(parts: Iterable[JobStatus], *, slot_count: int, silent: Iterable[st
         unfinished_slots=unfinished,
         nodes=tuple(msgspec.structs.replace(part, done_slots=[], notes={}) for part in parts),
         silent_nodes=tuple(sorted(silent)),
+        warnings=request.warnings,
     )
 
 

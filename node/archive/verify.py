@@ -15,6 +15,7 @@ job fails, and nothing is written down.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -185,9 +186,9 @@ class _Verify:
             position = max(position, ground.facts.take(slot, blob_id, rows, at_ms=now_ms))
         await ground.store.durable(position)
         if wrong:
-            self._progress.add(chunks_damaged=len(wrong))
+            self._progress.add(**{f"chunks_{outcome}": count for outcome, count in _outcomes(wrong).items()})
             self._progress.problem(text, count=len(wrong))
-            log.error("damaged in the archive", object=seen.name, chunks=len(wrong), what=text)
+            log.error("damaged in the archive", object=seen.name, what=text, **_outcomes(wrong))
         if unknown:
             error = unknown[0].error
             why = error.detail if isinstance(error, AmberError) else "it could not be looked at"
@@ -209,7 +210,8 @@ class _Verify:
             paths[shown] = None
             if not await self._elsewhere(slot, blob_id, row):
                 lost[shown] = None
-        text = f"{seen.name}: {len(wrong)} chunks are damaged or gone ({why})"
+        said = [f"{count} chunk{'s' if count > 1 else ''} {outcome}" for outcome, count in _outcomes(wrong).items()]
+        text = f"{seen.name}: {', '.join(said)} ({why})"
         if paths:
             text += f"; of {_few(list(paths))}"
         if lost:
@@ -239,6 +241,11 @@ class _Verify:
             except (PeerError, StorageError):
                 continue
         return False
+
+
+def _outcomes(wrong: Sequence[Verdict]) -> dict[str, int]:
+    """How many are ``damaged``, and how many ``missing``; what there is none of is left out."""
+    return dict(sorted(Counter(verdict.outcome for verdict in wrong).items()))
 
 
 def _few(texts: Sequence[str]) -> str:

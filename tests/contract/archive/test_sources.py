@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from amberblob.clock import SystemClock
-from amberblob.errors import ArchiveDamaged, ArchiveMissing, ArchiveUnavailable, ConfigError
+from amberblob.errors import ArchiveDamaged, ArchiveDenied, ArchiveMissing, ArchiveUnavailable, ConfigError
 from archive.targets.factory import Sources, open_source
 from archive.targets.names import s3_url
 from archive.traffic import Traffic
@@ -117,3 +117,14 @@ async def test_a_source_that_is_away(server):
     with pytest.raises(ArchiveUnavailable, match="not reached"):
         await source.page("", "", 1)
     await source.close()
+
+
+async def test_a_bucket_that_is_not_there_is_told_by_its_url_and_nothing_of_the_archive_is_to_blame(server):
+    source = open_source("s3://photoz/2026/", server.section(), Traffic(SystemClock()))
+    try:
+        with pytest.raises(ArchiveDenied, match="no bucket 'photoz'") as caught:
+            await source.page("2026/", "", 10)
+        assert "LIST s3://photoz/2026/" in caught.value.detail and "mend the source's URL" in caught.value.detail
+        assert "target" not in caught.value.detail
+    finally:
+        await source.close()

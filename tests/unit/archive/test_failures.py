@@ -59,6 +59,23 @@ def test_kinds(status, code, kind, result):
     assert error.detail.endswith((".", ")"))
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "text"),
+    [
+        (404, "NoSuchBucket", "There is no bucket 'bucket'"),
+        (403, "AccessDenied", "they need s3:ListBucket and s3:GetObject on bucket 'bucket'"),
+        (301, "PermanentRedirect", "is in eu-north-1"),
+    ],
+)
+def test_what_is_wrong_with_a_source_is_not_mended_in_the_target(status, code, text):
+    headers = {"x-amz-bucket-region": "eu-north-1"}
+    error = classify(refusal(status, code, headers=headers, foreign=True))
+    assert isinstance(error, ArchiveDenied) and error.detail.startswith(f"{ASKED}: {status}")
+    assert text in error.detail and "source's URL" in error.detail and "target" not in error.detail
+    assert "source" not in classify(refusal(status, code, headers=headers)).detail
+    assert "source" not in classify(refusal(403, "InvalidAccessKeyId", foreign=True)).detail, "the keys are [archive]'s"
+
+
 def test_what_a_server_says_is_one_short_line():
     error = classify(refusal(500, "InternalError", "line\n" * 1000))
     assert "\n" not in error.detail

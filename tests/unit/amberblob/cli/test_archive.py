@@ -15,7 +15,15 @@ import pytest
 
 from amberblob.cli.app import run
 from amberblob.cli.archivejob import PATIENCE_S, Ended, JobWatch, UnderWay, Waits
-from amberblob.cli.archiveview import job_rows, node_rows, plan_rows, plan_summary, problems_of, summary_lines
+from amberblob.cli.archiveview import (
+    job_rows,
+    node_rows,
+    plan_rows,
+    plan_summary,
+    problems_of,
+    stopped_text,
+    summary_lines,
+)
 from amberblob.cli.devarchive import archive_keys, with_archive
 from amberblob.cli.output import CommandFailed
 from archive.targets.folder import MARKER
@@ -250,6 +258,14 @@ def test_what_an_operator_has_taken_note_of_is_no_problem_any_more():
     assert problems_of(view(node("n1")), [asked("stopped", {"n1": "stopped"}, failures=2)]) == []
 
 
+def test_stopping_says_what_became_of_it():
+    done = job("done", (64, 64), silent_nodes=["n3"], nodes=[{"node": "n1", "state": "done", "all_done": True}])
+    (line,) = stopped_text(JOB, done)
+    assert line.startswith(f"run done: {JOB}.") and "nothing left to stop" in line
+    lines = stopped_text(JOB, job("stopped", silent_nodes=["n3"]))
+    assert lines[0] == f"run stopped: {JOB}" and lines[1].startswith("no answer from n3: stop it again")
+
+
 def test_the_plan_is_a_line_per_rule():
     rules = [
         {"prefix": "logs/", "action": "archive-and-evict", "versions": 30, "bytes": 9 * MIB, "send_versions": 10, "send_bytes": 3 * MIB,
@@ -398,6 +414,26 @@ def test_problems_are_told_and_the_status_is_1(server, capsys):
     errors = capsys.readouterr().err
     assert "problem: n1: object 0\n" in errors and "and 5 more" in errors
     assert "amberblob: run done, 25 problems" in errors
+
+
+def test_an_import_that_failed_does_not_blame_the_archive_alone(server, capsys):
+    server.jobs = [
+        job("failed", kind="import", detail="n1: The source s3://photoz cannot be listed", source="s3://photoz")
+    ]
+    assert run(["archive", "import", "s3://photoz"]) == 1
+    errors = capsys.readouterr().err
+    assert "s3://photoz cannot be listed" in errors and "check SOURCE_URL" in errors
+    (problem,) = problems_of(view(node("n1")), server.jobs)
+    assert "amberblob archive import s3://photoz." in problem.mend
+
+
+def test_what_rules_will_make_of_it_is_said_before(server, capsys):
+    server.started = {**server.started, "warnings": ["the rule for 'p/' will undo it"]}
+    assert run(["archive", "restore", "--prefix", "p/", "--detach"]) == 0
+    assert "warning: the rule for 'p/' will undo it\n" in capsys.readouterr().err
+    server.jobs = [job("done", kind="restore", warnings=["the rule for 'p/' will undo it"])]
+    assert run(["archive", "follow", JOB]) == 0
+    assert capsys.readouterr().err == "warning: the rule for 'p/' will undo it\n"
 
 
 def test_who_does_not_take_part_is_said(server, capsys):

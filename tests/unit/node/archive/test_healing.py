@@ -69,6 +69,21 @@ async def test_the_puller_asks_instead_of_fetching(made, size):
     assert await get(made[2], "p", consistency="local") == data
 
 
+async def test_rows_that_do_not_fit_into_one_answer_are_asked_for_until_all_are_here(made, monkeypatch):
+    monkeypatch.setattr("node.archive.answers.LINES_BYTES_MAX", 5000)
+    monkeypatch.setattr("node.archive.healing.CHUNKS_ASKED", 20)
+    data, view = await made.stored("p", 70 * CHUNK)
+    await made.take(view, await made.send(view), (1, 3))
+    await made.evict(view, (1, 3))
+    await lost(made, 2, view)
+    received = made.received()
+    await made[2].pull()
+    assert await made.evicted(view, 2) and made[2].puller.waiting == 0
+    assert made.received() - received < CHUNK, "only the manifest was fetched"
+    made.cluster.net.down = {"n1", "n3"}
+    assert await get(made[2], "p", consistency="local") == data
+
+
 async def test_bytes_that_another_copy_has_are_fetched_from_there(made):
     data, view = await made.stored("p", STAGED)
     await made.take(view, await made.send(view))

@@ -168,6 +168,14 @@ async def test_without_a_quorum_it_fails_and_says_why(tmp_path: Path, monkeypatc
         assert await kit.get(cluster[1], "a.txt") == b"alpha"
 
 
+async def test_a_source_that_cannot_be_listed_is_named(tmp_path: Path) -> None:
+    store = theirs()
+    async with world(store, tmp_path) as cluster:
+        store.source.fault("denied", "list")
+        with pytest.raises(ArchiveDenied, match=f"The source {SOURCE_URL}/photos/ cannot be listed: "):
+            await take_over(cluster, store, SOURCE_URL + "/photos/")
+
+
 async def test_the_archive_itself_is_not_imported(tmp_path: Path) -> None:
     store = Store.new()
     store.source.store("archive/packs/x", b"pack")

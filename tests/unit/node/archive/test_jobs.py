@@ -169,6 +169,12 @@ def test_a_job_is_done_when_every_slot_was_done_by_somebody() -> None:
     assert view_job([part("n1", "done", kind="gc")], slot_count=3, slots=True).unfinished_slots == ()
 
 
+def test_what_a_node_has_seen_to_be_done_everywhere_stays_done_while_others_are_away() -> None:
+    parts = [part("n1", "done", 0, all_done=True), part("n2", "done", 1)]
+    view = view_job(parts, slot_count=3, silent=["n3"], slots=True)
+    assert (view.state, view.unfinished_slots, view.slots_done, view.silent_nodes) == ("done", (), 3, ("n3",))
+
+
 async def cluster_run(it: World, index: int = 1, **more: Any) -> str:
     return (await it.archive(index).cluster.start(JobWanted(kind="run", **more))).job
 
@@ -261,6 +267,18 @@ async def test_a_second_one_is_refused_while_it_runs_and_it_can_be_stopped(tmp_p
         for parts in it.archives():
             await parts.keeper.step()
         assert it.status(1, job).state == "stopped", "nobody takes it up again"
+
+
+async def test_stopping_one_that_is_done_says_so_also_while_a_node_is_away(tmp_path: Path) -> None:
+    async with world(tmp_path) as it:
+        job = await cluster_run(it)
+        await asyncio.gather(*(it.ended(index, job) for index in (1, 2, 3)))
+        assert all(it.status(index, job).slots_done for index in (1, 2, 3)), "each has done a part that others have not"
+        for parts in it.archives():
+            await parts.keeper.step()
+        it.cluster.net.down.add("n3")
+        for view in (await it.archive(1).cluster.stop(job), await it.archive(2).cluster.job(job)):
+            assert (view.state, view.unfinished_slots, view.silent_nodes) == ("done", (), ("n3",))
 
 
 async def test_slots_of_a_node_that_died_are_done_by_another(tmp_path: Path) -> None:

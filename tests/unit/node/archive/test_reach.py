@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from amberblob.errors import ArchiveDenied, ArchiveError, ArchiveNotOurs, ArchiveUnavailable, NotReady
 from archive.targets.failures import Throttled
 from archive.targets.memory import MemoryTarget
 from node.archive import reach as reach_module
-from node.archive.reach import LOOK_EVERY_S, RETRY_FIRST_S, Reach
-from tests.unit.node.objects.kit import SkewedClock
+from node.archive.reach import LOOK_EVERY_S, RETRY_FIRST_S, RETRY_STRANGE_S, Reach
+from tests.unit.node.objects.kit import SkewedClock, until
 
 
 def made() -> tuple[MemoryTarget, Reach]:
@@ -37,14 +39,14 @@ async def _reading(target: MemoryTarget):
         yield data
 
 
-async def test_what_is_wrong_is_told_and_looked_at_again_more_and_more_seldom() -> None:
+async def test_what_is_wrong_is_told_and_looked_at_again_every_few_seconds() -> None:
     target, reach = made()
     target.bucket.fault("denied")
     pauses = []
-    for _ in range(3):
+    for _ in range(6):
         await reach.step()
         pauses.append(reach.pause_s)
-    assert pauses == [RETRY_FIRST_S, 2 * RETRY_FIRST_S, 4 * RETRY_FIRST_S]
+    assert pauses == [RETRY_FIRST_S, 2 * RETRY_FIRST_S, 5.0, 5.0, 5.0, 5.0]
     assert reach.reached is False and isinstance(reach.error, ArchiveDenied)
     with pytest.raises(ArchiveDenied):
         reach.require()
@@ -68,6 +70,23 @@ async def test_a_job_waits_for_it_but_not_for_ever() -> None:
     assert reach.wake.is_set()
     with pytest.raises(ArchiveError):
         await reach.wait(0.0)
+
+
+async def test_a_job_that_waits_goes_on_as_soon_as_anybody_sees_that_it_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reach_module, "RETRY_FIRST_S", 36_000.0)
+    target, reach = made()
+    target.bucket.fault("unavailable")
+    await reach.step()
+    said = asyncio.Event()
+    job = asyncio.create_task(reach.wait(72_000.0, lambda why: said.set()))
+    await said.wait()
+    target.bucket.heal()
+    await reach.step()
+    await until(job.done)
+    await job
+    assert reach.reached
 
 
 async def test_a_request_that_fails_has_it_looked_at_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,8 +121,9 @@ async def test_one_that_is_another_one_is_not_reached() -> None:
     clock = SkewedClock()
     target = MemoryTarget(clock=clock)
     reach = Reach(target, target.traffic, clock, now_ms=lambda: 7, is_ours=is_ours)
-    await reach.step()
-    assert reach.reached is False
+    for _ in range(6):
+        await reach.step()
+    assert reach.reached is False and reach.pause_s == RETRY_STRANGE_S, "to find out what is there takes more requests"
     with pytest.raises(ArchiveNotOurs):
         await reach.wait(1000.0)
 

@@ -126,7 +126,9 @@ async def test_damage_is_told_everywhere_named_and_sent_anew(it: World) -> None:
     it.bucket.damage(broken.target_path, broken.end - 1)
     counts, problems = await verify(it)
     assert counts["chunks_damaged"] == 1 and counts["chunks_verified"] == len(paths) - 1
+    assert "chunks_missing" not in counts
     (problem,) = problems
+    assert "1 chunk damaged (" in problem and "missing" not in problem
     assert broken.target_path in problem and f"{paths[2]} version 1" in problem and "are sent anew" in problem
     await it.follow()
     assert (await row_of(it, 3, paths[2])).state == DAMAGED
@@ -144,7 +146,8 @@ async def test_an_object_that_is_gone_is_told_if_others_are_there(it: World) -> 
     gone = [path for path in paths if (await row_of(it, 1, path)).target_path == packs[0]]
     del it.bucket.objects[packs[0]]
     counts, problems = await verify(it)
-    assert counts["chunks_damaged"] == len(gone) and len(problems) == 1 and packs[0] in problems[0]
+    assert counts["chunks_missing"] == len(gone) and "chunks_damaged" not in counts, "they are gone, not damaged"
+    assert len(problems) == 1 and packs[0] in problems[0] and "missing (" in problems[0]
     await it.follow()
     assert all([(await row_of(it, 2, path)).state == DAMAGED for path in gone])
 
@@ -186,7 +189,7 @@ async def test_what_cannot_be_reached_for_long_is_not_judged(it: World, monkeypa
     it.bucket.fault("unavailable", "get")
     statuses = (await it.run(request=it.request("verify"))).values()
     failed = [status for status in statuses if status.state == "failed"]
-    assert failed and all("chunks_damaged" not in status.counts for status in statuses)
+    assert failed and not any({"chunks_damaged", "chunks_missing"} & status.counts.keys() for status in statuses)
     assert all([(await row_of(it, 1, path)).state == 0 for path in paths])
 
 
@@ -194,7 +197,9 @@ async def test_of_one_object_that_cannot_be_looked_at_there_is_no_verdict(it: Wo
     paths = await archived(it)
     it.bucket.fault("unavailable", "get", "packs/*")
     counts, problems = await verify(it)
-    assert "chunks_damaged" not in counts and any("no verdict" in problem for problem in problems)
+    assert not {"chunks_damaged", "chunks_missing"} & counts.keys() and any(
+        "no verdict" in problem for problem in problems
+    )
     assert all([(await row_of(it, 1, path)).state == 0 for path in paths])
 
 
