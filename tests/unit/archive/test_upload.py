@@ -159,7 +159,7 @@ async def test_lone_chunks_do_not_wait_for_packs_that_wait_for_more():
     """All places are taken by open packs, and the source has nothing but large chunks left."""
     target, told = MemoryTarget(), Told()
     bodies = [text(100)] + [noise(50_000, seed) for seed in range(9)]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await uploader_to(target, parallel=1).run(each(pairs_of(bodies)), told.stored, told.failed)
     assert len(told.rows) == 10
 
@@ -191,7 +191,7 @@ async def test_those_who_wait_for_a_place_share_the_pack_that_gets_it(monkeypatc
     second = asyncio.create_task(uploader.run(each(pairs_of(bodies)), told.stored, told.failed))
     await settle(20)
     target.go.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await asyncio.gather(first, second)
     assert len(told.rows) == 3 and len(target.bucket.objects) == 3
 
@@ -206,7 +206,7 @@ async def test_a_lone_chunk_that_waits_behind_a_new_pack_is_let_by(monkeypatch):
     second = asyncio.create_task(uploader.run(each(pairs_of(bodies)), told.stored, told.failed))
     await settle(20)
     target.go.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await asyncio.gather(first, second)
     assert len(told.rows) == 3
 
@@ -272,7 +272,7 @@ async def test_a_pack_does_not_wait_for_ever_to_become_full():
             await asyncio.sleep(0.001)
         yield item_of(b"one more"), b"one more"
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await uploader.run(slow(), told.stored, told.failed)
     assert len(told.rows) == 257 and len(target.bucket.objects) == 2
 

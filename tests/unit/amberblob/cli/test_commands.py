@@ -192,7 +192,7 @@ def test_ctrl_c_ends_an_upload_from_a_silent_pipe(store):
         while len(os.listdir(f"/proc/{upload.pid}/task")) < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
         upload.send_signal(signal.SIGINT)
-        _, errors = upload.communicate(timeout=30)
+        _, errors = upload.communicate(timeout=60)
         assert upload.returncode == 1
         assert errors == b"amberblob: stopped before it was done\n"
     finally:
