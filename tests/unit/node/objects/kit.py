@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 from msgspec.structs import replace
 
@@ -28,6 +29,7 @@ from chunkstore.interface import ReplicaStore
 from chunkstore.memory import MemoryStore
 from chunkstore.overlay import Intent
 from chunkstore.store import DiskStore
+from node import reads, rounds
 from node.archive.means import ArchiveMeans
 from node.assembly import Parts, assemble
 from node.coordinator import Coordinator
@@ -495,10 +497,23 @@ def table_of(cluster: Cluster, names: list[str], *, replicas: int, slots: int, e
 
 @asynccontextmanager
 async def cluster(
-    count: int = 3, *, replicas: int = 3, slots: int = 8, folder: Path | None = None, **options: Any
+    count: int = 3,
+    *,
+    replicas: int = 3,
+    slots: int = 8,
+    folder: Path | None = None,
+    nobody_late: bool = False,
+    **options: Any,
 ) -> AsyncIterator[Cluster]:
-    """A running cluster on memory stores, or with ``folder`` on real disks."""
+    """A running cluster on memory stores, or with ``folder`` on real disks.
+
+    ``nobody_late``: a voter that is spared is asked because another failed, never because this machine was slow for a moment.
+    """
     made = Cluster(**options)
+    stack = ExitStack()
+    if nobody_late:
+        for module in (rounds, reads):
+            stack.enter_context(mock.patch.object(module, "LATE_S", PATIENCE_S))
     names = [f"n{index}" for index in range(1, count + 1)]
     mint = UlidMint(HybridClock(made.clock.wall_ms), SeededRandomness(3))
     try:
@@ -527,6 +542,7 @@ async def cluster(
             await node.coordinator.close(0.2)
         for store in made.stores.values():
             await store.close()
+        stack.close()
 
 
 # ---- what a client does
