@@ -264,7 +264,7 @@ async def test_nothing_is_called_durable_before_the_names_are(kit, tmp_path: Pat
         def fsync_dir(self, path: Path) -> None:
             if self.hold and path.name == "blobs":
                 self.reached.set()
-                assert self.go.wait(20)
+                assert self.go.wait(60)
             super().fsync_dir(path)
 
     ops = Held()
@@ -273,7 +273,7 @@ async def test_nothing_is_called_durable_before_the_names_are(kit, tmp_path: Pat
     store._bulk._files.prepare_slot(SLOT)
     ops.hold = True
     task = asyncio.create_task(store.install_blobs(SLOT, given))
-    await asyncio.to_thread(ops.reached.wait, 20)
+    await asyncio.to_thread(ops.reached.wait, 60)
     assert len(_folders(store.path, "blobs")) == 2
     assert await store.blob_state(SLOT, given[0][0].blob_id) is BlobState.ABSENT
     ops.go.set()

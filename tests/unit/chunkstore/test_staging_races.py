@@ -87,7 +87,7 @@ async def _held_publish(kit, disk: Path, held: HeldOps, data: bytes):
     staging = await _staged(store, blob_id, data)
     held.hold_publish = True
     finishing = asyncio.create_task(staging.finish(_refs(data), None))
-    await asyncio.to_thread(held.reached.wait, 20)
+    await asyncio.to_thread(held.reached.wait, 60)
     return store, blob_id, staging, finishing
 
 
@@ -131,7 +131,7 @@ async def test_an_answer_that_meets_a_discard_is_not_durable(kit, tmp_path: Path
     store = await kit.open(tmp_path / "d")
     gate = threading.Event()
     for _ in range(4):
-        store._threads.submit(gate.wait, 20)
+        store._threads.submit(gate.wait, 60)
     asking = asyncio.create_task(store.blob_state(0, blob_id))
     await asyncio.sleep(0.05)
     giving_up = asyncio.create_task(store.discard(0, blob_id))
@@ -198,7 +198,7 @@ async def test_a_cancelled_stage_leaves_nothing_in_the_way(kit, tmp_path: Path, 
     blob_id, data = kit.mint(), os.urandom(100)
     held.hold_prepare = True
     first = asyncio.create_task(store.stage(0, blob_id, chunk_bytes=CHUNK, size=100))
-    await asyncio.to_thread(held.reached.wait, 20)
+    await asyncio.to_thread(held.reached.wait, 60)
     first.cancel()
     await asyncio.sleep(0.1)
     held.go.set()

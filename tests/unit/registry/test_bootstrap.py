@@ -216,7 +216,7 @@ def test_processes_that_start_together_agree(tmp_path: Path):
     processes = [context.Process(target=_run_node, args=(path, name, results)) for name in NODES]
     for process in processes:
         process.start()
-    tables = dict(results.get(timeout=60) for _ in NODES)
+    tables = dict(results.get(timeout=200) for _ in NODES)
     for process in processes:
         process.join(30)
         assert process.exitcode == 0

@@ -243,8 +243,15 @@ async def test_closing_lets_requests_under_way_finish(world: World) -> None:
 async def test_closing_waits_for_a_body_that_has_just_begun(world: World) -> None:
     raw = await world.raw()
     await raw.send(b"PUT /objects/a HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhe")
-    await asyncio.sleep(0.01)
+
+    def arrived() -> bool:
+        assert world.server._connections is not None
+        held = [one for one in world.server._connections._open if getattr(one, "_waiting", b"")]
+        return world.app.in_flight == 1 or bool(held)
+
+    await until(arrived)
     closing = asyncio.create_task(world.server.close(30))
+    await until(lambda: world.app.in_flight == 1)
     await asyncio.sleep(0.05)
     assert not closing.done() and world.app.in_flight == 1
     await raw.send(b"llo")
