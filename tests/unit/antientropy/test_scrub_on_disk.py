@@ -20,6 +20,7 @@ from chunkstore import DiskStore
 from tests.clocks import HandClock
 from tests.contract.chunkstore.kit import SLOT, ballot, body_of, choose, choose_file, file_put, head_of, mint, put
 from tests.contract.chunkstore.rot import DiskRot
+from tests.folders import files_below
 from tests.unit.antientropy.scrub_kit import DAY_MS, START_MS, Hooks, run, scrub_of
 
 
@@ -102,7 +103,7 @@ async def test_rot_in_bytes_is_wanted(world):
     await run(world.scrub, world.clock)
     assert sorted(await world.wanted()) == [("p002", True), ("p003", True), ("p004", True), ("p005", False)]
     assert world.store.tally(SLOT).damaged == 3
-    quarantined = [file.name for file in world.store.path.rglob("*") if "quarantine" in str(file) and file.is_file()]
+    quarantined = [file.name for file in files_below(world.store.path) if "quarantine" in str(file)]
     assert len(quarantined) >= 3, "what is damaged is kept"
     await run(world.scrub, world.clock)
     assert sorted(await world.wanted())[:3] == [("p002", True), ("p003", True), ("p004", True)], "still damaged"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import time
+import threading
 from contextlib import aclosing
 from pathlib import Path
 
@@ -17,10 +17,17 @@ from amberblob.errors import ArchiveDamaged, ArchiveUnavailable, NotReady
 from amberblob.ids import content_hash
 from archive import cachefiles
 from archive.cache import MARGIN_BYTES, WHOLE_BYTES, Cache
+from tests.folders import files_below
 from tests.unit.archive.pack_kit import noise
 
 PIECE = 1000
 PLENTY = 10**12
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 class Origin:
@@ -70,7 +77,7 @@ class Disk:
         return cache
 
     def files(self) -> list[Path]:
-        return sorted(path for path in self.folder.rglob("*") if path.is_file())
+        return files_below(self.folder)
 
 
 @pytest.fixture
@@ -131,8 +138,8 @@ async def test_a_fetch_that_nobody_wants_any_more_is_given_up(disk):
     await asyncio.sleep(0.01)
     assert origin.open == 1
     await two.aclose()
-    await asyncio.sleep(0.01)
-    assert origin.open == 0 and not cache._tasks and not disk.files()
+    await until(lambda: origin.open == 0 and not cache._tasks)
+    assert not disk.files()
     origin.gate.set()
     assert await take(cache, DATA, origin) == DATA and len(origin.fetches) == 2
 
@@ -321,19 +328,32 @@ async def test_a_write_that_fails_leaves_nothing(disk, monkeypatch):
 async def test_the_loop_goes_on_while_files_are_read_and_written(disk, monkeypatch):
     origin, cache = Origin(), await disk.cache()
     real_store, real_load = cachefiles.store, cachefiles.load
-    monkeypatch.setattr(cachefiles, "store", lambda *a, **k: (time.sleep(0.05), real_store(*a, **k))[1])
-    monkeypatch.setattr(cachefiles, "load", lambda *a: (time.sleep(0.05), real_load(*a))[1])
+    begun, go_on = threading.Event(), threading.Event()
 
-    async def ticks(task) -> int:
-        count = 0
-        while not task.done():
-            count += 1
-            await asyncio.sleep(0.002)
-        return count
+    def held(real):
+        def call(*args, **options):
+            begun.set()
+            assert go_on.wait(60), "the loop did not go on"
+            return real(*args, **options)
+
+        return call
+
+    monkeypatch.setattr(cachefiles, "store", held(real_store))
+    monkeypatch.setattr(cachefiles, "load", held(real_load))
+
+    async def ends(task) -> None:
+        """It is held up in a thread while the loop goes on; then it ends."""
+        await until(begun.is_set)
+        assert not task.done()
+        go_on.set()
+        await task
+        begun.clear()
+        go_on.clear()
 
     assert await take(cache, DATA, origin) == DATA
-    assert await ticks(asyncio.gather(*cache._tasks)) > 5
-    assert await ticks(asyncio.create_task(take(cache, DATA, origin))) > 5 and cache.hits == 1
+    await ends(asyncio.gather(*cache._tasks))
+    await ends(asyncio.create_task(take(cache, DATA, origin)))
+    assert cache.hits == 1
 
 
 async def test_who_reads_when_the_node_stops_is_told(disk):

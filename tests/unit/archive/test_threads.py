@@ -17,6 +17,25 @@ def threads():
     made.close()
 
 
+async def until(condition):
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def all_busy(threads, gate):
+    """Each of the three threads has begun a call, which ends when the gate is opened."""
+    running = []
+
+    def work():
+        running.append(1)
+        return gate.wait(60)
+
+    busy = [asyncio.ensure_future(threads.run(work)) for _ in range(3)]
+    await until(lambda: len(running) == 3)
+    return busy
+
+
 async def test_results_and_errors(threads):
     assert await threads.run(lambda: 7) == 7
     with pytest.raises(ZeroDivisionError):
@@ -34,13 +53,12 @@ async def test_at_most_so_many_and_they_are_used_again(threads):
             running += 1
             most = max(most, running)
             names.add(threading.current_thread().name)
-        gate.wait(10)
+        gate.wait(60)
         with lock:
             running -= 1
 
     first = [asyncio.ensure_future(threads.run(work)) for _ in range(9)]
-    while most < 3:
-        await asyncio.sleep(0.001)
+    await until(lambda: most == 3)
     gate.set()
     await asyncio.gather(*first)
     for _ in range(20):
@@ -57,14 +75,15 @@ async def test_one_thread_is_enough_for_one_after_the_other(threads):
 
 
 async def test_who_must_know_waits_for_the_end_though_cancelled(threads):
-    gate, ended = threading.Event(), []
+    gate, begun, ended = threading.Event(), threading.Event(), []
 
     def work():
-        gate.wait(10)
+        begun.set()
+        gate.wait(60)
         ended.append(1)
 
     waiting = asyncio.ensure_future(threads.finish(work))
-    await asyncio.sleep(0.01)
+    await until(begun.is_set)
     waiting.cancel()
     await asyncio.sleep(0.01)
     assert not waiting.done()
@@ -76,7 +95,7 @@ async def test_who_must_know_waits_for_the_end_though_cancelled(threads):
 
 async def test_what_has_not_begun_when_cancelled_never_does(threads):
     gate, begun = threading.Event(), []
-    busy = [asyncio.ensure_future(threads.run(lambda: gate.wait(10))) for _ in range(3)]
+    busy = await all_busy(threads, gate)
     waiting = asyncio.ensure_future(threads.finish(lambda: begun.append(1)))
     await asyncio.sleep(0.01)
     waiting.cancel()
@@ -90,7 +109,7 @@ async def test_what_has_not_begun_when_cancelled_never_does(threads):
 
 async def test_nothing_after_the_end(threads):
     gate, begun = threading.Event(), []
-    busy = [asyncio.ensure_future(threads.run(lambda: gate.wait(10))) for _ in range(3)]
+    busy = await all_busy(threads, gate)
     waiting = asyncio.ensure_future(threads.run(lambda: begun.append(1)))
     await asyncio.sleep(0.01)
     threads.close()
@@ -110,9 +129,9 @@ def test_a_call_that_hangs_does_not_hold_up_the_end_of_the_process():
         "from archive.targets.threads import Threads\n"
         "async def main():\n"
         "    threads = Threads(1, 'x')\n"
-        "    task = asyncio.ensure_future(threads.run(lambda: time.sleep(60)))\n"
+        "    task = asyncio.ensure_future(threads.run(lambda: time.sleep(600)))\n"
         "    await asyncio.sleep(0.05)\n"
         "    threads.close()\n"
         "asyncio.run(main())\n"
     )
-    subprocess.run([sys.executable, "-c", code], timeout=20, check=True)
+    subprocess.run([sys.executable, "-c", code], timeout=60, check=True)

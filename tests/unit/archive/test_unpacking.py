@@ -31,7 +31,7 @@ def a_pack(contents: list[bytes]) -> bytes:
 def unpack(pack: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     (program,) = re.findall(r"```python\n(# unpack\.py.*?)```", PAGE.read_text(), re.DOTALL)
     command = [sys.executable, "-I", "-c", program, str(pack), str(folder)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, encoding="utf-8")
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, encoding="utf-8")
 
 
 def test_the_program_of_the_guide_unpacks_a_pack(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 
 import pytest
 
@@ -124,6 +125,12 @@ class Slow(MemoryTarget):
             self.under_way -= 1
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
 async def settle(turns: int = 200) -> None:
     for _ in range(turns):
         await asyncio.sleep(0.0005)
@@ -146,6 +153,7 @@ async def test_a_slow_target_holds_the_source_up_with_one_open_pack_or_as_many_l
             yield item_of(data, seed), data
 
     run = asyncio.create_task(uploader_to(target, parallel=3).run(source(), told.stored, told.failed))
+    await until(lambda: target.most == objects)  # frames are made in threads
     await settle()
     assert target.most == objects
     # At most three objects that have room for two batches each, four batches ahead, and the one that is being made.
@@ -159,7 +167,7 @@ async def test_lone_chunks_do_not_wait_for_packs_that_wait_for_more():
     """All places are taken by open packs, and the source has nothing but large chunks left."""
     target, told = MemoryTarget(), Told()
     bodies = [text(100)] + [noise(50_000, seed) for seed in range(9)]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await uploader_to(target, parallel=1).run(each(pairs_of(bodies)), told.stored, told.failed)
     assert len(told.rows) == 10
 
@@ -185,13 +193,13 @@ async def test_those_who_wait_for_a_place_share_the_pack_that_gets_it(monkeypatc
     uploader = uploader_to(target, parallel=2)
     bodies = [noise(50_000, seed) for seed in range(2)]
     first = asyncio.create_task(uploader.run(each(pairs_of(bodies)), others.stored, others.failed))
-    await settle(20)
-    assert target.under_way == 2
+    await until(lambda: target.under_way == 2)
     bodies = [noise(100, seed) for seed in range(3)]
     second = asyncio.create_task(uploader.run(each(pairs_of(bodies)), told.stored, told.failed))
+    await until(lambda: bool(uploader.places._waiters))
     await settle(20)
     target.go.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await asyncio.gather(first, second)
     assert len(told.rows) == 3 and len(target.bucket.objects) == 3
 
@@ -201,12 +209,12 @@ async def test_a_lone_chunk_that_waits_behind_a_new_pack_is_let_by(monkeypatch):
     target, told, others = Slow(), Told(), Told()
     uploader = uploader_to(target, parallel=1)
     first = asyncio.create_task(uploader.run(each(pairs_of([noise(50_000)])), others.stored, others.failed))
-    await settle(20)
+    await until(lambda: target.under_way == 1)
     bodies = [noise(100, 1), noise(50_000, 2), noise(100, 3)]
     second = asyncio.create_task(uploader.run(each(pairs_of(bodies)), told.stored, told.failed))
     await settle(20)
     target.go.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await asyncio.gather(first, second)
     assert len(told.rows) == 3
 
@@ -272,7 +280,7 @@ async def test_a_pack_does_not_wait_for_ever_to_become_full():
             await asyncio.sleep(0.001)
         yield item_of(b"one more"), b"one more"
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await uploader.run(slow(), told.stored, told.failed)
     assert len(told.rows) == 257 and len(target.bucket.objects) == 2
 

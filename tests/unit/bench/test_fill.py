@@ -63,7 +63,7 @@ async def test_a_filled_disk_is_as_the_store_makes_it(tmp_path: Path):
 
     store = await opened(filled)
     await store.close()
-    await asyncio.to_thread(fill_disks, [filled], COUNT, timeout_s=120.0, deleted=DELETED)
+    await asyncio.to_thread(fill_disks, [filled], COUNT, timeout_s=280.0, deleted=DELETED)
     assert rows(filled) == rows(own)
     for disk in (own, filled):
         report = examine(disk, deep=True)

@@ -243,13 +243,11 @@ def test_what_never_comes_is_told(tmp_path):
 
 @pytest.mark.parametrize(
     ("code", "said"),
-    [("import sys; sys.exit('wrong option')", "wrong option"), ("import time; time.sleep(60)", "more")],
+    [("import sys; sys.exit('wrong option')", "wrong option"), ("import time; time.sleep(600)", "more")],
 )
 def test_a_command_that_fails_is_told(tmp_path, code, said):
-    began = time.monotonic()
     with pytest.raises(RivalFailed, match=said):
-        Processes(tmp_path).run([sys.executable, "-c", code], timeout_s=2.0)
-    assert time.monotonic() - began < 30
+        Processes(tmp_path).run([sys.executable, "-c", code], timeout_s=60.0 if said == "wrong option" else 1.0)
 
 
 def test_a_rival_ends_when_the_benchmark_is_killed(tmp_path):

@@ -138,9 +138,13 @@ async def test_both_loops(rate_per_s):
     operations = (get("p", paths=2, share=0.5), put("p", share=0.5))
     async with running() as server:
         job = Job(ports=(server.port,), clients=4, operations=operations, rate_per_s=rate_per_s, arrivals="even")
-        found = await asyncio.to_thread(run_load, job, 0.5, warm_up_s=0.0)
-    assert not found.errors
+        for seconds in (0.5, 2.0, 8.0, 30.0):
+            # A busy machine may need a longer window until something of each kind is done in it.
+            found = await asyncio.to_thread(run_load, job, seconds, warm_up_s=0.0)
+            assert not found.errors
+            if rate_per_s:
+                assert found.count + found.unsent == pytest.approx(seconds * rate_per_s, abs=2)
+            if set(found.by_operation_us) == {"GET", "PUT"}:
+                break
     assert found.count > 0
     assert set(found.by_operation_us) == {"GET", "PUT"}
-    if rate_per_s:
-        assert found.count + found.unsent == pytest.approx(100, abs=2)

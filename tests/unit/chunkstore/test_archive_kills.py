@@ -34,6 +34,7 @@ from tests.contract.chunkstore.archive_kit import (
     tell,
 )
 from tests.contract.chunkstore.kit import NOW, SLOT, bring_expiry, choose, mint, stage
+from tests.folders import files_below
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 
@@ -86,7 +87,7 @@ class Dying(FileOps):
 
 def files_of(disk: Path, blob_id: str) -> list[str]:
     """The chunk files of a blob, in place or on their way out."""
-    found = [path for path in (disk / "slots").rglob("*") if blob_id in str(path) and path.parent.name in ("chunks",)]
+    found = [path for path in files_below(disk / "slots") if blob_id in str(path) and path.parent.name in ("chunks",)]
     return sorted(path.name for path in found)
 
 

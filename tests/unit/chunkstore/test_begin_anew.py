@@ -15,6 +15,7 @@ from amberblob.mutations import Accepted
 from chunkstore import BlobState, DiskStore
 from chunkstore.fileops import FileOps
 from tests.contract.chunkstore.kit import mint, stage
+from tests.folders import files_below
 
 
 async def blank(store: DiskStore, slot: int) -> bool:
@@ -146,9 +147,7 @@ async def test_a_blank_copy_gets_another_incarnation_if_it_is_to_be_a_fresh_one(
 
 def files_of(folder: Path) -> list[str]:
     """What lies there but the database."""
-    return sorted(
-        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "meta" not in path.name
-    )
+    return sorted(str(path.relative_to(folder)) for path in files_below(folder) if "meta" not in path.name)
 
 
 async def staged(kit, store: DiskStore, slot: int, count: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -212,11 +213,15 @@ async def test_a_record_that_was_installed_as_chosen_is_waited_for(kit, tmp_path
 async def test_when_durable_waits_for_databases_that_are_behind(kit, tmp_path: Path):
     store = await kit.open(tmp_path / "d", unapplied_bytes_max=10_000, linger_s=0.3)
     told: list[object] = []
+    go_on = threading.Event()
+    behind = store._core._database.call(lambda: go_on.wait(60))
     for number in range(20):
         position = store.apply(Accepted(0, f"p{number}", kit.ballot(), kit.record(), bytes(1000)))
     store.when_durable(position, told.append)
     await kit.until(lambda: store._core.journal.durable_position >= position)
     assert told == []
+    go_on.set()
+    await behind
     await kit.until(lambda: bool(told))
     assert told == [None]
     assert store._core.overlay.unapplied_bytes <= 10_000

@@ -233,7 +233,7 @@ async def test_whoever_goes_away_stops_nothing_halfway(kit, tmp_path: Path):
     ops.go.set()
     with pytest.raises(asyncio.CancelledError):
         await task
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await store.wanted(SLOT, 1):
             await asyncio.sleep(0.01)
     for version, body in given:
@@ -243,7 +243,7 @@ async def test_whoever_goes_away_stops_nothing_halfway(kit, tmp_path: Path):
 async def test_two_bulks_of_the_same_blobs_and_single_repairs_at_once(kit, tmp_path: Path):
     store = await kit.open(tmp_path / "d")
     given = await _missed(kit, store, 20)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await asyncio.gather(
             store.install_blobs(SLOT, given),
             store.install_blobs(SLOT, given[::-1]),
@@ -264,7 +264,7 @@ async def test_nothing_is_called_durable_before_the_names_are(kit, tmp_path: Pat
         def fsync_dir(self, path: Path) -> None:
             if self.hold and path.name == "blobs":
                 self.reached.set()
-                assert self.go.wait(20)
+                assert self.go.wait(60)
             super().fsync_dir(path)
 
     ops = Held()
@@ -273,7 +273,7 @@ async def test_nothing_is_called_durable_before_the_names_are(kit, tmp_path: Pat
     store._bulk._files.prepare_slot(SLOT)
     ops.hold = True
     task = asyncio.create_task(store.install_blobs(SLOT, given))
-    await asyncio.to_thread(ops.reached.wait, 20)
+    await asyncio.to_thread(ops.reached.wait, 60)
     assert len(_folders(store.path, "blobs")) == 2
     assert await store.blob_state(SLOT, given[0][0].blob_id) is BlobState.ABSENT
     ops.go.set()

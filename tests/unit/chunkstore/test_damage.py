@@ -365,7 +365,7 @@ async def test_a_disk_that_is_full_closes_while_an_upload_waits_for_room(kit, tm
     await kit.until(lambda: store._core.overlay.unapplied_bytes > 100_000)
     waiting.append(asyncio.create_task(kit.stage(store, 1, kit.mint(), b"z" * 100_000)))
     await kit.until(lambda: store._blobs.arriving._active)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await store.close()
     assert all(isinstance(ended, Exception) for ended in await asyncio.gather(*waiting, return_exceptions=True))
 

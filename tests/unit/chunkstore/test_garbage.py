@@ -194,7 +194,7 @@ async def test_bytes_that_come_in_while_they_are_swept(kit, tmp_path: Path):
 async def _lose(store: DiskStore) -> None:
     before = store.slot_state(SLOT).incarnation
     await store._core._database.call(lambda: store._pool.retire(SLOT, "a test"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while store.slot_state(SLOT).incarnation == before:
             await asyncio.sleep(0.005)
 

@@ -93,7 +93,7 @@ async def test_who_goes_away_leaves_it_to_its_end(kit, tmp_path: Path):
         task.cancel()
     await asyncio.wait(tasks)
     ops.go.set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while await store.missing_chunks(SLOT, version, version.chunks) or staged(store):
             await asyncio.sleep(0.01)
     for chunk, part in zip(version.chunks, parts, strict=True):

@@ -78,7 +78,7 @@ async def test_one_machine_is_a_cluster_with_one_copy():
     cluster = await cluster_of(registry)
     await register_node(registry, cluster, info("n1"))
     with capture_logs() as logs:
-        table = await ensure_routes(registry, cluster, settings(bootstrap_nodes=("n1",)), timeout_s=5)
+        table = await ensure_routes(registry, cluster, settings(bootstrap_nodes=("n1",)), timeout_s=30)
     assert all(route.voter_nodes == ("n1",) for route in table.routes)
     assert [log["replicas"] for log in logs if "FEWER NODES" in log["event"]] == [3]
     assert table.state_of("n1") is NodeState.ACTIVE
@@ -88,9 +88,9 @@ async def test_a_node_that_comes_later_is_a_spare_that_knows_the_routes():
     (registry,) = memory(1)
     cluster = await cluster_of(registry)
     await register_node(registry, cluster, info("n1"))
-    first = await ensure_routes(registry, cluster, settings(bootstrap_nodes=("n1",)), timeout_s=5)
+    first = await ensure_routes(registry, cluster, settings(bootstrap_nodes=("n1",)), timeout_s=30)
     await register_node(registry, cluster, info("n2"))
-    table = await ensure_routes(registry, cluster, settings(bootstrap_nodes=()), timeout_s=5)
+    table = await ensure_routes(registry, cluster, settings(bootstrap_nodes=()), timeout_s=30)
     assert table.routes == first.routes
     assert set(table.nodes) == {"n1", "n2"}
     assert table.state_of("n2") is None
@@ -157,7 +157,7 @@ async def test_another_disk_is_told_and_changes_no_route():
     assert registration.arrival is Arrival.NEW_DISK
     assert registration.previous == info("n1")
     assert "had disk disk-n1 and now has disk new-disk" in str(registration)
-    table = await ensure_routes(registries[0], cluster, settings(), timeout_s=5)
+    table = await ensure_routes(registries[0], cluster, settings(), timeout_s=30)
     assert table.routes == tables[0].routes
     slot = table.slots_of("n1")[0]
     assert not table.votes(slot, "n1")
@@ -216,7 +216,7 @@ def test_processes_that_start_together_agree(tmp_path: Path):
     processes = [context.Process(target=_run_node, args=(path, name, results)) for name in NODES]
     for process in processes:
         process.start()
-    tables = dict(results.get(timeout=60) for _ in NODES)
+    tables = dict(results.get(timeout=200) for _ in NODES)
     for process in processes:
         process.join(30)
         assert process.exitcode == 0

@@ -16,7 +16,7 @@ async def test_they_are_read_anew_each_time():
     registry = MemoryRegistry(MemoryStore())
     cluster = await ensure_cluster(registry, SETTINGS, mint=lambda: "01CLUSTER", now_ms=0)
     await register_node(registry, cluster, info("n1"))
-    table = await ensure_routes(registry, cluster, SETTINGS, timeout_s=5)
+    table = await ensure_routes(registry, cluster, SETTINGS, timeout_s=30)
     assert await newest_nodes(registry, "test", lambda: table) == {"n1"}
     await register_node(registry, cluster, info("n2"))
     assert await newest_nodes(registry, "test", lambda: table) == {"n1", "n2"}, "whatever table was seen last"

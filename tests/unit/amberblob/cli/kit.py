@@ -66,7 +66,7 @@ def run_on_terminal(arguments: list[str], *, columns: int) -> tuple[subprocess.C
             stdout=subprocess.PIPE,
             stderr=theirs,
             stdin=subprocess.DEVNULL,
-            timeout=60,
+            timeout=100,
             env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns)},
         )
         os.close(theirs)

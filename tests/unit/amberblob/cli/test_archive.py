@@ -490,7 +490,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_so(server):
         assert process.stderr is not None
         assert process.stderr.readline() == "run: 1 of 64 slots\n"
         process.send_signal(signal.SIGINT)
-        out, errors = process.communicate(timeout=30)
+        out, errors = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()

@@ -73,7 +73,7 @@ async def test_closing_ends_the_thread(server):
         left = set(threading.enumerate()) - before
         assert "amberblob-client" not in {thread.name for thread in left}
         for thread in left:
-            thread.join(10)
+            thread.join(60)
             assert not thread.is_alive(), thread
         with pytest.raises(RuntimeError, match="closed"):
             client.head("x")

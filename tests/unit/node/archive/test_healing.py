@@ -18,7 +18,7 @@ SIZES = [5, STAGED, 70 * CHUNK]
 
 @pytest.fixture
 async def made(tmp_path):
-    async with world(tmp_path, request_timeout_s=5.0, slots=1) as running:
+    async with world(tmp_path, slots=1) as running:
         yield running
 
 

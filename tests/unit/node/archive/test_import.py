@@ -159,10 +159,12 @@ async def test_an_import_that_stops_goes_on_where_it_was(tmp_path: Path, monkeyp
 async def test_without_a_quorum_it_fails_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "PATIENCE_S", 0.0)
     store = theirs()
-    async with world(store, tmp_path, request_timeout_s=0.05, peer_timeout_s=0.05) as cluster:
+    async with world(store, tmp_path) as cluster:
         cluster.net.down.update(("n2", "n3"))
+        cluster.give_up_after(0.05)
         with pytest.raises(QuorumUnavailable):
             await take_over(cluster, store, SOURCE_URL)
+        cluster.give_up_after(kit.PATIENCE_S)
         cluster.net.heal()
         await take_over(cluster, store, SOURCE_URL)
         assert await kit.get(cluster[1], "a.txt") == b"alpha"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -476,13 +475,14 @@ async def test_copies_that_are_away_for_some_seconds_only_delay(
         await archive(first)
         await Exporters(first).run()
         before = await picture(first)
-    slow: dict[str, Any] = {"slots": 2, "request_timeout_s": 0.1, "peer_timeout_s": 0.1}
-    async with world(store, tmp_path / "b", cluster_id=SECOND, **slow) as second:
+    async with world(store, tmp_path / "b", cluster_id=SECOND, slots=2) as second:
         second.net.down.update(("n2", "n3"))
+        second.give_up_after(0.1)
         told = progress("recover")
         job = asyncio.ensure_future(RecoverWork(ground(second[1]))(told.status.request, told))
         await kit.until(lambda: "waiting" in told.status.detail)
         assert "of at most 1800" in told.status.detail and "n2" in told.status.detail and not job.done()
+        second.give_up_after(kit.PATIENCE_S)
         second.net.heal()
         await job
         assert told.status.failures == 0 and "waiting" not in told.status.detail
@@ -504,11 +504,12 @@ async def test_copies_that_stay_away_end_it_and_the_next_job_does_the_rest(
         await archive(first)
         await Exporters(first).run()
         before = await picture(first)
-    slow: dict[str, Any] = {"slots": 2, "request_timeout_s": 0.05, "peer_timeout_s": 0.05}
-    async with world(store, tmp_path / "b", cluster_id=SECOND, **slow) as second:
+    async with world(store, tmp_path / "b", cluster_id=SECOND, slots=2) as second:
         second.net.down.update(("n2", "n3"))
+        second.give_up_after(0.05)
         with pytest.raises(QuorumUnavailable):
             await recover(second)
+        second.give_up_after(kit.PATIENCE_S)
         second.net.heal()
         assert await unrecovered(store.target(), SECOND) == [FIRST]
         assert (await recover(second)).status.failures == 0
@@ -603,13 +604,12 @@ async def test_what_was_staged_and_swept_before_the_job_went_on_comes_back_never
     async with world(store, tmp_path / "b", cluster_id=SECOND, slots=1) as second:
         second.net.fault("Prepare", "drop", source="n1")
         task = asyncio.create_task(recover(second))
-        await asyncio.sleep(0.3)
+        await kit.until(lambda: sum(node.store.tally(0).archive_staged for node in second) > 2)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         swept = [await node.store.sweep_staged(2**60, 1000) for node in second]
         assert sum(swept) > 2, swept
         second.net.heal()
-        async with asyncio.timeout(10):
-            told = await recover(second, 2)
+        told = await recover(second, 2)
         assert told.status.failures == 0, told.status.problems
         assert await picture(second) == before

@@ -26,7 +26,7 @@ SIZES = [5, STAGED, 3 * CHUNK, 70 * CHUNK]
 
 @pytest.fixture
 async def made(tmp_path):
-    async with world(tmp_path, request_timeout_s=5.0) as running:
+    async with world(tmp_path) as running:
         yield running
 
 

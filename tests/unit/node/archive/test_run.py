@@ -339,7 +339,7 @@ async def test_chunks_that_came_again_are_read_back_whichever_objects_have_them(
         reading = ReadBack(ground, ground.target, progress, closed=lambda slot, count: closed.append(slot))
         worker = asyncio.create_task(reading.work())
         await reading.object_stored(places)
-        await asyncio.wait_for(reading.flush(), 5)
+        await asyncio.wait_for(reading.flush(), 30)
         worker.cancel()
         assert sorted(closed) == sorted(slot for slot, _, _ in places)
         for slot, blob_id, _ in places:

@@ -21,7 +21,7 @@ from tests.unit.node.objects.kit import CHUNK, STAGED, content, delete, get, loo
 
 SECTION = ArchiveSection(
     target="file:///archive",
-    timeout_s=0.5,
+    timeout_s=30.0,
     rules=(ArchiveRule(prefix="w/", action="write-through"), ArchiveRule(prefix="", action="archive")),
 )
 CLUSTER = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -29,7 +29,7 @@ CLUSTER = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 @pytest.fixture
 async def made(tmp_path):
-    async with world(tmp_path, section=SECTION, request_timeout_s=3.0) as running:
+    async with world(tmp_path, section=SECTION) as running:
         yield running
 
 
@@ -126,9 +126,12 @@ async def test_those_that_come_at_once_share_packs_and_metadata(made):
 @pytest.mark.parametrize("what", ["unavailable", "hang"])
 async def test_an_archive_that_is_down_or_too_slow_applies_nothing_and_leaves_nothing(made, size, what):
     fault = made.bucket.fault(what)
+    through = made[1].parts.archive.through
+    through._patience_s = 0.5
     with pytest.raises(ArchiveUnavailable) as caught:
         await put(made[1], "w/a", content(size))
     assert caught.value.status == 503 and "Nothing was written" in caught.value.detail
+    through._patience_s = SECTION.timeout_s
     fault.release()
     made.bucket.heal()
     with pytest.raises(NotFound):
@@ -215,7 +218,7 @@ async def test_a_deleted_path_keeps_its_write_in_the_bucket_until_the_next_expor
 @pytest.mark.parametrize("size", [5, STAGED])
 async def test_the_slot_moves_while_the_chunks_are_on_their_way(tmp_path, size):
     """The rows are on a write quorum of the newer voters before it is acknowledged."""
-    async with world(tmp_path, 5, section=SECTION, request_timeout_s=3.0, slots=1) as made:
+    async with world(tmp_path, 5, section=SECTION, slots=1) as made:
         data = content(size)
         fault = made.bucket.fault("hang", "put", "packs/*", times=1)
         writing = asyncio.ensure_future(put(made[1], "w/a", data))
@@ -231,7 +234,7 @@ async def test_the_slot_moves_while_the_chunks_are_on_their_way(tmp_path, size):
 
 @pytest.mark.parametrize("size", [5, STAGED])
 async def test_the_slot_moves_between_the_rows_and_the_round(tmp_path, size):
-    async with world(tmp_path, 5, section=SECTION, request_timeout_s=3.0, slots=1) as made:
+    async with world(tmp_path, 5, section=SECTION, slots=1) as made:
         data = content(size)
         rule = made.cluster.net.fault("Prepare", "hold")
         writing = asyncio.ensure_future(put(made[1], "w/a", data))

@@ -60,7 +60,7 @@ async def learning():
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    yield listener, Learns(listener, spawn, timeout_s=1.0), tasks
+    yield listener, Learns(listener, spawn, timeout_s=30.0), tasks
     for task in tasks:
         task.cancel()
 
@@ -313,14 +313,14 @@ async def test_a_closed_coordinator_refuses_writes_and_ends_its_tasks():
 
 
 async def test_a_slow_replica_does_not_slow_reads_and_writes():
-    async with cluster(peer_timeout_s=20.0, write_timeout_s=20.0) as made:
+    # Whoever waited for it would wait longer than a test may take.
+    async with cluster(peer_timeout_s=600.0, request_timeout_s=600.0) as made:
         for kind in ("Prepare", "Commit", "Query", "QueryHistory"):
             made.net.fault(kind, "hold", to="n3")
-        async with asyncio.timeout(2.0):
-            await put(made[1], "p", b"x")
-            assert await get(made[2], "p") == b"x"
-            assert await get(made[1], "p", version=1) == b"x"
-            await delete(made[2], "p")
+        await put(made[1], "p", b"x")
+        assert await get(made[2], "p") == b"x"
+        assert await get(made[1], "p", version=1) == b"x"
+        await delete(made[2], "p")
 
 
 async def test_a_late_accept_of_a_slow_replica_still_counts_for_its_copy():
@@ -389,7 +389,7 @@ async def test_a_commit_whose_body_is_not_its_record_is_refused_and_changes_noth
         await made.settle()
         before = made[2].register("p")
         forged = msgspec.structs.replace(commit, body=b"TWO", ballot=Ballot(1, 99, "n1", "a"))
-        reply = await made[1].peers.call("n2", forged, timeout_s=1.0)
+        reply = await made[1].peers.call("n2", forged, timeout_s=30.0)
         assert isinstance(reply, Failed)
         assert made[2].register("p") == before
 
@@ -410,11 +410,11 @@ async def test_a_discard_of_a_referenced_blob_does_nothing():
         await made.settle()
         slot, blob_id = made.slot("p"), view.version.blob_id
         for name in ("n1", "n2", "n3"):
-            await made[1].peers.call(name, Discard(slot=slot, blob_id=blob_id), timeout_s=1.0)
+            await made[1].peers.call(name, Discard(slot=slot, blob_id=blob_id), timeout_s=30.0)
         for node in made:
             assert await node.store.blob_state(slot, blob_id) is BlobState.DURABLE
             assert await get(node, "p") == content(STAGED)
-        reply = await made[1].peers.call("n2", Discard(slot=slot, blob_id="../../etc"), timeout_s=1.0)
+        reply = await made[1].peers.call("n2", Discard(slot=slot, blob_id="../../etc"), timeout_s=30.0)
         assert isinstance(reply, Failed)
 
 
@@ -433,7 +433,7 @@ async def test_a_restarted_replica_breaks_no_promise():
 
 
 async def test_restarts_between_writes_lose_nothing():
-    async with cluster(write_timeout_s=5.0) as made:
+    async with cluster() as made:
         for index in range(12):
             made.start(f"n{index % 3 + 1}")
             assert (await put(made[(index + 1) % 3 + 1], "p", b"%d" % index)).version.version == index + 1
@@ -442,11 +442,11 @@ async def test_restarts_between_writes_lose_nothing():
 
 async def test_restarts_of_real_disks(tmp_path):
     data = content(STAGED)
-    async with cluster(folder=tmp_path, write_timeout_s=10.0, peer_timeout_s=10.0) as made:
+    async with cluster(folder=tmp_path) as made:
         await put(made[1], "p", data)
         await put(made[2], "q", b"x")
         await delete(made[3], "q")
-    async with cluster(folder=tmp_path, write_timeout_s=10.0, peer_timeout_s=10.0) as made:
+    async with cluster(folder=tmp_path) as made:
         for node in made:
             assert await get(node, "p") == data
         assert (await put(made[2], "q", b"y", write_id="w")).version.version == 2

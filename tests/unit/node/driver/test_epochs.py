@@ -30,6 +30,8 @@ from amberblob.wire import (
     Request,
     StageOpen,
 )
+from node.protocol.write import Outcome
+from node.rounds import Run
 from node.routing import Routing
 from registry.routes import Member, Route
 from tests.unit.node.objects.kit import (
@@ -205,7 +207,7 @@ async def test_a_mute_copy_promises_accepts_answers_and_learns_nothing(named, at
         assert node.register("p").accepted is None and node.store.slot_state(slot) == before
         with pytest.raises(PeerError, match="unsynced"):
             message = StageOpen(slot=slot, epoch=epoch, blob_id=NEW, chunk_bytes=CHUNK)
-            stage = await made[1].peers.stage("n3", message, timeout_s=1.0)
+            stage = await made[1].peers.stage("n3", message, timeout_s=30.0)
             while True:
                 await stage.write(b"x")
         if not named:
@@ -361,7 +363,7 @@ async def newer(made: Cluster, slot: int, *names: str) -> None:
 
 @pytest.mark.parametrize("size", [1, STAGED])
 async def test_a_write_that_is_refused_for_its_epoch_waits_for_the_route(size):
-    async with cluster(request_timeout_s=5.0) as made:
+    async with cluster() as made:
         slot = made.slot("p")
         catch_up = lag(made, made[1])
         await newer(made, slot, "n1", "n2", "n3")
@@ -375,7 +377,7 @@ async def test_a_write_that_is_refused_for_its_epoch_waits_for_the_route(size):
 
 @pytest.mark.parametrize("version", [None, 1])
 async def test_a_read_that_is_refused_for_its_epoch_waits_for_the_route(version):
-    async with cluster(request_timeout_s=5.0) as made:
+    async with cluster() as made:
         slot = made.slot("p")
         await put(made[1], "p", b"x")
         await made.settle()
@@ -389,7 +391,8 @@ async def test_a_read_that_is_refused_for_its_epoch_waits_for_the_route(version)
 
 
 async def test_nobody_waits_for_a_silent_voter_when_the_route_is_here():
-    async with cluster(peer_timeout_s=30.0, request_timeout_s=30.0) as made:
+    # Who waited for it would wait longer than a test may take.
+    async with cluster(peer_timeout_s=600.0, request_timeout_s=600.0) as made:
         slot = made.slot("p")
         await put(made[1], "p", b"x")
         await made.settle()
@@ -398,18 +401,35 @@ async def test_nobody_waits_for_a_silent_voter_when_the_route_is_here():
         made.net.fault("Prepare", "hold", to="n3")
         made.net.fault("Query", "hold", to="n3")
         # n2 answers; n3 does not, and by the old route n1 and n2 refuse.
-        async with asyncio.timeout(3.0):
-            query = Query(slot=slot, path="p", epoch=stale.epoch)
-            assert (await made[1].coordinator.read(stale, query)).finding.record.head.version == 1
+        query = Query(slot=slot, path="p", epoch=stale.epoch)
+        assert (await made[1].coordinator.read(stale, query)).finding.record.head.version == 1
 
 
-async def test_without_the_route_a_write_is_refused_or_unknown_when_its_time_is_over():
-    async with cluster(request_timeout_s=0.5) as made:
+@pytest.fixture
+def runs(monkeypatch) -> list[Run]:
+    """The rounds of writes, as they begin: that their time is over is told to them."""
+    made: list[Run] = []
+    outcome = Run.outcome
+
+    async def noted(run: Run, timeout_s: float) -> Outcome:
+        made.append(run)
+        return await outcome(run, timeout_s)
+
+    monkeypatch.setattr(Run, "outcome", noted)
+    return made
+
+
+async def test_without_the_route_a_write_is_refused_or_unknown_when_its_time_is_over(runs):
+    async with cluster() as made:
         slot = made.slot("p")
         lag(made, made[1])
         await newer(made, slot, "n1", "n2", "n3")
+        writing = asyncio.create_task(put(made[1], "p", b"x"))
+        await until(lambda: made.net.count("Prepare") >= 6, "it was refused, and tries again")
+        runs[0]._deadline()
         with pytest.raises(QuorumUnavailable, match="epoch"):
-            await put(made[1], "p", b"x")
+            await writing
+        made.give_up_after(2.0)
         with pytest.raises(QuorumUnavailable, match="epoch"):
             await get(made[1], "p")
         assert made.net.count("Commit") == 0
@@ -417,7 +437,7 @@ async def test_without_the_route_a_write_is_refused_or_unknown_when_its_time_is_
 
 async def test_a_write_whose_commit_was_sent_in_the_older_epoch_is_applied_once():
     """n2 accepts and its answer is lost; n1 and n3 hear of the newer epoch before the COMMIT."""
-    async with cluster(request_timeout_s=5.0) as made:
+    async with cluster() as made:
         slot = made.slot("p")
         catch_up = lag(made, made[1])
         held = [made.net.fault("Commit", "hold", to=name, times=1) for name in ("n1", "n3")]
@@ -435,8 +455,8 @@ async def test_a_write_whose_commit_was_sent_in_the_older_epoch_is_applied_once(
         assert versions == [1]
 
 
-async def test_a_write_whose_commit_was_sent_and_whose_route_does_not_come_is_unknown():
-    async with cluster(request_timeout_s=0.6) as made:
+async def test_a_write_whose_commit_was_sent_and_whose_route_does_not_come_is_unknown(runs):
+    async with cluster() as made:
         slot = made.slot("p")
         lag(made, made[1])
         held = [made.net.fault("Commit", "hold", to=name, times=1) for name in ("n1", "n2", "n3")]
@@ -445,6 +465,8 @@ async def test_a_write_whose_commit_was_sent_and_whose_route_does_not_come_is_un
         await newer(made, slot, "n1", "n2", "n3")
         for rule in held:
             rule.released.set()
+        await until(lambda: made.net.count("Prepare") >= 6, "it was refused, and tries again")
+        runs[0]._deadline()
         with pytest.raises(OutcomeUnknown):
             await writing
 

@@ -104,18 +104,24 @@ class Client:
             await asyncio.sleep(0.002)
 
 
+async def busy(clients: list[Client], tasks: list[asyncio.Task[None]]) -> None:
+    """Until they have done something to speak of, also on a slow machine, or one of them has failed."""
+    await until(lambda: all(client.puts >= 10 for client in clients) or any(task.done() for task in tasks))
+
+
 @pytest.mark.parametrize("size", [1, STAGED], ids=["small", "staged"])
 @pytest.mark.parametrize(
     "old,new", [("123", "124"), ("123", "456"), ("1", "234"), ("123", "4"), ("12", "34"), ("123", "12345"), ("12", "2")]
 )
 async def test_clients_notice_nothing_of_a_move(old, new, size):
-    async with cluster(6, replicas=len(old), slots=1, request_timeout_s=10.0) as made:
+    async with cluster(6, replicas=len(old), slots=1) as made:
         await moved_to(made, 0, old)
         clients = [Client(made, path, size) for path in ("p", "q")]
         mover = Mover(made, 0, late_s=0.15, seed=len(old) + size)
         tasks = [asyncio.create_task(run) for client in clients for run in (client.write(), client.read())]
         moving = asyncio.create_task(mover.move(names(new), pause_s=0.3))
         await asyncio.wait([moving, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        await busy(clients, tasks)
         for client in clients:
             client.stopped = True
         await asyncio.gather(moving, *tasks)
@@ -134,7 +140,7 @@ async def test_clients_notice_nothing_of_a_move(old, new, size):
 
 
 async def test_a_move_that_is_given_up_leaves_everything_as_it_was():
-    async with cluster(6, slots=1, request_timeout_s=10.0) as made:
+    async with cluster(6, slots=1) as made:
         mover = Mover(made, 0, late_s=0.1)
         client = Client(made, "p", 1)
         tasks = [asyncio.create_task(run) for run in (client.write(), client.read())]
@@ -144,6 +150,7 @@ async def test_a_move_that_is_given_up_leaves_everything_as_it_was():
             await asyncio.sleep(0.2)
             await mover.abort()
             await asyncio.sleep(0.2)
+        await busy([client], tasks)
         client.stopped = True
         await asyncio.gather(*tasks)
         assert [member.node for member in mover.route.learners] == names("456")
@@ -200,7 +207,7 @@ async def test_a_body_that_arrives_while_the_slot_moves_is_stored(steps, new):
 async def test_a_body_whose_slot_moves_during_its_round_is_stored(kind, steps):
     """Before its COMMIT the coordinator brings the bytes to the new voters; after it they fetch them."""
     data = content(3 * CHUNK + 5)
-    async with cluster(6, slots=1, request_timeout_s=10.0) as made:
+    async with cluster(6, slots=1) as made:
         mover = await moved_to(made, 0, "123")
         held = [made.net.fault(kind, "hold", to=name, times=1) for name in names("123")]
         stages = made.net.count("StageOpen")
@@ -225,7 +232,7 @@ async def test_a_body_whose_slot_moves_during_its_round_is_stored(kind, steps):
 async def test_a_node_that_has_not_heard_of_the_move_stores_a_body_all_the_same():
     """It sends it to nodes that the slot has left; they take it, and the new voters get it from them."""
     data = content(3 * CHUNK + 5)
-    async with cluster(6, slots=1, request_timeout_s=10.0) as made:
+    async with cluster(6, slots=1) as made:
         mover = await moved_to(made, 0, "123")
         stale = made.table
         made[6].routing._table = lambda: stale
@@ -241,7 +248,7 @@ async def test_a_node_that_has_not_heard_of_the_move_stores_a_body_all_the_same(
 
 async def test_a_write_that_was_sent_before_the_move_is_applied_once():
     """One voter of the old set accepted it, its answer was lost; the new set knows nothing of it."""
-    async with cluster(6, slots=1, request_timeout_s=10.0) as made:
+    async with cluster(6, slots=1) as made:
         mover = await moved_to(made, 0, "123")
         await put(made[6], "p", b"one")
         held = [made.net.fault("Commit", "hold", to=name, times=1) for name in names("12")]
@@ -296,7 +303,7 @@ async def test_a_learner_and_a_node_that_was_left_answer_nothing_and_take_nothin
             assert learner.register("p") == register and learner.store.slot_state(0) == state
             with pytest.raises(PeerError, match=reason):
                 stage = await made[1].peers.stage(
-                    learner.name, StageOpen(slot=0, epoch=epoch, blob_id=BLOB, chunk_bytes=CHUNK), timeout_s=1.0
+                    learner.name, StageOpen(slot=0, epoch=epoch, blob_id=BLOB, chunk_bytes=CHUNK), timeout_s=30.0
                 )
                 while True:
                     await stage.write(b"x")

@@ -39,7 +39,7 @@ class Reach:
 
 
 async def test_a_read_asks_a_majority():
-    async with cluster() as made:
+    async with cluster(nobody_late=True) as made:
         await put(made[1], "p", b"x")
         await made.settle()
         before = made.net.count("Query")
@@ -49,7 +49,7 @@ async def test_a_read_asks_a_majority():
 
 
 async def test_a_prepare_goes_to_a_majority_and_a_commit_to_all():
-    async with cluster() as made:
+    async with cluster(nobody_late=True) as made:
         for number in range(6):
             await put(made[1], f"p{number}", b"x")
         await made.settle()
@@ -80,7 +80,7 @@ async def test_whoever_is_spared_is_asked_when_another_is_late():
 
 
 async def test_a_reader_that_meets_a_voter_which_is_behind_asks_the_third_before_it_writes():
-    async with cluster() as made:
+    async with cluster(nobody_late=True) as made:
         await put(made[1], "p", b"old")
         await made.settle()
         made.net.down.add("n1")
@@ -116,7 +116,7 @@ def test_the_quickest_are_asked_first_and_all_now_and_then():
 
 
 async def test_a_second_write_here_needs_no_prepare():
-    async with cluster() as made:
+    async with cluster(nobody_late=True) as made:
         await put(made[1], "p", b"0")
         prepares = made.net.count("Prepare")
         for number in range(1, 6):
@@ -171,10 +171,11 @@ async def test_a_write_with_a_write_id_begins_with_a_prepare():
 
 
 async def test_a_promise_is_not_used_while_those_who_gave_it_are_away():
-    async with cluster(request_timeout_s=0.3) as made:
+    async with cluster() as made:
         await put(made[1], "p", b"1")
         await made.settle()
         made.net.down |= {"n2", "n3"}
+        made.give_up_after(0.3)
         with pytest.raises(QuorumUnavailable):
             await put(made[1], "p", b"2")
         assert made.net.count("Commit") == 3, "refused before anything was sent"
@@ -207,9 +208,9 @@ async def test_a_query_is_not_told_the_record_that_it_knows():
         await made.settle()
         slot, register = made.slot("p"), made[1].register("p")
         query = Query(slot=slot, path="p", epoch=1)
-        whole = await made[1].peers.call("n2", query, timeout_s=1)
+        whole = await made[1].peers.call("n2", query, timeout_s=30)
         brief = await made[1].peers.call(
-            "n2", Query(slot=slot, path="p", epoch=1, known=register.accepted), timeout_s=1
+            "n2", Query(slot=slot, path="p", epoch=1, known=register.accepted), timeout_s=30
         )
         assert whole.record == register.record and brief.record is None and brief.accepted == register.accepted
         assert not isinstance(brief, AcceptedReply)

@@ -40,7 +40,7 @@ from tests.unit.node.objects.kit import Cluster, cluster, put
 
 async def ask(made: Cluster, number: int, request):
     """What another node is answered, through the codec."""
-    return await made[1 + number % 3].peers.call(f"n{number}", request, timeout_s=5.0)
+    return await made[1 + number % 3].peers.call(f"n{number}", request, timeout_s=30.0)
 
 
 async def written(made: Cluster) -> int:

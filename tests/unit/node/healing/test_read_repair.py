@@ -86,7 +86,7 @@ async def test_a_row_that_is_missing(reader, rot):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("damage", ["corrupt", "missing"])
 async def test_bytes_on_the_own_disk(size, damage):
-    async with cluster(request_timeout_s=5.0) as made:
+    async with cluster() as made:
         data = await stored(made, size)
         view = await look(made[1], "p")
         await spoil(made, 1, view, damage)
@@ -99,7 +99,7 @@ async def test_bytes_on_the_own_disk(size, damage):
 @pytest.mark.parametrize("damage", ["corrupt", "missing"])
 async def test_bytes_on_the_disk_of_the_node_that_is_asked_for_them(size, damage):
     """n1 has nothing and asks n2, whose bytes are bad; n3 has them."""
-    async with cluster(request_timeout_s=5.0) as made:
+    async with cluster() as made:
         data = await stored(made, size)
         view = await look(made[1], "p")
         for number in (1, 2):
@@ -112,7 +112,7 @@ async def test_bytes_on_the_disk_of_the_node_that_is_asked_for_them(size, damage
 
 @pytest.mark.parametrize("size", [100, STAGED])
 async def test_that_bytes_are_wanted_survives_a_restart(size):
-    async with cluster(request_timeout_s=5.0) as made:
+    async with cluster() as made:
         data = await stored(made, size)
         view = await look(made[1], "p")
         await spoil(made, 1, view, "missing")
@@ -130,7 +130,7 @@ async def test_that_bytes_are_wanted_survives_a_restart(size):
 
 async def test_bytes_on_real_disks(tmp_path: Path):
     """An inline body and chunk files, damaged and gone, on the own disk and on another's."""
-    async with cluster(folder=tmp_path, request_timeout_s=10.0, peer_timeout_s=10.0) as made:
+    async with cluster(folder=tmp_path) as made:
         data = {path: content(size, size) for path, size in (("small", 100), ("large", 3 * CHUNK))}
         for path, body in data.items():
             await put(made[1], path, body)

@@ -81,7 +81,7 @@ async def lacking(made: Cluster, bodies: dict[str, bytes]) -> list[str]:
 @pytest.mark.parametrize("seed", range(12))
 async def test_healed_means_healed(seed: int) -> None:
     dice = random.Random(seed)
-    async with cluster(request_timeout_s=6.0) as made:
+    async with cluster() as made:
         bodies = await suffer(made, dice)
         status, watch = status_of(made, dice.randint(1, 3)), HealWatch()
         asked = await status.heal()

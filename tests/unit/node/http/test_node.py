@@ -236,20 +236,27 @@ async def test_closing_lets_requests_under_way_finish(world: World) -> None:
     answer = await raw.answer()
     assert (answer.status, answer.headers["connection"]) == (201, "close")
     assert await raw.closed() == b""
-    await asyncio.wait_for(closing, 10)
+    await asyncio.wait_for(closing, 30)
     assert world.service.objects["a"][0][1] == b"hello"
 
 
 async def test_closing_waits_for_a_body_that_has_just_begun(world: World) -> None:
     raw = await world.raw()
     await raw.send(b"PUT /objects/a HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhe")
-    await asyncio.sleep(0.01)
+
+    def arrived() -> bool:
+        assert world.server._connections is not None
+        held = [one for one in world.server._connections._open if getattr(one, "_waiting", b"")]
+        return world.app.in_flight == 1 or bool(held)
+
+    await until(arrived)
     closing = asyncio.create_task(world.server.close(30))
+    await until(lambda: world.app.in_flight == 1)
     await asyncio.sleep(0.05)
     assert not closing.done() and world.app.in_flight == 1
     await raw.send(b"llo")
     assert (await raw.answer()).status == 201
-    await asyncio.wait_for(closing, 10)
+    await asyncio.wait_for(closing, 30)
 
 
 async def test_closing_gives_up_after_the_grace(world: World) -> None:
@@ -257,7 +264,7 @@ async def test_closing_gives_up_after_the_grace(world: World) -> None:
     raw = await world.raw()
     await raw.send(b"PUT /objects/a HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello")
     await world.service.gate_reached.wait()
-    await asyncio.wait_for(world.server.close(0.05), 10)
+    await asyncio.wait_for(world.server.close(0.05), 30)
     assert await raw.closed() == b""
     assert world.app.in_flight == 0
     assert world.service.objects == {}
@@ -267,7 +274,7 @@ async def test_closing_an_idle_server_is_quick(world: World) -> None:
     raw = await world.raw()
     await raw.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
     assert (await raw.answer()).status == 200
-    await asyncio.wait_for(world.server.close(60), 5)
+    await asyncio.wait_for(world.server.close(60), 30)
     assert await raw.closed() == b""
     await world.server.close(60)
 

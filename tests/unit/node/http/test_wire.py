@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
 
 from node.http import Timeouts
 from node.http.connection import Connection
-from tests.unit.node.http.conftest import World, serving
+from tests.unit.node.http.conftest import Raw, World, serving
 from tests.unit.node.http.fake_service import until
 
 TRAVERSALS = [
@@ -133,7 +134,7 @@ async def test_only_http_1_is_spoken(world: World, version: bytes) -> None:
         await raw.send(before + b"PUT /objects/a " + version + b"\r\nHost: x\r\nContent-Length: 45\r\n\r\n" + good)
         if before:
             assert (await raw.answer()).status == 200
-        got = await asyncio.wait_for(raw.closed(), 10)
+        got = await asyncio.wait_for(raw.closed(), 30)
         assert got.startswith(b"HTTP/1.") and got.count(b"\r\n\r\n") == 1, "one answer"
         assert b" 400 " in got and version + b" is not spoken here" in got
     assert world.service.objects == {}
@@ -227,7 +228,7 @@ async def test_a_body_cut_off_by_closing_stores_nothing(world: World) -> None:
     await raw.send(b"PUT /objects/a HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhello")
     await until(lambda: world.service.last_options is not None)
     raw.writer.close()
-    await asyncio.wait_for(world.service.body_failed.wait(), 10)
+    await asyncio.wait_for(world.service.body_failed.wait(), 30)
     assert world.service.objects == {}
 
 
@@ -264,7 +265,7 @@ async def test_a_client_that_only_half_closes_gets_its_answers(world: World) -> 
     raw = await world.raw()
     await raw.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
     raw.writer.write_eof()
-    got = await asyncio.wait_for(raw.closed(), 10)
+    got = await asyncio.wait_for(raw.closed(), 30)
     assert got.count(b'{"status":"ok"}') == 3
 
 
@@ -284,7 +285,7 @@ async def test_a_client_that_half_closes_just_when_it_was_answered(monkeypatch: 
         raw = await world.raw()
         await raw.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert (await raw.answer()).status == 200
-        assert await asyncio.wait_for(raw.closed(), 10) == b""
+        assert await asyncio.wait_for(raw.closed(), 30) == b""
 
 
 async def test_a_body_in_single_bytes(world: World) -> None:
@@ -336,6 +337,17 @@ async def test_http_1_0(world: World) -> None:
     assert await raw.closed() == b""
 
 
+async def answered(world: World) -> Raw:
+    """A connection on which a request was answered; those that did not get as far in the server's short time were not."""
+    for _ in range(20):
+        raw = await world.raw()
+        await raw.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            if (await raw.answer()).status == 200:
+                return raw
+    raise AssertionError("no request is answered")
+
+
 async def test_a_slow_head_is_given_up(world: World) -> None:
     async with serving(timeouts=Timeouts(head_s=0.2)) as slow:
         raw = await slow.raw()
@@ -344,9 +356,7 @@ async def test_a_slow_head_is_given_up(world: World) -> None:
         assert (answer.status, answer.problem["type"]) == (408, "request-timeout")
         assert await raw.closed() == b""
         # The same behind a request that was answered, and a dribble does not move the deadline.
-        raw = await slow.raw()
-        await raw.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert (await raw.answer()).status == 200
+        raw = await answered(slow)
 
         async def dribble() -> None:
             for _ in range(1000):
@@ -359,7 +369,7 @@ async def test_a_slow_head_is_given_up(world: World) -> None:
         assert answer.status in (400, 408) and answer.problem
         # A connection that never says anything is closed without a word.
         raw = await slow.raw()
-        assert await asyncio.wait_for(raw.closed(), 10) == b""
+        assert await asyncio.wait_for(raw.closed(), 30) == b""
 
 
 async def test_a_slow_head_that_begins_at_once_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,10 +388,8 @@ async def test_a_slow_head_that_begins_at_once_is_told_so(monkeypatch: pytest.Mo
 
 async def test_an_idle_connection_is_closed(world: World) -> None:
     async with serving(timeouts=Timeouts(idle_s=0.2)) as brief:
-        raw = await brief.raw()
-        await raw.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert (await raw.answer()).status == 200
-        assert await asyncio.wait_for(raw.closed(), 10) == b""
+        raw = await answered(brief)
+        assert await asyncio.wait_for(raw.closed(), 30) == b""
 
 
 async def test_a_body_that_stalls_is_given_up() -> None:
@@ -401,9 +409,8 @@ async def test_a_client_that_does_not_read_is_let_go() -> None:
         raw = await world.raw()
         raw.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await raw.send(b"GET /objects/a HTTP/1.1\r\nHost: x\r\n\r\n")
-        await until(lambda: world.app.in_flight == 1)
+        await until(lambda: world.service.reads_closed == 1)
         await until(lambda: world.app.in_flight == 0)
-        assert world.service.reads_closed == 1
 
 
 async def test_a_client_that_leaves_in_the_middle_of_a_download(world: World) -> None:
@@ -433,6 +440,6 @@ async def test_a_body_that_breaks_before_its_request_is_begun(monkeypatch: pytes
         await raw.send(
             b"PUT /objects/a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nrubbish\r\n\r\n"
         )
-        assert (await asyncio.wait_for(raw.answer(), 10)).status == 400
-        assert await asyncio.wait_for(raw.closed(), 10) == b""
+        assert (await asyncio.wait_for(raw.answer(), 30)).status == 400
+        assert await asyncio.wait_for(raw.closed(), 30) == b""
         assert world.service.objects == {}

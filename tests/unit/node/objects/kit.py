@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 from msgspec.structs import replace
 
 from amberblob import wire
 from amberblob.ballot import Register
 from amberblob.clock import HybridClock, SeededRandomness, SystemClock
-from amberblob.errors import PeerError, PeerTimeout, PeerUnreachable
+from amberblob.errors import OutcomeUnknown, PeerError, PeerTimeout, PeerUnreachable, QuorumUnavailable
 from amberblob.ids import UlidMint
 from amberblob.limits import CHUNK_BYTES_MIN
 from amberblob.wire import Failed, Refused, Reply, Request, StageClose, StageOpen
@@ -28,6 +29,7 @@ from chunkstore.interface import ReplicaStore
 from chunkstore.memory import MemoryStore
 from chunkstore.overlay import Intent
 from chunkstore.store import DiskStore
+from node import reads, rounds
 from node.archive.means import ArchiveMeans
 from node.assembly import Parts, assemble
 from node.coordinator import Coordinator
@@ -50,7 +52,9 @@ from registry.readmit import readmit
 from registry.routes import ClusterInfo, Member, NodeInfo, Route, RouteTable, advance, encode
 from registry.snapshot import picture_of
 
-WAIT_S = 10.0
+WAIT_S = 30.0
+PATIENCE_S = 30.0
+"""What a request, a write or a read may take, and a replica may lag, where a test does not say: a busy machine is none of them."""
 CHUNK = CHUNK_BYTES_MIN
 STAGED = CHUNK + 1
 """The size of a small body that does not travel inline."""
@@ -75,6 +79,13 @@ class SkewedClock(SystemClock):
 
     def monotonic_s(self) -> float:
         return super().monotonic_s() + self.ahead_s
+
+
+class StillClock(SkewedClock):
+    """Time for waiting that goes on only by hand."""
+
+    def monotonic_s(self) -> float:
+        return 1000.0 + self.ahead_s
 
 
 # ---- the network
@@ -368,13 +379,14 @@ class Cluster:
             hybrid=hybrid,
             mint=UlidMint(hybrid, chance),
             randomness=chance,
-            peer_timeout_s=options.get("peer_timeout_s", 2.0),
-            request_timeout_s=options.get("request_timeout_s", 1.5),
+            peer_timeout_s=options.get("peer_timeout_s", PATIENCE_S),
+            request_timeout_s=options.get("request_timeout_s", PATIENCE_S),
             repair=options.get("repair"),
             retention=options.get("retention"),
             archive=options["means"](name) if "means" in options else self.means.get(name),
             readmit=partial(readmit, self.registry, self.table.cluster, name) if self.table is not None else None,
         )
+        parts.health._timeout_s = PATIENCE_S
         node = Node(
             name,
             store,
@@ -411,9 +423,15 @@ class Cluster:
             self.table, replace(self.table, routes=tuple(picture.routes[slot] for slot in sorted(picture.routes)))
         )
 
-    async def settle(self) -> None:
-        """Wait until nothing is under way any more (LEARNs, late accepts, discards)."""
-        await until(lambda: not any(n.coordinator._tasks or n.peers.stages for n in self), "quiet")
+    def give_up_after(self, timeout_s: float) -> None:
+        """From now on writes and reads take no longer. What has to succeed comes before."""
+        for node in self:
+            node.coordinator._write_timeout_s = node.coordinator._read_timeout_s = timeout_s
+
+    async def settle(self, *numbers: int) -> None:
+        """Wait until nothing is under way any more (LEARNs, late accepts, discards) of these nodes (all)."""
+        nodes = [self[number] for number in numbers] or list(self)
+        await until(lambda: not any(n.coordinator._tasks or n.peers.stages for n in nodes), "quiet")
 
     async def resolve(self, *numbers: int, rounds: int = 1) -> None:
         """Let time pass and the resolvers of these nodes (all) do all that is due."""
@@ -479,10 +497,23 @@ def table_of(cluster: Cluster, names: list[str], *, replicas: int, slots: int, e
 
 @asynccontextmanager
 async def cluster(
-    count: int = 3, *, replicas: int = 3, slots: int = 8, folder: Path | None = None, **options: Any
+    count: int = 3,
+    *,
+    replicas: int = 3,
+    slots: int = 8,
+    folder: Path | None = None,
+    nobody_late: bool = False,
+    **options: Any,
 ) -> AsyncIterator[Cluster]:
-    """A running cluster on memory stores, or with ``folder`` on real disks."""
+    """A running cluster on memory stores, or with ``folder`` on real disks.
+
+    ``nobody_late``: a voter that is spared is asked because another failed, never because this machine was slow for a moment.
+    """
     made = Cluster(**options)
+    stack = ExitStack()
+    if nobody_late:
+        for module in (rounds, reads):
+            stack.enter_context(mock.patch.object(module, "LATE_S", PATIENCE_S))
     names = [f"n{index}" for index in range(1, count + 1)]
     mint = UlidMint(HybridClock(made.clock.wall_ms), SeededRandomness(3))
     try:
@@ -511,6 +542,7 @@ async def cluster(
             await node.coordinator.close(0.2)
         for store in made.stores.values():
             await store.close()
+        stack.close()
 
 
 # ---- what a client does
@@ -554,6 +586,19 @@ async def put(
         repeat=repeat,
     )
     return await node.objects.put(path, body_of(*pieces(data)), options)
+
+
+async def put_in_vain(node: Node, path: str, data: bytes = b"body", **options: Any) -> None:
+    """A write whose outcome is unknown. One whose time was over before its COMMITs went out was none: it is tried again."""
+    for _ in range(100):
+        try:
+            await put(node, path, data, **options)
+        except QuorumUnavailable:
+            continue
+        except OutcomeUnknown:
+            return
+        raise AssertionError("it was acknowledged")
+    raise AssertionError("no COMMIT goes out")
 
 
 async def delete(

@@ -10,12 +10,13 @@ from amberblob.errors import ChunkCorrupt, ClusterError
 from node.objects import bytes as bytes_module
 from node.objects.bytes import CHUNKS_IN_MEMORY, CHUNKS_IN_RESERVE
 from node.objects.memory import Buffers
+from tests.folders import files_below
 from tests.unit.node.objects.kit import CHUNK, STAGED, Cluster, Node, cluster, content, delete, get, look, put, read
 
 
 @pytest.fixture
 async def made():
-    async with cluster(request_timeout_s=5.0) as running:
+    async with cluster() as running:
         yield running
 
 
@@ -155,7 +156,7 @@ async def test_readers_that_pause_do_not_stop_the_others(made):
             break
         paused.append(parts)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert await read(made[1], view) == data
     finally:
         for parts in paused:
@@ -163,9 +164,9 @@ async def test_readers_that_pause_do_not_stop_the_others(made):
 
 
 async def test_mending_on_real_disks(tmp_path):
-    async with cluster(folder=tmp_path, request_timeout_s=10.0, peer_timeout_s=10.0) as made:
+    async with cluster(folder=tmp_path) as made:
         data, _, chunks = await stored(made, 70 * CHUNK)
-        [file] = (tmp_path / "n1").rglob(chunks[3].id)
+        [file] = [f for f in files_below(tmp_path / "n1") if f.name == chunks[3].id]
         spoilt = bytearray(file.read_bytes())
         spoilt[100] ^= 1
         file.write_bytes(spoilt)
@@ -176,13 +177,9 @@ async def test_mending_on_real_disks(tmp_path):
 
 
 async def test_mending_a_manifest_on_real_disks(tmp_path):
-    async with cluster(folder=tmp_path, request_timeout_s=10.0, peer_timeout_s=10.0) as made:
+    async with cluster(folder=tmp_path) as made:
         data, view, _ = await stored(made, 70 * CHUNK)
-        [file] = [
-            f
-            for f in (tmp_path / "n1").rglob("*")
-            if f.is_file() and "manifest" in f.name and view.version.blob_id in str(f)
-        ]
+        [file] = [f for f in files_below(tmp_path / "n1") if "manifest" in f.name and view.version.blob_id in str(f)]
         file.unlink()
         assert await get(made[1], "p") == data
         await made[1].pull()
@@ -326,7 +323,7 @@ async def test_explain_an_object_with_a_long_history(made):
 
 
 async def test_memory_is_used_again_only_when_nobody_writes_to_it(tmp_path):
-    async with cluster(folder=tmp_path, request_timeout_s=10.0, peer_timeout_s=10.0) as made:
+    async with cluster(folder=tmp_path) as made:
         data, view, _ = await stored(made, 6 * CHUNK)
         reading, store = made[1].reading, made[1].store
         assert await read(made[1], view) == data

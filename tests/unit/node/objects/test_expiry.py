@@ -352,7 +352,7 @@ async def test_a_request_that_does_not_fit_is_refused(made: Cluster):
 @pytest.mark.parametrize("deleting", [False, True])
 async def test_a_round_that_goes_on_after_its_write_was_forgotten_does_not_write_again(deleting: bool):
     """Its COMMIT was accepted by all, and it heard of none; before it came again, the path was deleted and collected."""
-    async with cluster(4, request_timeout_s=60.0) as made:
+    async with cluster(4) as made:
         path = next(f"p{n}" for n in range(1000) if "n4" not in made[4].routing.of(f"p{n}").voters)
         if deleting:
             await put(made[1], path, b"0")
@@ -364,7 +364,7 @@ async def test_a_round_that_goes_on_after_its_write_was_forgotten_does_not_write
         if not deleting:
             await delete(made[1], path)
         await expire(made[1], path, *ALL)
-        await made.settle()
+        await made.settle(1, 2, 3)
         assert await collect(made[1], path)
         if deleting:
             # By one that holds no promise, and therefore begins with the first revision again.
@@ -449,7 +449,7 @@ async def test_a_record_that_nobody_heard_to_be_chosen_before_the_floor_rose_is_
 
 
 async def test_real_disks(tmp_path):
-    async with cluster(folder=tmp_path, request_timeout_s=10.0, peer_timeout_s=10.0) as made:
+    async with cluster(folder=tmp_path) as made:
         for number in range(4):
             await put(made[1], "p", b"%d" % number)
             await put(made[1], "q", content(STAGED, number))
@@ -461,7 +461,7 @@ async def test_real_disks(tmp_path):
             assert await versions(node, "p") == [4, 3]
             await no_such_version(look(node, "p", version=1))
         assert await collect(made[3], "q")
-    async with cluster(folder=tmp_path, request_timeout_s=10.0, peer_timeout_s=10.0) as made:
+    async with cluster(folder=tmp_path) as made:
         for node in made:
             assert await versions(node, "p") == [4, 3]
             with pytest.raises(NotFound):

@@ -11,6 +11,7 @@ from amberblob.errors import NotFound, OutcomeUnknown, PreconditionFailed, Quoru
 from node.protocol.operations import Conditions
 from tests.unit.node.objects.kit import (
     CHUNK,
+    PATIENCE_S,
     STAGED,
     Cluster,
     cluster,
@@ -20,6 +21,7 @@ from tests.unit.node.objects.kit import (
     listing,
     look,
     put,
+    put_in_vain,
     read,
     restore,
     until,
@@ -158,8 +160,8 @@ async def test_once_a_commit_was_sent_the_outcome_is_unknown_and_a_retry_applies
             made.net.fault("Commit", do, to=to)
             # Nor may the coordinator find out what became of it.
             made.net.fault("Prepare", "drop", to=to, when=lambda _: made.net.count("Commit") > 0)
-        with pytest.raises(OutcomeUnknown):
-            await put(made[1], "p", data, write_id="w")
+        await put_in_vain(made[1], "p", data, write_id="w")
+        made.give_up_after(PATIENCE_S)
         made.net.heal()
         views = [await put(node, "p", data, write_id="w") for node in made]
         assert {view.version.version for view in views} == {1}
@@ -435,25 +437,29 @@ async def test_a_write_given_up_by_its_client_in_mid_round_is_all_or_nothing():
 
 
 async def test_write_quorum_three_is_not_acknowledged_with_two():
-    async with cluster(write_quorum=3, request_timeout_s=0.5) as made:
+    async with cluster(write_quorum=3) as made:
         assert (await put(made[1], "p", SMALL)).version.version == 1
         assert (await put(made[1], "q", content(STAGED))).version.version == 1
         made.net.down.add("n3")
+        made.give_up_after(0.5)
         with pytest.raises((QuorumUnavailable, OutcomeUnknown)):
             await put(made[1], "q", content(STAGED))
         with pytest.raises((QuorumUnavailable, OutcomeUnknown)):
             await put(made[1], "p", b"two copies only")
+        made.give_up_after(PATIENCE_S)
         assert await get(made[1], "q") == content(STAGED)
 
 
 async def test_write_quorum_three_a_retry_is_not_acknowledged_with_two_either():
-    async with cluster(write_quorum=3, request_timeout_s=0.5) as made:
+    async with cluster(write_quorum=3) as made:
         made.net.fault("Commit", "drop", to="n3")
         made.net.fault("Prepare", "drop", to="n3")
         made.net.fault("Learn", "drop", to="n3")
+        made.give_up_after(0.5)
         for _ in range(2):
             with pytest.raises((QuorumUnavailable, OutcomeUnknown)):
                 await put(made[1], "p", SMALL, write_id="w")
+        made.give_up_after(PATIENCE_S)
         made.net.heal()
         assert (await put(made[2], "p", SMALL, write_id="w")).version.version == 1
         await made.settle()
@@ -461,14 +467,16 @@ async def test_write_quorum_three_a_retry_is_not_acknowledged_with_two_either():
 
 
 async def test_read_quorum_three_needs_all_three():
-    async with cluster(read_quorum=3, request_timeout_s=0.5) as made:
+    async with cluster(read_quorum=3) as made:
         await put(made[1], "p", SMALL)
         assert await get(made[2], "p") == SMALL
         made.net.down.add("n3")
+        made.give_up_after(0.5)
         with pytest.raises(QuorumUnavailable):
             await get(made[1], "p")
         with pytest.raises(QuorumUnavailable):
             await put(made[1], "p", SMALL)
+        made.give_up_after(PATIENCE_S)
         made.net.heal()
         assert (await put(made[3], "p", SMALL)).version.version == 2
 

@@ -32,7 +32,7 @@ KINDS = ["memory", "disk"]
 @pytest.fixture(params=KINDS)
 async def made(request, tmp_path):
     folder = tmp_path if request.param == "disk" else None
-    async with cluster(folder=folder, request_timeout_s=10.0, peer_timeout_s=10.0) as running:
+    async with cluster(folder=folder) as running:
         yield running
 
 

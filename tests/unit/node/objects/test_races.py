@@ -15,7 +15,7 @@ from tests.unit.node.objects.kit import STAGED, cluster, content, delete, get, l
 
 @pytest.mark.parametrize("faults", [False, True])
 async def test_conditional_increments_lose_no_update(faults):
-    async with cluster(request_timeout_s=30.0, peer_timeout_s=5.0) as made:
+    async with cluster() as made:
         await put(made[1], "n", b"0")
         chance = SeededRandomness(5)
         if faults:
@@ -46,7 +46,7 @@ async def test_conditional_increments_lose_no_update(faults):
 
 @pytest.mark.parametrize("size", [5, STAGED])
 async def test_racing_creates_have_one_winner(size):
-    async with cluster(request_timeout_s=30.0, peer_timeout_s=5.0) as made:
+    async with cluster() as made:
 
         async def create(number: int) -> int | None:
             try:
@@ -69,7 +69,7 @@ async def test_racing_creates_have_one_winner(size):
 
 async def test_what_was_read_never_goes_back():
     """Readers at every node while writers write and LEARNs get lost: versions seen by one reader only grow."""
-    async with cluster(request_timeout_s=30.0) as made:
+    async with cluster() as made:
         chance = SeededRandomness(9)
         made.net.fault("Learn", "drop", when=lambda _: chance.fraction() < 0.7)
         await put(made[1], "p", b"0")
@@ -95,7 +95,7 @@ async def test_what_was_read_never_goes_back():
 
 
 async def test_puts_and_deletes_at_once_leave_one_history():
-    async with cluster(request_timeout_s=30.0, peer_timeout_s=5.0) as made:
+    async with cluster() as made:
 
         async def writer(number: int) -> None:
             for turn in range(4):

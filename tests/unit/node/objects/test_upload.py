@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
+from pathlib import Path
 
 import pytest
 from blake3 import blake3
@@ -13,6 +13,7 @@ from amberblob.errors import BadRequest, DigestMismatch, InsufficientStorage, Qu
 from amberblob.limits import MIB
 from node.objects import upload as upload_module
 from node.service import PutOptions
+from tests.folders import files_below
 from tests.unit.node.objects.kit import CHUNK, STAGED, Cluster, cluster, content, get, look, put, until
 
 BIG = 3 * MIB
@@ -26,7 +27,7 @@ def short_times(monkeypatch):
 
 @pytest.fixture
 async def made():
-    async with cluster(request_timeout_s=2.0) as running:
+    async with cluster() as running:
         yield running
 
 
@@ -41,12 +42,12 @@ async def nothing_left(made: Cluster, path: str = "p") -> None:
 
 @pytest.mark.parametrize("phase", ["StageOpen", "Data", "StageClose"])
 @pytest.mark.parametrize("to", ["n1", "n2", "n3"])
-async def test_a_hung_replica_is_dropped_and_the_write_succeeds(made, phase, to):
+async def test_a_hung_replica_is_dropped_and_the_write_succeeds(made, phase, to, monkeypatch):
+    for patience in ("OPEN_S", "STUCK_S", "CLOSE_S"):
+        monkeypatch.setattr(upload_module, patience, 600.0)  # it is not what ends the waiting
     rule = made.net.fault(phase, "hold", to=to)
     data = content(BIG)
-    began_s = time.monotonic()
     await put(made[1], "p", data)
-    assert time.monotonic() - began_s < 1.5
     assert rule.hits == 1, "it is not tried again with every piece"
     made.net.heal()
     await made.settle()
@@ -238,8 +239,16 @@ async def test_one_failed_disk_does_not_hinder_a_write(made, size, failed):
     assert (await look(made[failed], "p")).version.size == size
 
 
+def size_of(file: Path) -> int:
+    """In bytes; -1: it is gone."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return -1
+
+
 async def test_aborted_uploads_leave_nothing_on_real_disks(tmp_path):
-    async with cluster(folder=tmp_path, peer_timeout_s=10.0, request_timeout_s=10.0) as made:
+    async with cluster(folder=tmp_path) as made:
 
         async def body():
             yield content(BIG)
@@ -250,7 +259,8 @@ async def test_aborted_uploads_leave_nothing_on_real_disks(tmp_path):
         with pytest.raises(BadRequest):
             await put(made[1], "p", content(BIG), size=BIG + 1)
         await made.settle()
-        left = [file for file in tmp_path.rglob("*") if file.is_file() and file.stat().st_size in (CHUNK, CHUNK + 1)]
-        assert left == []
+        await until(
+            lambda: not {CHUNK, CHUNK + 1} & {size_of(file) for file in files_below(tmp_path)}, "nothing is left"
+        )
         await put(made[1], "p", content(BIG))
         assert await get(made[2], "p") == content(BIG)

@@ -15,7 +15,7 @@ from tests.unit.node.objects.kit import CHUNK, STAGED, cluster, content, delete,
 @pytest.mark.parametrize("size", [5, STAGED, 70 * CHUNK])
 @pytest.mark.parametrize("later", [0, 1, 30])
 async def test_a_retry_of_a_put_gets_the_first_answer(size, later):
-    async with cluster(request_timeout_s=5.0) as made:
+    async with cluster() as made:
         data = content(size)
         first = await put(made[1], "p", data, write_id="w")
         for index in range(later):
@@ -30,7 +30,7 @@ async def test_a_retry_of_a_put_gets_the_first_answer(size, later):
 
 @pytest.mark.parametrize("later", [0, 12])
 async def test_a_retry_with_a_node_down_at_either_time(later):
-    async with cluster(request_timeout_s=5.0) as made:
+    async with cluster() as made:
         made.net.down.add("n3")
         first = await put(made[1], "p", b"x", write_id="w")
         for index in range(later):
@@ -61,7 +61,7 @@ async def test_a_retry_of_a_put_whose_version_was_deleted_gets_the_first_answer(
 
 @pytest.mark.parametrize("later", [0, 1, 20])
 async def test_a_retry_of_a_delete_does_not_delete_again(later):
-    async with cluster(request_timeout_s=5.0) as made:
+    async with cluster() as made:
         await put(made[1], "p", b"x")
         await delete(made[1], "p", write_id="d")
         for index in range(later):
@@ -76,7 +76,7 @@ async def test_a_retry_of_a_delete_does_not_delete_again(later):
 
 @pytest.mark.parametrize("later", [0, 1, 20])
 async def test_a_retry_of_a_delete_of_one_version(later):
-    async with cluster(request_timeout_s=5.0) as made:
+    async with cluster() as made:
         await put(made[1], "p", b"x")
         await put(made[1], "p", b"y")
         await delete(made[1], "p", version=1, write_id="d")
@@ -115,7 +115,7 @@ async def test_a_retry_of_a_restore_gets_the_first_answer(later):
 
 
 async def test_the_same_write_id_at_once_through_all_nodes_is_applied_once():
-    async with cluster(request_timeout_s=10.0) as made:
+    async with cluster() as made:
         data = content(3 * CHUNK)
         views = await asyncio.gather(*(put(made[i % 3 + 1], "p", data, write_id="w") for i in range(9)))
         assert len({view.version.blob_id for view in views}) == 1

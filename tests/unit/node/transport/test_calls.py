@@ -1,6 +1,5 @@
 import asyncio
 import os
-import time
 
 import pytest
 
@@ -16,7 +15,7 @@ from amberblob.errors import (
 from amberblob.limits import FRAME_BYTES_MAX, MIB, STREAM_WINDOW_BYTES
 from amberblob.tracing import set_request_id
 from amberblob.wire import Failed, Refused, StagedReply
-from node.transport import PeerServer
+from node.transport import PeerClients, PeerServer
 from tests.unit.node.transport.transport_kit import (
     Cluster,
     Handler,
@@ -42,10 +41,10 @@ async def test_thousands_of_calls_at_once():
 
 async def test_one_connection_per_lane():
     async with cluster() as c:
-        await c.clients.call("n2", query(), timeout_s=5)
-        await asyncio.gather(*(c.clients.call("n2", query(), timeout_s=5) for _ in range(100)))
+        await c.clients.call("n2", query(), timeout_s=30)
+        await asyncio.gather(*(c.clients.call("n2", query(), timeout_s=30) for _ in range(100)))
         assert len(c.server._connections) == 1
-        assert [data async for data in c.clients.fetch("n2", read_chunk(), timeout_s=5)] == []
+        assert [data async for data in c.clients.fetch("n2", read_chunk(), timeout_s=30)] == []
         assert len(c.server._connections) == 2
 
 
@@ -53,21 +52,22 @@ async def test_errors_become_failed():
     async with cluster() as c:
         for node, handler in (("n2", c.handler), ("n1", c.own_handler)):
             handler.error = DiskFull("no room")
-            reply = await c.clients.call(node, query(), timeout_s=5)
+            reply = await c.clients.call(node, query(), timeout_s=30)
             assert reply == Failed(code="disk-full", detail="no room")
             handler.error = ZeroDivisionError("secret detail")
-            reply = await c.clients.call(node, query(), timeout_s=5)
+            reply = await c.clients.call(node, query(), timeout_s=30)
             assert failed_code(reply) == "internal-error" and "secret detail" not in reply.detail
 
 
 async def test_a_timeout_stops_the_peer():
     async with cluster() as c:
+        await c.clients.call("n2", query(), timeout_s=30)  # there is a connection, however long that takes
         c.handler.hold = True
         with pytest.raises(PeerTimeout):
             await c.clients.call("n2", query(), timeout_s=0.05)
         await until(lambda: c.handler.cancelled == 1)
         c.handler.hold = False
-        assert incarnation(await c.clients.call("n2", query("b"), timeout_s=5)) == "b"
+        assert incarnation(await c.clients.call("n2", query("b"), timeout_s=30)) == "b"
 
 
 async def test_cancellation_stops_the_peer():
@@ -93,12 +93,12 @@ async def test_overload_is_told_at_once():
 async def test_the_request_id_travels():
     async with cluster() as c:
         set_request_id("r-77")
-        await c.clients.call("n2", query(), timeout_s=5)
-        stage = await c.clients.stage("n2", stage_open(), timeout_s=5)
-        await stage.close(stage_close(), None, timeout_s=5)
-        [_ async for _ in c.clients.fetch("n2", read_chunk(), timeout_s=5)]
+        await c.clients.call("n2", query(), timeout_s=30)
+        stage = await c.clients.stage("n2", stage_open(), timeout_s=30)
+        await stage.close(stage_close(), None, timeout_s=30)
+        [_ async for _ in c.clients.fetch("n2", read_chunk(), timeout_s=30)]
         set_request_id("")
-        await c.clients.call("n2", query(), timeout_s=5)
+        await c.clients.call("n2", query(), timeout_s=30)
         seen = [(context.get("request_id"), context.get("peer")) for context in c.handler.contexts]
         assert seen == [("r-77", "n1")] * 3 + [("", "n1")]
 
@@ -106,19 +106,21 @@ async def test_the_request_id_travels():
 async def test_too_large_a_message_fails_alone():
     async with cluster() as c:
         with pytest.raises(PeerError, match="does not fit"):
-            await c.clients.call("n2", query("x" * FRAME_BYTES_MAX), timeout_s=5)
-        assert incarnation(await c.clients.call("n2", query("y" * (FRAME_BYTES_MAX // 2)), timeout_s=5)).startswith("y")
+            await c.clients.call("n2", query("x" * FRAME_BYTES_MAX), timeout_s=30)
+        assert incarnation(await c.clients.call("n2", query("y" * (FRAME_BYTES_MAX // 2)), timeout_s=30)).startswith(
+            "y"
+        )
 
 
 async def test_too_large_a_message_is_told_to_who_asks_without_a_task():
     async with cluster() as c:
-        await c.clients.call("n2", query(), timeout_s=5)
+        await c.clients.call("n2", query(), timeout_s=30)
         told: list[object] = []
-        c.clients.ask("n2", query("x" * FRAME_BYTES_MAX), told.append, timeout_s=5)
+        c.clients.ask("n2", query("x" * FRAME_BYTES_MAX), told.append, timeout_s=30)
         assert not told, "never before ask() has returned"
         await until(lambda: told)
         assert isinstance(told[0], PeerError) and "does not fit" in str(told[0])
-        assert incarnation(await c.clients.call("n2", query("b"), timeout_s=5)) == "b"
+        assert incarnation(await c.clients.call("n2", query("b"), timeout_s=30)) == "b"
 
 
 async def test_the_peer_dies():
@@ -139,12 +141,11 @@ async def test_nobody_listens():
     await c.serve()
     await c.server.close()
     clients = c.connect()
-    before = time.monotonic()
     for _ in range(20):
-        with pytest.raises(PeerUnreachable) as caught:
+        # And not because its time was over.
+        with pytest.raises(PeerUnreachable, match="cannot connect") as caught:
             await clients.call("n2", query(), timeout_s=30)
         assert caught.value.extra["sent"] is False
-    assert time.monotonic() - before < 5
     assert not clients.reachable("n2")
     with pytest.raises(PeerUnreachable, match="no address"):
         await clients.call("n9", query(), timeout_s=30)
@@ -153,36 +154,36 @@ async def test_nobody_listens():
 
 async def test_reconnects_after_a_restart_by_itself():
     async with cluster() as c:
-        await c.clients.call("n2", query(), timeout_s=5)
+        await c.clients.call("n2", query(), timeout_s=30)
         port = c.server.port
         await c.server.close()
         await until(lambda: not c.clients.reachable("n2"))
         with pytest.raises(PeerUnreachable):
-            await c.clients.call("n2", query(), timeout_s=5)
+            await c.clients.call("n2", query(), timeout_s=30)
         await c.serve(port=port)
         await until(lambda: c.clients.reachable("n2"))
-        assert incarnation(await c.clients.call("n2", query("again"), timeout_s=5)) == "again"
+        assert incarnation(await c.clients.call("n2", query("again"), timeout_s=30)) == "again"
 
 
 async def test_nothing_works_after_close():
     async with cluster() as c:
-        await c.clients.call("n2", query(), timeout_s=5)
+        await c.clients.call("n2", query(), timeout_s=30)
         await c.clients.close()
         assert not c.clients.reachable("n2") and not c.clients.reachable("n3")
         for node in ("n2", "n3"):
             with pytest.raises(PeerUnreachable, match="stopping"):
-                await c.clients.call(node, query(), timeout_s=5)
+                await c.clients.call(node, query(), timeout_s=30)
 
 
 async def test_follows_a_changed_address(monkeypatch):
     monkeypatch.setattr("node.transport.link.ADDRESS_CHECK_S", 0.02)
     async with cluster() as c:
-        await c.clients.call("n2", query(), timeout_s=5)
+        await c.clients.call("n2", query(), timeout_s=30)
         other = Handler()
         server = PeerServer("127.0.0.1", 0, other, identity("n2"))
         c.addresses["n2"] = ("127.0.0.1", await server.start())
         await until(lambda: server.peers() == ["n1"])
-        await c.clients.call("n2", query(), timeout_s=5)
+        await c.clients.call("n2", query(), timeout_s=30)
         assert other.started == 1
         del c.addresses["n2"]
         await until(lambda: not server.peers())
@@ -197,7 +198,7 @@ async def test_close_lets_requests_finish():
         await until(lambda: c.handler.started == 1)
         closing = asyncio.create_task(c.server.close(grace_s=30))
         await until(lambda: c.server._server is None)
-        assert failed_code(await c.clients.call("n2", query(), timeout_s=5)) == "shutting-down"
+        assert failed_code(await c.clients.call("n2", query(), timeout_s=30)) == "shutting-down"
         c.handler.gate.set()
         assert incarnation(await task) == "last"
         await closing
@@ -217,7 +218,7 @@ async def test_own_calls_go_through_no_socket():
     c = Cluster()
     clients = c.connect()
     assert clients.reachable("n1")
-    assert incarnation(await clients.call("n1", query("mine"), timeout_s=5)) == "mine"
+    assert incarnation(await clients.call("n1", query("mine"), timeout_s=30)) == "mine"
     c.own_handler.hold = True
     with pytest.raises(PeerTimeout):
         await clients.call("n1", query(), timeout_s=0.02)
@@ -234,14 +235,19 @@ async def ends(request):
         yield c.clients, request.param, c.handler if request.param == "n2" else c.own_handler
 
 
+async def connected(clients: PeerClients, node: str) -> None:
+    """What comes next does not have to connect in the short time that it has."""
+    assert [data async for data in clients.fetch(node, read_chunk(), timeout_s=30)] == []
+
+
 async def test_a_stage_arrives(ends):
     clients, node, handler = ends
     body = os.urandom(5 * MIB + 17)
-    stage = await clients.stage(node, stage_open(), timeout_s=5)
+    stage = await clients.stage(node, stage_open(), timeout_s=30)
     for part in (body[:10], memoryview(body)[10:70_000], bytearray(body[70_000:]), b""):
         await stage.write(part)
     manifest = os.urandom(3 * MIB)
-    reply = await stage.close(stage_close("m"), manifest, timeout_s=5)
+    reply = await stage.close(stage_close("m"), manifest, timeout_s=30)
     assert reply == StagedReply(incarnation="i")
     assert handler.received == body
     assert handler.closings == [(stage_close("m"), manifest)]
@@ -267,6 +273,7 @@ async def test_a_slow_consumer_holds_the_sender_back(ends):
 
 async def test_a_stuck_consumer_is_a_timeout(ends):
     clients, node, handler = ends
+    await connected(clients, node)
     handler.hold = True
     stage = await clients.stage(node, stage_open(), timeout_s=0.1)
     with pytest.raises(PeerTimeout):
@@ -279,7 +286,7 @@ async def test_a_stuck_consumer_is_a_timeout(ends):
 
 async def test_an_abort_reaches_the_consumer(ends):
     clients, node, handler = ends
-    stage = await clients.stage(node, stage_open(), timeout_s=5)
+    stage = await clients.stage(node, stage_open(), timeout_s=30)
     await stage.write(b"some")
     await until(lambda: handler.received)
     await stage.abort()
@@ -293,28 +300,28 @@ async def test_an_abort_reaches_the_consumer(ends):
 async def test_an_early_refusal_ends_the_writing(ends):
     clients, node, handler = ends
     handler.early = Refused(incarnation="i", reason="disk-full", ballot=BALLOT_ZERO, epoch=1)
-    stage = await clients.stage(node, stage_open(), timeout_s=5)
+    stage = await clients.stage(node, stage_open(), timeout_s=30)
     with pytest.raises(PeerError):
         while True:
             await stage.write(bytes(MIB))
-    assert await stage.close(stage_close(), None, timeout_s=5) == handler.early
+    assert await stage.close(stage_close(), None, timeout_s=30) == handler.early
 
 
 async def test_a_failing_consumer(ends):
     clients, node, handler = ends
     handler.error = DiskFull("no room")
-    stage = await clients.stage(node, stage_open(), timeout_s=5)
+    stage = await clients.stage(node, stage_open(), timeout_s=30)
     with pytest.raises(PeerError, match="no room") as caught:
         while True:
             await stage.write(bytes(MIB))
     assert caught.value.code == "disk-full"
-    assert failed_code(await stage.close(stage_close(), None, timeout_s=5)) == "disk-full"
+    assert failed_code(await stage.close(stage_close(), None, timeout_s=30)) == "disk-full"
 
 
 async def test_closing_times_out(ends):
     clients, node, handler = ends
     handler.hold = True
-    stage = await clients.stage(node, stage_open(), timeout_s=5)
+    stage = await clients.stage(node, stage_open(), timeout_s=30)
     with pytest.raises(PeerTimeout):
         await stage.close(stage_close(), None, timeout_s=0.05)
     handler.gate.set()
@@ -323,7 +330,7 @@ async def test_closing_times_out(ends):
 async def test_a_read(ends):
     clients, node, handler = ends
     handler.data = os.urandom(9 * MIB + 1)
-    got = [data async for data in clients.fetch(node, read_chunk(), timeout_s=5)]
+    got = [data async for data in clients.fetch(node, read_chunk(), timeout_s=30)]
     assert all(type(data) is bytes for data in got)
     assert b"".join(got) == handler.data
 
@@ -333,15 +340,16 @@ async def test_a_failed_read(ends):
     for error in (ChunkMissing("x"), ChunkCorrupt("x")):
         handler.error = error
         with pytest.raises(type(error)):
-            [_ async for _ in clients.fetch(node, read_chunk(), timeout_s=5)]
+            [_ async for _ in clients.fetch(node, read_chunk(), timeout_s=30)]
     handler.error = RuntimeError()
     with pytest.raises(PeerError) as caught:
-        [_ async for _ in clients.fetch(node, read_chunk(), timeout_s=5)]
+        [_ async for _ in clients.fetch(node, read_chunk(), timeout_s=30)]
     assert caught.value.code == "internal-error"
 
 
 async def test_a_read_times_out(ends):
     clients, node, handler = ends
+    await connected(clients, node)
     handler.hold = True
     with pytest.raises(PeerTimeout):
         [_ async for _ in clients.fetch(node, read_chunk(), timeout_s=0.05)]
@@ -355,7 +363,7 @@ async def test_a_slow_reader_holds_the_peer_back():
     async with cluster() as c:
         c.handler.data = os.urandom(16 * MIB)
         got = bytearray()
-        reading = c.clients.fetch("n2", read_chunk(), timeout_s=5)
+        reading = c.clients.fetch("n2", read_chunk(), timeout_s=30)
         got += await anext(reading)
         [connection] = c.server._connections
         await until(lambda: connection._senders and next(iter(connection._senders.values())).window.credit_bytes == 0)
@@ -372,18 +380,18 @@ async def test_a_slow_reader_holds_the_peer_back():
 async def test_leaving_a_read_early_stops_the_peer():
     async with cluster() as c:
         c.handler.data = bytes(32 * MIB)
-        reading = c.clients.fetch("n2", read_chunk(), timeout_s=5)
+        reading = c.clients.fetch("n2", read_chunk(), timeout_s=30)
         await anext(reading)
         await reading.aclose()
         [connection] = c.server._connections
         await until(lambda: not connection.tasks() and not connection._senders)
         c.handler.data = b"still fine"
-        assert [data async for data in c.clients.fetch("n2", read_chunk(), timeout_s=5)] == [b"still fine"]
+        assert [data async for data in c.clients.fetch("n2", read_chunk(), timeout_s=30)] == [b"still fine"]
 
 
 async def test_the_sender_dies_in_mid_stream():
     async with cluster() as c:
-        stage = await c.clients.stage("n2", stage_open(), timeout_s=5)
+        stage = await c.clients.stage("n2", stage_open(), timeout_s=30)
         await stage.write(bytes(MIB))
         await until(lambda: len(c.handler.received) == MIB)
         c.clients._links["n2", "bulk"].connection._transport.abort()
@@ -392,13 +400,13 @@ async def test_the_sender_dies_in_mid_stream():
         with pytest.raises(PeerUnreachable):
             await stage.write(b"x")
         with pytest.raises(PeerUnreachable):
-            await stage.close(stage_close(), None, timeout_s=5)
+            await stage.close(stage_close(), None, timeout_s=30)
 
 
 async def test_the_reader_s_peer_dies_in_mid_stream():
     async with cluster() as c:
         c.handler.data = bytes(32 * MIB)
-        reading = c.clients.fetch("n2", read_chunk(), timeout_s=5)
+        reading = c.clients.fetch("n2", read_chunk(), timeout_s=30)
         await anext(reading)
         for connection in c.server._connections:
             connection._transport.abort()
@@ -414,7 +422,7 @@ async def test_messages_do_not_wait_behind_bodies():
         writing = [asyncio.create_task(stage.write(bytes(8 * MIB))) for stage in stages]
         await until(lambda: all(stage.sender.window.credit_bytes == 0 for stage in stages))
         c.handler.hold = False
-        assert incarnation(await c.clients.call("n2", query("quick"), timeout_s=5)) == "quick"
+        assert incarnation(await c.clients.call("n2", query("quick"), timeout_s=30)) == "quick"
         c.handler.gate.set()
         await asyncio.gather(*writing)
         for stage in stages:

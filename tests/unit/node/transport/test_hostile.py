@@ -1,6 +1,7 @@
 """Peers that are not what they should be: strangers, other clusters, broken and silent ones."""
 
 import asyncio
+import contextlib
 import gc
 import os
 import random
@@ -19,14 +20,23 @@ from amberblob.wire import Done, Ping, ReadChunk, WireVersions
 from node.transport import frames
 from node.transport.frames import HEADER, HEADER_BYTES, Kind
 from node.transport.handshake import DiallerHandshake, Established, ListenerHandshake, Send
-from tests.unit.node.transport.transport_kit import Cluster, cluster, identity, incarnation, query, stage_open, until
+from tests.unit.node.transport.transport_kit import (
+    WAIT_S,
+    Cluster,
+    cluster,
+    identity,
+    incarnation,
+    query,
+    stage_open,
+    until,
+)
 
 READ = ReadChunk(slot=1, blob_id="b", chunk=ChunkRef("0" * 64, 1))
 
 
 async def refused(c: Cluster) -> PeerRefused:
     with pytest.raises(PeerRefused) as caught:
-        await c.clients.call("n2", query(), timeout_s=5)
+        await c.clients.call("n2", query(), timeout_s=30)
     assert c.handler.started == 0
     assert not c.clients.reachable("n2")
     return caught.value
@@ -52,7 +62,7 @@ async def test_refused_with_a_reason(server, client, reason, words):
             assert words in error.detail
             for _ in range(20):
                 with pytest.raises(PeerRefused):
-                    await c.clients.call("n2", query(), timeout_s=5)
+                    await c.clients.call("n2", query(), timeout_s=30)
     told = [(log["event"], log["peer"]) for log in logs if log.get("reason") == reason]
     assert told and len(told) == len(set(told)), "once per reason, however many attempts"
 
@@ -64,39 +74,39 @@ async def test_a_request_that_the_peers_version_does_not_know_is_not_sent(monkey
         errors = []
         for asked in range(2):  # before the connection stands, and after
             with pytest.raises(PeerRefused) as caught:
-                await c.clients.call("n2", query(), timeout_s=5)
+                await c.clients.call("n2", query(), timeout_s=30)
             errors.append(caught.value)
             if asked:
-                c.clients.ask("n2", query(), told.set_result, timeout_s=5)
+                c.clients.ask("n2", query(), told.set_result, timeout_s=30)
         errors.append(await told)
         with pytest.raises(PeerRefused) as caught:
-            await c.clients.stage("n2", stage_open(), timeout_s=5)
+            await c.clients.stage("n2", stage_open(), timeout_s=30)
         errors.append(caught.value)
         with pytest.raises(PeerRefused) as caught:
-            async for _ in c.clients.fetch("n2", READ, timeout_s=5):
+            async for _ in c.clients.fetch("n2", READ, timeout_s=30):
                 pass
         errors.append(caught.value)
         for error in errors:
             assert error.extra == {"reason": "wire-version", "sent": False}
             assert "upgrade n2" in error.detail
         assert c.handler.started == 0
-        assert isinstance(await c.clients.call("n2", Ping(now_ms=1), timeout_s=5), Done), "others are sent as ever"
+        assert isinstance(await c.clients.call("n2", Ping(now_ms=1), timeout_s=30), Done), "others are sent as ever"
 
 
 async def test_a_request_is_sent_to_a_peer_whose_version_knows_it(monkeypatch):
     monkeypatch.setattr("amberblob.wire.SINCE", {"Query": 2})
     async with cluster() as c:
-        assert incarnation(await c.clients.call("n2", query(), timeout_s=5)) == "a"
+        assert incarnation(await c.clients.call("n2", query(), timeout_s=30)) == "a"
 
 
 async def test_a_clock_that_runs_away_is_noticed_by_pings():
     wandering = identity("n2")
     async with cluster(wandering, ping_interval_s=0.05) as c:
-        await c.clients.call("n2", query(), timeout_s=5)
+        await c.clients.call("n2", query(), timeout_s=30)
         wandering.clock._last_ms += 200_000
         await until(lambda: not c.clients.reachable("n2"))
         with pytest.raises(PeerRefused):
-            await c.clients.call("n2", query(), timeout_s=5)
+            await c.clients.call("n2", query(), timeout_s=30)
 
 
 # ---- bytes on the port
@@ -137,7 +147,7 @@ class Raw:
 
     async def closed(self) -> bytes:
         """Everything until the other side closes."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             try:
                 return await self.reader.read()
             except ConnectionError:
@@ -172,7 +182,7 @@ async def test_garbage_is_cut_off(garbage):
         raw.writer.write(garbage)
         await raw.closed()
         raw.close()
-        assert incarnation(await c.clients.call("n2", query("fine"), timeout_s=5)) == "fine"
+        assert incarnation(await c.clients.call("n2", query("fine"), timeout_s=30)) == "fine"
 
 
 NO_UTF8 = b"\xa2\xff\xfe"
@@ -224,7 +234,7 @@ async def test_too_many_strangers(monkeypatch):
         for raw in raws:
             raw.close()
         await until(lambda: not c.server._connections)
-        await c.clients.call("n2", query(), timeout_s=5)
+        await c.clients.call("n2", query(), timeout_s=30)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +255,7 @@ async def test_whoever_breaks_the_rules_is_cut_off(bad):
             raw.writer.write(bad)
             await raw.closed()
             raw.close()
-            assert incarnation(await c.clients.call("n2", query("fine"), timeout_s=5)) == "fine"
+            assert incarnation(await c.clients.call("n2", query("fine"), timeout_s=30)) == "fine"
     assert [log["peer"] for log in logs if log["event"] == "peer breaks the wire rules"] == ["n7"]
 
 
@@ -353,7 +363,7 @@ async def test_a_silent_peer_is_given_up():
         c.addresses["n2"] = peer.address
         clients = c.connect(ping_interval_s=0.05)
         calls = [asyncio.create_task(clients.call("n2", query(), timeout_s=60)) for _ in range(3)]
-        results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 10)
+        results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 30)
         assert all(isinstance(result, PeerUnreachable) and "said nothing" in str(result) for result in results)
         await clients.close()
 
@@ -372,7 +382,7 @@ async def test_an_answer_that_cannot_be_decoded_fails_alone(message):
         clients = c.connect()
         for _ in range(2):
             with pytest.raises(WireError, match="decoded"):
-                await clients.call("n2", query(), timeout_s=5)
+                await clients.call("n2", query(), timeout_s=30)
         assert clients.reachable("n2")
         await clients.close()
 
@@ -419,22 +429,31 @@ async def test_a_real_process_that_stops_goes_on_and_dies():
     c = Cluster()
     c.addresses["n2"] = ("127.0.0.1", port)
     clients = c.connect(ping_interval_s=0.1)
+
+    async def answered(path: str) -> str:
+        """It answers, though either process may now and then be silent for as long as a connection bears."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                with contextlib.suppress(PeerUnreachable):
+                    return incarnation(await clients.call("n2", query(path), timeout_s=30))
+                await asyncio.sleep(0.01)
+
     try:
-        await clients.call("n2", query(), timeout_s=5)
-        assert clients.reachable("n2")
+        assert await answered("a") == "a"
+        await until(lambda: clients.reachable("n2"))
         child.send_signal(signal.SIGSTOP)
         await until(lambda: not clients.reachable("n2"))
-        with pytest.raises(PeerUnreachable, match="no connection"):
+        with pytest.raises(PeerUnreachable, match=r"no connection|no handshake"):
             await clients.call("n2", query(), timeout_s=0.1)
         child.send_signal(signal.SIGCONT)
         await until(lambda: clients.reachable("n2"))
-        await clients.call("n2", query(), timeout_s=5)
+        assert await answered("b") == "b"
         child.kill()
         child.wait()
         await until(lambda: not clients.reachable("n2"))
         child, _ = spawn(port)
         await until(lambda: clients.reachable("n2"))
-        assert incarnation(await clients.call("n2", query("back"), timeout_s=5)) == "back"
+        assert await answered("back") == "back"
     finally:
         child.kill()
         child.wait()
