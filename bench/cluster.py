@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import random
 import select
 import shutil
 import signal
@@ -34,8 +35,8 @@ class ClusterFailed(Exception):
 
 
 def free_ports(count: int = NODES) -> int:
-    """The first of so many free ports in a row."""
-    for first in _PORTS:
+    """The first of so many free ports in a row, of which another benchmark that starts now will hardly think."""
+    for first in random.sample(_PORTS, len(_PORTS)):
         with ExitStack() as stack:
             try:
                 for port in range(first, first + count):

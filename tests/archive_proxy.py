@@ -77,7 +77,7 @@ class Proxy:
         class Handler(_Handler):
             owner = proxy
 
-        self._server = http.server.ThreadingHTTPServer((HOST, 0), Handler)
+        self._server = _Server((HOST, 0), Handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
@@ -124,6 +124,11 @@ class Proxy:
         self._thread.join(10)
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 128
+    """Nobody waits a second for another try to connect."""
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     owner: Proxy
     protocol_version = "HTTP/1.1"
@@ -161,7 +166,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if bad.stall_after is not None:
             self.wfile.write(content[: bad.stall_after])
             self.wfile.flush()
-            self.owner.ended.wait(30)
+            self.owner.ended.wait(60)
             return self._reset()
         self.wfile.write(content)
 
@@ -169,7 +174,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _forward(self, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
         where = urlsplit(self.owner.upstream.endpoint)
-        connection = http.client.HTTPConnection(where.hostname or HOST, where.port, timeout=20)
+        connection = http.client.HTTPConnection(where.hostname or HOST, where.port, timeout=60)
         try:
             headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP}
             connection.request(self.command, self.path, body=body, headers=headers)

@@ -56,7 +56,7 @@ class S3Server:
             "region": self.region,
             "addressing": "path",
             "credentials_file": self.credentials_file,
-            "timeout_s": 5.0,
+            "timeout_s": 30.0,
             **changes,
         }
         return ArchiveSection(**given)

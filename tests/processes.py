@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 def process_state(pid: int, thread: int | None = None) -> str:

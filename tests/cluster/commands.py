@@ -11,7 +11,7 @@ from typing import Any
 from tests.cluster.harness import ROOT, Cluster, environment
 
 
-async def amberblob(cluster: Cluster, *arguments: str, node: int = 0, timeout_s: float = 60.0) -> tuple[int, str, str]:
+async def amberblob(cluster: Cluster, *arguments: str, node: int = 0, timeout_s: float = 180.0) -> tuple[int, str, str]:
     """One command: its exit status, stdout and stderr."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "amberblob", *arguments,
@@ -28,14 +28,14 @@ async def amberblob(cluster: Cluster, *arguments: str, node: int = 0, timeout_s:
     return process.returncode, out.decode(), err.decode()
 
 
-async def cluster_json(cluster: Cluster, *arguments: str, node: int = 0, timeout_s: float = 60.0) -> Any:
+async def cluster_json(cluster: Cluster, *arguments: str, node: int = 0, timeout_s: float = 180.0) -> Any:
     """What ``amberblob cluster … --json`` prints. Fails if the command does not end with 0."""
     status, out, err = await amberblob(cluster, "cluster", *arguments, "--json", node=node, timeout_s=timeout_s)
     assert status == 0, f"{arguments}: {status}\n{out}\n{err}"
     return json.loads(out)
 
 
-async def operate(cluster: Cluster, *arguments: str, node: int = 0, timeout_s: float = 60.0) -> str:
+async def operate(cluster: Cluster, *arguments: str, node: int = 0, timeout_s: float = 180.0) -> str:
     """``amberblob cluster …`` that must succeed; what it said on both channels."""
     status, out, err = await amberblob(cluster, "cluster", *arguments, node=node, timeout_s=timeout_s)
     assert status == 0, f"{arguments}: {status}\n{out}\n{err}"

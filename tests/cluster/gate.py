@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
-from tests.cluster.harness import HOST
+from tests.cluster.harness import HOST, free_ports
 
 
 class Gate:
@@ -16,7 +16,8 @@ class Gate:
     def __init__(self, upstream: str) -> None:
         self._upstream = urlsplit(upstream)
         self._server: asyncio.Server | None = None
-        self._port = 0
+        # Not one of those that the system gives to outgoing connections, while nobody listens there.
+        (self._port,) = free_ports(1)
         self._writers: set[asyncio.StreamWriter] = set()
 
     @property
@@ -26,7 +27,6 @@ class Gate:
     async def open(self) -> None:
         """Listen; always on the same port."""
         self._server = await asyncio.start_server(self._pass, HOST, self._port)
-        self._port = self._server.sockets[0].getsockname()[1]
 
     async def shut(self) -> None:
         """Connections are refused from now on, and those that there are break."""

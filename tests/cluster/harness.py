@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import fcntl
 import inspect
 import itertools
 import json
@@ -17,13 +18,14 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -39,7 +41,9 @@ from tests.processes import stand_still
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
 SECRET = "a-secret-of-the-cluster-tests"
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
+"""A wait that succeeds costs nothing, and the machine may have more to do than this."""
+
 POLL_S = 0.02
 KIB = 1024
 MIB = 1024 * KIB
@@ -79,14 +83,41 @@ def until_sync(condition: Callable[[], Any], what: str, *, deadline_s: float = D
         time.sleep(POLL_S)
 
 
+PORTS = range(10_240, 20_000)
+"""Below those of outgoing connections, so that a node that is down keeps its own; and not those of the benchmarks."""
+
+_ours: set[int] = set()
+_claims: list[int] = []
+"""The file of claims, once it is open."""
+
+
 def free_ports(count: int, *, in_a_row: bool = False) -> list[int]:
-    """Ports that nobody listens on, below those of outgoing connections, so that a node that is down keeps its own."""
-    for _ in range(500):
-        first = random.randrange(10_240, 32_000 - count)
-        ports = list(range(first, first + count)) if in_a_row else random.sample(range(10_240, 32_000), count)
-        if all(_is_free(port) for port in ports):
+    """Ports that nobody listens on, and that no test of any process is given as long as this one lives."""
+    ports: list[int] = []
+    for _ in range(10_000):
+        first = random.choice(PORTS)
+        if not in_a_row:
+            ports += filter(_claim, [first])
+        elif all(map(_claim, row := range(first, first + count))):
+            ports += row
+        if len(ports) == count:
             return ports
     raise AssertionError("no free ports")
+
+
+def _claim(port: int) -> bool:
+    """Take a port for this process, which may not listen there all the time. The kernel gives it back when the process ends."""
+    if port in _ours:
+        return False
+    if not _claims:
+        file = Path(tempfile.gettempdir()) / f"amberblob-test-ports-{os.getuid()}"
+        _claims.append(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+    try:
+        fcntl.lockf(_claims[0], fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except OSError:
+        return False
+    _ours.add(port)
+    return _is_free(port)
 
 
 def _is_free(port: int) -> bool:
@@ -199,7 +230,9 @@ class Cluster:
         replicas: int | None = None,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="amberblob-test-"))
-        self.registry = self.folder / "registry.sqlite3"
+        self.registry_folder = self.folder / "registry"
+        self.registry_folder.mkdir()
+        self.registry = self.registry_folder / "registry.sqlite3"
         self.slot_count = slot_count
         self._registry_url = registry_url or f"embedded://{self.registry}"
         self._bootstrap_nodes = [f"node-{index + 1}" for index in range(nodes)]
@@ -309,6 +342,14 @@ class Cluster:
         node = self.nodes[index]
         return node.log.read_text(errors="replace") if node.log.exists() else ""
 
+    def log_lines(self, index: int) -> list[dict[str, Any]]:
+        """What a node logged, but for lines that are just being written, or that a SIGKILL cut off."""
+        entries = []
+        for line in self.log_text(index).splitlines():
+            with contextlib.suppress(ValueError):
+                entries.append(json.loads(line))
+        return [entry for entry in entries if isinstance(entry, dict)]
+
     # -- all nodes
 
     def start_all(self) -> None:
@@ -316,7 +357,7 @@ class Cluster:
             if not node.running:
                 self.start(index)
 
-    async def wait_ready(self, *indices: int, deadline_s: float = 60.0) -> None:
+    async def wait_ready(self, *indices: int, deadline_s: float = 2 * DEADLINE_S) -> None:
         """Until these nodes (all, if none is named) say ready and see every node that runs."""
         async with aiohttp.ClientSession() as session:
             for index in indices or range(len(self.nodes)):
@@ -329,7 +370,7 @@ class Cluster:
         if not node.running:
             raise AssertionError(f"{node.name} ended with {node.process and node.process.returncode}")
         try:
-            timeout = aiohttp.ClientTimeout(total=5)
+            timeout = aiohttp.ClientTimeout(total=10)
             async with session.get(f"{node.url}/readyz", timeout=timeout) as response:
                 if response.status != 200:
                     return False
@@ -360,6 +401,31 @@ class Cluster:
         for index, node in enumerate(self.nodes):
             tail = [line for line in self.log_text(index).splitlines() if '"event":"request"' not in line][-lines:]
             yield f"{node.name} ({'runs' if node.running else 'does not run'})", "\n".join(tail)
+
+    # -- the registry, if it is embedded
+
+    @property
+    def registry_away(self) -> Path:
+        return self.folder / "registry-is-away"
+
+    def take_registry_away(self) -> None:
+        """The folder is gone: whoever asks gets an error at once. Nobody is in the middle of a transaction."""
+        lock = self.hang_registry()
+        try:
+            os.rename(self.registry_folder, self.registry_away)
+        finally:
+            lock.rollback()
+            lock.close()
+
+    def bring_registry_back(self) -> None:
+        if self.registry_away.exists():
+            os.rename(self.registry_away, self.registry_folder)
+
+    def hang_registry(self) -> sqlite3.Connection:
+        """Whoever asks waits, until the connection that is returned is closed."""
+        lock = sqlite3.connect(self.registry, timeout=DEADLINE_S, isolation_level=None, check_same_thread=False)
+        lock.execute("BEGIN EXCLUSIVE")
+        return lock
 
     # -- disks
 
@@ -395,6 +461,13 @@ def found(folder: Path, pattern: str) -> list[Path]:
             return list(folder.glob(pattern))
         except FileNotFoundError:
             continue
+
+
+def is_sound(file: Path) -> bool:
+    """Whether a chunk is there, with the bytes that its name says. It may be taken away or replaced meanwhile."""
+    with contextlib.suppress(FileNotFoundError):
+        return etag_of(file.read_bytes()) == file.name
+    return False
 
 
 def _size_of(file: Path) -> int:
@@ -469,6 +542,8 @@ class Api:
         self._turn = itertools.count()
         self.nodes = list(range(len(cluster.nodes)))
         """Which nodes take turns."""
+        self.patience_s = 0.0
+        """For so long an unexpected 503 is met as users do: with the same request once more. None is applied before it."""
 
     async def __call__(
         self,
@@ -542,8 +617,29 @@ class Api:
             await self.get(path, expect=404, node=node)
             await self.get(path, query="versions", expect=404, node=node)
 
+    async def decided(self, path: str, data: bytes, *, headers: Mapping[str, str], node: int) -> Answer:
+        """A conditional PUT, repeated as users do while a busy machine has no time for it: 201 or 412, if the cluster is well.
+
+        ``data`` is nobody else's: a 412 that tells of it after a 504 means that the try without an answer was the one that was applied.
+        """
+        doubtful = False
+        end = time.monotonic() + 2 * DEADLINE_S
+        while True:
+            answer = await self("PUT", object_url(path), node=node, data=data, headers=headers)
+            if answer.status not in (503, 504) or time.monotonic() > end:
+                break
+            doubtful |= answer.status == 504
+            await asyncio.sleep(random.uniform(0.1, 0.5))
+        if doubtful and answer.status == 412 and answer.headers.get("ETag", "").strip('"') == etag_of(data):
+            return replace(answer, status=201)
+        return answer
+
     async def _expect(self, status: int, method: str, target: str, **options: Any) -> Answer:
+        end = time.monotonic() + self.patience_s
         answer = await self(method, target, **options)
+        while answer.status == 503 != status and time.monotonic() < end:
+            await asyncio.sleep(10 * POLL_S)
+            answer = await self(method, target, **options)
         assert answer.status == status, f"{method} {target}: {answer.status}, not {status}: {answer.body[:600]!r}"
         return answer
 

@@ -8,7 +8,7 @@ from tests.cluster.harness import KIB, api_of, content, until
 from tests.cluster.test_archive import SLOTS, Cold, MakeCluster, all_there, archive, cold, moto, put_all
 
 __all__ = ["cold", "moto"]
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 async def test_deleted_objects_go_from_the_bucket_and_damage_is_found(make_cluster: MakeCluster, cold: Cold) -> None:
@@ -38,7 +38,7 @@ async def test_deleted_objects_go_from_the_bucket_and_damage_is_found(make_clust
             await archive(cluster, "gc")
             return not first & set(cold.packs())
 
-        await until(collected, "what was deleted has gone from the bucket", deadline_s=60)
+        await until(collected, "what was deleted has gone from the bucket", deadline_s=240)
         assert set(cold.packs()) == second
         await all_there(api, staying)
 

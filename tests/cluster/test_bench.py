@@ -10,7 +10,7 @@ from bench.results import load
 pytestmark = pytest.mark.cluster
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_quick_run_of_one_scenario(tmp_path):
     kept = tmp_path / "bench.json"
     assert main(["--quick", "--only", "slow", "--json", str(kept), "--folder", str(tmp_path)]) == 0

@@ -9,7 +9,7 @@ import pytest
 from tests.cluster.harness import Api, Cluster, until
 from tests.cluster.workload import Stream, verify
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 ACKNOWLEDGED_BEFORE = 40
 

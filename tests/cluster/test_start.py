@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable
 
+import aiohttp
 import pytest
 
 from tests.cluster.harness import HOST, Api, Cluster, api_of, free_ports, run_serve, until
@@ -138,7 +139,7 @@ async def test_a_node_with_another_secret_does_not_join(api: Api, cluster: Clust
         async def answers() -> bool:
             try:
                 return (await api("GET", "/readyz", node=2)).status == 503
-            except OSError:
+            except (aiohttp.ClientError, OSError):
                 return False
 
         await until(answers, "it is up, and not ready")
@@ -178,12 +179,12 @@ async def test_garbage_on_the_peer_port(api: Api, cluster: Cluster, name: str) -
             writer.write(garbage)
             writer.write_eof()
             start = time.monotonic()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 answer = await reader.read()
             assert len(answer) < 10_000
             assert b"HTTP" not in answer
             print(f"closed after {time.monotonic() - start:.2f} s")
-        except OSError:
+        except ConnectionError:
             pass  # closed before all was sent
         finally:
             writer.close()

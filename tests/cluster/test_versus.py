@@ -14,7 +14,7 @@ from bench.environment import ENVIRONMENT, ROOT
 from bench.results import load
 from bench.versus import BadRevision, resolve
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_both_are_measured_and_nothing_is_left(head, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_leaves_nothing(head, tmp_path, number):
     process = _start(tmp_path)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(_nodes_of(tmp_path)) < 4 or not _worktrees(tmp_path):  # two of us, and nodes
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline

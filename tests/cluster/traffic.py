@@ -49,6 +49,8 @@ class Traffic:
     known: dict[str, Known] = field(default_factory=dict)
     counted: int = 0
     """What the rivals counted together."""
+    under_way: Counter[int] = field(default_factory=Counter)
+    """By node: how many clients have begun something through it that has not ended."""
     _ended: bool = False
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _turn: int = 0
@@ -103,6 +105,7 @@ class Traffic:
         while not self._ended:
             self._turn += 1
             node = self.through[self._turn % len(self.through)]
+            self.under_way[node] += 1
             try:
                 await client(who, chance, node)  # type: ignore[operator]
             except (AssertionError, aiohttp.ClientError, OSError, TimeoutError) as error:
@@ -110,7 +113,9 @@ class Traffic:
                     f"{who} through {self.api.cluster.nodes[node].name}: {type(error).__name__}: {str(error)[:1000]}"
                 )
                 return
-            await asyncio.sleep(PAUSE_S)
+            finally:
+                self.under_way[node] -= 1
+            await asyncio.sleep(LARGE_PAUSE_S if client == self._large else PAUSE_S)
 
     async def _own(self, who: str, chance: random.Random, node: int) -> None:
         path = f"{self.name}/{who}/{chance.randrange(PATHS_MAX):02}"
@@ -141,7 +146,6 @@ class Traffic:
         self.counts["large"] += 1
         await self._put(path, known, chance, node, size=self.large_bytes + chance.randrange(KIB))
         await self._get(path, known, self.through[self._turn % len(self.through)])
-        await asyncio.sleep(LARGE_PAUSE_S)
 
     async def _count(self, who: str, chance: random.Random, node: int) -> None:
         told = await self.api.get(self._counter, node=node)

@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.cluster.harness import KIB, MIB, Api, Cluster, content, etag_of, object_url
+from tests.cluster.harness import KIB, MIB, Answer, Api, Cluster, content, etag_of, object_url
 
 
 @dataclass
@@ -113,13 +113,7 @@ async def _settled_history(api: Api, path: str) -> list[dict[str, Any]]:
     histories: list[list[dict[str, Any]]] = []
     for turn in range(5 * len(api.nodes)):
         node = api.nodes[turn % len(api.nodes)]
-        answer = await api("GET", object_url(path, "versions"), node=node)
-        for _ in range(20):
-            if answer.status != 503:
-                break
-            # As a client would: several nodes may be finishing what the dead ones left, each with a ballot of its own.
-            await asyncio.sleep(0.25)
-            answer = await api("GET", object_url(path, "versions"), node=node)
+        answer = await _read(api, path, "versions", node)
         assert answer.status in (200, 404), answer
         histories.append(answer.json["versions"] if answer.status == 200 else [])
         if turn:
@@ -129,6 +123,16 @@ async def _settled_history(api: Api, path: str) -> list[dict[str, Any]]:
         if len(last) == len(api.nodes) and all(history == last[0] for history in last):
             return last[0]
     raise AssertionError(f"{path}: nodes disagree: {histories[-3:]}")
+
+
+async def _read(api: Api, path: str, query: str, node: int) -> Answer:
+    """What a client is told who asks again after a 503: several nodes may be finishing what the dead ones left, each with a ballot of its own."""
+    for _ in range(120):
+        answer = await api("GET", object_url(path, query), node=node)
+        if answer.status != 503:
+            break
+        await asyncio.sleep(0.25)
+    return answer
 
 
 async def _check_path(api: Api, path: str, expected: list[Write], counts: dict[str, int]) -> None:
@@ -151,12 +155,13 @@ async def _check_path(api: Api, path: str, expected: list[Write], counts: dict[s
         write = known[row["etag"]]  # anything else was never sent
         assert row["size"] == write.size
         node = api.nodes[row["version"] % len(api.nodes)]
-        got = await api.get(path, query=f"version={row['version']}", node=node)
+        got = await _read(api, path, f"version={row['version']}", node)
+        assert got.status == 200, got
         assert etag_of(got.body) == write.etag, f"{write}: wrong bytes through node {node}"
     # One that a single copy accepted before its coordinator died may be finished by any later read, or never.
     open_ended = {write.etag for write in expected if write.version is None and not write.refused} - set(by_etag)
     for node in api.nodes:
-        head = await api("GET", object_url(path), node=node)
+        head = await _read(api, path, "", node)
         if head.status == 200 and etag_of(head.body) in open_ended:
             continue
         if rows:

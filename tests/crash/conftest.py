@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
-            item.add_marker(pytest.mark.timeout(7200 if EVERYTHING else 300))
+            item.add_marker(pytest.mark.timeout(7200 if EVERYTHING else 900))
 
 
 @pytest.fixture(scope="session", autouse=True)

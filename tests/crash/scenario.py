@@ -21,8 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-GATE_S = 20.0
-LIFE_S_MAX = 50.0
+GATE_S = 120.0
+LIFE_S_MAX = 200.0
 
 
 class _OneThread(concurrent.futures.ThreadPoolExecutor):
@@ -63,7 +63,7 @@ def introduce(name: str, gate: str | None) -> None:
         if time.monotonic() > until:
             os._exit(70)
         time.sleep(0.001)
-    time.sleep(0.005)  # seized, and stopped a moment later
+    time.sleep(0.03)  # seized, and stopped a moment later
 
 
 def run(

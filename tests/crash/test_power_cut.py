@@ -58,6 +58,12 @@ _AFTER_A_KILL = {"no-names-sync": "fsync_dir:slots:5", "no-settle": "fdatasync:0
 def test_the_replay_finds_what_is_built_in(tmp_path: Path, mutant: str):
     """A replay that finds nothing proves something only if it would have found these."""
     kill = _AFTER_A_KILL.get(mutant)
-    recorded = record(tmp_path, mutant=mutant) if kill is None else _two_lives(tmp_path, kill, mutant)
-    result = replay(recorded, 300, seed=1, stop_after=1)
-    assert result.broken, f"{mutant} was not found in {result.verified} states"
+    verified = 0
+    for life in range(3):  # what its threads do together is not the same in each life, and on a busy machine less so
+        folder = tmp_path / str(life)
+        recorded = record(folder, mutant=mutant) if kill is None else _two_lives(folder, kill, mutant)
+        result = replay(recorded, 300, seed=1, stop_after=1)
+        verified += result.verified
+        if result.broken:
+            return
+    raise AssertionError(f"{mutant} was not found in {verified} states")

@@ -11,13 +11,14 @@ import node.transport.connection
 import node.transport.server
 from amberblob.cli import main
 
-HEAD_S = 1.0
-IDLE_S = 1.5
-WRITE_STALL_S = 1.0
-UNREAD_BODY_S = 0.5
-BODY_STALL_S = 1.0
-HANDSHAKE_S = 1.0
-PING_INTERVAL_S = 0.5
+# Still longer than a busy machine may keep a client, or the node itself, from going on.
+HEAD_S = 3.0
+IDLE_S = 4.0
+WRITE_STALL_S = 3.0
+UNREAD_BODY_S = 2.0
+BODY_STALL_S = 3.0
+HANDSHAKE_S = 3.0
+PING_INTERVAL_S = 1.0
 
 
 def hurry() -> None:

@@ -29,7 +29,7 @@ from tests.fuzz.messages import BODY, CHUNK, replies, requests, spoilt_bytes, sp
 NO_MESSAGE = (msgspec.MsgspecError, UnicodeDecodeError)
 """The second is not documented (see :func:`test_text_that_is_no_utf8`), and caught where bytes come from a peer."""
 
-pytestmark = pytest.mark.timeout(120 + EXAMPLES)
+pytestmark = pytest.mark.timeout(600 + EXAMPLES)
 
 SALT = b"s" * codec.SALT_BYTES
 DISK = "01ARZ3NDEKTSV4RRFFQ69G5FAV"

@@ -33,7 +33,7 @@ from tests.fuzz.kit import (
     reset,
 )
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120 + EXAMPLES * 3)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600 + EXAMPLES * 3)]
 
 SENTINEL = "sentinel"
 SMUGGLED = "smuggled"
@@ -600,7 +600,7 @@ def flood(port: int, first: bytes, again: bytes, *, total_bytes: int, limit_s: f
     sent = 0
     try:
         sock.sendall(first)
-        while sent < total_bytes and time.monotonic() - start < limit_s:
+        while sent < total_bytes and (sent < 2 * len(block) or time.monotonic() - start < limit_s):
             sent += sock.send(block)
     except TimeoutError:
         said.ended = "not taken"

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,11 +19,12 @@ from tests.cluster.harness import MIB, content, until_sync
 from tests.fuzz import hurried
 from tests.fuzz.kit import Report, Said, Victim, ask, connect, converse, parse_answers, request, victim
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 PACE_S = 0.05
+LONGEST_S = max(hurried.HEAD_S, hurried.IDLE_S, hurried.BODY_STALL_S, hurried.UNREAD_BODY_S, hurried.WRITE_STALL_S)
 READERS = 10
-LATE_S = 4.0
+LATE_S = 30.0
 """How much later than it should the node may act: the machine is shared."""
 
 
@@ -41,7 +41,7 @@ def test_the_real_timeouts() -> None:
     assert (HANDSHAKE_TIMEOUT_S, PING_INTERVAL_S) == (5, 2)
 
 
-def dribble(node: Victim, first: bytes, each: bytes, pace_s: float = PACE_S, *, limit_s: float = 15.0) -> Said:
+def dribble(node: Victim, first: bytes, each: bytes, pace_s: float = PACE_S, *, limit_s: float = 2 * LATE_S) -> Said:
     """Send ``first``, then ``each`` byte by byte over and over, one per ``pace_s``, until the node ends it."""
     start = time.monotonic()
     said = Said()
@@ -52,7 +52,8 @@ def dribble(node: Victim, first: bytes, each: bytes, pace_s: float = PACE_S, *, 
         while time.monotonic() - start < limit_s:
             try:
                 if each:
-                    sock.send(each[at % len(each) : at % len(each) + 1])
+                    with contextlib.suppress(ConnectionError):  # what the node said before can be read all the same
+                        sock.send(each[at % len(each) : at % len(each) + 1])
                 at += 1
                 got = sock.recv(65536)
             except TimeoutError:
@@ -71,7 +72,7 @@ def dribble(node: Victim, first: bytes, each: bytes, pace_s: float = PACE_S, *, 
 HEAD = b"PUT /objects/slow HTTP/1.1\r\nHost: x\r\n"
 CASES: dict[str, tuple[bytes, bytes, float, set[int]]] = {
     # first, then byte by byte, ended after (s), told
-    "a request line": (b"", b"GET /objects/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", hurried.HEAD_S, {408}),
+    "a request line": (b"", b"GET /objects/" + 900 * b"a", hurried.HEAD_S, {408}),
     "a header": (b"GET / HTTP/1.1\r\nA: ", b"x", hurried.HEAD_S, {408}),
     "headers": (b"GET / HTTP/1.1\r\n", b"A: b\r\n", hurried.HEAD_S, {408}),
     "nothing": (b"", b"", hurried.HEAD_S, set()),
@@ -90,7 +91,7 @@ CASES: dict[str, tuple[bytes, bytes, float, set[int]]] = {
     "the body of a GET": (
         b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n", b"x", hurried.UNREAD_BODY_S, {200}
     ),
-    "a second head": (request("GET", "/healthz"), b"GET /objects/aaaaaaaaaaaaaaaaaaaaaa", hurried.HEAD_S, {200, 408}),
+    "a second head": (request("GET", "/healthz"), b"GET /objects/" + 900 * b"a", hurried.HEAD_S, {200, 408}),
     "nothing more": (request("GET", "/healthz"), b"", hurried.IDLE_S, {200}),
 }  # fmt: skip
 
@@ -123,26 +124,22 @@ def test_a_slow_body_that_goes_on_is_taken(node: Victim) -> None:
     def pieces() -> Iterator[bytes]:
         yield HEAD + b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body)
         for at in range(len(body)):
-            time.sleep(0.06)
+            time.sleep(1.2 * LONGEST_S / len(body))
             yield body[at : at + 1]
 
-    said = converse(node.http, pieces(), half_close=False)
-    assert [answer.status for answer in parse_answers(said.data)[0]] == [201]
+    for _ in range(5):
+        said = converse(node.http, pieces(), half_close=False)
+        told = [answer.status for answer in parse_answers(said.data)[0]]
+        if told == [201]:
+            break
+        assert told == [408], said  # this machine may have been slower than we were
+    assert told == [201]
     assert ask(node.http, "GET", "/objects/slow").body == body
     assert ask(node.http, "DELETE", "/objects/slow").status == 204
 
 
-def sockets(node: Victim) -> int:
-    """How many the node has open; its databases, which it opens when it likes, do not count."""
-    count, folder = 0, f"/proc/{node.cluster.nodes[0].pid}/fd"
-    for name in os.listdir(folder):
-        with contextlib.suppress(OSError):
-            count += os.readlink(f"{folder}/{name}").startswith("socket:")
-    return count
-
-
 def all_gone(node: Victim, before: int) -> bool:
-    return sockets(node) <= before
+    return node.sockets <= before
 
 
 def test_clients_that_do_not_read(node: Victim) -> None:
@@ -152,7 +149,7 @@ def test_clients_that_do_not_read(node: Victim) -> None:
     assert ask(node.http, "PUT", "/objects/unread", body=data).status == 201
     after: list[int] = []
     for wave in range(2):
-        before, before_sockets = node.usage, sockets(node)
+        before, before_sockets = node.usage, node.sockets
         socks = [connect(node.http, receive_bytes=4096) for _ in range(READERS)]
         start = time.monotonic()
         for number, sock in enumerate(socks):
@@ -160,7 +157,7 @@ def test_clients_that_do_not_read(node: Victim) -> None:
             if number % 2:
                 assert sock.recv(1000)
         grown = 0
-        while sockets(node) > before_sockets + 4 and time.monotonic() - start < 15:
+        while node.sockets > before_sockets + 4 and time.monotonic() - start < 2 * hurried.WRITE_STALL_S + LATE_S:
             grown = max(grown, node.usage.rss_bytes - before.rss_bytes)
             time.sleep(0.05)
         took_s = time.monotonic() - start

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import sqlite3
-import time
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 from tests.cluster.harness import HOST, Cluster, free_ports
 from tests.nemesis import mounts
@@ -26,9 +21,6 @@ class NemesisCluster(Cluster):
         super().__init__(limits=LIMITS, slot_count=16, log_level="info")
         while len(self.nodes) < nodes:
             self.add_node()
-        self.registry_folder = self.folder / "registry"
-        self.registry_folder.mkdir()
-        self.registry = self.registry_folder / "registry.sqlite3"
         ports = free_ports(len(self.nodes))
         self.names = [node.name for node in self.nodes]
         self.network = Network(
@@ -37,7 +29,6 @@ class NemesisCluster(Cluster):
         self.small_disks = small_disks
         for node, port in zip(self.nodes, ports, strict=True):
             node.settings["peer"]["advertise"] = f"{HOST}:{port}"
-            node.settings["cluster"]["registry"] = f"embedded://{self.registry}"
             node.write_config()
             if small_disks and not mounts.mount_disk(node.disk):
                 self.small_disks = False
@@ -108,37 +99,3 @@ class NemesisCluster(Cluster):
 
     def all_ways(self) -> frozenset[Way]:
         return frozenset((one, other) for one in self.names for other in self.names if one != other)
-
-    # -- the registry
-
-    @property
-    def registry_away(self) -> Path:
-        return self.folder / "registry-is-away"
-
-    def take_registry_away(self) -> None:
-        """The folder is gone: whoever asks gets an error at once. Nobody is in the middle of a transaction."""
-        with self._locked_registry(0.0):
-            os.rename(self.registry_folder, self.registry_away)
-
-    def bring_registry_back(self) -> None:
-        if self.registry_away.exists():
-            os.rename(self.registry_away, self.registry_folder)
-
-    def hang_registry(self) -> sqlite3.Connection:
-        """Whoever asks waits, until the connection that is returned is closed."""
-        connection = self._open_registry()
-        connection.execute("BEGIN EXCLUSIVE")
-        return connection
-
-    def _open_registry(self) -> sqlite3.Connection:
-        return sqlite3.connect(self.registry, timeout=5.0, isolation_level=None, check_same_thread=False)
-
-    @contextlib.contextmanager
-    def _locked_registry(self, after_s: float) -> Iterator[None]:
-        connection = self.hang_registry()
-        try:
-            time.sleep(after_s)
-            yield
-        finally:
-            connection.rollback()
-            connection.close()

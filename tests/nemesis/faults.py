@@ -23,11 +23,11 @@ from tests.nemesis.cluster import NemesisCluster
 from tests.nemesis.proxy import Mode, Way
 from tests.processes import process_state
 
-EVIDENCE_S = 20.0
+EVIDENCE_S = 60.0
 """How long the effect of a fault is waited for."""
 
-HANG_SEEN_S = 30.0
-RECOVERED_S = 40.0
+HANG_SEEN_S = 60.0
+RECOVERED_S = 90.0
 
 MIB = 1024 * 1024
 
@@ -113,7 +113,7 @@ class Nemesis:
     async def status(self, index: int) -> dict[str, object] | None:
         """What ``/cluster`` of a node says; None if it does not answer."""
         try:
-            answer = await self.http(self.facts.endpoints[index], "GET", "/cluster", timeout_s=1.0)
+            answer = await self.http(self.facts.endpoints[index], "GET", "/cluster", timeout_s=5.0)
         except Lost:
             return None
         return dict(json.loads(answer.body)) if answer.status == 200 else None

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 ACTIVE_MIN = 3
 """Copies of each slot."""
 
-ASKED_S = 25.0
+ASKED_S = 60.0
 """How long an operator asks again, through one node and another, while nodes are down or the registry is away."""
 
-SETTLED_S = 90.0
+SETTLED_S = 180.0
 
 
 async def membership_of(nemesis: Nemesis) -> dict[str, Any] | None:
@@ -168,7 +168,7 @@ async def _holders_when_whole(nemesis: Nemesis) -> list[str]:
     if len(nemesis.running()) < len(nemesis.cluster.nodes):
         return []
     try:
-        answer = await nemesis.http(nemesis.facts.endpoints[0], "GET", "/cluster?slots=1", timeout_s=2.0)
+        answer = await nemesis.http(nemesis.facts.endpoints[0], "GET", "/cluster?slots=1", timeout_s=5.0)
     except Lost:
         return []
     document = answer.json if answer.status == 200 else {}

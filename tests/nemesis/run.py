@@ -155,7 +155,7 @@ async def _play(outcome: Outcome, cluster: NemesisCluster, seed: int, seconds: f
             await asyncio.sleep(max(0.0, seconds - facts.now()))
             took["faults"] = facts.now()
             stop.set()
-            await asyncio.wait_for(asyncio.gather(*tasks), 60.0)
+            await asyncio.wait_for(asyncio.gather(*tasks), 180.0)
         finally:
             for task in tasks:
                 task.cancel()

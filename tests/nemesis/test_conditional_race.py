@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from tests.cluster.harness import Answer, Api, content, etag_of, object_url
+from tests.cluster.harness import Answer, Api, content, etag_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 
@@ -29,12 +29,8 @@ async def test_exactly_one_of_32_wins_every_time(api: Api, name: str) -> None:
         """One round; what won."""
 
         async def put(client: int) -> Answer:
-            return await api(
-                "PUT",
-                object_url(path),
-                node=(client + number) % 3,
-                data=content(f"{number}/{client}", 40),
-                headers=headers,
+            return await api.decided(
+                path, content(f"{number}/{client}", 40), headers=headers, node=(client + number) % 3
             )
 
         answers = await asyncio.gather(*map(put, range(CLIENTS)))

@@ -17,13 +17,13 @@ import pytest
 
 from tests.cluster.harness import ROOT, _die_with_parent, environment
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 SECONDS = int(os.environ.get("AMBERBLOB_TEST_NEMESIS_SECONDS", "45"))
 RUNS = {"membership": 101, "pause": 102, "partition": 103, "storage": 104}
 """Profile and seed."""
 
-PATIENCE_S = 200.0
+PATIENCE_S = 700.0
 
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -65,7 +65,7 @@ def end(process: subprocess.Popen[str], by: float) -> str:
     except subprocess.TimeoutExpired:
         process.terminate()
         try:
-            return process.communicate(timeout=20.0)[0] + "\n(it did not end in time)"
+            return process.communicate(timeout=60.0)[0] + "\n(it did not end in time)"
         except subprocess.TimeoutExpired:
             process.kill()
             return process.communicate()[0] + "\n(it did not end at all)"
@@ -85,8 +85,8 @@ def test_four_runs_of_all_that_can_go_wrong(start: Start) -> None:
 
 
 def test_a_run_whose_history_was_doctored_is_bad(start: Start) -> None:
-    process = start("--seed", "7", "--seconds", "4", "--profile", "quiet", "--doctor", "stale-read", "--forget")
-    said = end(process, time.monotonic() + 100.0)
+    process = start("--seed", "7", "--seconds", "8", "--profile", "quiet", "--doctor", "stale-read", "--forget")
+    said = end(process, time.monotonic() + 400.0)
     assert process.returncode == 1, said
     assert "1  non-linearizable keys" in said, said
     assert "nothing explains" in said, said

@@ -13,7 +13,7 @@ import pytest
 from amberblob.wire import WIRE_VERSIONS
 from node.transport import frames
 from node.transport.handshake import Hello
-from tests.cluster.harness import HOST, until
+from tests.cluster.harness import DEADLINE_S, HOST, until
 from tests.nemesis.proxy import Network
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -58,13 +58,13 @@ async def call(network: Network, caller: str, *, greeted: bool = True) -> Connec
     reader, writer = await asyncio.open_connection(HOST, network.ports["b"])
     writer.write(greeting(caller))
     if greeted:
-        assert await asyncio.wait_for(reader.readexactly(len(greeting(caller))), 5) == greeting(caller)
+        assert await asyncio.wait_for(reader.readexactly(len(greeting(caller))), DEADLINE_S) == greeting(caller)
     return reader, writer
 
 
 async def says(connection: Connection, data: bytes) -> Any:
     connection[1].write(data)
-    return await asyncio.wait_for(connection[0].readexactly(len(data)), 5)
+    return await asyncio.wait_for(connection[0].readexactly(len(data)), DEADLINE_S)
 
 
 async def silent(connection: Connection) -> bool:
@@ -77,7 +77,7 @@ async def silent(connection: Connection) -> bool:
 
 async def ended(connection: Connection) -> bool:
     try:
-        return await asyncio.wait_for(connection[0].read(1), 5) == b""
+        return await asyncio.wait_for(connection[0].read(1), DEADLINE_S) == b""
     except ConnectionError:
         return True
 
@@ -94,7 +94,7 @@ async def test_drops_one_way_of_one_caller(network: Network) -> None:
     one[1].write(b"lost")
     assert await silent(one)
     assert await says(other, b"heard") == b"heard"
-    assert network.count("dropped", [("b", "a")]) == 4
+    await until(lambda: network.count("dropped", [("b", "a")]) == 4, "it is counted")
     assert network.count("dropped", [("a", "b")]) == 0
     network.remove(rule)
     assert await ended(one), "what lost bytes is not used again"
@@ -106,9 +106,9 @@ async def test_holds_and_lets_go(network: Network) -> None:
     rule = network.add("hold", [("a", "b")])
     connection[1].write(b"late")
     assert await silent(connection)
-    assert network.count("held", [("a", "b")]) == 4
+    await until(lambda: network.count("held", [("a", "b")]) == 4, "it is counted")
     network.remove(rule)
-    assert await asyncio.wait_for(connection[0].readexactly(4), 5) == b"late"
+    assert await asyncio.wait_for(connection[0].readexactly(4), DEADLINE_S) == b"late"
 
 
 async def test_hides_an_end_behind_a_cut(network: Network) -> None:
@@ -127,7 +127,7 @@ async def test_refuses_and_resets(network: Network) -> None:
     rule = network.add("refuse", [("a", "b")])
     assert await ended(one)
     assert await ended(await call(network, "a", greeted=False))
-    assert network.counts["refused", "a", "b"] == 1
+    await until(lambda: network.counts["refused", "a", "b"] == 1, "it is counted")
     assert await says(other, b"heard") == b"heard"
     network.remove(rule)
     network.reset([("b", "c")])
@@ -140,6 +140,6 @@ async def test_slows(network: Network) -> None:
     rule = network.add("slow", [("a", "b")], delay_s=0.3)
     connection[1].write(b"slow")
     assert await silent(connection)
-    assert await asyncio.wait_for(connection[0].readexactly(4), 5) == b"slow"
+    assert await asyncio.wait_for(connection[0].readexactly(4), DEADLINE_S) == b"slow"
     network.remove(rule)
     await until(lambda: network.count("delayed", [("a", "b")]) == 4, "it is counted")

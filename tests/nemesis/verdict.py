@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from sim.history import Call
 from sim.linearizability import SEARCH_MAX, Finding, search
 from sim.specification import NOTHING, State
-from tests.cluster.harness import object_url
+from tests.cluster.harness import Answer, object_url
 from tests.nemesis.clients import Facts, Http, Lost, by_path, history_told, seen_of
 
-HEALED_S = 60.0
+HEALED_S = 120.0
 """How long after the end of all faults a key may take until every node can read it, and all agree."""
 
 WITNESSES = 14
@@ -104,13 +104,27 @@ async def read_all(facts: Facts, http: Http, verdict: Verdict) -> None:
             verdict.unreadable.append(f"the listing of node-{node + 1}: {error}")
 
 
+async def _at_last(http: Http, endpoint: str, target: str) -> Answer:
+    """What a node answers to a reader who asks again after a 503, or when nothing came in time: healed is not the same as idle. Raises Lost."""
+    end = time.monotonic() + HEALED_S
+    while True:
+        try:
+            answer = await http(endpoint, "GET", target)
+            if answer.status != 503 or time.monotonic() > end:
+                return answer
+        except Lost:
+            if time.monotonic() > end:
+                raise
+        await asyncio.sleep(0.2)
+
+
 async def _list(facts: Facts, http: Http, verdict: Verdict, endpoint: str) -> None:
     """A listing is complete: exactly the keys that live, each with its head."""
     heads: dict[str, tuple[int, str | None]] = {}
     for call in facts.calls:
         if call.number < 0 and call.kind == "read" and call.result is not None and call.result[1].version:
             heads[call.path] = (call.result[1].version, call.result[1].etag)
-    answer = await http(endpoint, "GET", "/objects?prefix=nemesis/")
+    answer = await _at_last(http, endpoint, "/objects?prefix=nemesis/")
     assert answer.status == 200, f"{answer.status} {answer.body[:300]!r}"
     listed = {entry["path"]: (entry["version"], entry["etag"]) for entry in answer.json["objects"]}
     assert verdict.unreadable or listed == heads, f"differs in {sorted(set(listed.items()) ^ set(heads.items()))}"
@@ -162,7 +176,7 @@ async def _read_head(
 ) -> None:
     call = Call(next(iter(numbers)), path, "read", facts.now(), tries=1)
     try:
-        answer = await http(endpoint, "GET", object_url(path))
+        answer = await _at_last(http, endpoint, object_url(path))
     except Lost as error:
         verdict.unreadable.append(f"{path} through node-{node + 1}: {error}")
         return

@@ -127,7 +127,7 @@ async def test_a_body_that_is_cut_off(
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
-    await until(lambda: not shared_cluster.staged(), "staging is empty", deadline_s=10)
+    await until(lambda: not shared_cluster.staged(), "staging is empty")
     await api.absent(name)
 
 

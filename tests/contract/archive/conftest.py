@@ -52,7 +52,8 @@ def section(request, s3_server):
     def make(kind: str, **changes: Any):
         server = s3_server(kind)
         changes = {"part_size": PART_BYTES, **changes}
-        return server.section(target=f"s3://{server.bucket}/{uuid.uuid4().hex}", **changes)
+        changes = {"target": f"s3://{server.bucket}/{uuid.uuid4().hex}", **changes}
+        return server.section(**changes)
 
     return make
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from registry.interface import Registry
-from tests.contract.registry.backends import BACKENDS, Etcd, Redis
+from tests.contract.registry.backends import BACKENDS, HURRIED_S, Etcd, Redis
 from tests.contract.registry.servers import EtcdServer, RedisServer, Server
 
 
@@ -42,6 +42,15 @@ def backend(request, tmp_path, servers):
 @pytest.fixture
 async def clients(backend) -> AsyncIterator[tuple[Registry, Registry]]:
     first, second = backend.client(), backend.client()
+    yield first, second
+    await first.close()
+    await second.close()
+
+
+@pytest.fixture
+async def hurried(backend) -> AsyncIterator[tuple[Registry, Registry]]:
+    """Clients that do not wait long."""
+    first, second = (backend.client(call_timeout_s=HURRIED_S) for _ in range(2))
     yield first, second
     await first.close()
     await second.close()

@@ -9,6 +9,7 @@ from registry.keys import Keys
 from registry.moves import RegistryRouteChanges
 from registry.readmit import readmit
 from registry.routes import ClusterInfo, Member, Move, Route, decode, encode
+from tests.contract.registry.tries import back_again
 
 KEYS = Keys("c")
 CLUSTER = ClusterInfo(
@@ -256,6 +257,7 @@ async def test_a_registry_that_is_away_or_lost_a_route(backend, clients):
     await begin(registry, JOINT, TO_N4)
     with backend.outage(), pytest.raises(RegistryUnavailable):
         await by(registry).finish(5, 4)
+    await back_again(registry)
     assert await now(registry) == (JOINT, TO_N4)
     with pytest.raises(RegistryUnavailable, match="routes/00006"):
         await by(registry).finish(6, 4)

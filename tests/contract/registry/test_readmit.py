@@ -11,6 +11,7 @@ from registry.interface import TRANSACTION_OPS_MAX, CompareAndSet, Operation, Re
 from registry.keys import Keys
 from registry.readmit import TRIES_MAX, Readmission, readmit
 from registry.routes import ClusterInfo, Member, Route, decode, encode
+from tests.contract.registry.tries import back_again
 
 SLOTS = 2 * TRANSACTION_OPS_MAX + 50
 KEYS = Keys("c")
@@ -198,6 +199,7 @@ async def test_a_registry_that_is_away(backend, clients):
     await write(registry, route_of(0))
     with backend.outage(), pytest.raises(RegistryUnavailable):
         await run(registry, [0], nobody)
+    await back_again(registry)
     assert await routes(registry) == {0: route_of(0)}
 
 

@@ -13,7 +13,9 @@ from amberblob.errors import RegistryUnavailable
 from registry.factory import open_registry
 from registry.interface import Registry
 from tests.cluster.harness import HOST, ROOT, environment, free_ports, until, until_sync
+from tests.contract.registry.backends import LATE_S
 from tests.contract.registry.servers import EtcdServer, Patience, RedisServer, program
+from tests.contract.registry.tries import answered, create
 
 
 @pytest.fixture
@@ -175,7 +177,7 @@ async def test_many_calls_and_watches_at_once_take_few_connections(redis, opened
     results = await asyncio.gather(*(registry.compare_and_set(f"{i}/a", 0, b"") for i in range(300)))
     assert None not in results
     assert _clients(server).count(",") < 60
-    await asyncio.wait_for(asyncio.gather(*watches), 20)
+    await asyncio.wait_for(asyncio.gather(*watches), LATE_S)
 
 
 # -- etcd
@@ -191,8 +193,8 @@ def three(tmp_path: Path):
         member.options = (
             f"--name=m{i}",
             f"--initial-cluster={initial}",
-            "--heartbeat-interval=100",
-            "--election-timeout=1000",
+            "--heartbeat-interval=500",
+            "--election-timeout=5000",
         )
         member.begin()
     for member in members:
@@ -210,18 +212,19 @@ async def test_another_member_of_etcd_is_used_when_one_is_away(three, opened):
     seen: list[int] = []
 
     async def follow() -> None:
-        async for change in registry.watch("k", revision + 1):
-            seen.append(change.revision)
+        while True:
+            with contextlib.suppress(RegistryUnavailable):
+                async for change in registry.watch("k", max([revision, *seen]) + 1):
+                    seen.append(change.revision)
 
     following = asyncio.create_task(follow())
     made: list[int] = []
 
     async def write(count: int) -> None:
         while len(made) < count:
-            with contextlib.suppress(RegistryUnavailable):
-                made.append(await registry.compare_and_set(f"k{len(made)}", 0, b""))
+            made.append(await create(registry, f"k{len(made)}"))
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(4 * LATE_S):
         await write(3)
         three[0].stop()
         assert await registry.get("a") is not None  # the call itself goes on with another member
@@ -229,7 +232,7 @@ async def test_another_member_of_etcd_is_used_when_one_is_away(three, opened):
         await asyncio.to_thread(three[0].start)
         three[1].stop()
         await write(9)
-        while len(seen) < 9 and not following.done():
+        while len(seen) < 9:
             await asyncio.sleep(0.02)
     assert seen == made
     # Without a majority nothing is answered, and in bounded time.
@@ -239,7 +242,7 @@ async def test_another_member_of_etcd_is_used_when_one_is_away(three, opened):
         await registry.get("a")
     with pytest.raises(RegistryUnavailable):
         await registry.compare_and_set("b", 0, b"")
-    assert patience.took_s < 13
+    assert patience.took_s < 11 + LATE_S
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
 
@@ -300,9 +303,7 @@ async def test_a_watch_leaves_a_member_of_etcd_that_fell_silent(servers, address
     url = server_url(f"etcd://{HOST}:{port}{others}", port=PORT, form="", options=())
     registry = EtcdRegistry(url, call_timeout_s=1.0, probe_s=0.3)
     try:
-        revision = await registry.compare_and_set("a", 0, b"")
-        assert revision is not None
-        begun, seen = revision, list[int]()
+        begun, seen = await create(registry, "a"), list[int]()
 
         async def follow() -> None:
             while True:
@@ -311,14 +312,11 @@ async def test_a_watch_leaves_a_member_of_etcd_that_fell_silent(servers, address
                         seen.append(change.revision)
 
         following = asyncio.create_task(follow())
-        made = [await registry.compare_and_set("b", 0, b"")]
+        made = [await create(registry, "b")]
         await until(lambda: asyncio.sleep(0, seen == made), "the watch follows")
         silence.fall()
-        async with asyncio.timeout(30):
-            while len(made) < 2:
-                with contextlib.suppress(RegistryUnavailable):
-                    made.append(await registry.compare_and_set("c", 0, b""))
-        await until(lambda: asyncio.sleep(0, seen == made), "the watch goes on", deadline_s=15)
+        made.append(await create(registry, "c"))
+        await until(lambda: asyncio.sleep(0, seen == made), "the watch goes on")
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
     finally:
@@ -330,11 +328,16 @@ async def test_a_write_is_not_trusted_to_a_member_that_was_not_tried(servers, op
     """The first call of all, and one after a while: a write that fails on the way would leave its caller in doubt."""
     (nobody,) = free_ports(1)
     server = servers(EtcdServer)
-    registry = opened(f"etcd://{HOST}:{nobody},{HOST}:{server.port}")
-    assert await registry.compare_and_set("a", 0, b"") is not None
-    await asyncio.to_thread(server.restart)
-    await asyncio.sleep(1.1)
-    assert await registry.compare_and_set("b", 0, b"") is not None
+    for turn in range(3):
+        # Who is not reached within a second is not written to either, and on a busy machine that may be anybody.
+        with contextlib.suppress(RegistryUnavailable):
+            registry = opened(f"etcd://{HOST}:{nobody},{HOST}:{server.port}")
+            assert await registry.compare_and_set(f"a{turn}", 0, b"") is not None
+            await asyncio.to_thread(server.restart)
+            await asyncio.sleep(1.1)
+            assert await registry.compare_and_set(f"b{turn}", 0, b"") is not None
+            return
+    raise AssertionError("writes were trusted to a member that was not there")
 
 
 async def test_a_user_of_etcd_and_a_token_that_was_lost(servers, opened, tmp_path):
@@ -352,11 +355,11 @@ async def test_a_user_of_etcd_and_a_token_that_was_lost(servers, opened, tmp_pat
         revision = await registry.compare_and_set("a", 0, b"")
         assert revision is not None
         await asyncio.to_thread(server.restart)  # forgets its tokens
-        assert await registry.get("a") is not None
+        assert await until(lambda: answered(registry.get("a")), "it logs in again") is not None
         watching = asyncio.ensure_future(anext(registry.watch("", revision + 1)))
         await asyncio.sleep(0.1)
         made = await registry.compare_and_set("b", 0, b"")
-        assert (await asyncio.wait_for(watching, 10)).revision == made
+        assert (await asyncio.wait_for(watching, LATE_S)).revision == made
     finally:
         server.close()
 
@@ -376,9 +379,8 @@ async def test_etcd_by_tls(opened, certificates, tmp_path):
         registry = opened(f"{url}&cert={certificates / 'cert.pem'}&key={certificates / 'key.pem'}")
 
         async def made() -> bool:
-            with contextlib.suppress(RegistryUnavailable):
-                return await registry.compare_and_set("a", 0, b"") is not None
-            return False
+            await answered(registry.compare_and_set("a", 0, b""))
+            return await answered(registry.get("a")) is not None
 
         await until(made, "etcd serves")
         with pytest.raises(RegistryUnavailable):
