@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import time
+import threading
 from contextlib import aclosing
 from pathlib import Path
 
@@ -319,21 +319,40 @@ async def test_a_write_that_fails_leaves_nothing(disk, monkeypatch):
 
 
 async def test_the_loop_goes_on_while_files_are_read_and_written(disk, monkeypatch):
+    """Both wait for what only the loop does."""
     origin, cache = Origin(), await disk.cache()
-    real_store, real_load = cachefiles.store, cachefiles.load
-    monkeypatch.setattr(cachefiles, "store", lambda *a, **k: (time.sleep(0.05), real_store(*a, **k))[1])
-    monkeypatch.setattr(cachefiles, "load", lambda *a: (time.sleep(0.05), real_load(*a))[1])
+    gate = threading.Event()
+    let_through: list[bool] = []
 
-    async def ticks(task) -> int:
-        count = 0
-        while not task.done():
-            count += 1
+    def held(real):
+        def work(*arguments, **options):
+            begun.set()
+            let_through.append(gate.wait(20.0))
+            return real(*arguments, **options)
+
+        return work
+
+    async def opened(work):
+        begun.clear()
+        gate.clear()
+        task = asyncio.create_task(work)
+        while not (begun.is_set() or task.done()):
             await asyncio.sleep(0.002)
-        return count
+        gate.set()
+        return await task
 
-    assert await take(cache, DATA, origin) == DATA
-    assert await ticks(asyncio.gather(*cache._tasks)) > 5
-    assert await ticks(asyncio.create_task(take(cache, DATA, origin))) > 5 and cache.hits == 1
+    async def stored():
+        data = await take(cache, DATA, origin)
+        await asyncio.gather(*cache._tasks)
+        return data
+
+    begun = threading.Event()
+    monkeypatch.setattr(cachefiles, "store", held(cachefiles.store))
+    monkeypatch.setattr(cachefiles, "load", held(cachefiles.load))
+    assert await opened(stored()) == DATA and let_through and all(let_through)
+    let_through.clear()
+    assert await opened(take(cache, DATA, origin)) == DATA and cache.hits == 1
+    assert let_through and all(let_through)
 
 
 async def test_who_reads_when_the_node_stops_is_told(disk):
