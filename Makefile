@@ -41,8 +41,9 @@ help: ## show this list
 dev: $(STAMP_RUN) ## start a local development cluster (ARGS go to `amberblob dev`)
 	@exec $(BIN)/amberblob dev $(ARGS)
 
-test: $(STAMP_DEV) ## run the tests, two at a time (ARGS go to pytest; -n 0 for one at a time)
-	@exec $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
+# Three at a time also on two processors: tests of clusters mostly wait. tests/schedule.py says which go side by side.
+test: $(STAMP_DEV) ## run the tests, three at a time (ARGS go to pytest; -n 0 for one at a time)
+	@exec $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 test-ceph: $(STAMP_DEV) ## run the archive's tests on a real radosgw too (a small Ceph starts for it; as root: make bench-rivals installs it)
 	@AMBERBLOB_TEST_CEPH=1 exec $(BIN)/python -m pytest --timeout 300 tests/contract/archive $(ARGS)

@@ -68,7 +68,8 @@ def introduce(name: str, gate: str | None) -> None:
 
 def run(
     disk: str, *, phase: int = 1, gate: str | None = None, mutant: str | None = None, one_thread: bool = False,
-    die_after: int = 0, die_before: str | None = None, carry_on: bool = False, reserve_bytes: int = 0,
+    die_after: int = 0, die_before: str | None = None, carry_on: bool = False, step_s: float = 3.0,
+    reserve_bytes: int = 0,
 ) -> None:  # fmt: skip
     """One life in this process.
 
@@ -79,6 +80,7 @@ def run(
         die_after: kill this process after so many acknowledgements.
         die_before: kill it before one of the store's own calls, see :class:`tests.crash.mutants.DyingOps`.
         carry_on: go on when the store refuses a step.
+        step_s: then a step is given up after so long.
     """
     if one_thread:
         concurrent.futures.ThreadPoolExecutor = _OneThread  # type: ignore[misc]
@@ -103,7 +105,8 @@ def run(
 
     ops = build_in(mutant, die_before)
     try:
-        asyncio.run(Workload(Path(disk), tell, phase=phase, carry_on=carry_on).run(ops, reserve_bytes=reserve_bytes))
+        workload = Workload(Path(disk), tell, phase=phase, carry_on=carry_on, step_s=step_s)
+        asyncio.run(workload.run(ops, reserve_bytes=reserve_bytes))
     except AssertionError as error:
         _line(Broken(repr(error)))
         raise

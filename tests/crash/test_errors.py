@@ -18,6 +18,9 @@ from tests.crash.verify import PromiseBroken, verify
 SYNC_POINTS = 24
 ROOM_POINTS = 18
 
+PATIENCE_S = 30.0
+"""For a step on a disk that fails: nothing waits for room there, so only a busy machine takes long."""
+
 _PATH = re.compile(r"\A\w+\(\d+<(.*?)>")
 
 
@@ -59,7 +62,7 @@ def test_a_sync_that_fails_ends_all_acknowledgement(every_point: list[Point], nu
     for number, point in enumerate(chosen):
         disk = fast / str(number) / "disk"
         disk.mkdir(parents=True)
-        life = nursery.run(disk, point=point, fault="error=EIO", carry_on=True)
+        life = nursery.run(disk, point=point, fault="error=EIO", carry_on=True, step_s=PATIENCE_S)
         promises = life.promises
         if "(INJECTED)" not in life.log:
             missed.append(str(point))

@@ -28,6 +28,7 @@ _WHOLE = re.compile(r"\A(\d+) +(\w+)\((.*)\) += (-?\d+|\?)(.*)\Z", re.S)
 _BEGUN = re.compile(r"\A(\d+) +(\w+)\((.*?)(?:,? ?)<unfinished \.\.\.>\Z", re.S)
 _ENDED = re.compile(r"\A(\d+) +<\.\.\. (\w+) resumed>(.*)\) += (-?\d+|\?)(.*)\Z", re.S)
 _STRING = re.compile(r'"((?:\\x[0-9a-f]{2})*)"(\.\.\.)?')
+_MARKS = re.compile(r"[][{}(),]")
 
 
 def why_no_strace() -> str | None:
@@ -90,15 +91,17 @@ def strings(text: str) -> list[bytes]:
 
 
 def _split(text: str) -> list[str]:
+    """The arguments of a call. Only what stands between them is looked at: most of a log is the bytes of strings."""
     parts, depth, start = [], 0, 0
-    for at, char in enumerate(text):
+    for mark in _MARKS.finditer(text):
+        char = mark[0]
         if char in "[{(":
             depth += 1
         elif char in "]})":
             depth -= 1
-        elif char == "," and not depth:
-            parts.append(text[start:at].strip())
-            start = at + 1
+        elif not depth:
+            parts.append(text[start : mark.start()].strip())
+            start = mark.end()
     last = text[start:].strip()
     return [*parts, last] if last else parts
 

@@ -39,7 +39,6 @@ from tests.crash.lines import (
 
 SEGMENT_BYTES = 20_000
 CHUNK_BYTES = 6_000
-STEP_S = 3.0
 NOW = 1_700_000_000_000
 
 Tell = Callable[[Line], None]
@@ -347,14 +346,16 @@ class Hand:
 class Workload:
     """One life of a store. ``phase`` is the number of the life: later ones go on with what is there.
 
-    With ``carry_on`` a step that the store refuses is told and the next one is tried (a full or a broken disk).
+    With ``carry_on`` a step that the store refuses is told and the next one is tried (a full or a broken disk), also
+    after ``step_s``: what asks of a full disk waits for room.
     """
 
-    def __init__(self, disk: Path, tell: Tell, *, phase: int = 1, carry_on: bool = False) -> None:
+    def __init__(self, disk: Path, tell: Tell, *, phase: int = 1, carry_on: bool = False, step_s: float = 3.0) -> None:
         self._disk = disk
         self._tell = tell
         self._phase = phase
         self._carry_on = carry_on
+        self._step_s = step_s if carry_on else None
 
     async def run(self, ops: FileOps | None, *, reserve_bytes: int = 0) -> None:
         """Open, work, close."""
@@ -400,8 +401,7 @@ class Workload:
             self._healed,
         ):
             try:
-                # Questions to a full disk wait for room.
-                async with asyncio.timeout(STEP_S if self._carry_on else None):
+                async with asyncio.timeout(self._step_s):
                     await step(hand)
             except (AmberError, TimeoutError) as error:
                 self._tell(Refused(step.__name__, type(error).__name__, str(error)))

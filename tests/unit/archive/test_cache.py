@@ -326,6 +326,7 @@ async def test_a_write_that_fails_leaves_nothing(disk, monkeypatch):
 
 
 async def test_the_loop_goes_on_while_files_are_read_and_written(disk, monkeypatch):
+    """Both wait for what only the loop does."""
     origin, cache = Origin(), await disk.cache()
     real_store, real_load = cachefiles.store, cachefiles.load
     begun, go_on = threading.Event(), threading.Event()
