@@ -425,3 +425,27 @@ async def test_what_another_read_back_meanwhile_is_not_read_once_more(
         worker.cancel()
         assert closed == [place[0]] and await verified(it, place)
         assert looked_at == ([place[2].location] if elsewhere else [])
+
+
+async def test_what_the_job_saw_to_be_gone_is_not_believed_to_be_there_on_an_older_word(tmp_path: Path) -> None:
+    """Another node read the place back before it was damaged, and has not heard of that yet."""
+    async with world(tmp_path, count=1, replicas=1, slots=4) as it:
+        for path in ("one", "two"):
+            await put(it[1], path, b"the same" * 1000)
+        await it.cluster.settle()
+        one, two = await uploaded(it, "one", "two")
+        assert one[2].location == two[2].location
+        told = replace(one[2], state=1234)
+        del it.bucket.objects[one[2].target_path]
+
+        async def find(chunk_ids: Sequence[str]) -> dict[str, ArchivedChunk]:
+            return {told.chunk_id: told}
+
+        ground, progress = it.archive(1).ground, Progress(JobStatus(request=it.request("run"), node="n1"))
+        reading = ReadBack(ground, ground.target, progress, closed=lambda slot, count: None, find=find)
+        worker = asyncio.create_task(reading.work())
+        await reading.object_stored([one])
+        await reading.object_stored([two])
+        await asyncio.wait_for(reading.flush(), 30)
+        worker.cancel()
+        assert not await verified(it, one) and not await verified(it, two)
