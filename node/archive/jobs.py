@@ -57,7 +57,8 @@ class JobStatus(msgspec.Struct, kw_only=True):
         notes: what it needs to go on after a restart; opaque.
         done_slots: the slots that it is through with.
         savings: of a dry run, what each rule would move and free on this node.
-        all_done: this node has seen that every slot of the job was done by somebody: whoever is away has nothing left to do.
+        all_done: this node has seen that every slot of the job was done by somebody, and that the other nodes' parts had ended well: whoever
+            is away has nothing left to do, or to tell.
     """
 
     request: JobRequest

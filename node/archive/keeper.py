@@ -177,14 +177,18 @@ class Keeper:
         except NotReady:
             return
         done = set(status.done_slots)
-        for reply in (await self._ask_others(job)).values():
-            for part in parts_in(reply):
-                done.update(part.done_slots)
-                if part.state == "stopped":
-                    self._runner.mark_complete(progress)
-                    return
+        others = [part for reply in (await self._ask_others(job)).values() for part in parts_in(reply)]
+        for part in others:
+            done.update(part.done_slots)
+            if part.state == "stopped":
+                self._runner.mark_complete(progress)
+                return
         if len(done) >= slot_count:
-            self._runner.mark_complete(progress, all_done=True)
+            if any(part.state == "running" for part in others):
+                return  # it evicts, or exports: should it go away now, that is left
+            # What went wrong elsewhere is that node's to tell: while it is away, the job does not pass for done.
+            all_well = all(part.state == "done" and not part.failures for part in others)
+            self._runner.mark_complete(progress, all_done=all_well)
             return
         if status.state == "done" and any(slot not in done for slot in ground.led_slots()):
             progress.done_elsewhere(done)

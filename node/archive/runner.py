@@ -182,7 +182,7 @@ class JobRunner:
 
     @staticmethod
     def mark_complete(progress: Progress, *, all_done: bool = False) -> None:
-        """There is nothing left of the job on any node: it is not looked at again. ``all_done``: because every slot was done by somebody."""
+        """There is nothing left of the job on any node: it is not looked at again. ``all_done``: see :class:`JobStatus`."""
         if all_done and not progress.status.all_done:
             progress.status.all_done = progress.changed = True
         if not progress.note(COMPLETE):

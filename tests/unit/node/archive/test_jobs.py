@@ -281,6 +281,37 @@ async def test_stopping_one_that_is_done_says_so_also_while_a_node_is_away(tmp_p
             assert (view.state, view.unfinished_slots, view.silent_nodes) == ("done", (), ("n3",))
 
 
+@pytest.mark.parametrize("left", ["running", "failed", "problems"])
+async def test_what_a_node_has_left_when_all_slots_are_done_is_not_said_to_be_done_while_it_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    """Its slots are done, and it still evicts and exports; or could not, which somebody has to hear of."""
+    async with world(tmp_path) as it:
+        reached, gate = asyncio.Event(), asyncio.Event()
+
+        async def evict_all(prefix: str, progress: Progress) -> None:
+            reached.set()
+            if left == "running":
+                await gate.wait()
+            elif left == "failed":
+                raise DiskFull("no room")
+            else:
+                progress.problem("one stays")
+
+        monkeypatch.setattr(it.archive(3).evictor, "evict_all", evict_all)
+        job = await cluster_run(it)
+        await asyncio.gather(
+            reached.wait(), *(it.ended(index, job) for index in ((1, 2) if left == "running" else (1, 2, 3)))
+        )
+        assert all(it.status(index, job).slots_done for index in (1, 2, 3))
+        for index in (1, 2):
+            await it.archive(index).keeper.step()
+        it.cluster.net.down.add("n3")
+        assert (await it.archive(2).cluster.job(job)).state == "waiting", "what it has left is not done"
+        assert (await it.archive(1).cluster.stop(job)).state in ("waiting", "stopped")
+        gate.set()
+
+
 async def test_slots_of_a_node_that_died_are_done_by_another(tmp_path: Path) -> None:
     async with world(tmp_path) as it:
         path = it.cluster.path(1)
