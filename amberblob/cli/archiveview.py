@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -175,15 +176,34 @@ def _job_problem(job: Mapping[str, Any]) -> Problem | None:
     failures, detail = int(job.get("failures") or 0), f": {job['detail']}" if job.get("detail") else ""
     noted = f"If there is nothing to mend: amberblob archive stop {name}"
     if state == "failed":
-        source = f" {job['source']}" if kind == "import" and job.get("source") else ""
-        again = f"Mend that, then start it again: amberblob archive {kind}{source}. {noted}"
-        return Problem(f"job {name} ({kind}) failed{detail}", again)
+        return Problem(
+            f"job {name} ({kind}) failed{detail}", f"Mend that, then start it again: {_command(job)}. {noted}"
+        )
     if state == "waiting":
         return Problem(f"job {name} ({kind}) waits{detail}", f"What for: amberblob archive follow {name}")
     if failures:
         which = f"Which: amberblob archive follow {name}. {noted}"
         return Problem(f"job {name} ({kind}) had {failures:,} problems", which)
     return None
+
+
+def _command(job: Mapping[str, Any]) -> str:
+    """What starts such a job by hand: for the same paths, and from and to the same places."""
+    kind, source = str(job.get("kind")), str(job.get("source") or "")
+    words = ["amberblob", "archive", kind, *([source] if source and kind == "import" else ())]
+    given = {
+        "--prefix": str(job.get("prefix") or ""),
+        "--to": _option(job, "to"),
+        "--from": (source or _option(job, "cluster")) if kind == "recover" else "",
+        "--newer-than": _option(job, "newer_than"),
+    }
+    for name, value in given.items():
+        words += [name, value] if value else []
+    # As far as the request is told: one without "strip" keeps whole keys.
+    if kind == "import" and job.get("nodes") and not _option(job, "strip"):
+        words.append("--whole-keys")
+    words += [name for name, option in (("--changed", "changed"), ("--claim", "claim")) if _option(job, option)]
+    return shlex.join(words)
 
 
 def _made_up_for(job: Mapping[str, Any], later: Sequence[Mapping[str, Any]]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -425,6 +426,32 @@ def test_an_import_that_failed_does_not_blame_the_archive_alone(server, capsys):
     assert "s3://photoz cannot be listed" in errors and "check SOURCE_URL" in errors
     (problem,) = problems_of(view(node("n1")), server.jobs)
     assert "amberblob archive import s3://photoz." in problem.mend
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["import", "s3://p/2024/", "--to", "old photos/", "--changed"],
+        ["import", "s3://p", "--whole-keys"],
+        ["restore", "--prefix", "p/"],
+        ["verify", "--prefix", "p/", "--newer-than", "30d"],
+        ["recover", "--from", "01ARZ3NDEKTSV4RRFFQ69G5FAV"],
+        ["export", "--claim"],
+        ["gc"],
+    ],
+)
+def test_how_a_failed_one_is_started_again_is_how_it_was_started(server, capsys, arguments):
+    """Without --to an import would make other paths, and without --prefix a restore would bring back everything."""
+    server.jobs = [job("failed")]
+    assert run(["archive", *arguments]) == 1
+    asked = server.asked[0][2]
+    failed = job("failed", **{**asked, "job": JOB}, nodes=[{"node": "n1", "state": "failed", "request": asked}])
+    (problem,) = problems_of(view(node("n1")), [failed])
+    command = problem.mend.removeprefix("Mend that, then start it again: ").split(". If")[0]
+    server.asked.clear()
+    assert run(shlex.split(command)[1:]) == 1
+    again = server.asked[0][2]
+    assert {**again, "job": ""} == {**asked, "job": ""}
 
 
 def test_what_rules_will_make_of_it_is_said_before(server, capsys):
