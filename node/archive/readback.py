@@ -32,7 +32,7 @@ GATHERED_MAX = 100_000
 REMEMBERED_MAX = 50_000
 """Places that were read back, and objects that were stored, of which this is remembered."""
 WRONG_MAX = 50_000
-"""Places that turned out to be damaged or gone; once there are so many, others' word counts for nothing."""
+"""Objects in which something turned out to be damaged or gone; once there are so many, everything is read."""
 
 Closed = Callable[[int, int], None]
 """Is told (slot, number of rows) once they were looked at."""
@@ -74,7 +74,7 @@ class ReadBack:
         self._count = 0
         self._stored: OrderedDict[str, None] = OrderedDict()
         self._verified: OrderedDict[ArchivedChunk, int] = OrderedDict()
-        self._wrong: set[ArchivedChunk] = set()
+        self._wrong: set[str] = set()
 
     async def object_stored(self, places: Sequence[Place]) -> None:
         """Rows of what was stored just now; may wait until others were read.
@@ -110,19 +110,18 @@ class ReadBack:
 
     async def _look_up(self) -> None:
         """What was gathered and read back meanwhile needs no reading. Raises: DiskFailed."""
-        if not self._gathered:
+        if not self._gathered or len(self._wrong) >= WRONG_MAX:
             return
-        ids = {row.chunk_id for places in self._gathered.values() for _, _, row in places}
-        # Others may not have heard yet that a place is damaged, or gone: what was seen here counts for more.
-        found = await self._find([*ids]) if len(self._wrong) < WRONG_MAX else {}
+        # Others may not have heard yet that something of an object is damaged, or that it is gone: what was seen here counts for more.
+        right = {name: places for name, places in self._gathered.items() if name not in self._wrong}
+        found = await self._find([*{row.chunk_id for places in right.values() for _, _, row in places}])
         known: list[tuple[Place, ArchivedChunk]] = []
-        for name, places in list(self._gathered.items()):
+        for name, places in right.items():
             left: list[Place] = []
             for place in places:
                 row, other = place[2], found.get(place[2].chunk_id)
-                at = _place(row)
-                state = self._verified.get(at, 0)
-                if not state and at not in self._wrong and other is not None and _place(other) == at:
+                state = self._verified.get(_place(row), 0)
+                if not state and other is not None and _place(other) == _place(row):
                     state = max(0, other.state)
                 if state:
                     known.append((place, msgspec.structs.replace(row, state=state)))
@@ -159,13 +158,10 @@ class ReadBack:
         now_ms = self._ground.now_ms()
         told = [(place, news) for place in places if (news := verdicts[place[2]].told(now_ms)) is not None]
         for _, news in told:
-            at = _place(news)
             if news.verified:
-                _remember(self._verified, at, news.state)
-            else:
-                self._verified.pop(at, None)
-                if len(self._wrong) < WRONG_MAX:
-                    self._wrong.add(at)
+                _remember(self._verified, _place(news), news.state)
+            elif len(self._wrong) < WRONG_MAX:
+                self._wrong.add(name)
         try:
             await self._take(told)
             # What is looked at once more, when the archive answers again, is no problem yet.

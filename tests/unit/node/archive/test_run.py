@@ -427,25 +427,37 @@ async def test_what_another_read_back_meanwhile_is_not_read_once_more(
         assert looked_at == ([place[2].location] if elsewhere else [])
 
 
-async def test_what_the_job_saw_to_be_gone_is_not_believed_to_be_there_on_an_older_word(tmp_path: Path) -> None:
-    """Another node read the place back before it was damaged, and has not heard of that yet."""
+@pytest.mark.parametrize("what", ["gone", "damaged"])
+async def test_what_the_job_saw_to_be_wrong_is_not_believed_to_be_right_on_an_older_word(
+    tmp_path: Path, what: str
+) -> None:
+    """Another node read it back before it was damaged, and has not heard of that yet. Of an object that is gone, nothing is there."""
     async with world(tmp_path, count=1, replicas=1, slots=4) as it:
-        for path in ("one", "two"):
-            await put(it[1], path, b"the same" * 1000)
+        await put(it[1], "one", b"the same" * 1000)
+        await put(it[1], "two", b"the same" * 1000)
+        await put(it[1], "three", content(4000))
         await it.cluster.settle()
-        one, two = await uploaded(it, "one", "two")
-        assert one[2].location == two[2].location
-        told = replace(one[2], state=1234)
-        del it.bucket.objects[one[2].target_path]
+        one, two, three = await uploaded(it, "one", "two", "three")
+        name = one[2].target_path
+        assert one[2].location == two[2].location and three[2].target_path == name
+        told = {row.chunk_id: replace(row, state=1234) for _, _, row in (one, three)}
+        if what == "gone":
+            del it.bucket.objects[name]
+        else:
+            it.bucket.damage(name, one[2].end - 1)
 
         async def find(chunk_ids: Sequence[str]) -> dict[str, ArchivedChunk]:
-            return {told.chunk_id: told}
+            return {chunk_id: told[chunk_id] for chunk_id in chunk_ids}
 
         ground, progress = it.archive(1).ground, Progress(JobStatus(request=it.request("run"), node="n1"))
-        reading = ReadBack(ground, ground.target, progress, closed=lambda slot, count: None, find=find)
+        closed: list[int] = []
+        reading = ReadBack(ground, ground.target, progress, closed=lambda slot, count: closed.append(slot), find=find)
         worker = asyncio.create_task(reading.work())
         await reading.object_stored([one])
         await reading.object_stored([two])
+        await reading.add([three])
         await asyncio.wait_for(reading.flush(), 30)
         worker.cancel()
+        assert sorted(closed) == sorted(slot for slot, _, _ in (one, two, three))
         assert not await verified(it, one) and not await verified(it, two)
+        assert await verified(it, three) is (what == "damaged")
