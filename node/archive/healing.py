@@ -83,12 +83,17 @@ class Healing:
         missing = _lacking(told, dict.fromkeys(ids_of(version, chunks)))
         while missing:  # an answer holds only so many rows
             told = await self._rows.of(node, slot, blob_id, list(missing)[:CHUNKS_ASKED])
-            before, missing = missing, _lacking(told, missing)
-            if told is None or len(missing) == len(before):
+            asked, missing = missing, _lacking(told, missing)
+            if told is None or len(missing) == len(asked):
                 return False
             pages.append(told.chunks)
         for page in pages[:-1]:
             self._facts.take(slot, blob_id, page, at_ms=self._now_ms())
+        if len(pages) > 1:
+            # Those of a blob that was given up here are passed over; the last ones, with the mark, would have it live by themselves alone.
+            before = dict.fromkeys(row.chunk_id for page in pages[:-1] for row in page)
+            if _lacking(await self._store.archived(slot, blob_id), before):
+                return False
         await self._store.durable(self._facts.take(slot, blob_id, pages[-1], at_ms=self._now_ms(), evicted=True))
         return await self._store.is_evicted(slot, blob_id)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from amberblob.mutations import Aborted
 from archive.targets.memory import Fault
 from chunkstore.interface import BlobState
 from node.protocol.operations import Finish
@@ -82,6 +83,25 @@ async def test_rows_that_do_not_fit_into_one_answer_are_asked_for_until_all_are_
     assert made.received() - received < CHUNK, "only the manifest was fetched"
     made.cluster.net.down = {"n1", "n3"}
     assert await get(made[2], "p", consistency="local") == data
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+async def test_a_blob_that_was_given_up_here_does_not_live_by_the_last_of_the_rows(tmp_path, monkeypatch, on_disk):
+    """Rows that do not fit into one answer come in parts, and those that came first are passed over."""
+    monkeypatch.setattr("node.archive.answers.LINES_BYTES_MAX", 5000)
+    monkeypatch.setattr("node.archive.healing.CHUNKS_ASKED", 20)
+    async with world(tmp_path, 4, slots=1, replicas=3, on_disk=on_disk) as made:
+        _, view = await made.stored("p", 70 * CHUNK)
+        await made.take(view, await made.send(view), (1, 3))
+        await made.evict(view, (1, 3))
+        store, blob_id = made[4].store, view.version.blob_id
+        await store.durable(store.apply(Aborted(SLOT, blob_id)))
+        archived = made[4].puller.archived
+        assert archived is not None
+        adopted = await archived.adopt(SLOT, view.version, ["n1", "n3"])
+        rows = await store.archived(SLOT, blob_id)
+        assert not adopted and rows is None, f"{len(rows.chunks)} of 71 rows"
+        assert await store.blob_state(SLOT, blob_id) is BlobState.ABORTED
 
 
 async def test_bytes_that_another_copy_has_are_fetched_from_there(made):
