@@ -19,8 +19,12 @@ def warnings_for(wanted: JobWanted, policy: Policy) -> tuple[str, ...]:
     """
     undoing = policy.undoing(wanted.prefix)
     if wanted.kind == "restore" and undoing:
+        chooses = any(
+            rule.older_than_ms or rule.not_read_for_ms or rule.larger_than or rule.only_old for rule in undoing
+        )
+        partly = ", as far as age, size and version fit" if chooses else ""
         return (
-            f"{_named(undoing)} will take what is brought back off the disks again, within minutes. If it is to stay there: change that first "
+            f"{_named(undoing)} will take what is brought back off the disks again, within minutes{partly}. If it is to stay there: change that first "
             '(action = "archive", or an evict_above) on every node.',
         )
     if wanted.kind == "recover" and (rules := policy.below(wanted.prefix)):

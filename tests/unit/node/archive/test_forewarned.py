@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from amberblob.archivejobs import JobWanted
 from amberblob.config import ArchiveRule, ArchiveSection
-from amberblob.config.values import Duration
-from archive.policy import Disk, Policy
+from amberblob.config.values import Duration, SizeBytes
+from archive.policy import Disk, Policy, Why
 from node.archive.forewarned import warnings_for
 from tests.unit.node.archive.archive_kit import EVICT, KEEP_BYTES, World, world
 from tests.unit.node.archive.disaster_kit import SECOND, Exporters, Store, archive, recover
@@ -45,6 +46,28 @@ def test_a_restore_is_told_of_the_rules_that_undo_it(prefix: str, rules: list[Ar
     text = told(JobWanted(kind="restore", prefix=prefix), *rules)
     assert (named in text and "evict_above" in text) if named else not text
     assert not told(JobWanted(kind="run", prefix=prefix), *rules)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        ArchiveRule(action="archive-and-evict", versions="old"),
+        ArchiveRule(action="archive-and-evict", larger_than=SizeBytes(10**9)),
+        ArchiveRule(action="archive-and-evict", older_than=Duration(86_400)),
+    ],
+)
+async def test_a_rule_that_leaves_some_alone_is_not_said_to_undo_all_of_it(tmp_path: Path, rule: ArchiveRule) -> None:
+    """What an earlier rule evicted it may leave where it is."""
+    async with world(tmp_path) as it:
+        assert "as far as age, size and version" in told(JobWanted(kind="restore", prefix="p/"), rule)
+        await put(it[1], "p/1", content(3000))
+        await it.cluster.settle()
+        slot = it.cluster.slot("p/1")
+        page, _ = await it[1].store.archive_page(slot, ("", 0), 10, prefix="p/")
+        view = replace(page[0], uploaded=page[0].chunk_count, verified=page[0].chunk_count)
+        now_ms = it.archive(1).ground.now_ms()
+        judgement = Policy.of(ArchiveSection(target="s3://b", rules=(rule,))).judge(view, now_ms, now_ms)
+        assert judgement.evict is not Why.DUE
 
 
 def test_a_recover_is_told_of_all_rules_that_count() -> None:
