@@ -26,6 +26,8 @@ _log = structlog.get_logger(__name__)
 
 LEFT = "left-"
 """How the names of folders in ``staging`` begin that hold what was left; no blob's does."""
+RETIRED = "retired-"
+"""The same, of databases on their way out: who moves one there removes it, or the next start does, but nobody who sweeps meanwhile."""
 
 MANIFEST_NAME = "manifest.json"
 INCOMPLETE_NAME = "incomplete"

@@ -22,7 +22,7 @@ import structlog
 from amberblob.ballot import SlotState
 from amberblob.errors import DiskMismatch
 from chunkstore.fileops import FileOps
-from chunkstore.files import LEFT
+from chunkstore.files import RETIRED
 from chunkstore.identity import DiskIdentity, write_identity
 from chunkstore.interface import SlotTally
 from chunkstore.process import trim_memory
@@ -191,7 +191,7 @@ class SlotPool:
         self._record_created({slot})
         aside = self._disk / "quarantine" / f"{slot}-{incarnation}"
         if not keep:
-            aside = self.folder(slot) / "staging" / f"{LEFT}{incarnation}"
+            aside = self.folder(slot) / "staging" / f"{RETIRED}{incarnation}"
         quarantine = self._move_away(path, aside)
         # Before there is a fresh database: a process that dies in between begins here again, and one that found a fresh one would not.
         self.on_emptied(slot)
