@@ -80,6 +80,7 @@ class SlotPool:
         self._age_at_s = 0.0
         self._freed = True  # recovery opened every database once
         self._half_retired: dict[int, SlotState] = {}
+        self._interrupted: dict[int, Callable[[], SlotDatabase]] = {}
         self.lost: list[LostSlot] = []
         self.tallies: dict[int, SlotTally] = {}
         """By slot; written on the database thread, read anywhere."""
@@ -119,7 +120,9 @@ class SlotPool:
         try:
             if not path.exists() or not path.stat().st_size:
                 if slot in self._identity.slots_created:
-                    return self.retire(slot, "the database file is missing or empty")
+                    # One that could not be finished here is no loss: it goes on as what it was begun for.
+                    lost = partial(self.retire, slot, "the database file is missing or empty")
+                    return self._interrupted.get(slot, lost)()
                 self._ops.make_dirs(path.parent)
                 database = SlotDatabase(slot, path, self._identity.disk_id, create=True, tallies=self.tallies)
             else:
@@ -135,6 +138,7 @@ class SlotPool:
             if not is_damage(error):
                 raise
             return self.retire(slot, str(error))
+        self._interrupted.pop(slot, None)
         self._open[slot] = database
         return database
 
@@ -185,6 +189,7 @@ class SlotPool:
             self._half_retired[slot] = old.state
             with contextlib.suppress(sqlite3.Error):
                 old.close()
+        self._interrupted[slot] = partial(self.retire, slot, why, applied=applied, damaged=damaged, keep=keep)
         incarnation = self._mint()
         path = self.folder(slot) / DATABASE_NAME
         # From here on the slot counts as lost, even if this process dies before the fresh database is there.
@@ -204,6 +209,7 @@ class SlotPool:
                 self._ops.unlink(path.with_name(path.name + part))
             raise
         self._half_retired.pop(slot, None)
+        self._interrupted.pop(slot, None)
         self._open[slot] = database
         lost = LostSlot(slot=slot, incarnation=incarnation, why=why, quarantine=quarantine, damaged=damaged)
         if not keep:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -259,3 +260,32 @@ async def test_a_database_that_is_put_away_is_not_swept_while_it_is_on_its_way(k
     assert swept and swept[0][0] == 3, "what was left did go"
     assert store.slot_state(1).incarnation == incarnation and await blank(store, 1) and store.failed is None
     assert files_of(tmp_path / "d/slots/1") == [] and list((tmp_path / "d/slots/1/staging").iterdir()) == []
+
+
+class Failing(FileOps):
+    """Cannot sync the folder that a database was moved out of, as often as ``times``."""
+
+    times = 0
+
+    def fsync_dir(self, path: Path) -> None:
+        if self.times and path.name == "1" and not (path / "meta.sqlite3").exists():
+            self.times -= 1
+            raise OSError(errno.EIO, "the sync failed")
+        super().fsync_dir(path)
+
+
+async def test_a_slot_whose_leaving_failed_halfway_is_left_and_not_lost(kit, tmp_path: Path):
+    """Whoever asks next finds no database there: that is no damage (seed 2129748417 of the worlds)."""
+    ops = Failing()
+    store = await used(kit, tmp_path / "d", ops=ops)
+    await store.rows(1, "p1")
+    first, ops.times = store.slot_state(1).incarnation, 1
+    with pytest.raises((OSError, StorageError)):
+        await store.leave(1)
+    assert ops.times == 0 and not (tmp_path / "d/slots/1/meta.sqlite3").exists()
+    assert not await store.rows(1, "p1")
+    assert store.lost_slots == [], "nothing is wrong with it"
+    incarnation = await store.leave(1)
+    assert incarnation != first and await blank(store, 1) and store.failed is None
+    again = await kit.open(kit.copy(tmp_path / "d", tmp_path / "copy"))
+    assert again.incarnations() == {1: incarnation} and await blank(again, 1)
