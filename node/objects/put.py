@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from amberblob.errors import AmberError, BadRequest, DigestMismatch, OutcomeUnknown, VersionConflict
+from amberblob.errors import (
+    AmberError,
+    ArchiveError,
+    BadRequest,
+    ClusterError,
+    DigestMismatch,
+    OutcomeUnknown,
+    QuorumUnavailable,
+    VersionConflict,
+)
 from amberblob.ids import EMPTY_HASH, content_hash
 from amberblob.limits import INLINE_BYTES_MAX, MIB
 from amberblob.manifest import ChunkRef, Version
@@ -212,7 +221,16 @@ class Putting:
         await through.hint(electorate, path, options)
 
         async def read(chunk: ChunkRef) -> bytes | memoryview:
-            return await self._reading.chunk(electorate.slot, draft, chunk, holders=holders)
+            try:
+                return await self._reading.chunk(electorate.slot, draft, chunk, holders=holders)
+            except (ArchiveError, QuorumUnavailable):
+                raise
+            except ClusterError as error:
+                # To a reader that would say that a version may be lost; here there is none yet.
+                raise QuorumUnavailable(
+                    "What was sent lies on nodes that cannot be reached now, so that it could not be archived "
+                    f"({error.detail}) Nothing was changed by this: try again, and look at /cluster for nodes that are down."
+                ) from error
 
         return await through.archive(electorate, path, draft, upload.chunks, upload.manifest, read)
 
