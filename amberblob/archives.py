@@ -60,6 +60,11 @@ class ArchivedChunk(msgspec.Struct, gc=False, frozen=True, array_like=True):
         """Names the bytes; names are never used again, so it never comes to mean others."""
         return self.target_path, self.start, self.end
 
+    @property
+    def frame(self) -> ArchivedChunk:
+        """The row without what it says of time and state: the frame alone, whoever wrote it down when."""
+        return msgspec.structs.replace(self, archived_at_ms=0, state=0)
+
 
 def import_id(url: str, etag: str, start: int, end: int) -> str:
     """The name of a range of an object whose content is not known: blake3 of its source, 64 hex characters."""

@@ -67,8 +67,7 @@ class _Check:
         for row in rows:
             if row.target_path != self._name:
                 raise ValueError(f"{row.target_path} is not {self._name}")
-        # What a row says of time and state makes no other frame.
-        frames = {row: msgspec.structs.replace(row, archived_at_ms=0, state=0) for row in rows if not row.foreign}
+        frames = {row: row.frame for row in rows if not row.foreign}
         await self._read_all([row for row in set(frames.values()) if self._possible(row)])
         await self._look_again()
         await self._look_whose()

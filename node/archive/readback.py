@@ -120,8 +120,8 @@ class ReadBack:
             left: list[Place] = []
             for place in places:
                 row, other = place[2], found.get(place[2].chunk_id)
-                state = self._verified.get(_place(row), 0)
-                if not state and other is not None and _place(other) == _place(row):
+                state = self._verified.get(row.frame, 0)
+                if not state and other is not None and other.frame == row.frame:
                     state = max(0, other.state)
                 if state:
                     known.append((place, msgspec.structs.replace(row, state=state)))
@@ -159,7 +159,7 @@ class ReadBack:
         told = [(place, news) for place in places if (news := verdicts[place[2]].told(now_ms)) is not None]
         for _, news in told:
             if news.verified:
-                _remember(self._verified, _place(news), news.state)
+                _remember(self._verified, news.frame, news.state)
             elif len(self._wrong) < WRONG_MAX:
                 self._wrong.add(name)
         try:
@@ -196,11 +196,6 @@ class ReadBack:
             why = error.detail if isinstance(error, AmberError) else "it could not be looked at"
             self._progress.problem(f"{name}: {len(some)} chunks {outcome}: {why}", count=len(some))
             log.warning("not read back", object=name, outcome=outcome, chunks=len(some), error=why)
-
-
-def _place(row: ArchivedChunk) -> ArchivedChunk:
-    """The row without what it says of time and state: the frame alone, whoever wrote it down when."""
-    return msgspec.structs.replace(row, archived_at_ms=0, state=0)
 
 
 K = TypeVar("K")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -318,6 +319,22 @@ async def test_what_is_damaged_is_sent_anew_whatever_else_is_known_and_whatever_
         assert blob is not None and [chunk.state >= 0 for chunk in blob.chunks] == [True]
 
 
+async def read_back(
+    it: World, *, stored: Sequence[Sequence[Place]] = (), gathered: Sequence[Place] = (), **options: Any
+) -> list[int]:
+    """Have node 1 read back rows as they are stored, and then rows of before; the slots of those that were looked at."""
+    closed: list[int] = []
+    ground, progress = it.archive(1).ground, Progress(JobStatus(request=it.request("run"), node="n1"))
+    reading = ReadBack(ground, ground.target, progress, closed=lambda slot, count: closed.append(slot), **options)
+    worker = asyncio.create_task(reading.work())
+    for places in stored:
+        await reading.object_stored(places)
+    await reading.add(gathered)
+    await asyncio.wait_for(reading.flush(), 30)
+    worker.cancel()
+    return closed
+
+
 async def test_chunks_that_came_again_are_read_back_whichever_objects_have_them(tmp_path: Path) -> None:
     async with world(tmp_path) as it:
         paths = [f"p/{number}" for number in range(6)]
@@ -334,13 +351,7 @@ async def test_chunks_that_came_again_are_read_back_whichever_objects_have_them(
             assert blob is not None
             places.append((slot, blob_id, blob.chunks[0]))
         assert len({row.target_path for _, _, row in places}) > 1, "of several objects"
-        closed: list[int] = []
-        ground, progress = it.archive(1).ground, Progress(JobStatus(request=it.request("run"), node="n1"))
-        reading = ReadBack(ground, ground.target, progress, closed=lambda slot, count: closed.append(slot))
-        worker = asyncio.create_task(reading.work())
-        await reading.object_stored(places)
-        await asyncio.wait_for(reading.flush(), 30)
-        worker.cancel()
+        closed = await read_back(it, stored=[places])
         assert sorted(closed) == sorted(slot for slot, _, _ in places)
         for slot, blob_id, _ in places:
             blob = await it[1].store.archived(slot, blob_id)
@@ -389,15 +400,7 @@ async def test_a_chunk_that_comes_again_is_read_back_once(
         await it.cluster.settle()
         one, two, three = await uploaded(it, "one", "two", "three")
         assert one[2].location == two[2].location == three[2].location
-        closed: list[int] = []
-        ground, progress = it.archive(1).ground, Progress(JobStatus(request=it.request("run"), node="n1"))
-        reading = ReadBack(ground, ground.target, progress, closed=lambda slot, count: closed.append(slot))
-        worker = asyncio.create_task(reading.work())
-        await reading.object_stored([one])
-        await reading.object_stored([two])
-        await reading.add([three])
-        await asyncio.wait_for(reading.flush(), 30)
-        worker.cancel()
+        closed = await read_back(it, stored=[[one], [two]], gathered=[three])
         assert sorted(closed) == sorted([one[0], two[0], three[0]])
         assert all([await verified(it, place) for place in (one, two, three)])
         assert looked_at == [one[2].location]
@@ -416,13 +419,7 @@ async def test_what_another_read_back_meanwhile_is_not_read_once_more(
         async def find(chunk_ids: Sequence[str]) -> dict[str, ArchivedChunk]:
             return {chunk_id: told for chunk_id in chunk_ids if chunk_id == told.chunk_id}
 
-        ground, progress = it.archive(1).ground, Progress(JobStatus(request=it.request("run"), node="n1"))
-        closed: list[int] = []
-        reading = ReadBack(ground, ground.target, progress, closed=lambda slot, count: closed.append(slot), find=find)
-        worker = asyncio.create_task(reading.work())
-        await reading.add([place])
-        await asyncio.wait_for(reading.flush(), 30)
-        worker.cancel()
+        closed = await read_back(it, gathered=[place], find=find)
         assert closed == [place[0]] and await verified(it, place)
         assert looked_at == ([place[2].location] if elsewhere else [])
 
@@ -449,15 +446,7 @@ async def test_what_the_job_saw_to_be_wrong_is_not_believed_to_be_right_on_an_ol
         async def find(chunk_ids: Sequence[str]) -> dict[str, ArchivedChunk]:
             return {chunk_id: told[chunk_id] for chunk_id in chunk_ids}
 
-        ground, progress = it.archive(1).ground, Progress(JobStatus(request=it.request("run"), node="n1"))
-        closed: list[int] = []
-        reading = ReadBack(ground, ground.target, progress, closed=lambda slot, count: closed.append(slot), find=find)
-        worker = asyncio.create_task(reading.work())
-        await reading.object_stored([one])
-        await reading.object_stored([two])
-        await reading.add([three])
-        await asyncio.wait_for(reading.flush(), 30)
-        worker.cancel()
+        closed = await read_back(it, stored=[[one], [two]], gathered=[three], find=find)
         assert sorted(closed) == sorted(slot for slot, _, _ in (one, two, three))
         assert not await verified(it, one) and not await verified(it, two)
         assert await verified(it, three) is (what == "damaged")
