@@ -20,7 +20,7 @@ Every error says whose fault it is, whether trying again can help, what was seen
     │   └── DigestMismatch      422  digest-mismatch
     ├── ClusterError                 the cluster's: the same request may succeed later
     │   ├── QuorumUnavailable   503  quorum-unavailable (nothing was applied)
-    │   ├── NotReady            503  not-ready, shutting-down, nodes-too-old
+    │   ├── NotReady            503  not-ready, shutting-down, contended, too-slow, nodes-too-old
     │   ├── RegistryUnavailable 503  registry-unavailable (membership cannot change; data goes on)
     │   ├── ArchiveError        503  the archive's: what is only there cannot be had now
     │   │   ├── ArchiveUnavailable   archive-unavailable (not reached, throttled or too slow: try again)

@@ -104,14 +104,28 @@ class Coordinator:
         body: bytes | None = None,
         holders: frozenset[str] | None = None,
         hear: str | None = None,
+        since_s: float | None = None,
     ) -> Applied:
         """Run one write to its end. The arguments are those of :class:`~node.protocol.write.WriteRound`.
 
+        ``since_s``: the loop's time from which the write's time counts, if that is not now. Once it is over no COMMIT
+        goes out.
+
         Raises: whatever it was rejected with (PreconditionFailed, VersionConflict, NotFound, QuorumUnavailable,
-        OutcomeUnknown, InsufficientStorage).
+        OutcomeUnknown, InsufficientStorage); NotReady: it was not begun.
         """
         if self.closed:
             raise NotReady("The node is shutting down: ask another one.", code="shutting-down")
+        timeout_s = self._write_timeout_s
+        if since_s is not None:
+            timeout_s = min(timeout_s, since_s + timeout_s - asyncio.get_running_loop().time())
+            if timeout_s <= 0:
+                raise NotReady(
+                    "It took so long until the bytes were durable on the replicas, and archived where that comes first, "
+                    "that the write was not begun any more: it may have been repeated elsewhere. Nothing was applied: "
+                    "try again.",
+                    code="too-slow",
+                )
         operation_id = self.mint.mint()
         round_ = WriteRound(
             electorate=electorate,
@@ -129,7 +143,7 @@ class Coordinator:
             hear=hear,
         )
         run = Run(self, path, round_)
-        outcome = await run.outcome(self._write_timeout_s)
+        outcome = await run.outcome(timeout_s)
         self._counters.met_counter(electorate.slot, round_.counter)
         if round_.hold is not None:
             self._holds.keep(path, round_.hold)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from amberblob.errors import (
@@ -23,7 +24,7 @@ from node.objects.first import ArchivedWrite, WriteThrough
 from node.objects.lookup import Lookup
 from node.objects.restage import Restage
 from node.objects.upload import Digests, Upload
-from node.protocol.operations import Put
+from node.protocol.operations import NO_CONDITIONS, Put
 from node.protocol.quorum import Electorate
 from node.protocol.write import Applied, BytesElsewhere
 from node.routing import Routing
@@ -32,6 +33,11 @@ from node.service import ObjectView, PutOptions
 PIECE_BYTES = MIB
 MOVES_MAX = 4
 """How many routes a slot may have while one upload ends."""
+
+LARGE_BYTES_MIN = MIB + 1
+LARGE_STAGING_S = 90.0
+"""How long a large body that is here may take, beside its round, to be durable on the replicas (and archived, where it
+is archived first), if a repeat of its write may be refused elsewhere: see :func:`_since`."""
 
 
 class Putting:
@@ -61,12 +67,13 @@ class Putting:
         else:
             pieces = _pieces(body)
             first = await anext(pieces, b"")
+        here_s = asyncio.get_running_loop().time()
         if len(first) <= self._inline_bytes_max:
-            return await self._put_inline(electorate, path, blob_id, first, options)
-        return await self._put_staged(electorate, path, blob_id, first, pieces, options)
+            return await self._put_inline(electorate, path, blob_id, first, here_s, options)
+        return await self._put_staged(electorate, path, blob_id, first, here_s, pieces, options)
 
     async def _put_inline(
-        self, electorate: Electorate, path: str, blob_id: str, body: bytes, options: PutOptions
+        self, electorate: Electorate, path: str, blob_id: str, body: bytes, here_s: float, options: PutOptions
     ) -> ObjectView:
         if options.digests:
             digests = Digests(name for name, _ in options.digests)
@@ -82,7 +89,8 @@ class Putting:
         )
         operation = Put(draft=draft, requested=options.version, conditions=options.conditions)
         if self.through is not None and self.through.wanted(path):
-            return await self._put_through(self.through, electorate, path, draft, operation, body, options)
+            since_s = _since(here_s, options)
+            return await self._put_through(self.through, electorate, path, draft, operation, body, since_s, options)
         applied = await self._coordinator.write(
             electorate, path, operation, write_id=options.write_id, repeat=options.repeat, body=body
         )
@@ -96,6 +104,7 @@ class Putting:
         draft: Version,
         operation: Put,
         body: bytes,
+        since_s: float | None,
         options: PutOptions,
     ) -> ObjectView:
         """A small body is archived, then written."""
@@ -109,7 +118,13 @@ class Putting:
             electorate = self._routing.electorate(electorate.slot)
             await archived.stage(electorate)
             applied = await self._coordinator.write(
-                electorate, path, operation, write_id=options.write_id, repeat=options.repeat, body=body
+                electorate,
+                path,
+                operation,
+                write_id=options.write_id,
+                repeat=options.repeat,
+                body=body,
+                since_s=since_s,
             )
         except OutcomeUnknown:
             raise
@@ -126,6 +141,7 @@ class Putting:
         path: str,
         blob_id: str,
         first: bytes,
+        here_s: float,
         pieces: AsyncIterator[bytes],
         options: PutOptions,
     ) -> ObjectView:
@@ -146,6 +162,9 @@ class Putting:
                 size += len(piece)
                 await upload.write(piece, digests)
             _check_body(options, size, digests)
+            if size >= LARGE_BYTES_MIN:
+                here_s = asyncio.get_running_loop().time() + LARGE_STAGING_S
+            since_s = _since(here_s, options)
             chunks, manifest_id, chunk_count, holders = await upload.finish()
             draft = _draft(
                 blob_id,
@@ -184,7 +203,13 @@ class Putting:
                 keep = True
                 try:
                     applied = await self._coordinator.write(
-                        electorate, path, operation, write_id=options.write_id, repeat=options.repeat, holders=holders
+                        electorate,
+                        path,
+                        operation,
+                        write_id=options.write_id,
+                        repeat=options.repeat,
+                        holders=holders,
+                        since_s=since_s,
                     )
                     break
                 except OutcomeUnknown:
@@ -253,6 +278,16 @@ def _same_content(view: ObjectView, etag: str) -> ObjectView:
             extra={"version": view.version.version},
         )
     return view
+
+
+def _since(here_s: float, options: PutOptions) -> float | None:
+    """From when the time of the write counts, if that is not its round's beginning: ``here_s``, when the body was here.
+
+    Whoever waited too long repeats the write elsewhere, and may be told there, once and for all, that its condition does
+    not hold. So what is done with a body before its round must not put off the round's end. Without conditions a PUT is
+    refused only for what stays so, and without a write id it is not repeated: it may take as long as it takes.
+    """
+    return None if options.write_id is None or options.conditions == NO_CONDITIONS else here_s
 
 
 async def _nothing() -> AsyncIterator[bytes]:

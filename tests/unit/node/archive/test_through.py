@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from amberblob.config import ArchiveRule, ArchiveSection
-from amberblob.errors import ArchiveUnavailable, NotFound, OutcomeUnknown, PreconditionFailed
+from amberblob.errors import ArchiveUnavailable, NotFound, NotReady, OutcomeUnknown, PreconditionFailed
 from amberblob.manifest import decode_manifest
 from archive.gathered import GatheredSlot
 from archive.reading import read_chunk
@@ -17,7 +17,7 @@ from archive.written import merged
 from node.protocol.operations import Conditions
 from tests.unit.node.archive.kit import World, world
 from tests.unit.node.healing.test_moving import member, route_is
-from tests.unit.node.objects.kit import CHUNK, STAGED, content, delete, get, look, put, until
+from tests.unit.node.objects.kit import CHUNK, PATIENCE_S, STAGED, content, delete, get, look, put, until
 
 SECTION = ArchiveSection(
     target="file:///archive",
@@ -100,6 +100,28 @@ async def test_other_paths_do_not_wait_for_the_archive(made):
     made.bucket.fault("unavailable")
     await put(made[1], "p", content(STAGED))
     assert made.bucket.names() == before
+
+
+@pytest.mark.parametrize("size", [5, STAGED])
+async def test_a_write_with_a_condition_is_not_begun_when_the_archive_took_too_long(made, monkeypatch, size):
+    """Whoever asked has repeated it elsewhere by then, and may have been told there that the condition does not hold."""
+    made[1].parts.archive.through._patience_s = 600.0
+    fault = made.bucket.fault("hang", "put", "packs/*")
+    absent = Conditions(absent=True)
+    first = asyncio.create_task(put(made[1], "w/a", content(size), write_id="once", conditions=absent))
+    plain = asyncio.create_task(put(made[1], "w/b", content(size), write_id="plain"))
+    await until(lambda: fault.met)
+    loop = asyncio.get_running_loop()
+    now = loop.time
+    monkeypatch.setattr(loop, "time", lambda: now() + PATIENCE_S)
+    fault.release()
+    assert (await plain).version.version == 1
+    with pytest.raises(NotReady) as caught:
+        await first
+    assert caught.value.code == "too-slow"
+    await made.cluster.settle()
+    assert not made.cluster.staged()
+    assert made[1].store.tally(made.cluster.slot("w/a")).archive_staged == 0
 
 
 async def test_versions_and_a_later_record(made):

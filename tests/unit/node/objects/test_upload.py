@@ -9,12 +9,18 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from amberblob.errors import BadRequest, DigestMismatch, InsufficientStorage, QuorumUnavailable
+from amberblob.client.bodies import PIECE_BYTES
+from amberblob.client.http import Timeouts
+from amberblob.config.sections import LimitsSection
+from amberblob.errors import BadRequest, DigestMismatch, InsufficientStorage, NotReady, QuorumUnavailable
 from amberblob.limits import MIB
+from amberblob.wire import Prepare
 from node.objects import upload as upload_module
+from node.objects.put import LARGE_BYTES_MIN, LARGE_STAGING_S
+from node.protocol.operations import Conditions
 from node.service import PutOptions
 from tests.folders import files_below
-from tests.unit.node.objects.kit import CHUNK, STAGED, Cluster, cluster, content, get, look, put, until
+from tests.unit.node.objects.kit import CHUNK, PATIENCE_S, STAGED, Cluster, cluster, content, get, look, put, until
 
 BIG = 3 * MIB
 
@@ -72,6 +78,46 @@ async def test_two_hung_replicas_are_an_error_and_nothing_stays(made, monkeypatc
         await put(made[1], "p", content(BIG))
     made.net.heal()
     await nothing_left(made)
+
+
+@pytest.mark.parametrize(
+    ("size", "took_s", "begun"),
+    [(STAGED, PATIENCE_S, False), (BIG, PATIENCE_S, True), (BIG, PATIENCE_S + LARGE_STAGING_S, False)],
+)
+async def test_a_write_with_a_condition_is_not_begun_when_a_repeat_may_have_been_refused_elsewhere(
+    made, monkeypatch, size, took_s, begun
+):
+    """Found by the simulation: 412 through another node, and then the first try came to its round and was applied."""
+    monkeypatch.setattr(upload_module, "CLOSE_S", 600.0)
+    for to in ("n2", "n3"):
+        made.net.fault("StageClose", "hold", to=to)
+    absent = Conditions(absent=True)
+    first = asyncio.create_task(put(made[1], "p", content(size), write_id="once", conditions=absent))
+    plain = asyncio.create_task(put(made[1], "q", content(size), write_id="plain"))
+    nobodys = asyncio.create_task(put(made[1], "r", content(size), conditions=absent))
+    await until(lambda: sum(rule.hits for rule in made.net.rules) == 6)
+    loop = asyncio.get_running_loop()
+    now = loop.time
+    monkeypatch.setattr(loop, "time", lambda: now() + took_s)  # the process stands still
+    made.net.heal()
+    assert (await plain).version.version == 1, "no refusal of it could have been followed by this"
+    assert (await nobodys).version.version == 1, "nobody repeats it"
+    if begun:
+        assert (await first).version.version == 1
+        return
+    with pytest.raises(NotReady) as caught:
+        await first
+    assert caught.value.code == "too-slow" and caught.value.status == 503
+    assert {message.path for _, _, message in made.net.messages if isinstance(message, Prepare)} == {"q", "r"}
+    await made.settle()
+    assert made.staged() == {}
+
+
+def test_the_client_waits_longer_for_its_answer_than_a_write_with_a_condition_may_take():
+    timeouts, limits = Timeouts(), LimitsSection()
+    assert limits.request_timeout_s < timeouts.answer_s
+    assert LARGE_STAGING_S + limits.request_timeout_s < timeouts.answer_large_s
+    assert LARGE_BYTES_MIN > PIECE_BYTES, "what the client takes for small is small here"
 
 
 async def test_a_replica_that_lags_at_the_close_gets_the_bytes_or_gives_them_up(made):
