@@ -148,6 +148,14 @@ class ArchiveState:
 
         await self._file.write(work)
 
+    async def forget_known(self) -> None:
+        """Nothing that is known is to be offered any more: of what was deleted meanwhile this node was not told."""
+
+        async def work(db: aiosqlite.Connection) -> None:
+            await db.execute("DELETE FROM known_chunks")
+
+        await self._file.write(work, durable=True)
+
     # -- condemned objects
 
     async def marks(self) -> list[Mark]:

@@ -49,7 +49,7 @@ from node.status import Status
 from node.transport.clients import PeerClients
 from node.transport.handshake import Identity
 from node.transport.server import PeerServer
-from registry.bootstrap import ClusterSettings, ensure_cluster, ensure_routes, register_node
+from registry.bootstrap import ClusterSettings, ensure_cluster, ensure_routes, is_registered, register_node
 from registry.cache import load_cache
 from registry.factory import open_registry
 from registry.interface import Registry
@@ -315,7 +315,7 @@ class Node:
             started_at_ms=self._clock.wall_ms(),
             registry_format=FORMAT_VERSION,
         )
-        table = await self._enter(registry, settings, cluster, me, status)
+        table = await self._enter(registry, settings, cluster, me, archive, status)
         self._watcher = RouteWatcher(
             registry,
             cluster.name,
@@ -377,13 +377,22 @@ class Node:
         )
 
     async def _enter(
-        self, registry: Registry, settings: ClusterSettings, cluster: ClusterInfo, me: NodeInfo, status: Status
+        self,
+        registry: Registry,
+        settings: ClusterSettings,
+        cluster: ClusterInfo,
+        me: NodeInfo,
+        archive: ArchiveMeans | None,
+        status: Status,
     ) -> RouteTable:
         """Register and get the routes, waiting as long as it takes; with routes from the cache, do not wait."""
         while True:
             try:
                 if self._first_table is not None:
                     await check_known(registry, self._first_table)
+                if archive is not None and not await is_registered(registry, cluster, me.node_id):
+                    # It was removed and comes back, perhaps: while it was away nobody asked it before objects were deleted.
+                    await archive.state.forget_known()
                 registration = await register_node(registry, cluster, me)
                 log.info("registered", what=str(registration))
                 return await ensure_routes(registry, cluster, settings, timeout_s=ROUTES_PATIENCE_S)

@@ -155,6 +155,11 @@ def _check_settings(cluster: ClusterInfo, settings: ClusterSettings) -> None:
         _log.warning("chunk size is the cluster's", configured=settings.chunk_bytes, cluster=cluster.chunk_bytes)
 
 
+async def is_registered(registry: Registry, cluster: ClusterInfo, node: str) -> bool:
+    """Whether the registry knows the node. Raises: RegistryUnavailable."""
+    return await registry.get(Keys(cluster.name).node(node)) is not None
+
+
 async def register_node(
     registry: Registry, cluster: ClusterInfo, me: NodeInfo, *, takeover_timeout_s: float = 30.0
 ) -> Registration:

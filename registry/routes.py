@@ -277,6 +277,10 @@ class RouteTable(msgspec.Struct, frozen=True, kw_only=True):
             return self.membership.nodes.get(node_id)
         return NodeState.ACTIVE if any(node_id in route.voter_nodes for route in self.routes) else None
 
+    def is_gone(self, node_id: str) -> bool:
+        """Whether the node was removed and, as no route named it any more, struck off. One that this table has never heard of is not."""
+        return node_id not in self.nodes and self.state_of(node_id) is NodeState.REMOVED
+
     def epochs(self) -> tuple[int, ...]:
         """The epoch of each slot."""
         return tuple(route.epoch for route in self.routes)

@@ -161,7 +161,13 @@ class Witness:
         self._world.fired["nodes looked at"] += 1
 
     async def _named(self, node: str, store: ReplicaStore, names: Sequence[str]) -> None:
-        """No row names what was deleted, in whatever state it is: whoever has one refuses, and nobody takes one any more. Raises: Violation."""
+        """No row names what was deleted, in whatever state it is: whoever has one refuses, and nobody takes one any more. Raises: Violation.
+
+        Nobody asks a node that is not in the route table any more, and nobody takes rows from it: what it has left counts for nothing.
+        """
+        table = self._world.table
+        if table is None or node not in table.nodes:
+            return
         for slot in store.slots():
             for name in sorted(await store.archive_named(slot, names)):
                 when_s = self._bucket.deleted[name]

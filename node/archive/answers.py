@@ -6,7 +6,7 @@ that are staged.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Protocol, assert_never
 
 import msgspec
@@ -101,6 +101,7 @@ class ArchiveAnswers:
 
     Args:
         own: how this node's archive is.
+        nodes: those of the route table, as this node knows it. Raises: NotReady.
 
     Attributes:
         condemning, keep_manifest, installing: set once, while the node is put together.
@@ -115,6 +116,7 @@ class ArchiveAnswers:
         admission: Admission,
         *,
         own: Callable[[], Awaitable[ArchiveNodeStatus]],
+        nodes: Callable[[], Collection[str]],
         now_ms: Callable[[], int],
     ) -> None:
         self.condemning: Condemning | None = None
@@ -127,13 +129,14 @@ class ArchiveAnswers:
         self._runner = runner
         self._admission = admission
         self._own = own
+        self._nodes = nodes
         self._now_ms = now_ms
 
-    async def answer(self, message: ArchiveRequest) -> Reply:
-        """The answer; it fits a frame. Raises: AmberError, which the asker is told as a ``Failed``."""
+    async def answer(self, peer: str, message: ArchiveRequest) -> Reply:
+        """The answer to a node; it fits a frame. Raises: AmberError, which the asker is told as a ``Failed``."""
         match message:
             case StageArchived():
-                return await self._stage(message)
+                return await self._stage(peer, message)
             case ArchiveHeads():
                 return self._heads(message)
             case ReadArchived():
@@ -163,7 +166,7 @@ class ArchiveAnswers:
             case _:
                 assert_never(message)
 
-    async def _stage(self, message: StageArchived) -> Reply:
+    async def _stage(self, peer: str, message: StageArchived) -> Reply:
         slot, blob_id = message.slot, message.blob_id
         if not valid_ulid(blob_id) or not message.chunks or len(message.chunks) > ARCHIVED_LINES_MAX:
             raise BadRequest("a blob id that cannot be, or no rows, or too many")
@@ -175,6 +178,11 @@ class ArchiveAnswers:
             raise BadRequest(f"{message.manifest_id[:100]!r} is no manifest id that can be fetched here")
         if (refused := await self._admission.stage_refused(slot, message.epoch)) is not None:
             return refused
+        if peer not in self._nodes():
+            # Collectors ask the nodes of the route table alone: what the rows of another one name may be gone.
+            return self._admission.refused(
+                slot, "not-a-member", f"{peer} is not in the route table, its rows do not count"
+            )
         try:
             if len(self._facts.admitted(message.chunks)) < len(message.chunks):
                 # The copy would hold less than the sender counts on.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import structlog
 
@@ -37,13 +37,14 @@ class CondemnedObjects:
 
     Args:
         state: open.
-        nodes: those of the route table, as this node knows it. Raises: NotReady; then every token counts.
+        gone: whether a node was removed from the cluster and is not in the route table any more. One of which the table
+            knows nothing may have come a moment ago, so its tokens count. Raises: NotReady; then every token counts.
     """
 
-    def __init__(self, store: ReplicaStore, state: ArchiveState, nodes: Callable[[], Collection[str]]) -> None:
+    def __init__(self, store: ReplicaStore, state: ArchiveState, gone: Callable[[str], bool]) -> None:
         self._store = store
         self._state = state
-        self._nodes = nodes
+        self._gone = gone
         self._tokens: dict[str, set[str]] = {}
         for mark in state.found:
             if mark.part is Part.OTHERS:
@@ -66,10 +67,9 @@ class CondemnedObjects:
         if tokens is None:
             return False
         try:
-            nodes = self._nodes()
+            return not all(self._gone(owner_of(token)) for token in tokens)
         except NotReady:
             return True
-        return any(owner_of(token) in nodes for token in tokens)
 
     @contextlib.contextmanager
     def using(self, target_paths: Iterable[str]) -> Iterator[frozenset[str]]:

@@ -41,9 +41,10 @@ class Finder:
         for begin in range(0, len(left), FIND_ARCHIVED_MAX):
             message = FindArchived(chunk_ids=tuple(left[begin : begin + FIND_ARCHIVED_MAX]))
             asked = set(message.chunk_ids)
-            for reply in (await self._ground.ask_all(others, message)).values():
-                # Who does not answer may know of them: then they are sent again, which is harmless.
-                if isinstance(reply, FoundArchived):
+            for node, reply in (await self._ground.ask_all(others, message)).items():
+                # Who does not answer may know of them: then they are sent again, which is harmless. What a node knows that was
+                # removed meanwhile may be gone: collectors do not ask it any more.
+                if isinstance(reply, FoundArchived) and node in self._ground.nodes():
                     self._merge(found, (chunk for chunk in reply.chunks if chunk.chunk_id in asked))
         return found
 

@@ -219,8 +219,16 @@ def archive_parts(
     exporting = ExportWork(ground)
     runner.register("run", ThenExport(Archiver(ground, policy, heat, contents, reach, evictor), exporting, reach))
     own = OwnStatus(ground, runner, reach, follower, evictor, sizes)
-    answers = ArchiveAnswers(store, facts, means.state, runner, admission, own=own.status, now_ms=hybrid.now_ms)
-    condemned = facts.barred = answers.condemning = CondemnedObjects(store, means.state, lambda: routing.table().nodes)
+
+    def nodes() -> Collection[str]:
+        return routing.table().nodes
+
+    answers = ArchiveAnswers(
+        store, facts, means.state, runner, admission, own=own.status, nodes=nodes, now_ms=hybrid.now_ms
+    )
+    condemned = facts.barred = answers.condemning = CondemnedObjects(
+        store, means.state, lambda node: routing.table().is_gone(node)
+    )
     uses = answers.uses = Uses(store, ground.led_slots, clock)
     runner.register("gc", GarbageWork(ground, collector_of(ground), uses, exporting))
     runner.register("verify", ThenCheck(VerifyWork(ground, reach), exporting, reach))

@@ -60,7 +60,7 @@ class Replica:
     Attributes:
         copies: which copies have a voice, and what they promised; counts what is done for clients.
         streams: bytes in and out.
-        archive: answers questions about the archive; None: this node has none.
+        archive: answers a peer's questions about the archive; None: this node has none.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Replica:
     ) -> None:
         self.copies = Copies(store, mute=mute, epoch_of=epoch_of)
         self.streams = Streams(store, self.copies, pulls)
-        self.archive: Callable[[ArchiveRequest], Awaitable[Reply]] | None = None
+        self.archive: Callable[[str, ArchiveRequest], Awaitable[Reply]] | None = None
         self._store = store
         self._repairs = repairs
         self._clock = clock
@@ -108,7 +108,7 @@ class Replica:
         if isinstance(request, ArchiveRequest):
             if self.archive is None:
                 raise NoArchive
-            return await self.archive(request)
+            return await self.archive(peer, request)
         match request:
             case Prepare():
                 return await self._prepares.answer(request)

@@ -100,6 +100,16 @@ async def test_many_chunks_are_found_at_once(path):
     await state.close()
 
 
+async def test_who_was_away_for_long_knows_of_nothing_any_more(path):
+    state = await opened(path)
+    await state.learn([chunk(1), chunk(2, "packs/b.pack")])
+    await state.forget_known()
+    assert await state.find(["c1", "c2"], verified=False) == []
+    await state.learn([chunk(1)])
+    assert await state.find(["c1"]) == [chunk(1)]
+    await state.close()
+
+
 async def test_what_is_condemned_is_not_offered_and_not_learnt_again(path):
     state = await opened(path)
     await state.learn([chunk(1, "packs/x"), chunk(2, "packs/y")])

@@ -87,19 +87,22 @@ class Node:
         self.world, self.name = world, name
         self.rows: set[tuple[int, str]] = set()
         self.state = MemoryState(world)
-        self.table = set(world.registry)
         self.tasks: set[asyncio.Task[Any]] = set()
         self.up = False
 
     def start(self) -> None:
         self.up = True
-        self.table = set(self.world.registry)
-        self.condemned = CondemnedObjects(self, self.state, lambda: self.table)  # type: ignore[arg-type]
+        self.look()
+        self.condemned = CondemnedObjects(self, self.state, lambda name: name in self.known_removed)  # type: ignore[arg-type]
         self.collector = Collector(
             node=self.name, mint=lambda: self.world.fresh("run"), state=self.state,  # type: ignore[arg-type]
             known_nodes=lambda: self.table, newest_nodes=self.world.newest_nodes,
             ask=self._ask_all, delete=self.world.delete,
         )  # fmt: skip
+
+    def look(self) -> None:
+        """See the registry as it is now."""
+        self.table, self.known_removed = set(self.world.registry), set(self.world.removed)
 
     def run(self, work: Callable[[], Awaitable[Any]]) -> None:
         """Do something that ends with this life of the node."""
@@ -207,22 +210,24 @@ class Node:
     async def follow(self, other: str) -> None:
         async def tell(peer: Node) -> set[tuple[int, str]]:
             await self.world.pause()
-            return set(peer.rows) if peer.name in self.world.registry else set()
+            return set(peer.rows)
 
         for slot, name in sorted(await self.call(other, tell)):
             self.take([name], slot)
 
     async def find_and_stage(self, other: str, third: str) -> None:
         async def find(peer: Node) -> set[str]:
-            known = {name for name in peer.state.index if not peer.condemned.bars(name)}
-            return known if peer.name in self.world.registry else set()
+            return {name for name in peer.state.index if not peer.condemned.bars(name)}
 
         found = sorted(await self.call(other, find))[:3]
+        if other not in self.table:
+            return
         slot = self.world.random.randrange(SLOTS)
         with self.condemned.using(found) as may:
 
             async def stage(peer: Node) -> None:
-                peer.take(sorted(may), slot)
+                if self.name in peer.table:
+                    peer.take(sorted(may), slot)
 
             await self.call(third, stage)
 
@@ -244,10 +249,13 @@ class World:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.registry: set[str] = set()
+        self.removed: set[str] = set()
         self.nodes: dict[str, Node] = {}
         self.bucket: set[str] = set()
         self.deleted: set[str] = set()
         self.violations: list[Violation] = []
+        # In every other one nodes come and go all the time, and hear of it late.
+        self.weights = (5, 9, 6, 7, 9, 0.8, 6, 2, 1.5, 1) if seed % 2 else (5, 9, 6, 7, 9, 0.8, 6, 0.3, 0.3, 2)
         self._count = 0
         for _ in range(3):
             self.join()
@@ -298,9 +306,17 @@ class World:
         node.start()
 
     def _remove(self, node: Node) -> None:
-        """It was drained, so it tells rows to nobody. If it collects, it does not hear of it, and goes on."""
-        self.registry.discard(node.name)
-        node.rows.clear()
+        """It hears of it late, and until then it goes on: it collects, and has rows of slots that it has not left yet."""
+        if node.name in self.registry:
+            self.registry.discard(node.name)
+            self.removed.add(node.name)
+
+    def _unaware(self) -> bool:
+        """Whether a removed node still acts as if it was not. Marks of what was deleted must last until then."""
+        return any(
+            node.up and name not in self.registry and (name in node.table or node.tasks)
+            for name, node in self.nodes.items()
+        )
 
     async def step(self) -> None:
         """One thing happens."""
@@ -309,19 +325,20 @@ class World:
             return
         one, other, third = (self.random.choice(up) for _ in range(3))
         node = self.nodes[one]
-        match self.random.choices(range(10), weights=(5, 9, 6, 7, 9, 0.8, 6, 0.3, 0.3, 2))[0]:
+        match self.random.choices(range(10), weights=self.weights)[0]:
             case 0 if one in self.registry:
                 node.run(node.upload)
-            case 1 if one != other and one in self.registry:
+            # Only those are asked, and sent anything, that the node knows of. Who joined later has none of the marks of before.
+            case 1 if one != other and {one, other} <= node.table:
                 node.run(partial(node.follow, other))
-            case 2 if one != third and one in self.registry:
+            case 2 if one != third and {other, third} <= node.table:
                 node.run(partial(node.find_and_stage, other, third))
             case 3:
                 node.run(node.expire_rows)
             case 4:
                 node.run(node.collect)
             case 5:
-                node.crash(lost=self.chance(0.4))
+                node.crash(lost=self.chance(0.4) and not self._unaware())
             case 6:
                 for name in sorted(self.registry):
                     if not self.nodes[name].up:
@@ -332,7 +349,7 @@ class World:
             case 8 if len(self.registry) > 2:
                 self._remove(node)
             case 9:
-                node.table = set(self.registry)
+                node.look()
             case _:
                 pass
         await self.pause()

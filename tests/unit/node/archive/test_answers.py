@@ -69,6 +69,19 @@ async def test_rows_are_staged_for_a_blob_that_is_not_known_yet_and_with_evicted
         assert reply.blob.staged and set(reply.blob.chunks) == {row(1), row(2)}
 
 
+async def test_rows_of_a_node_that_was_struck_off_are_refused(tmp_path: Path) -> None:
+    """It may not have heard of it, and have rows of objects that were deleted: who deletes them asks the nodes of the table."""
+    async with world(tmp_path, count=4) as it:
+        table = it.cluster.table
+        assert table is not None and "n4" not in table.route(SLOT).all_nodes
+        blob_id, message = blob(it), stage(it, blob(it))
+        assert isinstance(await it.archive(4).ground.ask("n1", stage(it, blob_id)), StagedReply)
+        it.cluster.table = replace(table, nodes={node: info for node, info in table.nodes.items() if node != "n4"})
+        reply = await it.archive(4).ground.ask("n1", message)
+        assert isinstance(reply, Refused) and reply.reason == "not-a-member" and "n4" in reply.detail
+        assert await it[1].store.archived(SLOT, message.blob_id) is None
+
+
 async def test_what_was_not_read_back_stands_for_no_bytes_and_is_not_said_to(tmp_path: Path) -> None:
     async with world(tmp_path) as it:
         for unseen in (row(2, state=0), row(2, state=DAMAGED)):

@@ -146,15 +146,15 @@ class Rows:
 
 
 class Asked:
-    """A node with its notes, and who is in the route table."""
+    """A node with its notes, and who was removed."""
 
     def __init__(self) -> None:
         self.world = World(0)
-        self.rows, self.state, self.nodes = Rows(), MemoryState(self.world), {"n1", "n2"}
+        self.rows, self.state, self.removed = Rows(), MemoryState(self.world), {"gone"}
         self.condemned = self.again()
 
     def again(self) -> CondemnedObjects:
-        self.condemned = CondemnedObjects(self.rows, self.state, lambda: self.nodes)  # type: ignore[arg-type]
+        self.condemned = CondemnedObjects(self.rows, self.state, lambda name: name in self.removed)  # type: ignore[arg-type]
         return self.condemned
 
 
@@ -209,10 +209,10 @@ async def test_tokens_of_nodes_that_are_gone_do_not_count(node):
     await node.condemned.condemn([X], "gone/1")
     await node.condemned.condemn([Y], "gone/1")
     assert node.condemned.bars(X) and not node.condemned.bars(Y)
-    node.nodes = {"n2"}
+    node.removed.add("n1")
     assert not node.condemned.bars(X)
 
-    def unknown() -> set[str]:
+    def unknown(name: str) -> bool:
         raise NotReady("no routes yet")
 
     blind = CondemnedObjects(node.rows, node.state, unknown)
