@@ -7,13 +7,22 @@ import asyncio
 import pytest
 
 from amberblob.config import ArchiveRule, ArchiveSection
-from amberblob.errors import ArchiveUnavailable, NotFound, NotReady, OutcomeUnknown, PreconditionFailed
+from amberblob.errors import (
+    ArchiveUnavailable,
+    ClusterError,
+    NotFound,
+    NotReady,
+    OutcomeUnknown,
+    PreconditionFailed,
+    QuorumUnavailable,
+)
 from amberblob.manifest import decode_manifest
 from archive.gathered import GatheredSlot
 from archive.reading import read_chunk
 from archive.segments import ArchivedEntry, PartReader, PathEntry, decode_cluster
 from archive.targets.memory import Fault
 from archive.written import merged
+from node.objects.bytes import Reading
 from node.protocol.operations import Conditions
 from tests.unit.node.archive.kit import World, world
 from tests.unit.node.healing.test_moving import member, route_is
@@ -164,6 +173,23 @@ async def test_an_archive_that_is_down_or_too_slow_applies_nothing_and_leaves_no
         assert made[number].store.tally(made.cluster.slot("w/a")).archive_staged == 0
     await put(made[1], "w/a", content(size))
     assert await recovered(made, "w/a") == {1: content(size)}
+
+
+async def test_what_was_staged_and_cannot_be_read_for_the_archive_is_told_to_have_changed_nothing(made, monkeypatch):
+    async def away(*args, **options):
+        raise ClusterError("n2 and n3 cannot be reached.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Reading, "chunk", away)
+        with pytest.raises(QuorumUnavailable, match="Nothing was changed") as caught:
+            await put(made[1], "w/a", content(STAGED))
+    assert caught.value.status == 503 and "n2 and n3 cannot be reached" in caught.value.detail
+    with pytest.raises(NotFound):
+        await look(made[1], "w/a")
+    await made.cluster.settle()
+    assert not made.cluster.staged()
+    await put(made[1], "w/a", content(STAGED))
+    assert await recovered(made, "w/a") == {1: content(STAGED)}
 
 
 async def test_metadata_that_does_not_get_there_is_an_unknown_outcome_and_a_retry_brings_it(made):
