@@ -3,6 +3,8 @@
 A folder in ``blobs/`` was renamed there when it was complete. Two things can take from it: a file that failed
 its hash goes to quarantine, and a repair builds a folder chunk by chunk. Both leave a file ``incomplete`` in it
 until every chunk is there, so that a folder without one can be counted on.
+
+A name in quarantine says what it was, so that what is missing since is known although nothing else may be written.
 """
 
 from __future__ import annotations
@@ -177,8 +179,9 @@ class BlobFiles:
         with contextlib.suppress(FileNotFoundError):
             self._mark_incomplete(self.blob_folder(slot, blob_id))
             self._ops.rename(path, target)
-            self._ops.fsync_dir(path.parent)
+            # The new name first: it is what a start knows by that something is missing.
             self._ops.fsync_dir(target.parent)
+            self._ops.fsync_dir(path.parent)
         return self._corrupt(slot, blob_id, wanted_id, target)
 
     def quarantine_body(self, slot: int, blob_id: str, wanted_id: str, body: bytes) -> ChunkCorrupt:
@@ -195,6 +198,30 @@ class BlobFiles:
             "It is fetched again from a replica that has it.",
             extra={"slot": slot, "blob_id": blob_id, "chunk_id": wanted_id},
         )
+
+    def quarantined(self) -> list[tuple[int, str, bool]]:
+        """At start: blobs of which a chunk or the manifest went to quarantine, and was not put back since; whether their manifest is absent."""
+        folder = self._disk / "quarantine"
+        found = set()
+        for name in os.listdir(folder) if folder.is_dir() else []:
+            parts = name.split("-")
+            # Slot databases that were put aside lie there, too.
+            if len(parts) == 4 and parts[0].isdecimal() and valid_ulid(parts[1]) and valid_hash(parts[2]):
+                slot, blob_id = int(parts[0]), parts[1]
+                blob = self.blob_folder(slot, blob_id)
+                if blob.is_dir() and not self._is_in_place(slot, blob_id, parts[2]):
+                    found.add((slot, blob_id, not (blob / MANIFEST_NAME).exists()))
+        return sorted(found)
+
+    def _is_in_place(self, slot: int, blob_id: str, wanted_id: str) -> bool:
+        """Whether the blob has a chunk or a manifest of this id."""
+        folder = self.blob_folder(slot, blob_id)
+        if (folder / "chunks" / wanted_id).exists():
+            return True
+        try:
+            return content_hash((folder / MANIFEST_NAME).read_bytes()) == wanted_id
+        except OSError:
+            return False
 
     def missing(self, slot: int, blob_id: str, chunks: Iterable[ChunkRef]) -> list[ChunkRef]:
         """Which of the chunks are not there with their length."""

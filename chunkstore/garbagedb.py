@@ -84,11 +84,10 @@ def want_damaged(database: SlotDatabase, blob_id: str, *, inline: bool, manifest
     with database.transaction():
         if inline:
             database.connection.execute("DELETE FROM inline_bodies WHERE blob_id = ?", (blob_id,))
-        if database.is_marked(blob_id) and not manifest:
+        path, version = holder(database, blob_id) or ("", None)
+        if version is None or (database.is_marked(blob_id) and not (manifest and version.manifest_id)):
             return
-        known = holder(database, blob_id)
-        if known is not None and known[1] is not None:
-            database.want(known[0], known[1], damaged=True)
+        database.want(path, version, damaged=True)
 
 
 def want(

@@ -3,7 +3,8 @@
 Belongs to the database thread. In order: the journal is judged (and its torn tail cut), names
 that a killed process left unsynced are synced, leftovers in staging
 are removed, every slot database is opened once (a lost one is replaced), what the databases lack is replayed
-from the journal, the index is filled if it has to be, and a new journal segment is begun.
+from the journal, the index is filled if it has to be, what went to quarantine and is missing since is wanted, and a
+new journal segment is begun.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import structlog
 from amberblob.ballot import SlotState
 from amberblob.errors import JournalCorrupt
 from amberblob.mutations import Aborted
+from chunkstore import garbagedb
 from chunkstore.applier import Applier, DurableBatch
 from chunkstore.codec import Batch
 from chunkstore.dbthread import UNIT_ENTRIES
@@ -95,8 +97,14 @@ def recover_databases(
     for slot, blob_id in aborted:
         if _ask(pool, slot, partial(_is_given_up, blob_id)):
             files.remove_blob(slot, blob_id)
+    known = pool.known_slots()
+    for slot, blob_id, lacks_manifest in files.quarantined():
+        if slot in known:
+            # Who found it damaged may not have come to write that down, or a power cut took it back.
+            question = partial(garbagedb.want_damaged, blob_id=blob_id, inline=False, manifest=lacks_manifest)
+            applier.with_room(partial(_ask, pool, slot, question))
     facts = []
-    for slot in pool.known_slots():
+    for slot in known:
         facts.append(_ask(pool, slot, _facts_of))
     writer.begin(recovered.next_position)
     applier.add_segment(writer.number, recovered.next_position - 1)

@@ -176,8 +176,8 @@ class Witness:
     async def _missing(self, machine: Machine, store: DiskStore) -> None:
         """Versions whose files are not here, and of which nothing says so. Raises: Violation.
 
-        Not those that rotted: that a chunk went to quarantine is noted in the database only, and a power cut may take the note back before
-        scrub finds it anew. Nor slots whose database was damaged.
+        Not those that rotted: who reads one at this moment has moved the chunk to quarantine, and notes it a moment later. Nor slots whose
+        database was damaged.
         """
         found = []
         for slot in store.slots():

@@ -96,7 +96,7 @@ class Reading:
         return error
 
     async def _want_damaged(self, slot: int, blob_id: str, *, inline: bool, manifest: bool = False) -> None:
-        """What failed its hash is in quarantine: what is right is to be pulled."""
+        """What failed its hash is in quarantine: what is right is to be pulled. If this fails, the next start sees to it."""
         if slot in self._core.overlay.known():
             barrier = self._core.overlay.blob_position(slot, blob_id)
             question = partial(garbagedb.want_damaged, blob_id=blob_id, inline=inline, manifest=manifest)
