@@ -80,10 +80,19 @@ def _read_into(path: Path, place: memoryview) -> str | None:
         os.close(fd)
 
 
+def _nobody_told(slot: int, blob_id: str, is_manifest: bool) -> None:
+    """What went to quarantine before anybody could be told is found by :meth:`BlobFiles.quarantined`."""
+
+
 class BlobFiles:
-    """The blob folders of a disk."""
+    """The blob folders of a disk.
+
+    Attributes:
+        damaged: told, in the thread that found it, of each file that failed its hash and went to quarantine.
+    """
 
     def __init__(self, disk: Path, ops: FileOps, mint: Callable[[], str]) -> None:
+        self.damaged: Callable[[int, str, bool], None] = _nobody_told
         self._disk = disk
         self._ops = ops
         self._mint = mint
@@ -182,6 +191,7 @@ class BlobFiles:
             # The new name first: it is what a start knows by that something is missing.
             self._ops.fsync_dir(target.parent)
             self._ops.fsync_dir(path.parent)
+        self.damaged(slot, blob_id, path.name == MANIFEST_NAME)
         return self._corrupt(slot, blob_id, wanted_id, target)
 
     def quarantine_body(self, slot: int, blob_id: str, wanted_id: str, body: bytes) -> ChunkCorrupt:

@@ -1,7 +1,13 @@
-"""Blobs that are read: verified, and what fails is put aside and wanted."""
+"""Blobs that are read: verified, and what fails is put aside and wanted.
+
+A thread that has put a file aside tells so itself: whoever asked it to read may be gone by then, or may only have wanted to
+know whether something is whole.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
@@ -11,7 +17,7 @@ from amberblob.ids import content_hash
 from amberblob.limits import INLINE_BYTES_MAX
 from amberblob.manifest import ChunkRef
 from chunkstore import garbagedb
-from chunkstore.blobs.work import BlobWork
+from chunkstore.blobs.work import Blob, BlobWork
 from chunkstore.core import DiskCore
 from chunkstore.files import BlobFiles, checked_hash, checked_ulid
 from chunkstore.overlay import Intent
@@ -26,6 +32,9 @@ class Reading:
         self._core = core
         self._work = work
         self._files = files
+        self._loop = asyncio.get_running_loop()
+        self._noting: dict[Blob, asyncio.Task[None]] = {}
+        files.damaged = self._damaged
 
     async def body(self, slot: int, blob_id: str) -> bytes | None:
         """An inline body as the journal or the database has it, not verified: what is in memory only does not count."""
@@ -74,20 +83,36 @@ class Reading:
         """See the interface."""
         checked_ulid(blob_id)
         checked_hash(manifest_id)
-        return await self._read_file(
-            slot, blob_id, lambda: self._files.read_manifest(slot, blob_id, manifest_id), manifest=True
-        )
+        return await self._read_file(slot, blob_id, lambda: self._files.read_manifest(slot, blob_id, manifest_id))
 
-    async def _read_file(self, slot: int, blob_id: str, read: Callable[[], T], *, manifest: bool = False) -> T:
+    async def _read_file(self, slot: int, blob_id: str, read: Callable[[], T]) -> T:
         try:
             return await self._work.run_reading(read)
         except ChunkMissing:
             self._core.overlay.mark_complete(slot, blob_id, complete=False)
             raise
         except ChunkCorrupt:
-            self._core.overlay.mark_complete(slot, blob_id, complete=False)
-            await self._want_damaged(slot, blob_id, inline=False, manifest=manifest)
+            # The thread told of it before it ended. A disk that fails takes no note, and the next start sees to it.
+            if (noting := self._noting.get((slot, blob_id))) is not None:
+                await asyncio.wait([noting])
             raise
+
+    def _damaged(self, slot: int, blob_id: str, is_manifest: bool) -> None:
+        """In the thread that found it: a file of the blob is in quarantine."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._note, slot, blob_id, is_manifest)
+
+    def _note(self, slot: int, blob_id: str, is_manifest: bool) -> None:
+        blob = (slot, blob_id)
+        self._core.overlay.mark_complete(slot, blob_id, complete=False)
+        task = self._work.begun(self._want_damaged(slot, blob_id, inline=False, manifest=is_manifest))
+        self._noting[blob] = task
+
+        def noted(task: asyncio.Task[None]) -> None:
+            if self._noting.get(blob) is task:
+                del self._noting[blob]
+
+        task.add_done_callback(noted)
 
     async def _give_up_body(self, slot: int, blob_id: str, chunk: ChunkRef, body: bytes) -> Exception:
         self._core.overlay.verified.drop((slot, blob_id))
@@ -96,7 +121,7 @@ class Reading:
         return error
 
     async def _want_damaged(self, slot: int, blob_id: str, *, inline: bool, manifest: bool = False) -> None:
-        """What failed its hash is in quarantine: what is right is to be pulled. If this fails, the next start sees to it."""
+        """What failed its hash is in quarantine: what is right is to be pulled."""
         if slot in self._core.overlay.known():
             barrier = self._core.overlay.blob_position(slot, blob_id)
             question = partial(garbagedb.want_damaged, blob_id=blob_id, inline=inline, manifest=manifest)

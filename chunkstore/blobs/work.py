@@ -80,11 +80,15 @@ class BlobWork:
 
     async def to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
         """Do it, also when the caller goes away."""
+        return await asyncio.shield(self.begun(work))
+
+    def begun(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """The same for whoever does not wait for it, or not alone."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(retrieve)
-        return await asyncio.shield(task)
+        return task
 
     def guard(self, size_bytes: int) -> None:
         """Whether so much may be written. Raises: DiskFull, DiskFailed."""

@@ -1,15 +1,18 @@
-"""What went to quarantine is known to be missing after the next start, whatever became of the note of it."""
+"""What went to quarantine is noted as missing whoever found it, and is known to be after the next start whatever became of that note."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
 from amberblob.errors import ChunkCorrupt, DiskFailed
 from chunkstore import BlobState, DiskStore
+from chunkstore.fileops import FileOps
 from tests.contract.chunkstore.archive_kit import Stored, brought, brought_and_evicted, put_back, tell
 from tests.contract.chunkstore.kit import SLOT, choose, put
 
@@ -69,9 +72,7 @@ async def test_a_disk_that_failed_took_no_note(kit, tmp_path: Path, faulty):
     faulty.errors["fdatasync"] = OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(DiskFailed):
         await tell(store, one.version, one.rows())
-    rot(store, one, one.chunks[0].id)
-    with pytest.raises(DiskFailed):
-        await store.read_chunk(SLOT, one.version.blob_id, one.chunks[0])
+    await read_rotten(store, one)
     assert len(list((tmp_path / "d/quarantine").iterdir())) == 1
     await store.close()
     faulty.errors.clear()
@@ -130,3 +131,50 @@ async def test_what_nothing_refers_to_is_not_wanted(kit, tmp_path: Path):
         (quarantine / name).write_bytes(b"")
     store = await kit.open(tmp_path / "d")
     assert await store.wanted(SLOT, 10) == [] and 99 not in store.slots()
+
+
+class Waiting(FileOps):
+    """Waits before it moves something to quarantine."""
+
+    def __init__(self) -> None:
+        self.at = threading.Event()
+        self.go = threading.Event()
+
+    def rename(self, source: Path, target: Path) -> None:
+        if target.parent.name == "quarantine":
+            self.at.set()
+            self.go.wait(30)
+        super().rename(source, target)
+
+
+async def test_a_reader_that_went_away_leaves_the_note(kit, tmp_path: Path):
+    """A client closes its connection while a thread moves what it read ahead."""
+    ops = Waiting()
+    store = await kit.open(tmp_path / "d", ops=ops)
+    one = await brought(store, "files")
+    rot(store, one, one.chunks[0].id)
+    reading = asyncio.create_task(store.read_chunk(SLOT, one.version.blob_id, one.chunks[0]))
+    await kit.until(ops.at.is_set)
+    reading.cancel()
+    await asyncio.wait([reading])
+    assert reading.cancelled() and await wanted(store) == []
+    ops.go.set()
+    await kit.until(lambda: store.tally(SLOT).damaged == 1)
+    assert await wanted(store) == [one.version.blob_id]
+    assert await store.blob_state(SLOT, one.version.blob_id) is BlobState.ABSENT
+
+
+@pytest.mark.parametrize("finder", ["evict", "is_whole"])
+async def test_who_only_wanted_to_know_leaves_the_note(kit, tmp_path: Path, finder: str):
+    store = await kit.open(tmp_path / "d")
+    one = await brought(store, "manifest")
+    await tell(store, one.version, one.rows())
+    rot(store, one, "manifest.json")
+    if finder == "evict":
+        assert await store.evict(SLOT, "a", one.version) is None
+    else:
+        assert not await store.is_whole(SLOT, one.version)
+    await kit.until(lambda: store.tally(SLOT).damaged == 1)
+    assert await wanted(store) == [one.version.blob_id]
+    await put_back(store, one)
+    assert await store.is_whole(SLOT, one.version) and await store.wanted(SLOT, 10) == []
