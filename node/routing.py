@@ -134,6 +134,10 @@ class Routing:
         """The voters of a path's slot."""
         return self.electorate(self.slot_of(path))
 
+    def is_registered(self) -> bool:
+        """Whether the route table knows this node; else it was removed, and struck off once no route named it. Raises: NotReady."""
+        return self.node in self.table().nodes
+
     def is_member(self, slot: int) -> bool:
         """Whether the route table gives this node a copy of the slot, in any role."""
         try:

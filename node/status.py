@@ -75,8 +75,11 @@ class Status:
             return f"the disk takes no more writes: {self._store.failed}"
         try:
             electorates = self._routing.distinct_electorates()
+            registered = self._routing.is_registered()
         except NotReady as error:
             return error.detail
+        if not registered:
+            return "this node was removed from the cluster: use the others, and stop it"
         for electorate in electorates:
             there = self._voting(electorate)
             if not (electorate.is_write_quorum(there) and electorate.is_read_quorum(there)):

@@ -7,7 +7,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from amberblob.errors import AmberError
+from amberblob.errors import AmberError, NotReady, OutcomeUnknown
+from archive.policy import Policy
 from sim.agreement import agree
 from sim.archivejudge import judge_archive
 from sim.clients import Client, NoAnswer, NotServing, Violation
@@ -127,7 +128,7 @@ async def _everything_is_readable(world: World, machine: Machine) -> None:
 
 
 async def _until_answered(world: World, client: Client, call: Call, machine: Machine) -> None:
-    """Ask this one node until it answers."""
+    """Ask this one node until it answers; the next one, if it was struck off and says that it does not take such a PUT any more."""
     from amberblob.ids import content_hash
 
     body = world.library.content(call.number, 0.0) if call.kind == "put" else b""
@@ -138,11 +139,29 @@ async def _until_answered(world: World, client: Client, call: Call, machine: Mac
         told = await client._try(call, machine, body)
         call.story += (f"{machine.name}: {told}",)
         if call.result is None:
+            if told in _NOT_TAKEN and _takes_none_archived_first(world, machine, call):
+                machine = world.machines[(world.machines.index(machine) + 1) % len(world.machines)]
             await asyncio.sleep(0.2)
     call.ended = world.loop.time()
     world.note(f"end {call}")
     if call.kind == "put" and call.result[0] != "ok":
         raise WrongHistory(call.path, f"a plain PUT through {machine.name} after the healing: {call}")
+
+
+_NOT_TAKEN = (NotReady.code, OutcomeUnknown.__name__)
+"""What a node says that does not take a PUT; the latter if an earlier try may have been applied."""
+
+
+def _takes_none_archived_first(world: World, machine: Machine, call: Call) -> bool:
+    """Whether it is a PUT that is archived first, and the node was struck off (rfc/0016, "Deleting from the bucket", 5)."""
+    archive, table = world.shape.archive, world.table
+    return (
+        call.kind == "put"
+        and archive is not None
+        and Policy.of(archive.section()).write_through(call.path)
+        and table is not None
+        and machine.name not in table.nodes
+    )
 
 
 async def _bytes(world: World, client: Client, machine: Machine, path: str, number: int, etag: str) -> None:

@@ -17,6 +17,7 @@ from amberblob.errors import (
     AmberError,
     ArchiveError,
     ArchiveUnavailable,
+    NotReady,
     OutcomeUnknown,
     PeerError,
     QuorumUnavailable,
@@ -104,6 +105,8 @@ class Through:
         return self._rules.write_through(path)
 
     async def hint(self, electorate: Electorate, path: str, options: PutOptions) -> None:
+        if not self.routing.is_registered():
+            raise NotReady(_STRUCK_OFF)
         if options.conditions == NO_CONDITIONS and options.version is None:
             return
         record = await self._lookup.record(electorate, path)
@@ -283,6 +286,11 @@ class ArchivedPut:
 
 _REFUSED = (
     "Nothing was written, as this path is to be archived before it is acknowledged, and the archive did not take it"
+)
+
+_STRUCK_OFF = (
+    "Nothing was written, as this path is to be archived before it is acknowledged, and this node was removed from the cluster: whoever "
+    "deletes from the archive does not ask it any more, so nobody takes its word for what is there. Use another node; this one should be stopped."
 )
 
 _NOTHING = Version(

@@ -38,9 +38,9 @@ class WriteThrough(Protocol):
         ...
 
     async def hint(self, electorate: Electorate, path: str, options: PutOptions) -> None:
-        """Look at the conditions before the body is sent anywhere: those that do not hold now most likely do not later.
+        """Look before the body is sent anywhere whether this node may archive it, and at the conditions: those that do not hold now most likely do not later.
 
-        Raises: PreconditionFailed, VersionConflict; QuorumUnavailable.
+        Raises: NotReady: the node was struck off; PreconditionFailed, VersionConflict; QuorumUnavailable.
         """
         ...
 

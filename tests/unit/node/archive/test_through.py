@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from msgspec.structs import replace
 
 from amberblob.config import ArchiveRule, ArchiveSection
 from amberblob.errors import (
@@ -255,6 +256,29 @@ async def test_a_quorum_that_is_away_applies_nothing(made):
     with pytest.raises(NotFound):
         await look(made[1], "w/a")
     assert not told(made)
+
+
+@pytest.mark.parametrize("size", [5, STAGED])
+async def test_a_node_that_was_struck_off_sends_nothing_of_what_is_archived_first(tmp_path, size):
+    """Who deletes from the archive does not ask it any more, so nobody would take its rows, however often it tries."""
+    async with world(tmp_path, section=SECTION, count=4) as made:
+        table = made.cluster.table
+        assert table is not None
+        path = next(f"w/{number}" for number in range(99) if "n4" not in table.route_of(f"w/{number}").all_nodes)
+        await put(made[4], path, b"before", write_id="before")
+        nodes = {name: info for name, info in table.nodes.items() if name != "n4"}
+        made.cluster.table = replace(table, nodes=nodes)
+        names = made.bucket.names()
+        for write_id, repeat in (("after", False), ("before", True)):
+            with pytest.raises(NotReady) as caught:
+                await put(made[4], path, content(size), write_id=write_id, repeat=repeat)
+            assert caught.value.code == "not-ready" and "removed from the cluster" in caught.value.detail
+        await made.cluster.settle()
+        assert made.bucket.names() == names and not made.cluster.staged()
+        assert await get(made[4], path) == b"before", "it answers who asks it"
+        await put(made[4], "p", content(size))
+        await put(made[1], path, content(size), write_id="after")
+        assert await get(made[4], path) == content(size)
 
 
 async def test_a_deleted_path_keeps_its_write_in_the_bucket_until_the_next_export(made):

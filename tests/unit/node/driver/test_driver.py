@@ -217,6 +217,20 @@ async def test_readiness():
         assert status.not_ready() is None
 
 
+async def test_a_node_that_was_struck_off_is_not_ready():
+    async with cluster(4, replicas=3) as made:
+        status, table = status_of(made, 4), made.table
+        status.phase = None
+        assert status.not_ready() is None and made[4].routing.is_registered()
+        made.table = msgspec.structs.replace(
+            table, nodes={name: info for name, info in table.nodes.items() if name != "n4"}
+        )
+        assert "removed" in status.not_ready() and not made[4].routing.is_registered()
+        other = status_of(made, 1)
+        other.phase = None
+        assert other.not_ready() is None
+
+
 async def test_readiness_looks_at_every_set_of_voters():
     async with cluster(5, replicas=3) as made:
         status = status_of(made)
