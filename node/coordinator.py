@@ -60,6 +60,9 @@ class Coordinator:
         peer_timeout_s: how long one request to one replica may take.
         write_timeout_s: how long a write may take before its outcome is said to be unavailable or unknown.
         read_timeout_s: the same for a read.
+
+    Attributes:
+        late_s: how long a request that is met now may have waited unseen (:class:`node.standstill.Standstill`).
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Coordinator:
         self._tasks: set[asyncio.Task[None]] = set()
         self.turns = Turns()
         self.closed = False
+        self.late_s: Callable[[], float] = lambda: 0.0
         self.quickness = Quickness(node, peers)
         self._holds = Holds()
         self.learns = Learns(peers, self.spawn, timeout_s=peer_timeout_s)
@@ -108,8 +112,8 @@ class Coordinator:
     ) -> Applied:
         """Run one write to its end. The arguments are those of :class:`~node.protocol.write.WriteRound`.
 
-        ``since_s``: the loop's time from which the write's time counts, if that is not now. Once it is over no COMMIT
-        goes out.
+        ``since_s``: the loop's time from which the write's time counts, if that is not now (:meth:`began_s`). Once it is
+        over no COMMIT goes out.
 
         Raises: whatever it was rejected with (PreconditionFailed, VersionConflict, NotFound, QuorumUnavailable,
         OutcomeUnknown, InsufficientStorage); NotReady: it was not begun.
@@ -122,8 +126,8 @@ class Coordinator:
             if timeout_s <= 0:
                 raise NotReady(
                     "It took so long until the bytes were durable on the replicas, and archived where that comes first, "
-                    "that the write was not begun any more: it may have been repeated elsewhere. Nothing was applied: "
-                    "try again.",
+                    "or the node stood still so long, that the write was not begun any more: it may have been repeated "
+                    "elsewhere. Nothing was applied: try again.",
                     code="too-slow",
                 )
         operation_id = self.mint.mint()
@@ -150,6 +154,10 @@ class Coordinator:
         if isinstance(outcome, Rejected):
             raise outcome.error
         return outcome
+
+    def began_s(self) -> float:
+        """The loop's time at which a request that is met now came, at the earliest."""
+        return asyncio.get_running_loop().time() - self.late_s()
 
     async def read(self, electorate: Electorate, request: Query | QueryHistory) -> Read:
         """A quorum read whose finding is decided: an undecided record is finished first.

@@ -45,6 +45,7 @@ from node.logs import configure_logs
 from node.membership import MembershipChanges
 from node.plans import RegistryPlans
 from node.routing import Routing
+from node.standstill import Standstill
 from node.status import Status
 from node.transport.clients import PeerClients
 from node.transport.handshake import Identity
@@ -251,6 +252,10 @@ class Node:
         peers = parts.peers
         self._closers.push_async_callback(peers.close)
         self._closers.push_async_callback(parts.coordinator.close, config.limits.shutdown_timeout_s)
+        standstill = Standstill()
+        standstill.start()
+        self._closers.push_async_callback(standstill.stop)
+        parts.coordinator.late_s = standstill.late_s
         status = Status(
             node=node,
             routing=routing,

@@ -26,6 +26,7 @@ from amberblob.errors import (
     ClusterError,
     DigestMismatch,
     PeerError,
+    QuorumUnavailable,
     StorageError,
 )
 from amberblob.ids import content_hash
@@ -200,6 +201,24 @@ class Reading:
         if isinstance(found, bytes | memoryview):
             return found
         return await found.whole()
+
+    async def staged(
+        self, slot: int, draft: Version, chunk: ChunkRef, *, holders: Collection[str]
+    ) -> bytes | memoryview:
+        """One chunk of a blob to which nothing refers yet, as :meth:`chunk`.
+
+        Raises: QuorumUnavailable: those that have it do not give it. To a reader :meth:`chunk` says that a version may be lost; here there
+            is none yet, and nothing was changed.
+        """
+        try:
+            return await self.chunk(slot, draft, chunk, holders=holders)
+        except (ArchiveError, QuorumUnavailable):
+            raise
+        except ClusterError as error:
+            raise QuorumUnavailable(
+                f"What was sent lies on nodes that cannot be reached now ({error.detail}) "
+                "Nothing was changed by this: try again, and look at /cluster for nodes that are down."
+            ) from error
 
     async def _chunk(
         self,

@@ -25,15 +25,20 @@ class Changing:
         operation = (
             Delete(conditions=conditions) if version is None else DeleteVersion(version=version, conditions=conditions)
         )
-        await self._coordinator.write(self._routing.of(path), path, operation, write_id=write_id, repeat=repeat)
+        since_s = self._since(write_id)
+        await self._coordinator.write(
+            self._routing.of(path), path, operation, write_id=write_id, repeat=repeat, since_s=since_s
+        )
 
     async def restore(
         self, path: str, *, version: int | None, conditions: Conditions, write_id: str | None, repeat: bool = False
     ) -> ObjectView:
         """See :meth:`node.service.ObjectService.restore`."""
         operation = Restore(version=version, conditions=conditions)
-        electorate = self._routing.of(path)
-        applied = await self._coordinator.write(electorate, path, operation, write_id=write_id, repeat=repeat)
+        electorate, since_s = self._routing.of(path), self._since(write_id)
+        applied = await self._coordinator.write(
+            electorate, path, operation, write_id=write_id, repeat=repeat, since_s=since_s
+        )
         record, mark = applied.record, applied.mark
         if (
             mark is not None
@@ -47,3 +52,7 @@ class Changing:
             error = no_such_object(path, record)
             raise NotFound(error.detail, extra=error.extra)
         return ObjectView(path=path, version=record.head)
+
+    def _since(self, write_id: str | None) -> float | None:
+        """From when the write's time counts: whoever waited too long repeats it elsewhere, and may be told there that there is nothing to delete."""
+        return None if write_id is None else self._coordinator.began_s()

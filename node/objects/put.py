@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 from amberblob.errors import (
     AmberError,
-    ArchiveError,
     BadRequest,
-    ClusterError,
     DigestMismatch,
     OutcomeUnknown,
-    QuorumUnavailable,
     VersionConflict,
 )
 from amberblob.ids import EMPTY_HASH, content_hash
@@ -67,7 +63,7 @@ class Putting:
         else:
             pieces = _pieces(body)
             first = await anext(pieces, b"")
-        here_s = asyncio.get_running_loop().time()
+        here_s = self._coordinator.began_s()
         if len(first) <= self._inline_bytes_max:
             return await self._put_inline(electorate, path, blob_id, first, here_s, options)
         return await self._put_staged(electorate, path, blob_id, first, here_s, pieces, options)
@@ -88,11 +84,11 @@ class Putting:
             blob_id, self._coordinator.clock.now_ms(), len(body), etag, options, chunks, None, len(chunks), inline=True
         )
         operation = Put(draft=draft, requested=options.version, conditions=options.conditions)
+        since_s = _since(here_s, options)
         if self.through is not None and self.through.wanted(path):
-            since_s = _since(here_s, options)
             return await self._put_through(self.through, electorate, path, draft, operation, body, since_s, options)
         applied = await self._coordinator.write(
-            electorate, path, operation, write_id=options.write_id, repeat=options.repeat, body=body
+            electorate, path, operation, write_id=options.write_id, repeat=options.repeat, body=body, since_s=since_s
         )
         return _same_content(await self._view(electorate, path, applied), etag)
 
@@ -163,7 +159,7 @@ class Putting:
                 await upload.write(piece, digests)
             _check_body(options, size, digests)
             if size >= LARGE_BYTES_MIN:
-                here_s = asyncio.get_running_loop().time() + LARGE_STAGING_S
+                here_s = self._coordinator.began_s() + LARGE_STAGING_S
             since_s = _since(here_s, options)
             chunks, manifest_id, chunk_count, holders = await upload.finish()
             draft = _draft(
@@ -246,16 +242,7 @@ class Putting:
         await through.hint(electorate, path, options)
 
         async def read(chunk: ChunkRef) -> bytes | memoryview:
-            try:
-                return await self._reading.chunk(electorate.slot, draft, chunk, holders=holders)
-            except (ArchiveError, QuorumUnavailable):
-                raise
-            except ClusterError as error:
-                # To a reader that would say that a version may be lost; here there is none yet.
-                raise QuorumUnavailable(
-                    "What was sent lies on nodes that cannot be reached now, so that it could not be archived "
-                    f"({error.detail}) Nothing was changed by this: try again, and look at /cluster for nodes that are down."
-                ) from error
+            return await self._reading.staged(electorate.slot, draft, chunk, holders=holders)
 
         return await through.archive(electorate, path, draft, upload.chunks, upload.manifest, read)
 
@@ -281,7 +268,7 @@ def _same_content(view: ObjectView, etag: str) -> ObjectView:
 
 
 def _since(here_s: float, options: PutOptions) -> float | None:
-    """From when the time of the write counts, if that is not its round's beginning: ``here_s``, when the body was here.
+    """From when the time of the write counts, if that is not its round's beginning: ``here_s``, when the body may have been here.
 
     Whoever waited too long repeats the write elsewhere, and may be told there, once and for all, that its condition does
     not hold. So what is done with a body before its round must not put off the round's end. Without conditions a PUT is

@@ -66,9 +66,7 @@ class Restage:
     async def bring(self, holders: frozenset[str]) -> frozenset[str]:
         """Have the blob on a write quorum of the voters; who has it then, ``holders`` included.
 
-        Raises:
-            QuorumUnavailable: too few of them took it.
-            ClusterError: it cannot be read any more.
+        Raises: QuorumUnavailable: too few of them took it, or it cannot be read any more.
         """
         lacking = [node for node in self._electorate.voters if node not in holders]
         log.info("blob follows the route", slot=self._electorate.slot, blob_id=self._version.blob_id, to=lacking)
@@ -76,7 +74,7 @@ class Restage:
             await asyncio.gather(*map(self._begin, lacking))
             for chunk in self._chunks:
                 self._need(holders | self._live.keys())
-                data = await self._reading.chunk(self._electorate.slot, self._version, chunk, holders=holders)
+                data = await self._reading.staged(self._electorate.slot, self._version, chunk, holders=holders)
                 await asyncio.gather(*(self._write(node, data) for node in list(self._live)))
             staged = await asyncio.gather(*map(self._finish, list(self._live)))
         finally:

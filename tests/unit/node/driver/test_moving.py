@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from amberblob.ballot import Ballot
 from amberblob.config import Keep, RetentionSection
-from amberblob.errors import NotFound, PeerError, PreconditionFailed
+from amberblob.errors import ClusterError, NotFound, PeerError, PreconditionFailed, QuorumUnavailable
 from amberblob.wire import (
     Commit,
     Done,
@@ -24,6 +24,7 @@ from amberblob.wire import (
     StageOpen,
 )
 from antientropy.step import Did
+from node.objects.bytes import Reading
 from node.objects.put import PIECE_BYTES
 from node.protocol.operations import Conditions
 from node.routing import Routing
@@ -200,6 +201,34 @@ async def test_a_body_that_arrives_while_the_slot_moves_is_stored(steps, new):
         await made.settle()
         made.net.down = {f"n{index}" for index in range(1, 7)} - set(names(new))
         assert await get(made.nodes[names(new)[0]], "p") == data
+
+
+async def test_a_body_that_cannot_follow_its_slot_is_told_to_have_changed_nothing(monkeypatch):
+    """Nobody gives its bytes any more: to a reader that would be a version that is lost, but there is none yet."""
+
+    async def gone(*args: object, **options: object) -> bytes:
+        raise ClusterError("nobody has them")
+
+    data = content(3 * PIECE_BYTES + 5)
+    async with cluster(6, slots=1) as made:
+        mover = await moved_to(made, 0, "123")
+        body = Body(data)
+        options = PutOptions(size=len(data), content_type="t", meta={})
+        writing = asyncio.create_task(made[5].objects.put("p", body.__aiter__(), options))
+        await body.waits.wait()
+        await until(lambda: made.net.count("Data") >= 3)
+        await mover.learn(names("456"))
+        await mover.join(names("456"))
+        await mover.end()
+        monkeypatch.setattr(Reading, "chunk", gone)
+        body.gate.set()
+        with pytest.raises(QuorumUnavailable, match=r"nobody has them.*Nothing was changed"):
+            await writing
+        monkeypatch.undo()
+        with pytest.raises(NotFound):
+            await get(made[5], "p")
+        await made.settle()
+        assert not made.staged()
 
 
 @pytest.mark.parametrize("kind", ["Prepare", "Commit"])
