@@ -15,6 +15,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -50,7 +51,7 @@ from node.status import Status
 from node.transport.clients import PeerClients
 from node.transport.handshake import Identity
 from node.transport.server import PeerServer
-from registry.bootstrap import ClusterSettings, ensure_cluster, ensure_routes, is_registered, register_node
+from registry.bootstrap import ClusterSettings, ensure_cluster, ensure_routes, register_node
 from registry.cache import load_cache
 from registry.factory import open_registry
 from registry.interface import Registry
@@ -320,7 +321,9 @@ class Node:
             started_at_ms=self._clock.wall_ms(),
             registry_format=FORMAT_VERSION,
         )
-        table = await self._enter(registry, settings, cluster, me, archive, status)
+        # It was removed and comes back, perhaps: while it was away nobody asked it before objects were deleted.
+        arriving = archive.state.forget_known if archive is not None else None
+        table = await self._enter(registry, settings, cluster, me, arriving, status)
         self._watcher = RouteWatcher(
             registry,
             cluster.name,
@@ -329,6 +332,7 @@ class Node:
             table=table,
             cache_path=config.node.disk / ROUTE_CACHE,
             me=me,
+            arriving=arriving,
         )
 
         def meet(known: RouteTable) -> None:
@@ -387,7 +391,7 @@ class Node:
         settings: ClusterSettings,
         cluster: ClusterInfo,
         me: NodeInfo,
-        archive: ArchiveMeans | None,
+        arriving: Callable[[], Awaitable[None]] | None,
         status: Status,
     ) -> RouteTable:
         """Register and get the routes, waiting as long as it takes; with routes from the cache, do not wait."""
@@ -395,10 +399,7 @@ class Node:
             try:
                 if self._first_table is not None:
                     await check_known(registry, self._first_table)
-                if archive is not None and not await is_registered(registry, cluster, me.node_id):
-                    # It was removed and comes back, perhaps: while it was away nobody asked it before objects were deleted.
-                    await archive.state.forget_known()
-                registration = await register_node(registry, cluster, me)
+                registration = await register_node(registry, cluster, me, arriving=arriving)
                 log.info("registered", what=str(registration))
                 return await ensure_routes(registry, cluster, settings, timeout_s=ROUTES_PATIENCE_S)
             except (RegistryUnavailable, NotReady) as error:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -155,18 +155,22 @@ def _check_settings(cluster: ClusterInfo, settings: ClusterSettings) -> None:
         _log.warning("chunk size is the cluster's", configured=settings.chunk_bytes, cluster=cluster.chunk_bytes)
 
 
-async def is_registered(registry: Registry, cluster: ClusterInfo, node: str) -> bool:
-    """Whether the registry knows the node. Raises: RegistryUnavailable."""
-    return await registry.get(Keys(cluster.name).node(node)) is not None
-
-
 async def register_node(
-    registry: Registry, cluster: ClusterInfo, me: NodeInfo, *, takeover_timeout_s: float = 30.0
+    registry: Registry,
+    cluster: ClusterInfo,
+    me: NodeInfo,
+    *,
+    arriving: Callable[[], Awaitable[None]] | None = None,
+    takeover_timeout_s: float = 30.0,
 ) -> Registration:
     """Tell the registry who this node is. A node that has another disk than before is told apart; see Registration.
 
     A node id that is alive with another disk is waited for: either its former process has just died, then its
     lease runs out, or two machines are configured alike.
+
+    Args:
+        arriving: called before a node is written that the registry does not know: it comes for the first time, or it was
+            removed and comes back, perhaps in the same life, since its id was freed.
 
     Raises:
         ConfigError: the node was removed from the cluster, or the id stays in use by another disk for ``takeover_timeout_s``.
@@ -186,6 +190,8 @@ async def register_node(
             break
         if previous is not None and previous.disk_id != me.disk_id:
             await _wait_until_left(registry, keys, me, takeover_timeout_s)
+        if previous is None and arriving is not None:
+            await arriving()
         if await registry.compare_and_set(key, entry.revision if entry else 0, encode(me)) is not None:
             break
     registration = Registration(me, _arrival(me, previous), previous)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import assert_never
@@ -47,6 +47,7 @@ class RouteWatcher:
         table: what to begin with: from the cache, or from ``ensure_routes``. None: not known yet.
         cache_path: where every new table is kept; None: nowhere.
         me: this node, to give its sign of life; None: only watch.
+        arriving: see :func:`~registry.bootstrap.register_node`.
         alive_ttl_s: after how many seconds without a sign of life this node counts as gone.
 
     Everything belongs to one event loop.
@@ -62,6 +63,7 @@ class RouteWatcher:
         table: RouteTable | None = None,
         cache_path: Path | None = None,
         me: NodeInfo | None = None,
+        arriving: Callable[[], Awaitable[None]] | None = None,
         alive_ttl_s: float = TTL_S,
     ) -> None:
         self._registry = registry
@@ -72,6 +74,7 @@ class RouteWatcher:
         self._cached: RouteTable | None = None
         self._cache_path = cache_path
         self._me = me
+        self._arriving = arriving
         self._alive_ttl_s = alive_ttl_s
         self._alive: frozenset[str] = frozenset()
         self._listeners: list[Listener] = []
@@ -237,7 +240,7 @@ class RouteWatcher:
         if self._registry_error is not None:
             raise RegistryUnavailable(self._registry_error)
         if self._me is not None and self._table is not None:
-            await register_node(self._registry, self._table.cluster, self._me)
+            await register_node(self._registry, self._table.cluster, self._me, arriving=self._arriving)
 
     async def _take(self, picture: Picture) -> None:
         """Work by what the picture shows, if it is complete and new; tell the listeners; keep it in the cache.

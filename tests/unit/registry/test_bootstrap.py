@@ -164,6 +164,20 @@ async def test_another_disk_is_told_and_changes_no_route():
     assert (await register_node(registries[0], cluster, info("n1", "new-disk"))).arrival is Arrival.KNOWN
 
 
+async def test_a_node_that_the_registry_does_not_know_is_told_so_before_it_does():
+    (registry,) = memory(1)
+    cluster = await cluster_of(registry)
+    known: list[bool] = []
+
+    async def arriving() -> None:
+        known.append(await registry.get(KEYS.node("n1")) is not None)
+
+    for _ in range(2):
+        await register_node(registry, cluster, info("n1"), arriving=arriving)
+    await register_node(registry, cluster, info("n1", "new-disk"), arriving=arriving)
+    assert known == [False]
+
+
 async def test_an_id_in_use_is_refused_until_its_lease_ends():
     (registry,) = memory(1)
     cluster = await cluster_of(registry)

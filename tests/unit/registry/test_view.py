@@ -317,6 +317,25 @@ async def test_a_lost_lease_is_taken_anew(world):
     await loses_its_lease(world, looker)
 
 
+async def test_a_node_that_comes_back_in_the_same_life_is_told_before_it_is_known_again(world):
+    """Removed, struck off and forgotten while it went on: meanwhile nobody asked it whether an object may be deleted."""
+    table = await world.bootstrap()
+    looker = world.watcher()
+    met: list[bool] = []
+
+    async def arriving() -> None:
+        met.append(KEYS.node("n1") in world.store.entries)
+
+    world.watcher(me=info("n1"), table=table, alive_ttl_s=0.3, arriving=arriving)
+    await until(lambda: looker.alive == {"n1"})
+    await loses_its_lease(world, looker)
+    assert met == []
+    entry = await world.registry.get(KEYS.node("n1"))
+    await world.registry.delete(entry.key, entry.revision)
+    await loses_its_lease(world, looker)
+    assert met == [False] and KEYS.node("n1") in world.store.entries
+
+
 async def loses_its_lease(world: World, looker: RouteWatcher) -> None:
     """And takes another, which is seen. That it had none for a moment may pass unseen."""
     before = set(world.store.leases)
