@@ -212,24 +212,27 @@ class BlobFiles:
     def quarantined(self) -> list[tuple[int, str, bool]]:
         """At start: blobs of which a chunk or the manifest went to quarantine, and was not put back since; whether their manifest is absent."""
         folder = self._disk / "quarantine"
-        found = set()
+        taken: dict[tuple[int, str], set[str]] = {}
         for name in os.listdir(folder) if folder.is_dir() else []:
             parts = name.split("-")
             # Slot databases that were put aside lie there, too.
             if len(parts) == 4 and parts[0].isdecimal() and valid_ulid(parts[1]) and valid_hash(parts[2]):
-                slot, blob_id = int(parts[0]), parts[1]
-                blob = self.blob_folder(slot, blob_id)
-                if blob.is_dir() and not self._is_in_place(slot, blob_id, parts[2]):
-                    found.add((slot, blob_id, not (blob / MANIFEST_NAME).exists()))
-        return sorted(found)
+                taken.setdefault((int(parts[0]), parts[1]), set()).add(parts[2])
+        found = []
+        for (slot, blob_id), ids in sorted(taken.items()):
+            blob = self.blob_folder(slot, blob_id)
+            if blob.is_dir() and not self._are_in_place(blob, ids):
+                found.append((slot, blob_id, not (blob / MANIFEST_NAME).exists()))
+        return found
 
-    def _is_in_place(self, slot: int, blob_id: str, wanted_id: str) -> bool:
-        """Whether the blob has a chunk or a manifest of this id."""
-        folder = self.blob_folder(slot, blob_id)
-        if (folder / "chunks" / wanted_id).exists():
-            return True
+    @staticmethod
+    def _are_in_place(blob: Path, ids: Iterable[str]) -> bool:
+        """Whether the blob has a chunk or a manifest of each of these ids."""
+        absent = {one for one in ids if not (blob / "chunks" / one).exists()}
+        if len(absent) > 1:
+            return False  # there is one manifest; it may be long, and is not read for each
         try:
-            return content_hash((folder / MANIFEST_NAME).read_bytes()) == wanted_id
+            return not absent or content_hash((blob / MANIFEST_NAME).read_bytes()) in absent
         except OSError:
             return False
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from amberblob.errors import ChunkCorrupt, DiskFailed
+from amberblob.ids import content_hash
 from chunkstore import BlobState, DiskStore
 from chunkstore.fileops import FileOps
+from chunkstore.files import MANIFEST_NAME, BlobFiles
 from tests.contract.chunkstore.archive_kit import Stored, brought, brought_and_evicted, put_back, tell
 from tests.contract.chunkstore.kit import SLOT, choose, put
 
@@ -131,6 +133,33 @@ async def test_what_nothing_refers_to_is_not_wanted(kit, tmp_path: Path):
         (quarantine / name).write_bytes(b"")
     store = await kit.open(tmp_path / "d")
     assert await store.wanted(SLOT, 10) == [] and 99 not in store.slots()
+
+
+def test_many_names_of_one_blob_cost_no_more_than_one(tmp_path: Path, monkeypatch):
+    """A disk that rots has thousands of them, and a manifest may have megabytes."""
+    blob_id = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+    read: list[Path] = []
+    blob = tmp_path / f"slots/{SLOT}/blobs/{blob_id}"
+    (blob / "chunks").mkdir(parents=True)
+    (tmp_path / "quarantine").mkdir()
+    (blob / MANIFEST_NAME).write_bytes(b"manifest")
+    ids = [content_hash(str(number).encode()) for number in range(100)]
+    for one in (content_hash(b"manifest"), *ids):
+        (tmp_path / f"quarantine/{SLOT}-{blob_id}-{one}-{blob_id}").write_bytes(b"")
+    read_bytes = Path.read_bytes
+
+    def counted(path: Path) -> bytes:
+        read.append(path)
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    files = BlobFiles(tmp_path, FileOps(), lambda: blob_id)
+    assert files.quarantined() == [(SLOT, blob_id, False)] and len(read) <= 1
+    for one in ids:
+        (blob / "chunks" / one).write_bytes(b"")
+    assert files.quarantined() == [] and len(read) <= 2
+    (blob / MANIFEST_NAME).unlink()
+    assert files.quarantined() == [(SLOT, blob_id, True)]
 
 
 class Waiting(FileOps):
