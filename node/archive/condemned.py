@@ -66,10 +66,14 @@ class CondemnedObjects:
         tokens = self._tokens.get(target_path)
         if tokens is None:
             return False
+        return not all(map(self._is_void, tokens))
+
+    def _is_void(self, token: str) -> bool:
+        """Whether the token's owner is gone, by what is known here."""
         try:
-            return not all(self._gone(owner_of(token)) for token in tokens)
+            return self._gone(owner_of(token))
         except NotReady:
-            return True
+            return False
 
     @contextlib.contextmanager
     def using(self, target_paths: Iterable[str]) -> Iterator[frozenset[str]]:
@@ -93,8 +97,12 @@ class CondemnedObjects:
     async def condemn(self, names: Sequence[str], token: str) -> tuple[tuple[str, ...], str]:
         """Those that are refused, and the file in which the token stands on the others, durably.
 
+        A node that is gone is refused: its token would not count. If it has come back and that was not heard of here yet, it asks again another time.
+
         Raises: DiskFailed, DiskFull: nothing was promised.
         """
+        if self._is_void(token):
+            return tuple(names), self._state.identity
         async with self._lock:
             asked = [name for name in names if object_ulid(name) is not None and (name, token) not in self._reprieved]
             self._asked.update(asked)
@@ -121,6 +129,18 @@ class CondemnedObjects:
                     self._tokens.pop(name, None)
             while len(self._reprieved) > REPRIEVED_MAX:
                 self._reprieved.popitem(last=False)
+
+    async def let_go(self) -> None:
+        """Take off the tokens of nodes that are gone. Raises: DiskFailed, DiskFull.
+
+        They do not count; but once such a node is forgotten nothing tells that it was one, and nobody else takes them off.
+        """
+        async with self._lock:
+            for token in sorted(
+                {token for tokens in self._tokens.values() for token in tokens if self._is_void(token)}
+            ):
+                await self._state.reprieve((), token, Part.OTHERS)
+                self._tokens = {name: left for name, tokens in self._tokens.items() if (left := tokens - {token})}
 
     async def _named(self, names: Sequence[str]) -> set[str]:
         """Those that rows name in any slot of this disk, whatever its part in the routes is."""

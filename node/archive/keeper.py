@@ -2,6 +2,8 @@
 
 A job that goes by slots is complete when every slot was done by somebody. A node that is through with its own part looks now and then whether
 slots came to it meanwhile, because a node before it in their routes cannot be reached, and asks the others what is done; what is left it does, too.
+
+Also takes off what jobs of nodes that were removed have left here: their tokens on objects.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from amberblob.wire_archive import ArchiveJob
 from antientropy.step import Did, Wake
 from archive.schedule import Schedule, within
 from node.archive.cluster import ClusterArchive, parts_in
+from node.archive.condemned import CondemnedObjects
 from node.archive.ground import Ground
 from node.archive.jobs import SCHEDULED, SCOPES, JobRequest, Progress
 from node.archive.runner import JobRunner
@@ -38,12 +41,13 @@ class Keeper:
 
     name = "archive-jobs"
 
-    def __init__(self, ground: Ground, runner: JobRunner, cluster: ClusterArchive) -> None:
+    def __init__(self, ground: Ground, runner: JobRunner, cluster: ClusterArchive, condemned: CondemnedObjects) -> None:
         self.wake = Wake()
         self.pause_s = 0.0
         self._ground = ground
         self._runner = runner
         self._cluster = cluster
+        self._condemned = condemned
         self._schedule: Schedule | None = None
         self._resumed: set[str] = set()
         self._began_s = ground.clock.monotonic_s()
@@ -61,6 +65,7 @@ class Keeper:
             if self._may_be_left(progress):
                 await self._take_over(progress)
         self.pause_s = LOOK_EVERY_S
+        await self._condemned.let_go()
         return Did.NOTHING
 
     def _settled(self) -> bool:

@@ -237,7 +237,7 @@ def archive_parts(
     runner.register("export", exporting)
     runner.register("recover", RecoverWork(ground))
     runner.register("import", ImportWork(ground, means.sources))
-    keeper = Keeper(ground, runner, cluster)
+    keeper = Keeper(ground, runner, cluster, condemned)
     rows = KnownRows(store, routing, coordinator.peers, facts, hybrid.now_ms)
 
     def is_down() -> bool:

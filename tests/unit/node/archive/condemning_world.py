@@ -350,6 +350,7 @@ class World:
                 self._remove(node)
             case 9:
                 node.look()
+                node.run(node.condemned.let_go)
             case _:
                 pass
         await self.pause()

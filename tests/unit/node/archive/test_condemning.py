@@ -206,8 +206,8 @@ async def test_rows_that_are_on_their_way_from_here_count(node):
 
 async def test_tokens_of_nodes_that_are_gone_do_not_count(node):
     await node.condemned.condemn([X], "n1/1")
-    await node.condemned.condemn([X], "gone/1")
-    await node.condemned.condemn([Y], "gone/1")
+    await node.condemned.condemn([X, Y], "n2/1")
+    node.removed.add("n2")
     assert node.condemned.bars(X) and not node.condemned.bars(Y)
     node.removed.add("n1")
     assert not node.condemned.bars(X)
@@ -217,6 +217,29 @@ async def test_tokens_of_nodes_that_are_gone_do_not_count(node):
 
     blind = CondemnedObjects(node.rows, node.state, unknown)
     assert blind.bars(X) and blind.bars(Y) and not blind.bars("packs/other")
+
+
+async def test_a_node_that_is_forgotten_leaves_no_token(node):
+    """Else rows of what it had asked about would be refused here for ever: nobody is left to reprieve it."""
+    await node.condemned.condemn([X], "n1/1")
+    await node.condemned.condemn([X, Y], "n2/1")
+    await node.condemned.let_go()
+    node.removed.add("n2")
+    await node.condemned.let_go()
+    node.removed.discard("n2")
+    assert node.condemned.bars(X) and not node.condemned.bars(Y)
+    again = node.again()
+    assert again.bars(X) and not again.bars(Y) and len(again) == 1
+
+
+async def test_a_node_that_is_taken_to_be_gone_is_refused(node):
+    """It may have come back, and asks twice: rows may not be taken in between since its token does not count here yet."""
+    refused, marks = await node.condemned.condemn([X], "gone/1")
+    assert refused == (X,) and marks == node.state.identity and not node.state.kept
+    node.removed.clear()
+    assert not node.condemned.bars(X)
+    assert (await node.condemned.condemn([X], "gone/1"))[0] == ()
+    assert node.condemned.bars(X)
 
 
 async def test_only_the_last_token_frees_an_object(node):

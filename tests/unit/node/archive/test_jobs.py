@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from amberblob.archivejobs import JobWanted
 from amberblob.config import ArchiveJobRule
@@ -17,6 +18,7 @@ from node.archive.jobs import JobRequest, JobStatus, Progress
 from node.archive.keeper import SETTLE_S
 from node.archive.runner import KEPT_MAX, JobRunner
 from node.archive.status import ArchiveNodeStatus, view_job, warnings_of
+from registry.routes import Membership, NodeState
 from tests.unit.node.archive.archive_kit import World, world
 from tests.unit.node.objects.kit import content, put, until
 
@@ -442,3 +444,20 @@ async def test_how_a_job_ended_is_written_down_later_if_it_could_not_be_at_once(
     fails = False
     await runner.close()
     assert [msgspec.json.decode(kept, type=JobStatus).state for kept in notes.kept.values()] == ["done"]
+
+
+async def test_what_a_removed_node_condemned_is_let_go_before_it_is_forgotten(tmp_path: Path) -> None:
+    name = f"packs/1970/01/01/{1:026d}.pack"
+    async with world(tmp_path, count=4) as it:
+        table = it.cluster.table
+        assert table is not None
+        condemned = it.archive(1).condemned
+        assert (await condemned.condemn([name], "n4/run"))[0] == () and condemned.bars(name)
+        await it.archive(1).keeper.step()
+        assert condemned.bars(name)
+        left = {node: info for node, info in table.nodes.items() if node != "n4"}
+        removed = Membership(generation=1, nodes={"n4": NodeState.REMOVED})
+        it.cluster.table = replace(table, nodes=left, membership=removed)
+        await it.archive(1).keeper.step()
+        it.cluster.table = replace(table, nodes=left, membership=Membership(generation=2, nodes={}))
+        assert not condemned.bars(name) and len(condemned) == 0
