@@ -17,12 +17,13 @@ import msgspec
 import structlog
 
 from amberblob.ballot import EMPTY_REGISTER, Register, SlotState
-from amberblob.errors import DiskFailed, StorageError
+from amberblob.errors import DiskFailed, DiskFull, StorageError
 from amberblob.limits import MIB
 from amberblob.mutations import Accepted
 from chunkstore.applier import Applier, DurableBatch
 from chunkstore.codec import Entry
-from chunkstore.dbthread import DatabaseThread
+from chunkstore.dbthread import FULL_REMEDY, DatabaseThread
+from chunkstore.fileops import is_no_room
 from chunkstore.filling import Filling
 from chunkstore.index import ListingIndex
 from chunkstore.interface import SlotTally
@@ -205,7 +206,7 @@ class DiskCore:
         self, slot: int, question: Callable[[SlotDatabase], T], *, barrier: int = 0,
         on_result: Callable[[T], None] | None = None,
     ) -> T:  # fmt: skip
-        """Ask a slot's database once it holds everything up to ``barrier``. A damaged one is replaced. Raises DiskFailed."""
+        """Ask a slot's database once it holds everything up to ``barrier``. A damaged one is replaced. Raises: DiskFailed, DiskFull."""
 
         def run() -> T:
             try:
@@ -218,7 +219,14 @@ class DiskCore:
         applier = self._applier
         if barrier > self.journal.durable_position:
             self.journal.flush()
-        return await self._database.call(run, slot=slot, barrier=barrier, on_result=on_result)
+        try:
+            return await self._database.call(run, slot=slot, barrier=barrier, on_result=on_result)
+        except OSError as error:
+            if is_no_room(error):
+                raise DiskFull(f"a database needs room, and there is none: {error}. {FULL_REMEDY}") from error
+            raise DiskFailed(
+                f"a database cannot be used: {error}. Look at the kernel's log and at the disk."
+            ) from error
 
     async def is_blank(self, slot: int) -> bool:
         """Whether the slot's database says nothing of any path, and was never filled."""

@@ -19,7 +19,8 @@ from amberblob.clock import Clock
 from amberblob.errors import DiskFailed, DiskFull
 from amberblob.limits import MIB
 from chunkstore.applier import Applier, DurableBatch
-from chunkstore.journal import CLOSED, FAILED_REMEDY
+from chunkstore.fileops import FAILED_REMEDY
+from chunkstore.journal import CLOSED
 from chunkstore.sqlite import is_full, is_io_error
 from chunkstore.threads import Threads
 
@@ -357,8 +358,10 @@ class DatabaseThread:
             raise broken
 
     def _is_broken(self, error: Exception) -> bool:
-        """Whether a question met an I/O error, in a sync perhaps: then nobody knows what SQLite's files hold now."""
+        """Whether a question met an I/O error, in a sync perhaps: then nobody knows what SQLite's files, or a folder, hold now."""
         applier = self.applier
+        if isinstance(error, DiskFailed):
+            return True
         return is_io_error(error) and not (applier is not None and applier.is_no_room(error))
 
     def _finish(self) -> None:

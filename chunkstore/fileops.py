@@ -19,6 +19,11 @@ _BUFFERS_MAX = 1024
 """Linux takes no more in one call (IOV_MAX)."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+FAILED_REMEDY = (
+    "The disk takes no more writes until the process starts anew; look at the kernel's log and at the disk, "
+    "then restart the node: it rejoins with what is durable."
+)
+
 
 def is_no_room(error: OSError) -> bool:
     """Whether the error says that the disk is full (and not that it is broken)."""
@@ -114,7 +119,7 @@ class FileOps:
         self.fsync_dir(path.parent)
 
     def make_dirs(self, path: Path) -> None:
-        """Create a folder with its missing parents, durably. No error when it is there."""
+        """Create a folder with its missing parents, durably. No error when it is there: so one whose name was not synced is taken back."""
         missing = []
         at = path
         while not at.is_dir():
@@ -123,4 +128,9 @@ class FileOps:
         for folder in reversed(missing):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(folder)
-            self.fsync_dir(folder.parent)
+            try:
+                self.fsync_dir(folder.parent)
+            except OSError:
+                with contextlib.suppress(OSError):  # somebody else may use it by now, and sees the next error
+                    os.rmdir(folder)
+                raise

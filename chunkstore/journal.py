@@ -17,6 +17,7 @@ from amberblob.errors import DiskFailed
 from amberblob.limits import MIB
 from chunkstore.applier import DurableBatch
 from chunkstore.codec import Batch, Entry
+from chunkstore.fileops import FAILED_REMEDY
 from chunkstore.segments import SegmentWriter
 from chunkstore.threads import Signals, Threads
 
@@ -263,8 +264,3 @@ class Journal:
 
 
 CLOSED = "the disk was closed: the node is stopping, or the store was closed before its users."
-
-FAILED_REMEDY = (
-    "The disk takes no more writes until the process starts anew; look at the kernel's log and at the disk, "
-    "then restart the node: it rejoins with what is durable."
-)

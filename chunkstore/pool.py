@@ -20,8 +20,8 @@ import msgspec
 import structlog
 
 from amberblob.ballot import SlotState
-from amberblob.errors import DiskMismatch
-from chunkstore.fileops import FileOps
+from amberblob.errors import DiskFailed, DiskMismatch
+from chunkstore.fileops import FAILED_REMEDY, FileOps, is_no_room
 from chunkstore.files import RETIRED
 from chunkstore.identity import DiskIdentity, write_identity
 from chunkstore.interface import SlotTally
@@ -107,6 +107,7 @@ class SlotPool:
 
         Raises:
             DiskMismatch: it was written by a later version of this software.
+            DiskFailed: the disk gave an I/O error, and may have lost a name that this node counts on from now on.
             sqlite3.Error, OSError: it cannot be opened for another reason than damage.
         """
         self._used.add(slot)
@@ -123,7 +124,7 @@ class SlotPool:
                     # One that could not be finished here is no loss: it goes on as what it was begun for.
                     lost = partial(self.retire, slot, "the database file is missing or empty")
                     return self._interrupted.get(slot, lost)()
-                self._ops.make_dirs(path.parent)
+                self._make_folder(path.parent)
                 database = SlotDatabase(slot, path, self._identity.disk_id, create=True, tallies=self.tallies)
             else:
                 # Half a database that a killed retire() left must not get the first incarnation.
@@ -141,6 +142,15 @@ class SlotPool:
         self._interrupted.pop(slot, None)
         self._open[slot] = database
         return database
+
+    def _make_folder(self, folder: Path) -> None:
+        """A folder that is there is not synced once more: one whose sync failed must not be used."""
+        try:
+            self._ops.make_dirs(folder)
+        except OSError as error:
+            if is_no_room(error):
+                raise
+            raise DiskFailed(f"{folder} cannot be made: {error}. {FAILED_REMEDY}") from error
 
     def _let_go(self, slot: int) -> None:
         """Close a database. SQLite tells nobody of an error in the checkpoint that a close makes, so one is made before."""

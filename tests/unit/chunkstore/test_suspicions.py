@@ -125,6 +125,33 @@ async def test_the_folders_of_a_slot_are_made_by_a_thread_and_their_errors_are_t
         assert await store.wanted(SLOT, 10) == []
 
 
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, DiskFull), (errno.EIO, DiskFailed)])
+async def test_a_question_to_a_new_slot_whose_folder_cannot_be_made_tells_of_the_disk(
+    kit, tmp_path: Path, number: int, kind: type[Exception]
+):
+    """And after an I/O error nothing is written there any more: a folder whose name was not synced must not be used (seed 8004173 of the worlds)."""
+
+    class Folders(FaultyOps):
+        def fsync_dir(self, path: Path) -> None:
+            if self.broken.get("folders") and path.name == "slots":
+                raise OSError(self.broken["folders"][1], "made up")
+            super().fsync_dir(path)
+
+    ops = Folders()
+    store = await kit.open(tmp_path / "d", ops=ops, linger_s=60.0)
+    await store.durable(store.apply(Installed(SLOT, "p", None, None, (_version(kit, 1),))))
+    ops.broken["folders"] = ("", number)
+    with pytest.raises(kind):
+        await store.rows(SLOT, "q")
+    assert not (tmp_path / "d" / "slots" / str(SLOT)).exists(), "it would pass for a durable one"
+    ops.broken.clear()
+    if kind is DiskFull:
+        assert not await store.rows(SLOT, "q") and len(await store.rows(SLOT, "p")) == 1 and store.failed is None
+    else:
+        await kit.until(lambda: store.failed is not None)
+        assert "cannot be made" in str(store.failed)
+
+
 async def test_what_an_old_disk_never_got_is_wanted_after_the_upgrade(kit, tmp_path: Path):
     """Software before the digests called a blob REFERENCED when it heard of the record, whether or not the bytes came."""
     store = await kit.open(tmp_path / "d")
