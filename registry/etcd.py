@@ -349,6 +349,12 @@ class EtcdRegistry(Transacting):
                 return await loop.run_in_executor(self._threads, self._carry_out, call, loop.time, loop.time())
         except TimeoutError:
             raise _Silent(f"The registry {self._where} does not answer in {self._call_timeout_s:g} s.") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._closed.is_set() or task is None or task.cancelling():
+                raise
+            # It was still in the queue when the pool was shut down: nobody cancelled the caller.
+            raise RegistryUnavailable("The registry client is closed.") from None
         except RuntimeError as error:  # the pool was shut down
             raise RegistryUnavailable(f"The registry client is closed ({error}).") from error
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,29 @@ def three(tmp_path: Path):
     yield members
     for member in members:
         member.close()
+
+
+async def test_a_call_that_still_waits_for_a_thread_ends_with_the_client_of_etcd(opened):
+    """As an error of the registry: its caller was not cancelled."""
+    from registry.etcd import THREADS_MAX
+
+    (port,) = free_ports(1)
+    registry = opened(f"etcd://{HOST}:{port}")
+    go = threading.Event()
+    try:
+        for _ in range(THREADS_MAX):
+            registry._threads.submit(go.wait, LATE_S)
+        call = asyncio.create_task(registry.get("a"))
+        await until(lambda: registry._threads._work_queue.qsize() == 1, "the call waits")
+        await registry.close()
+        with pytest.raises(RegistryUnavailable, match="closed"):
+            await call
+        cancelled = asyncio.create_task(registry.get("a"))
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+    finally:
+        go.set()
 
 
 async def test_another_member_of_etcd_is_used_when_one_is_away(three, opened):
