@@ -219,12 +219,8 @@ def archive_parts(
     exporting = ExportWork(ground)
     runner.register("run", ThenExport(Archiver(ground, policy, heat, contents, reach, evictor), exporting, reach))
     own = OwnStatus(ground, runner, reach, follower, evictor, sizes)
-
-    def nodes() -> Collection[str]:
-        return routing.table().nodes
-
     answers = ArchiveAnswers(
-        store, facts, means.state, runner, admission, own=own.status, nodes=nodes, now_ms=hybrid.now_ms
+        store, facts, means.state, runner, admission, own=own.status, nodes=ground.nodes, now_ms=hybrid.now_ms
     )
     condemned = facts.barred = answers.condemning = CondemnedObjects(
         store, means.state, lambda node: routing.table().is_gone(node)

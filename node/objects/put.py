@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from amberblob.errors import (
-    AmberError,
-    BadRequest,
-    DigestMismatch,
-    OutcomeUnknown,
-    VersionConflict,
-)
+from amberblob.errors import AmberError, BadRequest, DigestMismatch, OutcomeUnknown, VersionConflict
 from amberblob.ids import EMPTY_HASH, content_hash
 from amberblob.limits import INLINE_BYTES_MAX, MIB
 from amberblob.manifest import ChunkRef, Version

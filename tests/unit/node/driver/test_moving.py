@@ -28,7 +28,7 @@ from node.objects.bytes import Reading
 from node.objects.put import PIECE_BYTES
 from node.protocol.operations import Conditions
 from node.routing import Routing
-from node.service import PutOptions
+from node.service import ObjectView, PutOptions
 from registry.moves import to_final, with_learner
 from tests.unit.node.driver.moving_kit import Mover
 from tests.unit.node.driver.test_epochs import STUB, everything, questions
@@ -178,17 +178,23 @@ class Body:
         yield self.data[half:]
 
 
+async def arriving(made: Cluster, data: bytes) -> tuple[Body, asyncio.Task[ObjectView]]:
+    """A body of which node 5 has a part, which it is staging; the rest comes when its gate is opened."""
+    body = Body(data)
+    options = PutOptions(size=len(data), content_type="t", meta={})
+    writing = asyncio.create_task(made[5].objects.put("p", body.__aiter__(), options))
+    await body.waits.wait()
+    await until(lambda: made.net.count("Data") >= 3)
+    return body, writing
+
+
 @pytest.mark.parametrize("steps", ["joint", "final"])
 @pytest.mark.parametrize("new", ["456", "124", "4"])
 async def test_a_body_that_arrives_while_the_slot_moves_is_stored(steps, new):
     data = content(3 * PIECE_BYTES + 5)
     async with cluster(6, slots=1) as made:
         mover = await moved_to(made, 0, "123")
-        body = Body(data)
-        options = PutOptions(size=len(data), content_type="t", meta={})
-        writing = asyncio.create_task(made[5].objects.put("p", body.__aiter__(), options))
-        await body.waits.wait()
-        await until(lambda: made.net.count("Data") >= 3)
+        body, writing = await arriving(made, data)
         await mover.learn([name for name in names(new) if name not in names("123")])
         await mover.join(names(new))
         if steps == "final":
@@ -212,11 +218,7 @@ async def test_a_body_that_cannot_follow_its_slot_is_told_to_have_changed_nothin
     data = content(3 * PIECE_BYTES + 5)
     async with cluster(6, slots=1) as made:
         mover = await moved_to(made, 0, "123")
-        body = Body(data)
-        options = PutOptions(size=len(data), content_type="t", meta={})
-        writing = asyncio.create_task(made[5].objects.put("p", body.__aiter__(), options))
-        await body.waits.wait()
-        await until(lambda: made.net.count("Data") >= 3)
+        body, writing = await arriving(made, data)
         await mover.learn(names("456"))
         await mover.join(names("456"))
         await mover.end()
