@@ -20,6 +20,7 @@ Every error says whose fault it is, whether trying again can help, what was seen
     │   └── DigestMismatch      422  digest-mismatch
     ├── ClusterError                 the cluster's: the same request may succeed later
     │   ├── QuorumUnavailable   503  quorum-unavailable (nothing was applied)
+    │   │   └── StaleRoute      503  stale-route (this node cannot hear of the newest route: another one may have)
     │   ├── NotReady            503  not-ready, shutting-down, contended, too-slow, nodes-too-old
     │   ├── RegistryUnavailable 503  registry-unavailable (membership cannot change; data goes on)
     │   ├── ArchiveError        503  the archive's: what is only there cannot be had now
@@ -224,6 +225,22 @@ class QuorumUnavailable(ClusterError):
             f"{got} of the {wanted} replicas that are needed answered ({seen}). "
             "Nothing was changed by this: try again, and look at /cluster for nodes that are down.",
             extra={"wanted": wanted, "got": got, "failures": dict(failures)},
+        )
+
+
+class StaleRoute(QuorumUnavailable):
+    """This node has not heard of the slot's newest route, and cannot reach the registry; another node may have. Nothing was applied."""
+
+    code = "stale-route"
+    title = "Route not known yet"
+
+    @classmethod
+    def behind(cls, slot: int, known: int, newest: int, failures: Mapping[str, str]) -> StaleRoute:
+        """Build it from the epochs of the route that is known here and of the newest that a replica told of."""
+        return cls(
+            f"The object's slot {slot} has a route of epoch {newest}, and this node knows that of epoch {known}: it cannot reach the registry, "
+            "from which it would hear of it. Nothing was changed by this: ask another node, and bring the registry back.",
+            extra={"slot": slot, "known_epoch": known, "newest_epoch": newest, "failures": dict(failures)},
         )
 
 

@@ -63,6 +63,7 @@ class Coordinator:
 
     Attributes:
         late_s: how long a request that is met now may have waited unseen (:class:`node.standstill.Standstill`).
+        hears_routes: whether news of routes come in: not while the registry is away.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Coordinator:
         self.turns = Turns()
         self.closed = False
         self.late_s: Callable[[], float] = lambda: 0.0
+        self.hears_routes: Callable[[], bool] = lambda: True
         self.quickness = Quickness(node, peers)
         self._holds = Holds()
         self.learns = Learns(peers, self.spawn, timeout_s=peer_timeout_s)
@@ -196,7 +198,7 @@ class Coordinator:
     async def glance(self, electorate: Electorate, request: Query | QueryHistory) -> Read:
         """A quorum read that is not settled: ``finding`` may be undecided, what is chosen in the replies is chosen for good.
 
-        Raises: QuorumUnavailable.
+        Raises: QuorumUnavailable; StaleRoute, which is one.
         """
         loop = asyncio.get_running_loop()
         end_s = loop.time() + self._read_timeout_s
@@ -217,6 +219,7 @@ class Coordinator:
                 known,
                 partial(self._repair, electorate, request.path),
                 self.electorate,
+                self.hears_routes,
                 timeout_s=min(self.peer_timeout_s, left_s),
                 patience_s=left_s,
             )

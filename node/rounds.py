@@ -19,12 +19,10 @@ from node.learns import Learns
 from node.protocol.hold import Hold
 from node.protocol.quorum import Electorate
 from node.protocol.write import Action, AwaitRoute, Finished, Outcome, Phase, Rejected, Send, Spread, Wait, WriteRound
-from node.reads import LATE_S, Quickness
+from node.reads import LATE_S, ROUTE_POLL_S, Quickness, route_is_unheard
 from node.transport.interface import Peers
 from node.turns import Turns
 
-ROUTE_POLL_S = 0.02
-"""How often is looked whether the route is here that a replica knows already."""
 BACKOFF_FIRST_S = 0.01
 BACKOFF_MAX_S = 0.6
 CONTESTED_FIRST_S = 0.004
@@ -44,6 +42,7 @@ class Driving(Protocol):
     randomness: Randomness
     peer_timeout_s: float
     closed: bool
+    hears_routes: Callable[[], bool]
 
     def counter(self, slot: int) -> int:
         """The highest ballot counter that this node has met in the slot."""
@@ -166,19 +165,22 @@ class Run:
             case Wait():
                 self._loop.call_later(self._backoff_s(action), self._wake, action.token)
             case AwaitRoute():
-                self._look_for_route(action.epoch)
+                self._look_for_route(action.epoch, self._loop.time())
             case Finished():
                 if not self._done.done():
                     self._done.set_result(action.outcome)
             case _:
                 assert_never(action)
 
-    def _look_for_route(self, epoch: int) -> None:
+    def _look_for_route(self, epoch: int, since_s: float) -> None:
         electorate = self._driving.electorate(self._slot, epoch)
         if electorate is not None:
             self._feed(self._round.reroute, electorate)
-        elif not self._done.done():
-            self._loop.call_later(ROUTE_POLL_S, self._look_for_route, epoch)
+            return
+        if route_is_unheard(self._driving.hears_routes, since_s):
+            self._feed(self._round.unheard)
+        if not self._done.done():
+            self._loop.call_later(ROUTE_POLL_S, self._look_for_route, epoch, since_s)
 
     def _backoff_s(self, wait: Wait) -> float:
         """A jittered pause: uniform below a bound that doubles with each attempt."""

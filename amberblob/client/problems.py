@@ -31,12 +31,14 @@ from amberblob.errors import (
     QuorumUnavailable,
     RangeNotSatisfiable,
     RequestError,
+    StaleRoute,
     Unauthorized,
     VersionConflict,
 )
 
 _BY_CODE: dict[str, type[AmberError]] = {
     "quorum-unavailable": QuorumUnavailable,
+    "stale-route": StaleRoute,
     "membership-conflict": MembershipConflict,
     "no-such-node": NoSuchNode,
     "no-such-job": NoSuchJob,

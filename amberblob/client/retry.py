@@ -30,6 +30,7 @@ from amberblob.errors import (
     PeerError,
     PeerUnreachable,
     PreconditionFailed,
+    StaleRoute,
     VersionConflict,
 )
 
@@ -175,7 +176,7 @@ class Retrying:
     def pause_s(self, failures: Sequence[AmberError]) -> float:
         """How long to wait after the last of these failures."""
         error, count, nodes = failures[-1], len(failures), len(self.endpoints)
-        if count < nodes and isinstance(error, (PeerError, NotReady)):
+        if count < nodes and isinstance(error, (PeerError, NotReady, StaleRoute)):
             return 0.0  # that node's own trouble, and there is another one to ask
         step = min(self.policy.pause_max_s, self.policy.pause_s * 2.0 ** min((count - 1) // nodes, 30))
         jittered = step * (0.5 + self._randomness.fraction() / 2)

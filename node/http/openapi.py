@@ -41,7 +41,7 @@ _STATUS_TITLES = {
     "422": "digest-mismatch: nothing was stored",
     "431": "header-too-large",
     "500": "internal-error",
-    "503": "quorum-unavailable, not-ready, shutting-down: nothing was applied; Retry-After says when to try again",
+    "503": "quorum-unavailable, stale-route, not-ready, shutting-down: nothing was applied; Retry-After says when to try again",
     "504": "outcome-unknown: may yet be applied; retry with the same X-Amber-Write-Id",
     "507": "insufficient-storage",
 }

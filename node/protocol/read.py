@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from amberblob.errors import QuorumUnavailable
+from amberblob.errors import QuorumUnavailable, StaleRoute
 from amberblob.manifest import Record, covers
 from amberblob.wire import Failed, HistoryReply, Refused, RegisterReply, Reply
 from node.protocol.quorum import Electorate, Finding, Vote, weigh
@@ -74,6 +74,10 @@ class ReadRound:
         if self.electorate.read_quorum_possible(self.out):
             return None
         return NoQuorum(QuorumUnavailable.of(*self.electorate.reads_short(self.replies), self.out))
+
+    def unheard(self) -> StaleRoute:
+        """What to say when the newer route, without which no majority can be had, will not come soon."""
+        return StaleRoute.behind(self.electorate.slot, self.electorate.epoch, self.outdated_by, self.out)
 
 
 def lacks_rows(reply: HistoryReply, told: Iterable[RegisterReply | HistoryReply]) -> bool:

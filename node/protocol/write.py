@@ -38,7 +38,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from amberblob.ballot import Ballot
-from amberblob.errors import AmberError, InsufficientStorage, OutcomeUnknown, QuorumUnavailable
+from amberblob.errors import AmberError, InsufficientStorage, OutcomeUnknown, QuorumUnavailable, StaleRoute
 from amberblob.limits import VERSION_MAX
 from amberblob.manifest import Record, Version, WriteMark
 from amberblob.wire import (
@@ -96,7 +96,10 @@ class Wait(msgspec.Struct, frozen=True):
 
 
 class AwaitRoute(msgspec.Struct, frozen=True):
-    """Call ``reroute(electorate)`` once this node's route of the slot shows ``epoch`` or a later one."""
+    """Call ``reroute(electorate)`` once this node's route of the slot shows ``epoch`` or a later one.
+
+    ``unheard()`` when it is not to be expected soon.
+    """
 
     epoch: int
 
@@ -311,6 +314,19 @@ class WriteRound:
                 lack = dict.fromkeys(electorate.voters.keys() - here, "does not have the bytes")
                 return self._end(Rejected(BytesElsewhere.of(wanted, got, lack)))
         return self._prepare()
+
+    def unheard(self) -> list[Action]:
+        """The route that :class:`AwaitRoute` asked for will not come soon: end, unless a majority may still be had without it."""
+        if self.phase is not Phase.WAITING or not self._is_outdated:
+            return []
+        if self.sent_commit:
+            return self._give_up()
+        epochs = self.electorate.epoch, self._outdated_by
+        return self._end(Rejected(StaleRoute.behind(self.electorate.slot, *epochs, self._last_failures)))
+
+    @property
+    def _is_outdated(self) -> bool:
+        return self._outdated_by > self.electorate.epoch
 
     def answer(self, node: str, token: int, reply: Reply) -> list[Action]:
         """A node answered the request that bore this token."""
@@ -660,7 +676,7 @@ class WriteRound:
     def _retry(self, *, contested: bool) -> list[Action]:
         """Pause and begin anew. ``contested``: a race was lost, which is no sign that replicas are missing."""
         self._last_failures = dict(self._tally.out)
-        outdated = self._outdated_by > self.electorate.epoch
+        outdated = self._is_outdated
         if not contested and not outdated:
             self._unreachable_tries += 1
             if self._unreachable_tries >= UNREACHABLE_TRIES_MAX and not self.sent_commit:

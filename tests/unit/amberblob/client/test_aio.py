@@ -18,10 +18,12 @@ from amberblob.errors import (
     ConfigError,
     DigestMismatch,
     NotFound,
+    NotReady,
     OutcomeUnknown,
     PeerError,
     PreconditionFailed,
     QuorumUnavailable,
+    StaleRoute,
 )
 
 MIB = 1024 * 1024
@@ -158,6 +160,25 @@ async def test_retry_after_is_respected(nodes, refuse):
         await client.put("x", b"data")
     assert waits[0] == 2.0
     assert 0 < waits[1] < 0.01
+
+
+@pytest.mark.parametrize("code", ["not-ready", "stale-route"])
+async def test_what_is_one_nodes_trouble_is_taken_to_another_at_once(nodes, refuse, code):
+    waits = []
+
+    async def sleep(seconds):
+        waits.append(seconds)
+
+    async with AsyncClient([node.url for node in nodes], retry=RetryPolicy()) as client:
+        client._retrying()._sleep = sleep
+        for node in nodes[:2]:
+            node.always = refuse(503, code, headers={"Retry-After": "2"})
+        await client.put("x", b"data")
+        assert not waits
+        nodes[2].always = refuse(503, code, headers={"Retry-After": "2"})
+        with pytest.raises(StaleRoute if code == "stale-route" else NotReady, match="given up"):
+            await client.put("x", b"data")
+    assert waits, "all have said so"
 
 
 async def test_giving_up_says_what_every_attempt_saw(client, nodes, refuse):

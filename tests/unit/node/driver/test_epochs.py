@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from amberblob.ballot import BALLOT_ZERO, Ballot
-from amberblob.errors import OutcomeUnknown, PeerError, QuorumUnavailable
+from amberblob.errors import OutcomeUnknown, PeerError, QuorumUnavailable, StaleRoute
 from amberblob.manifest import Record
 from amberblob.mutations import EpochSeen, Synced
 from amberblob.wire import (
@@ -30,6 +30,7 @@ from amberblob.wire import (
     Request,
     StageOpen,
 )
+from node import reads
 from node.protocol.write import Outcome
 from node.rounds import Run
 from node.routing import Routing
@@ -433,6 +434,88 @@ async def test_without_the_route_a_write_is_refused_or_unknown_when_its_time_is_
         with pytest.raises(QuorumUnavailable, match="epoch"):
             await get(made[1], "p")
         assert made.net.count("Commit") == 0
+
+
+@pytest.fixture
+def impatient(monkeypatch) -> None:
+    monkeypatch.setattr(reads, "ROUTE_PATIENCE_S", 0.05)
+
+
+def away(node: Node) -> None:
+    """The registry cannot be reached by this node: no route comes."""
+    node.coordinator.hears_routes = lambda: False
+
+
+async def test_without_the_registry_the_route_is_not_waited_for_until_time_is_over(impatient):
+    # Who waited for it would wait longer than a test may take.
+    async with cluster(peer_timeout_s=600.0, request_timeout_s=600.0) as made:
+        slot = made.slot("p")
+        catch_up = lag(made, made[1])
+        await newer(made, slot, "n1", "n2", "n3")
+        away(made[1])
+        for asked in (
+            put(made[1], "p", b"x"),
+            put(made[1], "p", content(STAGED)),
+            get(made[1], "p"),
+            get(made[1], "p", version=1),
+        ):
+            with pytest.raises(
+                StaleRoute, match=r"epoch 2, and this node knows that of epoch 1.*ask another node"
+            ) as told:
+                await asked
+            assert (told.value.status, told.value.code) == (503, "stale-route")
+            assert told.value.extra["slot"] == slot and len(told.value.extra["failures"]) >= 2
+        assert made.net.count("Commit") == 0
+        assert (await put(made[2], "p", b"x")).version.version == 1
+        catch_up()
+        assert await get(made[1], "p") == b"x"
+
+
+async def test_without_the_registry_a_majority_that_has_not_heard_of_the_route_either_is_enough(impatient):
+    async with cluster(peer_timeout_s=600.0, request_timeout_s=600.0) as made:
+        slot = made.slot("p")
+        lag(made, *made)
+        await newer(made, slot, "n1")
+        away(made[1])
+        for asked in (put(made[1], "p", b"x"), get(made[1], "p")):
+            held = [made.net.fault(kind, "hold", to=name) for kind in ("Prepare", "Query") for name in ("n2", "n3")]
+            task = asyncio.create_task(asked)
+            await asyncio.sleep(0.2)
+            assert not task.done(), "two may still answer"
+            for rule in held:
+                rule.released.set()
+            await task
+
+
+async def test_without_the_registry_a_write_whose_commit_was_sent_is_unknown(impatient):
+    async with cluster(peer_timeout_s=600.0, request_timeout_s=600.0) as made:
+        slot = made.slot("p")
+        lag(made, made[1])
+        away(made[1])
+        held = [made.net.fault("Commit", "hold", to=name, times=1) for name in ("n1", "n2", "n3")]
+        writing = asyncio.create_task(put(made[1], "p", b"x"))
+        await until(lambda: all(rule.hits for rule in held))
+        await newer(made, slot, "n1", "n2", "n3")
+        for rule in held:
+            rule.released.set()
+        with pytest.raises(OutcomeUnknown):
+            await writing
+
+
+async def test_a_route_that_comes_while_the_registry_is_away_is_used(impatient):
+    """What was said to be unheard has come by another way, before all voters had refused."""
+    async with cluster(peer_timeout_s=600.0, request_timeout_s=600.0) as made:
+        slot = made.slot("p")
+        catch_up = lag(made, made[1])
+        await newer(made, slot, "n1", "n2", "n3")
+        away(made[1])
+        held = [made.net.fault("Prepare", "hold", to=name, times=1) for name in ("n2", "n3")]
+        writing = asyncio.create_task(put(made[1], "p", b"x"))
+        await asyncio.sleep(0.2)
+        catch_up()
+        for rule in held:
+            rule.released.set()
+        assert (await writing).version.version == 1
 
 
 async def test_a_write_whose_commit_was_sent_in_the_older_epoch_is_applied_once():
