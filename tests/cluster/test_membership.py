@@ -439,7 +439,12 @@ async def test_the_registry_is_away_in_the_middle(
         assert left, "nothing is proved"
         refused = await ask(api, "drain", "node-3")
         assert refused.status == 503, refused
-        # A node that had not heard of the last change of a route refuses requests for that slot: clients go to another one.
+        # A node that had not heard of the last change of a route refuses requests for that slot, once the copies have heard of it
+        # from one that had: clients go to another one.
+        for number in range(8):
+            for node in (3, 2, 1, 0):
+                answer = await api("PUT", f"/objects/behind/{number}", data=b"x", node=node)
+                assert answer.status == 201 or (answer.status, answer.problem) == (503, "stale-route"), answer
         async with AsyncClient(cluster.endpoints) as client:
             for number in range(30):
                 await client.put(f"away/{number}", b"%d" % number)
