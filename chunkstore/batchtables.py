@@ -159,7 +159,7 @@ class BatchTables:
     # -- blobs
 
     def stage(self, blob_id: str, at_ms: int, *, revived: bool) -> None:
-        """The blob's files come into place, and nothing refers to them."""
+        """The blob's files are about to come into place, and nothing refers to them."""
         self._flush_references()
         self._sql.execute(_REVIVE if revived else _STAGE, (blob_id, at_ms))
 
@@ -216,7 +216,8 @@ class BatchTables:
             query = "SELECT 1 FROM inline_bodies WHERE blob_id = ?"
         else:
             self._flush_references()
-            query = "SELECT 1 FROM intents WHERE blob_id = ? AND state NOT IN ('ABORTED', 'ARCHIVED')"
+            # STAGED says that a folder is about to get its name: it may never have. Whoever looks what is wanted finds it.
+            query = "SELECT 1 FROM intents WHERE blob_id = ? AND state = 'REFERENCED'"
         return self._sql.execute(query, (version.blob_id,)).fetchone() is not None
 
     def replace(self, row: PathRow, version: Version) -> tuple[bool, str | None]:

@@ -28,7 +28,7 @@ from amberblob.digests import (
 from amberblob.ids import content_hash
 from amberblob.manifest import ChunkRef, Op, Record, Version, WriteMark, covers, merge_ranges, without
 from amberblob.mutations import Accepted, Chosen, Forgotten, Installed, Mutation, Reserved, Staged, Synced
-from chunkstore import DiskStore, digestdb, schema
+from chunkstore import DiskStore, digestdb, garbagedb, schema
 from chunkstore.applying import SlotBatch
 from chunkstore.codec import BodyKept, Entry
 from chunkstore.rowcodec import register_of
@@ -168,7 +168,7 @@ class Slot:
         for table in ("inline_bodies", "intents", "wanted"):
             assert not garbage & {blob_id for (blob_id,) in self.sql(f"SELECT blob_id FROM {table}")}
         bodies = {blob_id for (blob_id,) in self.sql("SELECT blob_id FROM inline_bodies")}
-        files = {blob_id for (blob_id,) in self.sql("SELECT blob_id FROM intents WHERE state <> 'ABORTED'")}
+        files = {blob_id for (blob_id,) in self.sql("SELECT blob_id FROM intents WHERE state = 'REFERENCED'")}
         wanted = {blob_id for (blob_id,) in self.sql("SELECT blob_id FROM wanted")}
         assert wanted <= {version.blob_id for version in self.rows().values()}
         for version in self.rows().values():
@@ -322,16 +322,31 @@ def test_what_comes_without_its_bytes_is_wanted_until_they_come(slot: Slot):
     assert slot.database.tally.wanted == 0
 
 
-def test_what_is_staged_or_came_in_the_same_batch_is_not_wanted(slot: Slot):
+def test_what_came_in_the_same_batch_is_not_wanted(slot: Slot):
     writer = Writer()
     ballot, record = _put(writer)
     other, large = _put(writer, "b/1", inline=False)
     slot.apply(
         Staged(SLOT, _head(large).blob_id, NOW),
+        Accepted(SLOT, "b/1", writer.ballot(), large),
         Chosen(SLOT, "b/1", other, large),
         BodyKept(SLOT, _head(record).blob_id, BODY),
         Installed(SLOT, "a", ballot, record, (_head(record),)),
     )
+    assert slot.database.tally.wanted == 0
+    slot.check()
+
+
+def test_what_is_only_staged_is_wanted_until_somebody_has_looked(slot: Slot):
+    """The entry is durable before the folder has its name: a kill in between leaves the one without the other."""
+    writer = Writer()
+    ballot, large = _put(writer, inline=False)
+    slot.apply(Staged(SLOT, _head(large).blob_id, NOW), Installed(SLOT, "a", ballot, large, (_head(large),)))
+    assert (slot.database.tally.wanted, slot.database.tally.damaged) == (1, 0)
+    slot.check()
+    garbagedb.keep_whole(slot.database, [_head(large)])
+    assert slot.database.tally.wanted == 0
+    slot.apply_again(Installed(SLOT, "a", ballot, large, (_head(large),), replace=True))
     assert slot.database.tally.wanted == 0
     slot.check()
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from amberblob.ballot import Ballot
 from amberblob.errors import DigestMismatch, DiskFailed, DiskFull, StorageError
 from amberblob.ids import content_hash
 from amberblob.manifest import ChunkRef, Record, Version
-from amberblob.mutations import Accepted
+from amberblob.mutations import Accepted, Installed
 from chunkstore import BlobState
 from chunkstore.fileops import FileOps
 
@@ -233,6 +234,48 @@ async def test_an_error_of_one_blob_is_not_the_disks(kit, tmp_path: Path, held, 
     held.rename_error = None
     await (await _staged(store, blob_id, data)).finish(_refs(data), None)
     assert await store.blob_state(0, blob_id) is BlobState.DURABLE
+
+
+async def _row_comes(store, version: Version) -> None:
+    record = Record(1, "put", 1, version, ((1, 1),), (), 1, 0, None, ())
+    ballot = Ballot(1, 1, "another", "attempt")
+    await store.durable(store.apply(Installed(0, "p", ballot, record, (version,))))
+
+
+async def _wanted(store) -> list[str]:
+    return [one.version.blob_id for one in await store.wanted(0, 10)]
+
+
+@pytest.mark.parametrize("row_comes_first", [True, False])
+async def test_a_row_wants_bytes_that_were_staged_and_never_got_their_name(
+    kit, tmp_path: Path, held, row_comes_first: bool
+):
+    data = os.urandom(4 * CHUNK)
+    store, blob_id, _, finishing = await _held_publish(kit, tmp_path / "d", held, data)
+    version = _version(blob_id, data)
+    if row_comes_first:
+        await _row_comes(store, version)
+    killed = await kit.open(kit.copy(tmp_path / "d", tmp_path / "copy"))
+    if not row_comes_first:
+        await _row_comes(killed, version)
+    assert await _wanted(killed) == [blob_id]
+    assert not await killed.is_whole(0, version)
+    # Where nobody was killed they have their name soon, and whoever looks finds them.
+    held.go.set()
+    await finishing
+    await _row_comes(store, version)
+    assert await store.is_whole(0, version) and await _wanted(store) == []
+
+
+async def test_a_row_wants_bytes_whose_name_was_refused(kit, tmp_path: Path, held):
+    store = await kit.open(tmp_path / "d", ops=held)
+    data, blob_id = os.urandom(100), kit.mint()
+    staging = await _staged(store, blob_id, data)
+    held.rename_error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    with pytest.raises(StorageError):
+        await staging.finish(_refs(data), None)
+    await _row_comes(store, _version(blob_id, data))
+    assert await _wanted(store) == [blob_id]
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV, errno.EUCLEAN])
