@@ -1,7 +1,7 @@
 """The job ``run``: sends what the policy wants archived, of the slots that this node looks after, and reads back what is to be evicted.
 
 One stage reads, packs and stores (:class:`archive.upload.Uploader`); rows become facts of this node's copies as each object is stored. The second
-stage reads objects back meanwhile. At the end this node evicts what it may of its own copies. A slot is done when nothing of it is under way any
+stage reads objects back meanwhile. Then comes what of other slots only this node can mend (:mod:`node.archive.deputy`). At the end this node evicts what it may of its own copies. A slot is done when nothing of it is under way any
 more; packs hold chunks of many slots, so that is later than when its pages were read.
 """
 
@@ -21,6 +21,7 @@ from archive.policy import Policy
 from archive.savings import Savings
 from archive.upload import Uploader
 from node.archive.contents import Contents
+from node.archive.deputy import Deputy
 from node.archive.evictor import Evictor
 from node.archive.finder import Finder
 from node.archive.ground import Ground
@@ -28,7 +29,7 @@ from node.archive.jobs import JobRequest, Progress
 from node.archive.patience import PATIENCE_S, Patience
 from node.archive.reach import Reach
 from node.archive.readback import ReadBack
-from node.archive.selection import PAGE_VERSIONS, Place, Selection, needs_reading_back, prefixes_within
+from node.archive.selection import PAGE_VERSIONS, Only, Place, Selection, needs_reading_back, prefixes_within
 
 log = structlog.get_logger(__name__)
 
@@ -39,10 +40,15 @@ READ_BACK_SHARE = 2
 
 
 class Ledger:
-    """What of which slot is under way: tells when a slot is done."""
+    """What of which slot is under way: tells when a slot is done.
 
-    def __init__(self, progress: Progress) -> None:
+    Args:
+        all_of_it: slots are gone through as a whole; of others it is not said that they are done.
+    """
+
+    def __init__(self, progress: Progress, *, all_of_it: bool = True) -> None:
         self._progress = progress
+        self._all_of_it = all_of_it
         self._open: dict[int, int] = {}
         self._through: set[int] = set()
         self._tries: dict[int, int] = {}
@@ -75,7 +81,7 @@ class Ledger:
         return slot in self.failed
 
     def _look(self, slot: int) -> None:
-        if slot in self._through and not self._open.get(slot) and slot not in self.failed:
+        if self._all_of_it and slot in self._through and not self._open.get(slot) and slot not in self.failed:
             self._progress.slot_done(slot)
 
 
@@ -103,6 +109,9 @@ class Archiver:
         while slots := self._left(progress):
             progress.status.slots_total = len(progress.status.done_slots) + len(slots)
             await _Pass(self, request, progress).carry_out(slots)
+        deputy = Deputy(self._ground)
+        if slots := deputy.slots():
+            await _Pass(self, request, progress, only=deputy.sends).carry_out(slots)
         progress.say("evicting")
         await self._evictor.evict_all(request.prefix, progress)
 
@@ -143,16 +152,18 @@ class Archiver:
 
 
 class _Pass:
-    """Goes through some slots once."""
+    """Goes through some slots once; ``only``: see :class:`node.archive.selection.Selection`."""
 
-    def __init__(self, archiver: Archiver, request: JobRequest, progress: Progress) -> None:
+    def __init__(
+        self, archiver: Archiver, request: JobRequest, progress: Progress, *, only: Only | None = None
+    ) -> None:
         self._ground = archiver._ground
         self._policy = archiver._policy
         self._reach = archiver._reach
         self._contents = archiver._contents
         self._prefix = request.prefix
         self._progress = progress
-        self._ledger = Ledger(progress)
+        self._ledger = Ledger(progress, all_of_it=only is None)
         section, target = self._ground.section, self._ground.means.for_job(request)
         self._uploader = Uploader(
             target,
@@ -179,6 +190,7 @@ class _Pass:
             finder,
             self,
             progress,
+            only=only,
         )
 
     async def carry_out(self, slots: list[int]) -> None:

@@ -5,7 +5,7 @@ Content that is known gets its rows here and is not sent. Rows that were uploade
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +29,8 @@ CURRENT_MAX = 10_000
 
 Place = tuple[int, str, ArchivedChunk]
 """Slot, blob id and row."""
+Only = Callable[[int, ArchiveView], Awaitable[bool]]
+"""Whether a version of a slot is to be looked at."""
 
 
 class ReadBackLater(Protocol):
@@ -74,6 +76,7 @@ class Selection:
 
     Args:
         read_back: where rows go that were uploaded before, and have to be read back.
+        only: of what has anything to be done, versions for which this says so; None: all of them.
     """
 
     def __init__(
@@ -85,7 +88,10 @@ class Selection:
         finder: Finder,
         read_back: ReadBackLater,
         progress: Progress,
+        *,
+        only: Only | None = None,
     ) -> None:
+        self._only = only
         self._ground = ground
         self._policy = policy
         self._heat = heat
@@ -118,8 +124,11 @@ class Selection:
         for view in page:
             last_read_ms = self._heat.last_read_ms(view.version.blob_id, view.version.created_at_ms)
             judgement = self._policy.judge(view, last_read_ms, now_ms)
+            unread = needs_reading_back(judgement.rule) and view.verified < view.uploaded and not view.evicted
+            if self._only is not None and not ((unread or judgement.send is Why.DUE) and await self._only(slot, view)):
+                continue
             self._progress.add(versions=1)
-            if needs_reading_back(judgement.rule) and view.verified < view.uploaded and not view.evicted:
+            if unread:
                 await self._again(slot, view)
             if judgement.send is Why.DUE:
                 due.append(view)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from amberblob.archives import DAMAGED, ArchivedChunk
+from amberblob.archives import DAMAGED, UPLOADED, ArchivedChunk
 from amberblob.config import ArchiveRule
 from amberblob.config.values import SizeBytes
 from archive.targets.interface import Source
@@ -317,6 +317,44 @@ async def test_what_is_damaged_is_sent_anew_whatever_else_is_known_and_whatever_
         await it.run()
         blob = await it[1].store.archived(slot, row.version.blob_id)
         assert blob is not None and [chunk.state >= 0 for chunk in blob.chunks] == [True]
+
+
+@pytest.mark.parametrize("state", [UPLOADED, DAMAGED])
+async def test_what_only_other_copies_know_to_be_wrong_is_sent_by_the_first_of_them(tmp_path: Path, state: int) -> None:
+    """The node that looks after the slot lives by an older place, and keeps to it: a later one would have to be read back."""
+    async with world(tmp_path, EVICT) as it:
+        path = it.cluster.path(1)
+        await put(it[1], path, content(5000))
+        await it.cluster.settle()
+        await it.run(1)
+        await it.follow()
+        assert [it.evicted(index) for index in (1, 2, 3)] == [1, 0, 0]
+        slot = it.cluster.slot(path)
+        (row,) = await it[1].store.rows(slot, path)
+        blob_id = row.version.blob_id
+        blob = await it[1].store.archived(slot, blob_id)
+        assert blob is not None
+        (good,) = blob.chunks
+        # What another node sent, while it looked after the slot, and had not heard of that place.
+        wrong = replace(good, target_path="packs/other", archived_at_ms=good.archived_at_ms + 1, state=state)
+        for index in (1, 2, 3):
+            it.archive(index).ground.facts.take(slot, blob_id, [wrong], at_ms=1)
+        assert await it[1].store.archived(slot, blob_id) == blob, "its copy keeps to what it lives by"
+        sent = [status.counts.get("chunks", 0) for status in (await it.run()).values()]
+        if state == UPLOADED:
+            assert sum(sent) == 0, "it has to be read back first"
+            await it.follow()
+            sent = [status.counts.get("chunks", 0) for status in (await it.run()).values()]
+        _, first, second = (int(node[1:]) for node in it.archive(1).ground.routing.electorate(slot).voters)
+        assert sent[first - 1] == 1 and sent[second - 1] == 0 and sent[0] == 0, "one sends for all"
+        await it.follow()
+        await it.evict()
+        assert [it.evicted(index) for index in (1, 2, 3)] == [1, 1, 1]
+        for index in (1, 2, 3):
+            names = {wrong.target_path, good.target_path}
+            assert not await it[index].store.archive_named(slot, names), "nobody needs the old places any more"
+        sent = [status.counts.get("chunks", 0) for status in (await it.run()).values()]
+        assert sum(sent) == 0
 
 
 async def read_back(
