@@ -95,8 +95,12 @@ class AiohttpExchange:
                     if content.is_eof():
                         return
                     async with asyncio.timeout(stall_s):
-                        chunk = await content.readany()
+                        # Not readany(): woken by the end of a chunk, it waits again without a look at whether the body has failed
+                        # meanwhile (aiohttp 3.14).
+                        chunk, chunk_ends = await content.readchunk()
                     if not chunk:
+                        if chunk_ends:
+                            continue
                         return
                 yield chunk
         except TimeoutError:

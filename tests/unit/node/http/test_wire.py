@@ -7,6 +7,7 @@ import contextlib
 from typing import Any
 
 import pytest
+from aiohttp.streams import StreamReader
 
 from node.http import Timeouts
 from node.http.connection import Connection
@@ -443,3 +444,33 @@ async def test_a_body_that_breaks_before_its_request_is_begun(monkeypatch: pytes
         assert (await asyncio.wait_for(raw.answer(), 30)).status == 400
         assert await asyncio.wait_for(raw.closed(), 30) == b""
         assert world.service.objects == {}
+
+
+@pytest.mark.parametrize("rest", [b"0\r\nrubbish\r\n\r\n", b"\r\nzz\r\n", b"\r\n"])
+async def test_a_body_that_breaks_right_after_the_end_of_a_chunk(
+    world: World, monkeypatch: pytest.MonkeyPatch, rest: bytes
+) -> None:
+    """The end of a chunk wakes who waits for the body; before he looks, the body has failed: by what came next, or for want of it."""
+    waiting = asyncio.Event()
+    wait, data_received = StreamReader._wait, Connection.data_received
+
+    async def told(self: StreamReader, func_name: str) -> None:
+        if self.total_bytes:
+            asyncio.get_running_loop().call_soon(waiting.set)
+        await wait(self, func_name)
+
+    def and_the_end(self: Connection, data: bytes) -> None:
+        data_received(self, data)
+        if data == b"\r\n":
+            self.eof_received()
+
+    monkeypatch.setattr(StreamReader, "_wait", told)
+    monkeypatch.setattr(Connection, "data_received", and_the_end)
+    chunk = b"5\r\nhello" + (b"\r\n" if rest.startswith(b"0") else b"")
+    raw = await world.raw()
+    await raw.send(b"PUT /objects/a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk)
+    await asyncio.wait_for(waiting.wait(), 10)
+    await raw.send(rest)
+    assert (await asyncio.wait_for(raw.answer(), 10)).status == 400
+    assert await asyncio.wait_for(raw.closed(), 10) == b""
+    assert world.service.objects == {}
