@@ -229,7 +229,7 @@ class QuorumUnavailable(ClusterError):
 
 
 class StaleRoute(QuorumUnavailable):
-    """This node has not heard of the slot's newest route, and cannot reach the registry; another node may have. Nothing was applied."""
+    """This node has not heard of the slot's newest route, and does not follow the registry now; another node may have. Nothing was applied."""
 
     code = "stale-route"
     title = "Route not known yet"
@@ -238,8 +238,8 @@ class StaleRoute(QuorumUnavailable):
     def behind(cls, slot: int, known: int, newest: int, failures: Mapping[str, str]) -> StaleRoute:
         """Build it from the epochs of the route that is known here and of the newest that a replica told of."""
         return cls(
-            f"The object's slot {slot} has a route of epoch {newest}, and this node knows that of epoch {known}: it cannot reach the registry, "
-            "from which it would hear of it. Nothing was changed by this: ask another node, and bring the registry back.",
+            f"Slot {slot} has a route of epoch {newest}, and this node knows that of epoch {known}: it cannot follow the registry at this "
+            "time. Nothing was changed by this: ask another node, and mend what /cluster says of the registry.",
             extra={"slot": slot, "known_epoch": known, "newest_epoch": newest, "failures": dict(failures)},
         )
 

@@ -33,6 +33,7 @@ from node.transport.interface import Peers
 from node.turns import Turns
 
 FINISH_TRIES_MAX = 4
+ROUTE_PATIENCE_S = 1.0
 LOOKS_MAX = 8
 """A read of what is being written here looks again so many times, before it stands in line with a round of its own."""
 
@@ -95,6 +96,7 @@ class Coordinator:
         self.closed = False
         self.late_s: Callable[[], float] = lambda: 0.0
         self.hears_routes: Callable[[], bool] = lambda: True
+        self._behind: dict[int, tuple[int, float]] = {}
         self.quickness = Quickness(node, peers)
         self._holds = Holds()
         self.learns = Learns(peers, self.spawn, timeout_s=peer_timeout_s)
@@ -219,7 +221,7 @@ class Coordinator:
                 known,
                 partial(self._repair, electorate, request.path),
                 self.electorate,
-                self.hears_routes,
+                self.unheard,
                 timeout_s=min(self.peer_timeout_s, left_s),
                 patience_s=left_s,
             )
@@ -277,6 +279,19 @@ class Coordinator:
         except NotReady:
             return None
         return electorate if electorate.epoch >= epoch else None
+
+    def unheard(self, slot: int, epoch: int) -> bool:
+        """Whether the slot's route of that epoch, of which a replica told, is not to be waited for any longer.
+
+        It comes from the registry. While that is away, clients do better with another node; a second is for what was on its way. It
+        counts from the first request that was told of a newer route than the one that is here: many may wait for their turn.
+        """
+        now_s = asyncio.get_running_loop().time()
+        known, since_s = self._behind.get(slot, (0, now_s))
+        if not known or self.electorate(slot, known) is not None:
+            since_s = now_s  # what was missing then has come
+        self._behind[slot] = (max(known, epoch), since_s)
+        return not self.hears_routes() and now_s - since_s >= ROUTE_PATIENCE_S
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a request in the background; it is waited for at :meth:`close`."""

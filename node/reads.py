@@ -25,18 +25,11 @@ LATE_S = 0.01
 
 ROUTE_POLL_S = 0.02
 """How often is looked whether the route is here that a replica knows already."""
-ROUTE_PATIENCE_S = 1.0
-"""How long is waited for it at least. While the registry is away it will not come, and clients do better with another node."""
 
 _ASK_ALL_EVERY = 64
 _WEIGHT = 0.1
 _NEAR_FACTOR = 2.0
 _NEAR_S = 0.001
-
-
-def route_is_unheard(hears_routes: Callable[[], bool], outdated_s: float) -> bool:
-    """Whether a route, of which a voter told at that time of the loop, is not to be waited for any longer."""
-    return not hears_routes() and asyncio.get_running_loop().time() - outdated_s >= ROUTE_PATIENCE_S
 
 
 class Quickness:
@@ -84,7 +77,7 @@ class ReadRun:
     Args:
         settle: gets every answer that the result rests on or that comes after.
         newer: the slot's electorate if this node's route is of the given epoch or a later one.
-        hears_routes: whether news of routes come in.
+        unheard: whether the route of an epoch, of which a voter told, is not to be waited for.
         timeout_s: how long one voter may take.
         patience_s: how long the newer route of which a voter knows may take to come here.
     """
@@ -98,7 +91,7 @@ class ReadRun:
         known: Register | None,
         settle: Callable[[Read, str, Reply], None],
         newer: Callable[[int, int], Electorate | None],
-        hears_routes: Callable[[], bool],
+        unheard: Callable[[int, int], bool],
         *,
         timeout_s: float,
         patience_s: float,
@@ -109,12 +102,11 @@ class ReadRun:
         self._known = known
         self._settle = settle
         self._newer = newer
-        self._hears_routes = hears_routes
+        self._unheard = unheard
         self._timeout_s = timeout_s
         self._patience_s = patience_s
         self._no_quorum: NoQuorum | None = None
         self._awaits_route = False
-        self._outdated_s = 0.0
         self._round = ReadRound(electorate)
         self._loop = asyncio.get_running_loop()
         self._began_s = self._loop.time()
@@ -164,7 +156,6 @@ class ReadRun:
             result = self._round.answer(node, told)
         if self._round.outdated_by and not self._awaits_route:
             self._awaits_route = True
-            self._outdated_s = self._loop.time()
             self._look_for_route()
             if self._result is not None:
                 return
@@ -182,12 +173,13 @@ class ReadRun:
         """A voter knows of a newer route: ask its voters as soon as it is here, unless a majority of the old ones answers."""
         if self._result is not None:
             return
-        electorate = self._newer(self._request.slot, self._round.outdated_by)
+        asked = self._request.slot, self._round.outdated_by
+        electorate = self._newer(*asked)
         if electorate is not None:
             self._end(Outdated(electorate))
         elif self._no_quorum is not None and self._loop.time() >= self._began_s + self._patience_s:
             self._end(self._no_quorum)
-        elif self._no_quorum is not None and route_is_unheard(self._hears_routes, self._outdated_s):
+        elif self._unheard(*asked) and self._no_quorum is not None:
             self._end(NoQuorum(self._round.unheard()))
         else:
             self._loop.call_later(ROUTE_POLL_S, self._look_for_route)

@@ -19,7 +19,7 @@ from node.learns import Learns
 from node.protocol.hold import Hold
 from node.protocol.quorum import Electorate
 from node.protocol.write import Action, AwaitRoute, Finished, Outcome, Phase, Rejected, Send, Spread, Wait, WriteRound
-from node.reads import LATE_S, ROUTE_POLL_S, Quickness, route_is_unheard
+from node.reads import LATE_S, ROUTE_POLL_S, Quickness
 from node.transport.interface import Peers
 from node.turns import Turns
 
@@ -42,7 +42,6 @@ class Driving(Protocol):
     randomness: Randomness
     peer_timeout_s: float
     closed: bool
-    hears_routes: Callable[[], bool]
 
     def counter(self, slot: int) -> int:
         """The highest ballot counter that this node has met in the slot."""
@@ -50,6 +49,10 @@ class Driving(Protocol):
 
     def electorate(self, slot: int, epoch: int) -> Electorate | None:
         """The slot's voters, if this node's route is of that epoch or a later one."""
+        ...
+
+    def unheard(self, slot: int, epoch: int) -> bool:
+        """Whether the route of that epoch, of which a replica told, is not to be waited for: it was, and the registry is away."""
         ...
 
     def held(self, slot: int, path: str) -> Hold | None:
@@ -165,22 +168,22 @@ class Run:
             case Wait():
                 self._loop.call_later(self._backoff_s(action), self._wake, action.token)
             case AwaitRoute():
-                self._look_for_route(action.epoch, self._loop.time())
+                self._look_for_route(action.epoch)
             case Finished():
                 if not self._done.done():
                     self._done.set_result(action.outcome)
             case _:
                 assert_never(action)
 
-    def _look_for_route(self, epoch: int, since_s: float) -> None:
+    def _look_for_route(self, epoch: int) -> None:
         electorate = self._driving.electorate(self._slot, epoch)
         if electorate is not None:
             self._feed(self._round.reroute, electorate)
             return
-        if route_is_unheard(self._driving.hears_routes, since_s):
+        if self._driving.unheard(self._slot, epoch):
             self._feed(self._round.unheard)
         if not self._done.done():
-            self._loop.call_later(ROUTE_POLL_S, self._look_for_route, epoch, since_s)
+            self._loop.call_later(ROUTE_POLL_S, self._look_for_route, epoch)
 
     def _backoff_s(self, wait: Wait) -> float:
         """A jittered pause: uniform below a bound that doubles with each attempt."""

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from amberblob.ballot import Ballot
-from amberblob.errors import NotFound, PeerError, QuorumUnavailable
+from amberblob.errors import NotFound, PeerError, QuorumUnavailable, StaleRoute
 from amberblob.limits import LIST_LIMIT_MAX
 from amberblob.prefixes import after_prefix, group_of
 from amberblob.wire import QueryScan, ScanEntry, ScanReply
@@ -386,15 +386,20 @@ class Listing:
                 task.cancel()
         return stretch
 
-    @staticmethod
-    def _uncovered(known: Electorates, replies: dict[str, ScanReply], failures: dict[str, str]) -> Exception:
+    def _uncovered(self, known: Electorates, replies: dict[str, ScanReply], failures: dict[str, str]) -> Exception:
         """Why everybody's answers are not enough: nodes are missing, or those that answered go by other routes than this one."""
         short = [each.majority_short(replies.keys()) for each in known.distinct()]
         wanted, got = max(short, key=lambda pair: pair[0] - pair[1])
         error = QuorumUnavailable.of(wanted, got, failures)
-        newer = any(epoch > known.electorate(slot).epoch for r in replies.values() for slot, epoch in r.epochs.items())
+        newest: dict[int, int] = {}
+        for slot, epoch in (seen for reply in replies.values() for seen in reply.epochs.items()):
+            if epoch > max(known.electorate(slot).epoch, newest.get(slot, 0)):
+                newest[slot] = epoch
+        if newest and not self._coordinator.hears_routes():
+            slot = min(newest)
+            error = StaleRoute.behind(slot, known.electorate(slot).epoch, newest[slot], failures)
         moves = any(each.joint for each in known.distinct())
-        return _RoutesDiffer(error) if newer or moves or not failures else error
+        return _RoutesDiffer(error) if newest or moves or not failures else error
 
     def _in_order(self, nodes: Iterable[str]) -> list[str]:
         """The nodes, this one first, then those that can be reached, each node in another order."""

@@ -221,6 +221,7 @@ class WriteRound:
         self.electorate = electorate
         """Whom it asks; changes when it was refused for its epoch."""
         self._outdated_by = 0
+        self._lost_race = False
         self._node = node
         self.path = path
         self._operation = operation
@@ -317,7 +318,7 @@ class WriteRound:
 
     def unheard(self) -> list[Action]:
         """The route that :class:`AwaitRoute` asked for will not come soon: end, unless a majority may still be had without it."""
-        if self.phase is not Phase.WAITING or not self._is_outdated:
+        if self.phase is not Phase.WAITING or not self._is_outdated or self._lost_race:
             return []
         if self.sent_commit:
             return self._give_up()
@@ -676,6 +677,7 @@ class WriteRound:
     def _retry(self, *, contested: bool) -> list[Action]:
         """Pause and begin anew. ``contested``: a race was lost, which is no sign that replicas are missing."""
         self._last_failures = dict(self._tally.out)
+        self._lost_race = contested
         outdated = self._is_outdated
         if not contested and not outdated:
             self._unreachable_tries += 1

@@ -30,7 +30,8 @@ from amberblob.wire import (
     Request,
     StageOpen,
 )
-from node import reads
+from node import coordinator
+from node.objects import listing as listings
 from node.protocol.write import Outcome
 from node.rounds import Run
 from node.routing import Routing
@@ -438,7 +439,7 @@ async def test_without_the_route_a_write_is_refused_or_unknown_when_its_time_is_
 
 @pytest.fixture
 def impatient(monkeypatch) -> None:
-    monkeypatch.setattr(reads, "ROUTE_PATIENCE_S", 0.05)
+    monkeypatch.setattr(coordinator, "ROUTE_PATIENCE_S", 0.05)
 
 
 def away(node: Node) -> None:
@@ -500,6 +501,52 @@ async def test_without_the_registry_a_write_whose_commit_was_sent_is_unknown(imp
             rule.released.set()
         with pytest.raises(OutcomeUnknown):
             await writing
+
+
+async def test_without_the_registry_a_race_that_was_lost_is_run_again(impatient):
+    """n1 has heard of the newer epoch, n2 and n3 are a majority that has not, and a rival takes every ballot for a while."""
+    async with cluster(peer_timeout_s=600.0, request_timeout_s=600.0) as made:
+        slot = made.slot("p")
+        lag(made, *made)
+        await newer(made, slot, "n1")
+        away(made[2])
+        writing = asyncio.create_task(put(made[2], "p", b"x"))
+        loop = asyncio.get_running_loop()
+        counter, end_s = 1000, loop.time() + 0.5
+        while loop.time() < end_s and not writing.done():
+            counter += 1000
+            rival = Prepare(slot=slot, path="p", epoch=1, ballot=Ballot(1, counter, "n3", f"r{counter}"))
+            for name in ("n2", "n3"):
+                await ask(made.nodes[name], rival)
+            await asyncio.sleep(0.0005)
+        assert (await writing).version.version == 1
+
+
+async def test_without_the_registry_those_who_wait_for_their_turn_are_told_together(monkeypatch):
+    # Who waited one after the other would wait longer than a test may take.
+    monkeypatch.setattr(coordinator, "ROUTE_PATIENCE_S", 4.0)
+    async with cluster(peer_timeout_s=600.0, request_timeout_s=600.0) as made:
+        slot = made.slot("p")
+        lag(made, made[1])
+        await newer(made, slot, "n1", "n2", "n3")
+        away(made[1])
+        told = await asyncio.gather(*(put(made[1], "p", b"x") for _ in range(100)), return_exceptions=True)
+        assert {type(each) for each in told} == {StaleRoute}
+
+
+async def test_without_the_registry_a_listing_says_the_same(monkeypatch):
+    monkeypatch.setattr(listings, "ROUTE_PATIENCE_S", 0.05)
+    async with cluster() as made:
+        slot = made.slot("p")
+        await put(made[1], "p", b"x")
+        await made.settle()
+        catch_up = lag(made, made[1])
+        await newer(made, slot, "n1", "n2", "n3")
+        away(made[1])
+        with pytest.raises(StaleRoute, match=f"Slot {slot} has a route of epoch 2"):
+            await walk(made[1], limit=10)
+        catch_up()
+        assert await walk(made[1], limit=10) == (["p"], [])
 
 
 async def test_a_route_that_comes_while_the_registry_is_away_is_used(impatient):
