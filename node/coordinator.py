@@ -90,7 +90,7 @@ class Coordinator:
         self.randomness = randomness
         self.peer_timeout_s = peer_timeout_s
         self._write_timeout_s = write_timeout_s
-        self._read_timeout_s = read_timeout_s
+        self.read_timeout_s = read_timeout_s
         self._tasks: set[asyncio.Task[None]] = set()
         self.turns = Turns()
         self.closed = False
@@ -203,7 +203,7 @@ class Coordinator:
         Raises: QuorumUnavailable; StaleRoute, which is one.
         """
         loop = asyncio.get_running_loop()
-        end_s = loop.time() + self._read_timeout_s
+        end_s = loop.time() + self.read_timeout_s
         while True:
             known: Register | None = None
             asked = request

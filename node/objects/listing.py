@@ -44,8 +44,10 @@ PATIENCE_S = 0.2
 UNSURE_MAX = PARALLEL_READS
 """With more undecided paths than this in a stretch the rest of the nodes is asked, too ..."""
 ROUTE_PATIENCE_S = 2.0
+"""How long newer routes are waited for that may not come: the registry is away, or copies without which there is no majority are away or
+lost. Else the news are on their way, and a listing waits for them as a read does: until its time is over."""
 ROUTE_POLL_S = 0.02
-"""How long, and how often, is looked for the newer routes of which a node knows, or which others have not seen yet."""
+"""How often is looked for the newer routes of which a node knows, or which others have not seen yet."""
 REST_PATIENCE_S = 0.5
 """... and so long is waited for them. What is undecided then is read strongly."""
 
@@ -145,11 +147,15 @@ def _counts(electorate: Electorate, node: str, reply: ScanReply) -> bool:
 
 
 class _RoutesDiffer(Exception):
-    """All answered, and too many go by other routes than this node; ``error`` is what to say if that lasts."""
+    """All answered, and too many go by other routes than this node; ``error`` is what to say if that lasts.
 
-    def __init__(self, error: QuorumUnavailable) -> None:
+    ``for_long``: the routes may not become the same soon.
+    """
+
+    def __init__(self, error: QuorumUnavailable, *, for_long: bool) -> None:
         super().__init__(error.detail)
         self.error = error
+        self.for_long = for_long
 
 
 def _shown(entry: ScanEntry) -> ListedObject:
@@ -318,16 +324,17 @@ class Listing:
         """What a majority of each slot tells. Raises: QuorumUnavailable."""
         request = QueryScan(prefix=prefix, start=start, delimiter=delimiter, limit=limit, dead=dead)
         loop = asyncio.get_running_loop()
-        end_s = loop.time() + ROUTE_PATIENCE_S
+        began_s = loop.time()
         while True:
             known = self._routing.known()
             try:
                 return await self._scan_by(known, request)
             except _RoutesDiffer as differ:
-                if loop.time() >= end_s:
+                patience_s = ROUTE_PATIENCE_S if differ.for_long else self._coordinator.read_timeout_s
+                if loop.time() - began_s >= patience_s:
                     raise differ.error from None
             except QuorumUnavailable:
-                if known is self._routing.known() or loop.time() >= end_s:
+                if known is self._routing.known() or loop.time() - began_s >= self._coordinator.read_timeout_s:
                     raise
             if known is self._routing.known():
                 await asyncio.sleep(ROUTE_POLL_S)
@@ -395,11 +402,15 @@ class Listing:
         for slot, epoch in (seen for reply in replies.values() for seen in reply.epochs.items()):
             if epoch > max(known.electorate(slot).epoch, newest.get(slot, 0)):
                 newest[slot] = epoch
-        if newest and not self._coordinator.hears_routes():
+        heard = self._coordinator.hears_routes()
+        if newest and not heard:
             slot = min(newest)
             error = StaleRoute.behind(slot, known.electorate(slot).epoch, newest[slot], failures)
         moves = any(each.joint for each in known.distinct())
-        return _RoutesDiffer(error) if newest or moves or not failures else error
+        if not (newest or moves or not failures):
+            return error
+        comes = bool(newest) or (moves and not failures)
+        return _RoutesDiffer(error, for_long=not (heard and comes))
 
     def _in_order(self, nodes: Iterable[str]) -> list[str]:
         """The nodes, this one first, then those that can be reached, each node in another order."""

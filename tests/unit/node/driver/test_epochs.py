@@ -549,6 +549,22 @@ async def test_without_the_registry_a_listing_says_the_same(monkeypatch):
         assert await walk(made[1], limit=10) == (["p"], [])
 
 
+async def test_a_listing_waits_for_a_route_that_is_on_its_way(monkeypatch):
+    """As reads and writes do: while the registry is reached, the news come, on a busy machine later."""
+    monkeypatch.setattr(listings, "ROUTE_PATIENCE_S", 0.0)
+    async with cluster(peer_timeout_s=600.0, request_timeout_s=600.0) as made:
+        slot = made.slot("p")
+        await put(made[1], "p", b"x")
+        await made.settle()
+        catch_up = lag(made, made[1])
+        await newer(made, slot, "n1", "n2", "n3")
+        listed = asyncio.create_task(walk(made[1], limit=10))
+        before = made.net.count("QueryScan")
+        await until(lambda: made.net.count("QueryScan") >= before + 9, "it asks again and again")
+        catch_up()
+        assert await listed == (["p"], [])
+
+
 async def test_a_route_that_comes_while_the_registry_is_away_is_used(impatient):
     """What was said to be unheard has come by another way, before all voters had refused."""
     async with cluster(peer_timeout_s=600.0, request_timeout_s=600.0) as made:

@@ -426,7 +426,7 @@ class Cluster:
     def give_up_after(self, timeout_s: float) -> None:
         """From now on writes and reads take no longer. What has to succeed comes before."""
         for node in self:
-            node.coordinator._write_timeout_s = node.coordinator._read_timeout_s = timeout_s
+            node.coordinator._write_timeout_s = node.coordinator.read_timeout_s = timeout_s
 
     async def settle(self, *numbers: int) -> None:
         """Wait until nothing is under way any more (LEARNs, late accepts, discards) of these nodes (all)."""
