@@ -86,6 +86,9 @@ class RouteWatcher:
         self._revision = 0
         self._since_ms = clock.wall_ms()
         self._tasks: list[asyncio.Task[None]] = []
+        self._keeper: asyncio.Task[None] | None = None
+        self._to_keep = asyncio.Event()
+        self._ending = False
 
     # -- what is known
 
@@ -148,6 +151,7 @@ class RouteWatcher:
         """Begin to follow, and to give a sign of life. Needs a running event loop; once."""
         assert not self._tasks, "started twice"
         self._tasks.append(asyncio.create_task(self._follow(), name="registry-follow"))
+        self._keeper = asyncio.create_task(self._keep_on(), name="registry-cache")
         if self._me is not None:
             heartbeat = Heartbeat(
                 self._registry,
@@ -160,11 +164,16 @@ class RouteWatcher:
             self._tasks.append(asyncio.create_task(heartbeat.run(), name="registry-heartbeat"))
 
     async def stop(self) -> None:
-        """End; this node's sign of life is taken back if the registry answers. May be called twice."""
+        """End; this node's sign of life is taken back if the registry answers, and the newest table is in the cache. May be called twice."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            self._ending = True
+            self._to_keep.set()
+            await keeper
 
     # -- following
 
@@ -187,7 +196,7 @@ class RouteWatcher:
         snapshot = await self._registry.range(self._keys.root)
         check_revision(self._revision, snapshot.revision)
         picture = picture_of(snapshot, self._keys)
-        await self._take(picture)
+        self._take(picture)
         self._revision = snapshot.revision
         self._alive = frozenset(picture.alive)
         self._note(None)
@@ -229,7 +238,7 @@ class RouteWatcher:
         while True:
             await changed.wait()
             changed.clear()
-            await self._take(picture)
+            self._take(picture)
             await asyncio.sleep(TABLES_APART_S)
 
     async def _enroll(self) -> None:
@@ -242,8 +251,8 @@ class RouteWatcher:
         if self._me is not None and self._table is not None:
             await register_node(self._registry, self._table.cluster, self._me, arriving=self._arriving)
 
-    async def _take(self, picture: Picture) -> None:
-        """Work by what the picture shows, if it is complete and new; tell the listeners; keep it in the cache.
+    def _take(self, picture: Picture) -> None:
+        """Work by what the picture shows, if it is complete and new; tell the listeners; have it kept in the cache.
 
         Raises: RegistryRefused when it shows less than was seen.
         """
@@ -256,7 +265,20 @@ class RouteWatcher:
                 self._have_table.set()
                 for listener in list(self._listeners):
                     listener(table)
-        await self._keep()
+        self._to_keep.set()
+
+    async def _keep_on(self) -> None:
+        """Keep the newest table in the cache, until the end. Nobody waits for that: on a busy disk it may take longer than routes live."""
+        while True:
+            await self._to_keep.wait()
+            self._to_keep.clear()
+            try:
+                await self._keep()
+            except Exception:
+                # A fault of this program: the next table is tried all the same.
+                _log.exception("route cache not written")
+            if self._ending and not self._to_keep.is_set():
+                return
 
     async def _keep(self) -> None:
         if self._cache_path is None or self._table is None or self._table == self._cached:

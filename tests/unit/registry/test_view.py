@@ -1,5 +1,6 @@
 import asyncio
 import re
+import threading
 from pathlib import Path
 
 import msgspec
@@ -7,8 +8,9 @@ import pytest
 
 from amberblob.clock import SeededRandomness, SystemClock
 from amberblob.errors import NotReady
+from registry import view
 from registry.bootstrap import ClusterSettings, ensure_cluster, ensure_routes, register_node
-from registry.cache import load_cache
+from registry.cache import load_cache, save_cache
 from registry.interface import Entry, put
 from registry.keys import Keys
 from registry.memory import MemoryRegistry, MemoryStore
@@ -111,6 +113,29 @@ async def test_it_serves_from_the_cache_while_the_registry_is_down(world, tmp_pa
     await until(lambda: second.registry_error != "not asked yet")
     assert second.require_table() == table
     assert not second.registry_ok
+
+
+async def test_news_do_not_wait_for_the_cache(world, tmp_path: Path, monkeypatch):
+    """A disk that syncs slowly holds up no route; what was seen last is in the cache in the end."""
+    slow, saved = threading.Event(), []
+
+    def save(path: Path, table: RouteTable) -> None:
+        assert slow.wait(60)
+        saved.append(table.route(0).epoch)
+        save_cache(path, table)
+
+    monkeypatch.setattr(view, "save_cache", save)
+    cache = tmp_path / "routes.json"
+    await world.bootstrap()
+    watcher = world.watcher(cache_path=cache)
+    await watcher.wait_table(timeout_s=30)
+    for epoch in range(2, 6):
+        await world.change_route(0, epoch)
+        await until(lambda epoch=epoch: watcher.require_table().route(0).epoch == epoch)
+    slow.set()
+    await watcher.stop()
+    assert saved == [1, 5]
+    assert load_cache(cache) == watcher.table
 
 
 async def test_an_older_epoch_is_never_taken(world, tmp_path: Path):
