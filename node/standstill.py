@@ -45,7 +45,11 @@ class Standstill:
         """What is asked before the timer's turn, right after a standstill, sees it, too."""
         now_s = self._loop.time()
         if now_s - self._turned_s >= STANDSTILL_S:
-            self._woke_s, self._stood_s = now_s, now_s - self._turned_s
+            began_s = self._turned_s
+            if self._stood_s and began_s - self._woke_s < AFTERWARDS_S:
+                # What came during the one before may still be unread: they are one.
+                began_s = self._woke_s - self._stood_s
+            self._woke_s, self._stood_s = now_s, now_s - began_s
         self._turned_s = now_s
         return now_s
 

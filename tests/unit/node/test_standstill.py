@@ -60,6 +60,19 @@ async def test_what_is_met_after_a_standstill_may_have_come_when_it_began(watche
     assert standstill.late_s() == 0
 
 
+async def test_what_came_in_one_standstill_may_be_read_after_the_next(watched):
+    standstill, loop = watched
+    loop.turn(20)
+    loop.turn(TICK_S)
+    loop.turn(STANDSTILL_S)
+    assert standstill.late_s() == 20 + TICK_S + STANDSTILL_S
+    for _ in range(int(AFTERWARDS_S / TICK_S)):
+        loop.turn(TICK_S)
+    assert standstill.late_s() == 0
+    loop.turn(5)
+    assert standstill.late_s() == 5, "what was read long ago is not late any more"
+
+
 async def test_the_timer_may_see_it_first(watched):
     standstill, loop = watched
     loop.turn(5)
