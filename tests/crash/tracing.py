@@ -24,6 +24,9 @@ MUTATING = (*WRITES, *SYNCS, *NAMES, *SIZES)
 
 EXTRA = ("openat",)
 
+GATE = "getsid"
+"""A call that the store never makes: a thread that waits for its tracer makes it until it fails."""
+
 _WHOLE = re.compile(r"\A(\d+) +(\w+)\((.*)\) += (-?\d+|\?)(.*)\Z", re.S)
 _BEGUN = re.compile(r"\A(\d+) +(\w+)\((.*?)(?:,? ?)<unfinished \.\.\.>\Z", re.S)
 _ENDED = re.compile(r"\A(\d+) +<\.\.\. (\w+) resumed>(.*)\) += (-?\d+|\?)(.*)\Z", re.S)
@@ -146,22 +149,23 @@ class Attached:
 
     def __init__(self, tid: int, log: Path, call: str, fault: str, when: str) -> None:
         self.log = log
-        traced = {call, *MUTATING, *EXTRA} if "error" in fault else {call}
+        traced = {GATE, call, *MUTATING, *EXTRA} if "error" in fault else {GATE, call}
         self._process = subprocess.Popen(
             [
                 "strace", "-qq", "-o", str(log), "-y", "-s", "16", "-e", "signal=none",
                 "-e", "trace=" + ",".join(f"?{name}" for name in sorted(traced)),
-                "-e", f"inject={call}:{fault}:when={when}", "-p", str(tid),
+                "-e", f"inject={GATE}:error=EXDEV", "-e", f"inject={call}:{fault}:when={when}", "-p", str(tid),
             ],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
 
     def end(self, timeout_s: float) -> str:
-        """Wait for strace to end with its tracee; the log."""
+        """Wait for strace to end with its tracee; the log, without what the thread did to wait for its tracer."""
         try:
             self._process.communicate(timeout=timeout_s)
         finally:
             if self._process.poll() is None:
                 self._process.kill()
                 self._process.wait()
-        return self.log.read_text()
+        lines = self.log.read_text().splitlines(keepends=True)
+        return "".join(line for line in lines if not line.startswith(f"{GATE}("))
