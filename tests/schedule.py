@@ -33,7 +33,7 @@ SECONDS = {
     "tests/cluster/test_start.py": 35,
     "tests/cluster/test_upgrade.py": 60,
     "tests/cluster/test_upkeep.py": 37,
-    "tests/cluster/test_versus.py": 66,
+    "tests/cluster/test_versus.py": 75,
     "tests/contract/registry/test_membership.py": 30,
     "tests/contract/registry/test_registry.py": 15,
     "tests/crash/test_errors.py": 60,

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cluster.harness import Api, Cluster, api_of, logs_for, name_of
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Five minutes are for tests that only compute; here one waits for processes, each of its waits a minute or two at most."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(600))
 
 
 @pytest.hookimpl(wrapper=True)

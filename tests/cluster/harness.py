@@ -15,6 +15,7 @@ import json
 import os
 import random
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -547,7 +548,8 @@ class Api:
         self.nodes = list(range(len(cluster.nodes)))
         """Which nodes take turns."""
         self.patience_s = 0.0
-        """For so long an unexpected 503 is met as users do: with the same request once more. None is applied before it."""
+        """For so long an unexpected 503 or 504 is met as users do: with the same request once more, a write under its write id, so
+        that it is applied once."""
 
     async def __call__(
         self,
@@ -557,7 +559,7 @@ class Api:
         node: int | None = None,
         headers: Mapping[str, str] | None = None,
         data: Any = None,
-        timeout_s: float = 60.0,
+        timeout_s: float = 2 * DEADLINE_S,
         expect100: bool = False,
     ) -> Answer:
         """One request; ``target`` is sent as it stands."""
@@ -640,8 +642,10 @@ class Api:
 
     async def _expect(self, status: int, method: str, target: str, **options: Any) -> Answer:
         end = time.monotonic() + self.patience_s
+        if self.patience_s and method not in ("GET", "HEAD"):
+            options["headers"] = {"X-Amber-Write-Id": secrets.token_hex(16), **(options.get("headers") or {})}
         answer = await self(method, target, **options)
-        while answer.status == 503 != status and time.monotonic() < end:
+        while answer.status in {503, 504} - {status} and time.monotonic() < end:
             await asyncio.sleep(10 * POLL_S)
             answer = await self(method, target, **options)
         assert answer.status == status, f"{method} {target}: {answer.status}, not {status}: {answer.body[:600]!r}"

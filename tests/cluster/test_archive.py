@@ -122,7 +122,7 @@ async def evicted(api: Api, count: int) -> None:
         assert found <= count
         return found == count
 
-    await until(seen, f"{count} copies evicted")
+    await until(seen, f"{count} copies evicted", deadline_s=180.0)
 
 
 async def test_cold_bytes_go_and_come_back_through_every_node(make_cluster: MakeCluster, cold: Cold):

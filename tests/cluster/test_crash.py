@@ -12,6 +12,12 @@ from tests.cluster.workload import Stream, verify
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 ACKNOWLEDGED_BEFORE = 40
+WRITES_S = 120.0
+
+
+async def acknowledged(stream: Stream, count: int, what: str) -> None:
+    """Until so many are, beside bodies of 20 MiB and, perhaps, nodes that start."""
+    await until(lambda: len(stream.acknowledged) >= count, what, deadline_s=WRITES_S)
 
 
 @pytest.mark.parametrize(
@@ -24,16 +30,16 @@ async def test_killed_in_the_middle_of_writes(
 ) -> None:
     stream = Stream(api, name)
     stream.begin()
-    await until(lambda: len(stream.acknowledged) >= ACKNOWLEDGED_BEFORE * round_number, "writes are acknowledged")
+    await acknowledged(stream, ACKNOWLEDGED_BEFORE * round_number, "writes are acknowledged")
     for victim in victims:
         cluster.kill(victim)
     if len(victims) == 1:
         so_far = len(stream.acknowledged)
-        await until(lambda: len(stream.acknowledged) >= so_far + 20, "writes go on through the others")
+        await acknowledged(stream, so_far + 20, "writes go on through the others")
     for victim in victims:
         cluster.start(victim)
     so_far = len(stream.acknowledged)
-    await until(lambda: len(stream.acknowledged) >= so_far + 20, "writes go on after the restart")
+    await acknowledged(stream, so_far + 20, "writes go on after the restart")
     await stream.end()
     await cluster.wait_ready()
     first = await verify(api, cluster, stream.writes)
@@ -53,7 +59,7 @@ async def test_nodes_die_one_after_the_other(api: Api, cluster: Cluster, name: s
     stream.begin(writers=4, rivals=4, large=0)
     for victim in (0, 1, 2):
         so_far = len(stream.acknowledged)
-        await until(lambda so_far=so_far: len(stream.acknowledged) >= so_far + 15, "writes are acknowledged")
+        await acknowledged(stream, so_far + 15, "writes are acknowledged")
         cluster.kill(victim)
         cluster.start(victim)
         await cluster.wait_ready(victim)
@@ -65,7 +71,7 @@ async def test_nodes_die_one_after_the_other(api: Api, cluster: Cluster, name: s
 async def test_killed_again_while_it_recovers(api: Api, cluster: Cluster, name: str) -> None:
     stream = Stream(api, name)
     stream.begin(large=0)
-    await until(lambda: len(stream.acknowledged) >= 100, "writes are acknowledged")
+    await acknowledged(stream, 100, "writes are acknowledged")
     for pause_s in (0.05, 0.2, 0.35, 0.5, 0.7):
         for index in range(3):
             if cluster.nodes[index].running:

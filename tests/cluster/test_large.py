@@ -74,8 +74,8 @@ async def test_many_large_bodies_at_once_in_bounded_memory(api: Api, cluster: Cl
     data = PIECE * 4
 
     async def one(index: int) -> None:
-        put = await api.put(f"{name}/{index}", data, node=index % 3)
-        assert (await api.get(f"{name}/{index}", node=(index + 1) % 3)).etag == put.json["etag"]
+        put = await api.put(f"{name}/{index}", data, node=index % 3, timeout_s=280)
+        assert (await api.get(f"{name}/{index}", node=(index + 1) % 3, timeout_s=280)).etag == put.json["etag"]
 
     await asyncio.gather(*(one(index) for index in range(12)))
     for node in range(3):

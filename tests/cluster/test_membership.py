@@ -183,7 +183,7 @@ async def prefilled_is_there(api: Api, count: int, size: int) -> None:
 
 def wanted_in_registry(file: Path) -> dict[str, bytes]:
     """What an embedded registry holds, but for signs of life."""
-    with sqlite3.connect(file) as connection:
+    with sqlite3.connect(file, timeout=60) as connection:
         rows = connection.execute("SELECT key, value FROM entries WHERE key NOT LIKE '%/alive/%'")
         return {key: bytes(value) for key, value in rows}
 
@@ -256,6 +256,8 @@ async def test_three_nodes_become_five_and_other_three(three: Cluster) -> None:
             await emptied(three, 0, 1)
             traffic.check()
             traffic.through[:] = api.nodes[:] = [2, 3, 4]
+            under_way = traffic.under_way
+            await until(lambda: not (under_way[0] or under_way[1]), "what was on its way through them has ended")
             await operate(three, "remove", "node-1", "node-2", node=2)
         await traffic.verify()
 

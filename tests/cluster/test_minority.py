@@ -8,7 +8,7 @@ import time
 import pytest
 
 from amberblob import AsyncClient
-from tests.cluster.harness import KIB, Api, Cluster, content, etag_of
+from tests.cluster.harness import DEADLINE_S, KIB, Api, Cluster, content, etag_of
 
 pytestmark = pytest.mark.cluster
 
@@ -76,7 +76,7 @@ async def test_one_dead(api: Api, cluster: Cluster, name: str, dead: int) -> Non
 
 @pytest.mark.parametrize("dead", [0, 2])
 async def test_one_dead_through_the_client_library(cluster: Cluster, name: str, dead: int) -> None:
-    async with AsyncClient(cluster.endpoints) as client:
+    async with AsyncClient(cluster.endpoints, timeout_s=2 * DEADLINE_S) as client:
         await client.put(f"{name}/before", b"before")
         cluster.kill(dead)
         assert await client.get_bytes(f"{name}/before") == b"before"
@@ -94,7 +94,7 @@ async def test_one_dead_through_the_client_library(cluster: Cluster, name: str, 
         assert len(paths) == 46
     cluster.start(dead)
     await cluster.wait_ready(dead)
-    async with AsyncClient([cluster.endpoint(dead)]) as client:
+    async with AsyncClient([cluster.endpoint(dead)], timeout_s=2 * DEADLINE_S) as client:
         for index in range(60):
             if index % 4:
                 path = f"{name}/{index:02}"

@@ -81,7 +81,7 @@ async def test_rolling_restart_under_writes(api: Api, cluster: Cluster, name: st
     for node in range(3):
         so_far = len(stream.acknowledged)
         await until(lambda so_far=so_far: len(stream.acknowledged) > so_far + 20, "writes are acknowledged")
-        assert await asyncio.to_thread(cluster.stop, node) == 0
+        assert await asyncio.to_thread(cluster.stop, node, timeout_s=90) == 0
         so_far = len(stream.acknowledged)
         await until(lambda so_far=so_far: len(stream.acknowledged) > so_far + 20, "writes go on")
         cluster.start(node)

@@ -145,7 +145,12 @@ class Traffic:
         known = self.known.setdefault(path, Known())
         self.counts["large"] += 1
         await self._put(path, known, chance, node, size=self.large_bytes + chance.randrange(KIB))
-        await self._get(path, known, self.through[self._turn % len(self.through)])
+        other = self.through[self._turn % len(self.through)]
+        self.under_way[other] += 1
+        try:
+            await self._get(path, known, other)
+        finally:
+            self.under_way[other] -= 1
 
     async def _count(self, who: str, chance: random.Random, node: int) -> None:
         told = await self.api.get(self._counter, node=node)

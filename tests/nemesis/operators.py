@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ACTIVE_MIN = 3
 """Copies of each slot."""
 
-ASKED_S = 60.0
+ASKED_S = 90.0
 """How long an operator asks again, through one node and another, while nodes are down or the registry is away."""
 
 SETTLED_S = 180.0
