@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -80,7 +81,7 @@ class Kit:
         await staging.finish(chunks, None)
         return chunks
 
-    async def until(self, condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    async def until(self, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
         async with asyncio.timeout(timeout_s):
             while not condition():
                 await asyncio.sleep(0.005)
@@ -91,8 +92,20 @@ class Kit:
         return target
 
     async def copy_still(self, store: DiskStore, target: Path) -> Path:
-        """The same while the database thread does nothing else: it is the one that removes segments, oldest first."""
-        return await store._core._database.call(lambda: self.copy(store.path, target))
+        """The same while the database thread does nothing (it makes databases, and removes segments, oldest first), and no task goes on."""
+        still, go = threading.Event(), threading.Event()
+
+        def stand_still() -> None:
+            still.set()
+            go.wait()
+
+        standing = store._core._database.call(stand_still)
+        try:
+            assert await asyncio.to_thread(still.wait, 60)
+            return self.copy(store.path, target)
+        finally:
+            go.set()
+            await standing
 
     def sql(self, database: Path, query: str) -> list[tuple]:
         connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)

@@ -119,7 +119,7 @@ async def test_killed_while_it_evicts(kit, tmp_path: Path, kind: str, step: int)
     ops.left = step
     assert await store.evict(SLOT, "a", one.version) == one.size_bytes
     if not ops.end():
-        kit.copy(tmp_path / "d", tmp_path / "copy")
+        await kit.copy_still(store, tmp_path / "copy")
     again = await kit.open(tmp_path / "copy")
     # Looking whether it is whole finds bytes that are left, and then the version lives by those.
     if await again.is_evicted(SLOT, one.version.blob_id):

@@ -43,7 +43,7 @@ async def test_what_the_journal_still_holds_does_not_come_back(kit, tmp_path: Pa
         folder = tmp_path / "d"
         await store.close()
     else:
-        folder = kit.copy(tmp_path / "d", tmp_path / "copy")
+        folder = await kit.copy_still(store, tmp_path / "copy")
     again = await kit.open(folder)
     assert again.incarnations() == {1: incarnation}
     assert await blank(again, 1)
@@ -139,7 +139,7 @@ async def test_a_blank_copy_gets_another_incarnation_if_it_is_to_be_a_fresh_one(
     last = {slot: store.slot_state(slot).incarnation for slot in (1, 7)}
     assert len(list((tmp_path / "d/quarantine").iterdir())) == 1, "only of the one that held something"
     assert [one.slot for one in store.lost_slots] == [1]
-    again = await kit.open(kit.copy(tmp_path / "d", tmp_path / "copy"))
+    again = await kit.open(await kit.copy_still(store, tmp_path / "copy"))
     assert again.incarnations() == last
     assert await blank(again, 1) and await blank(again, 7)
 
@@ -181,7 +181,7 @@ async def test_what_was_left_and_not_removed_before_a_restart_is_removed_by_it(k
     store = await used(kit, tmp_path / "d")
     await staged(kit, store, 1, 5)
     incarnation = await store.leave(1)
-    again = await kit.open(kit.copy(tmp_path / "d", tmp_path / "copy"))
+    again = await kit.open(await kit.copy_still(store, tmp_path / "copy"))
     assert files_of(tmp_path / "copy/slots/1") == []
     assert again.incarnations() == {1: incarnation}
     assert not await again.holds(1)
@@ -198,7 +198,7 @@ async def test_killed_while_it_leaves_and_done_again(kit, tmp_path: Path, step: 
     await store.leave(1)
     ops.end()
     if not (tmp_path / "copy").exists():
-        kit.copy(tmp_path / "d", tmp_path / "copy")
+        await kit.copy_still(store, tmp_path / "copy")
     again = await kit.open(tmp_path / "copy")
     state = again.slot_state(1)
     if state.incarnation == again.disk_id:
@@ -287,5 +287,5 @@ async def test_a_slot_whose_leaving_failed_halfway_is_left_and_not_lost(kit, tmp
     assert store.lost_slots == [], "nothing is wrong with it"
     incarnation = await store.leave(1)
     assert incarnation != first and await blank(store, 1) and store.failed is None
-    again = await kit.open(kit.copy(tmp_path / "d", tmp_path / "copy"))
+    again = await kit.open(await kit.copy_still(store, tmp_path / "copy"))
     assert again.incarnations() == {1: incarnation} and await blank(again, 1)

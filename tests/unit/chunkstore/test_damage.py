@@ -83,7 +83,7 @@ async def test_an_unfinished_database_is_made_anew_from_the_journal(kit, tmp_pat
     store = await kit.open(tmp_path / "d")
     await kit.put(store, 1, "a")
     assert await store.rows(1, "a")
-    folder = kit.copy(tmp_path / "d", tmp_path / "copy")
+    folder = await kit.copy_still(store, tmp_path / "copy")
     assert (folder / "slots/1/meta.sqlite3").exists()
     for path in (folder / "slots/1").glob("meta.sqlite3*"):
         path.write_bytes(b"torn" * 500)
@@ -97,7 +97,7 @@ async def test_an_unfinished_database_is_not_believed(kit, tmp_path: Path):
     store = await kit.open(tmp_path / "d")
     await kit.put(store, 1, "p")
     assert await store.rows(1, "p")
-    folder = kit.copy(tmp_path / "d", tmp_path / "copy")
+    folder = await kit.copy_still(store, tmp_path / "copy")
     with closing(sqlite3.connect(folder / "slots/1/meta.sqlite3")) as database:
         database.execute("DELETE FROM registers")
         database.execute("DELETE FROM blobs")
@@ -186,7 +186,7 @@ async def test_a_rotten_inline_body_goes_to_quarantine_and_is_mended(kit, tmp_pa
     with pytest.raises(ChunkMissing):
         await store.read_chunk(3, record.head.blob_id, record.head.chunks[0])
     await store.install_chunk(3, record.head, record.head.chunks[0], b"hello")
-    again = await kit.open(kit.copy(tmp_path / "d", tmp_path / "copy"))
+    again = await kit.open(await kit.copy_still(store, tmp_path / "copy"))
     assert await again.read_chunk(3, record.head.blob_id, record.head.chunks[0]) == b"hello"
 
 
@@ -270,8 +270,7 @@ async def test_below_the_reserve_bytes_are_refused_and_commits_are_not(kit, tmp_
 async def test_the_ballast_goes_when_a_segment_finds_no_room(kit, tmp_path: Path, faulty):
     store = await kit.open(tmp_path / "d", ops=faulty, reserve_bytes=4 << 20, segment_bytes=4 << 20)
     ballast = tmp_path / "d/ballast"
-    await kit.until(ballast.exists)
-    assert ballast.stat().st_size == 1 << 20
+    await kit.until(lambda: ballast.exists() and ballast.stat().st_size == 1 << 20)
     real = type(faulty).allocate
 
     def allocate(fd: int, size_bytes: int) -> None:

@@ -54,7 +54,7 @@ async def test_a_copy_taken_at_any_moment_has_all_that_was_acknowledged(kit, tmp
     for number in range(5):
         await kit.until(lambda wanted=(number + 1) * 40: sum(acknowledged.values()) >= wanted)
         promised = dict(acknowledged)
-        copies.append((promised, kit.copy(tmp_path / "d", tmp_path / f"copy{number}")))
+        copies.append((promised, await kit.copy_still(store, tmp_path / f"copy{number}")))
     stop = True
     await asyncio.gather(*writers)
     for promised, folder in copies:
@@ -148,14 +148,14 @@ async def test_segments_rotate_are_checkpointed_and_go(kit, tmp_path: Path):
     assert segment_numbers(tmp_path / "d/journal")[-1] >= 7
     assert "slots_created = [\n    0,\n    1,\n    2,\n]" in (tmp_path / "d/disk.toml").read_text()
     assert (await store.load(1, "p1")).chosen
-    again = await kit.open(kit.copy(tmp_path / "d", tmp_path / "copy"))
+    again = await kit.open(await kit.copy_still(store, tmp_path / "copy"))
     assert len((await again.scan("", "", "", 100)).entries) == 60
 
 
 async def test_a_torn_tail_is_cut_and_writing_goes_on(kit, tmp_path: Path):
     store = await kit.open(tmp_path / "d")
     await kit.put(store, 1, "a")
-    folder = kit.copy(tmp_path / "d", tmp_path / "copy")
+    folder = await kit.copy_still(store, tmp_path / "copy")
     path = segment_path(folder / "journal", segment_numbers(folder / "journal")[-1])
     data = bytearray(path.read_bytes())
     end = max(at for at in range(len(data)) if data[at]) + 1
@@ -252,7 +252,7 @@ async def test_staged_and_aborted_survive(kit, tmp_path: Path):
     (chunk,) = await kit.stage(store, 2, staged, b"abc")
     await kit.stage(store, 2, gone, b"abc")
     await store.discard(2, gone)
-    again = await kit.open(kit.copy(tmp_path / "d", tmp_path / "copy"))
+    again = await kit.open(await kit.copy_still(store, tmp_path / "copy"))
     assert await again.blob_state(2, staged) is BlobState.DURABLE
     assert await again.read_chunk(2, staged, chunk) == b"abc"
     assert await again.blob_state(2, gone) is BlobState.ABORTED
