@@ -46,7 +46,7 @@ def open_many(port: int, count: int, first: bytes) -> list[socket.socket]:
         sock.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT: choose the port at connect
         sock.bind((f"127.0.0.{2 + number % SOURCES}", 0))
         sock.connect((HOST, port))
-        if first:
+        with contextlib.suppress(ConnectionError):  # we were so slow that the node has closed it
             sock.sendall(first)
         made.append(sock)
     return made
@@ -170,17 +170,30 @@ def test_idle_connections_are_given_up() -> None:
         made.mark()
         before_sockets = made.sockets
         count = 500
-        socks = open_many(made.http, count, b"") + open_many(made.http, count, request("GET", "/healthz"))
-        half = open_many(made.http, count, b"GET /")
-        start = time.monotonic()
-        try:
-            until_sync(lambda: made.sockets <= before_sockets + 16, "all are closed")
-            report.say(f"{3 * count} connections closed {time.monotonic() - start:.1f} s after the last was opened")
-            assert time.monotonic() - start >= min(HEAD_S, IDLE_S) / 2
-            told = [answer.status for sock in half for answer in parse_answers(sock.recv(4096))[0]]
-            # One whose word the node had not yet looked at when the time was over counts for silent.
-            assert set(told) == {408} and len(told) > count * 0.9, "who had begun to speak is told"
-        finally:
-            for sock in [*socks, *half]:
-                sock.close()
+        for _ in range(5):
+            socks = open_many(made.http, count, b"") + open_many(made.http, count, request("GET", "/healthz"))
+            start = time.monotonic()
+            half = open_many(made.http, count, b"GET /")
+            try:
+                until_sync(lambda: made.sockets <= before_sockets + 16, "all are closed")
+                took_s = time.monotonic() - start
+                report.say(f"{3 * count} connections closed {took_s:.1f} s after the last third was begun with")
+                assert took_s > min(HEAD_S, IDLE_S) - 0.1
+                told = [answer.status for sock in half for answer in parse_answers(last_words(sock))[0]]
+                assert set(told) <= {408}
+                # One whose word the node had not yet looked at when the time was over counts for silent.
+                if len(told) > count * 0.9:
+                    break
+            finally:
+                for sock in [*socks, *half]:
+                    sock.close()
+        else:
+            raise AssertionError("who had begun to speak is told")
         made.check()
+
+
+def last_words(sock: socket.socket) -> bytes:
+    """What came before the end; nothing, if what we had said was not read and the end is a reset."""
+    with contextlib.suppress(ConnectionError):
+        return sock.recv(4096)
+    return b""

@@ -650,7 +650,7 @@ def test_floods_do_not_fill_the_memory(node: Victim, known: bytes) -> None:
         report.say(
             f"{what}: {int(said.data) / MIB:.1f} MiB in {said.seconds:.1f} s, {said.ended}; peak +{grown / MIB:.1f} MiB"
         )
-        assert int(said.data) >= 64 * KIB, what
+        assert int(said.data) >= 63 * KIB, what  # the first block at least: that is so many times a whole piece
         assert grown < 24 * MIB, f"{what}: the node grew by {grown / MIB:.1f} MiB"
         node.counts["floods"] += 1
     assert node.counts["floods"] == len(FLOODS)

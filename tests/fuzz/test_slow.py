@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import socket
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -107,6 +108,12 @@ def test_slow_senders(node: Victim) -> None:
         for what, (_, _, after_s, told) in CASES.items():
             for result in work[what]:
                 said = result()
+                for _ in range(4):
+                    if not {answer.status for answer in parse_answers(said.data)[0]} < told:
+                        break
+                    # The node or we stood still for as long as it waits: it had heard less than we said.
+                    first, each, _, _ = CASES[what]
+                    said = dribble(node, first, each)
                 answers, rest = parse_answers(said.data)
                 report.say(f"{what}: {said.ended} after {said.seconds:.1f} s, {[answer.status for answer in answers]}")
                 assert said.ended != "open", f"{what}: not ended within {said.seconds:.1f} s"
@@ -132,7 +139,7 @@ def test_a_slow_body_that_goes_on_is_taken(node: Victim) -> None:
         told = [answer.status for answer in parse_answers(said.data)[0]]
         if told == [201]:
             break
-        assert told == [408], said  # this machine may have been slower than we were
+        assert told in ([408], []), said  # this machine may have been slower than we were, or the head not read in time
     assert told == [201]
     assert ask(node.http, "GET", "/objects/slow").body == body
     assert ask(node.http, "DELETE", "/objects/slow").status == 204
@@ -140,6 +147,18 @@ def test_a_slow_body_that_goes_on_is_taken(node: Victim) -> None:
 
 def all_gone(node: Victim, before: int) -> bool:
     return node.sockets <= before
+
+
+def asking(node: Victim, *, listens: bool) -> socket.socket:
+    """A client that has asked for the large object, and has heard a little of it if it ``listens``."""
+    for _ in range(5):
+        sock = connect(node.http, receive_bytes=4096)
+        with contextlib.suppress(ConnectionError):  # it took us longer to ask than the node waits
+            sock.sendall(request("GET", "/objects/unread"))
+            if not listens or sock.recv(1000):
+                return sock
+        sock.close()
+    raise AssertionError("the node does not answer")
 
 
 def test_clients_that_do_not_read(node: Victim) -> None:
@@ -150,12 +169,8 @@ def test_clients_that_do_not_read(node: Victim) -> None:
     after: list[int] = []
     for wave in range(2):
         before, before_sockets = node.usage, node.sockets
-        socks = [connect(node.http, receive_bytes=4096) for _ in range(READERS)]
         start = time.monotonic()
-        for number, sock in enumerate(socks):
-            sock.sendall(request("GET", "/objects/unread"))
-            if number % 2:
-                assert sock.recv(1000)
+        socks = [asking(node, listens=number % 2 == 1) for number in range(READERS)]
         grown = 0
         while node.sockets > before_sockets + 4 and time.monotonic() - start < 2 * hurried.WRITE_STALL_S + LATE_S:
             grown = max(grown, node.usage.rss_bytes - before.rss_bytes)
