@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.harness import Api, Cluster, api_of, logs_for, name_of, until_sync
+from tests.cluster.harness import DEADLINE_S, Api, Cluster, api_of, logs_for, name_of, until_sync
 
 
 @pytest.hookimpl(wrapper=True)
@@ -31,6 +31,7 @@ def shared_cluster() -> Iterator[Cluster]:
 async def api(shared_cluster: Cluster) -> AsyncIterator[Api]:
     await shared_cluster.wait_ready()
     async with api_of(shared_cluster) as api:
+        api.patience_s = DEADLINE_S  # nodes that get no processor for a while may take each other for dead
         yield api
 
 

@@ -15,7 +15,11 @@ pytestmark = pytest.mark.cluster
 @pytest.mark.parametrize("target", ["/healthz", "/readyz"])
 async def test_health_and_readiness(api: Api, target: str) -> None:
     for node in api.nodes:
-        assert (await api("GET", target, node=node)).status == 200
+
+        async def well(node: int = node) -> bool:
+            return (await api("GET", target, node=node)).status == 200
+
+        await until(well, f"node {node} is well")
         head = await api("HEAD", target, node=node)
         assert (head.status, head.body) == (200, b"")
 
@@ -36,7 +40,13 @@ async def test_metrics(api: Api) -> None:
 
 async def test_cluster(api: Api, shared_cluster: Cluster) -> None:
     for node in api.nodes:
-        view = (await api("GET", "/cluster", node=node)).json
+
+        async def whole(node: int = node) -> dict[str, Any] | None:
+            """On a busy machine a node may be taken for dead for a moment."""
+            view: dict[str, Any] = (await api("GET", "/cluster", node=node)).json
+            return view if all(entry["reachable"] for entry in view["nodes"]) else None
+
+        view = await until(whole, "every node is reached")
         assert len({entry["node"] for entry in view["nodes"]}) == 3
         assert {entry["http"] for entry in view["nodes"]} == {
             url.removeprefix("http://") for url in shared_cluster.endpoints
@@ -58,11 +68,16 @@ async def test_cluster(api: Api, shared_cluster: Cluster) -> None:
 async def test_healing_is_asked_for_and_seen(api: Api, shared_cluster: Cluster) -> None:
     await api.put("heal/one", b"x" * 100_000)
     for node in api.nodes:
-        asked = await api("POST", "/cluster/heal", node=node)
-        assert asked.status == 202
-        assert asked.json["nodes"] == sorted(node.name for node in shared_cluster.nodes)
-        assert asked.json["silent_nodes"] == []
-        since = asked.json["since"]
+
+        async def all_asked(node: int = node) -> dict[str, Any] | None:
+            """Who is not reached in a few seconds is named as silent, and on a busy machine that may be anybody."""
+            answer = await api("POST", "/cluster/heal", node=node)
+            assert answer.status == 202
+            told: dict[str, Any] = answer.json
+            assert sorted(told["nodes"] + told["silent_nodes"]) == sorted(one.name for one in shared_cluster.nodes)
+            return None if told["silent_nodes"] else told
+
+        since = (await until(all_asked, "every node is asked"))["since"]
 
         async def healed(node: int = node, since: str = since) -> bool:
             answer = await api("GET", f"/cluster?slots=unhealed&since={since}", node=node)

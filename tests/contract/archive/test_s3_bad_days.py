@@ -529,7 +529,7 @@ def _own_certificate(folder):
 
 
 async def test_no_answer_within_the_time(make, proxy):
-    target = make(timeout_s=5.0, tries=2)
+    target = make(tries=2)
     rule = proxy.add("HEAD", "*", Bad(stall_after=0, headers={}), times=9)
     await target.put("packs/p", parts_of(b"x"))
     proxy.heal()

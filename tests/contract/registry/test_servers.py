@@ -14,17 +14,22 @@ from amberblob.errors import RegistryUnavailable
 from registry.factory import open_registry
 from registry.interface import Registry
 from tests.cluster.harness import HOST, ROOT, environment, free_ports, until, until_sync
-from tests.contract.registry.backends import LATE_S
+from tests.contract.registry.backends import CALL_TIMEOUT_S, HURRIED_S, LATE_S
 from tests.contract.registry.servers import EtcdServer, Patience, RedisServer, program
 from tests.contract.registry.tries import answered, create
 
 
 @pytest.fixture
-async def opened():
-    """Opens registries, and closes them at the end."""
+async def opened(monkeypatch):
+    """Opens registries, and closes them at the end. They are patient, where a test does not say otherwise: this machine may be busy."""
     made: list[Registry] = []
 
-    def opener(url: str) -> Registry:
+    def opener(url: str, *, call_timeout_s: float = CALL_TIMEOUT_S) -> Registry:
+        from registry.etcd import EtcdRegistry
+        from registry.redis import RedisRegistry
+
+        for kind in (EtcdRegistry, RedisRegistry):
+            monkeypatch.setitem(kind.__init__.__kwdefaults__, "call_timeout_s", call_timeout_s)
         made.append(open_registry(url))
         return made[-1]
 
@@ -261,12 +266,13 @@ async def test_another_member_of_etcd_is_used_when_one_is_away(three, opened):
     assert seen == made
     # Without a majority nothing is answered, and in bounded time.
     three[2].stop()
+    hurried = opened("etcd://" + ",".join(f"{HOST}:{member.port}" for member in three), call_timeout_s=HURRIED_S)
     patience = Patience()
     with pytest.raises(RegistryUnavailable):
-        await registry.get("a")
+        await hurried.get("a")
     with pytest.raises(RegistryUnavailable):
-        await registry.compare_and_set("b", 0, b"")
-    assert patience.took_s < 11 + LATE_S
+        await hurried.compare_and_set("b", 0, b"")
+    assert patience.took_s < 3 * HURRIED_S + LATE_S
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
 
@@ -352,7 +358,7 @@ async def test_a_write_is_not_trusted_to_a_member_that_was_not_tried(servers, op
     """The first call of all, and one after a while: a write that fails on the way would leave its caller in doubt."""
     (nobody,) = free_ports(1)
     server = servers(EtcdServer)
-    for turn in range(3):
+    for turn in range(10):
         # Who is not reached within a second is not written to either, and on a busy machine that may be anybody.
         with contextlib.suppress(RegistryUnavailable):
             registry = opened(f"etcd://{HOST}:{nobody},{HOST}:{server.port}")
@@ -407,10 +413,9 @@ async def test_etcd_by_tls(opened, certificates, tmp_path):
             return await answered(registry.get("a")) is not None
 
         await until(made, "etcd serves")
-        with pytest.raises(RegistryUnavailable):
-            await opened(url).get("a")
-        with pytest.raises(RegistryUnavailable):
-            await opened(server.url).get("a")
+        for wrong in (url, server.url):
+            with pytest.raises(RegistryUnavailable):
+                await opened(wrong, call_timeout_s=5.0).get("a")
     finally:
         server.close()
 
