@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 import textwrap
 from pathlib import Path
 
 import pytest
+
+from tests.cluster.harness import free_ports
 
 FAKE_NODE = """
 import http.server, os, signal, sys, threading, time
@@ -64,19 +65,5 @@ def fake_node(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def port() -> int:
-    """The first of three neighbouring free ports, outside of the range for outgoing connections."""
-    import random
-
-    for _ in range(1000):
-        first = random.randrange(10_240, 32_000)
-        sockets = [socket.socket() for _ in range(3)]
-        try:
-            for index, probe in enumerate(sockets):
-                probe.bind(("127.0.0.1", first + index))
-            return first
-        except OSError:
-            continue
-        finally:
-            for probe in sockets:
-                probe.close()
-    raise RuntimeError("no free ports")
+    """The first of three neighbouring free ports, that no other test is given: not even while their node is down."""
+    return free_ports(3, in_a_row=True)[0]

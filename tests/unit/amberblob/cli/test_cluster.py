@@ -284,7 +284,7 @@ def test_heal_asks_again_when_nothing_moves(told, monkeypatch):
 
 def test_a_bar_on_a_terminal_and_no_lines(told):
     told.clusters = [cluster(row(0), bytes_waiting=4096), cluster(row(0), bytes_waiting=1024), cluster()]
-    program = "from amberblob.cli import heal, main; heal.POLL_S = 0.3; main()"
+    program = "from amberblob.cli import heal, main; heal.POLL_S = 2.0; main()"
     done, shown = run_on_terminal(["-c", program, "cluster", "heal", "--wait"], columns=120)
     assert (done.returncode, done.stdout) == (0, b"healed: all 4 slots\n")
     assert "━".encode() in shown and b"75%" in shown and b"1.0 KiB left" in shown
