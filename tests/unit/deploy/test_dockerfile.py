@@ -40,7 +40,7 @@ for url in ("etcd://127.0.0.1:1", "redis://127.0.0.1:1/0"):
 import amberblob
 print(amberblob.__file__)
 """
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def words(process: subprocess.Popen[bytes]) -> tuple[int, bytes]:
 
 
 def until_ready(node: subprocess.Popen[bytes], port: int) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while time.monotonic() < end and node.poll() is None:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as response:

@@ -25,7 +25,7 @@ SETTINGS = ClusterSettings(name="test", slot_count=4, replicas=1, chunk_bytes=8,
 
 
 async def until(condition, what: str = "") -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)
 

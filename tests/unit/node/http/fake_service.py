@@ -260,7 +260,7 @@ class FakeStatus:
 Predicate = Callable[[], bool]
 
 
-async def until(true: Predicate, *, within_s: float = 30.0) -> None:
+async def until(true: Predicate, *, within_s: float = 60.0) -> None:
     """Wait for a state."""
     async with asyncio.timeout(within_s):
         while not true():

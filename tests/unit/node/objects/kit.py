@@ -52,7 +52,7 @@ from registry.readmit import readmit
 from registry.routes import ClusterInfo, Member, NodeInfo, Route, RouteTable, advance, encode
 from registry.snapshot import picture_of
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 PATIENCE_S = 30.0
 """What a request, a write or a read may take, and a replica may lag, where a test does not say: a busy machine is none of them."""
 CHUNK = CHUNK_BYTES_MIN

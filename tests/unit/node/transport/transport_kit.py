@@ -31,7 +31,7 @@ from node.transport import Identity, PeerClients, PeerServer
 from node.transport.interface import IncomingStage, Respond
 
 SECRET = b"s" * 32
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 def identity(

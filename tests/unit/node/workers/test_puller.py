@@ -17,7 +17,7 @@ from antientropy.step import Did
 from antientropy.wants import SMALL_BYTES_MAX
 from node import sources
 from node.workers import puller as puller_module
-from tests.unit.node.objects.kit import CHUNK, Cluster, Node, cluster, content, get, put
+from tests.unit.node.objects.kit import CHUNK, Cluster, Node, cluster, content, get, put, until
 
 INLINE = 1000
 ONE_CHUNK = CHUNK
@@ -257,6 +257,8 @@ async def _missing(made: Cluster, index: int) -> list[ChunkRef]:
 
 
 async def test_while_clients_are_served_less_is_asked_for_at_once(monkeypatch):
+    # On a busy machine a client may not get its turn for half a second.
+    monkeypatch.setattr("antientropy.pace.BUSY_S", 60.0)
     rate = 4 * MIB
     async with cluster(slots=2, repair=RepairSection(busy_bytes_per_s=rate)) as made:
         sizes = [ONE_CHUNK] * 40
@@ -268,9 +270,11 @@ async def test_while_clients_are_served_less_is_asked_for_at_once(monkeypatch):
                 await get(made[3], "w0")
                 await asyncio.sleep(0.02)
 
+        copies, reading = made[3].replica.copies, made[3].reading
+        before = copies.served + reading.served
         task = asyncio.get_running_loop().create_task(client())
-        await asyncio.sleep(0.05)
         try:
+            await until(lambda: copies.served + reading.served > before)
             await made[3].pull()
         finally:
             task.cancel()
