@@ -10,6 +10,7 @@ import pytest
 from registry.interface import Registry
 from tests.contract.registry.backends import BACKENDS, HURRIED_S, Etcd, Redis
 from tests.contract.registry.servers import EtcdServer, RedisServer, Server
+from tests.contract.registry.tries import back_again
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +43,8 @@ def backend(request, tmp_path, servers):
 @pytest.fixture
 async def clients(backend) -> AsyncIterator[tuple[Registry, Registry]]:
     first, second = backend.client(), backend.client()
+    # A client of etcd gives a server a second or two to take a connection, and on a busy machine it may need longer.
+    await back_again(first, second)
     yield first, second
     await first.close()
     await second.close()

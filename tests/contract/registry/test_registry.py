@@ -595,6 +595,7 @@ async def test_a_store_that_was_set_back_is_recognised(clients, server):
 
 async def test_close_ends_watches_and_calls(backend):
     registry = backend.client()
+    await back_again(registry)
     revision = await registry.compare_and_set("a", 0, b"")
     task = asyncio.create_task(collect(registry, "", revision, 2))
     await registry.get("a")
