@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.schedule import in_order
+
+GIB = 2**30
+FREE_BYTES_MIN = 4 * GIB
+"""What must be free where temporary files go: several clusters at a time are there, and nodes refuse writes on a disk that is
+nearly full. Hundreds of tests would fail in as many ways."""
 
 # A busy machine is slow now and then, which says nothing of what is tested; and what a run meets, the next one meets, too.
 # Whoever asks for more examples by hand wants others each time.
@@ -19,6 +26,19 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("amberblob")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if hasattr(session.config, "workerinput") or session.config.option.collectonly:
+        return
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if free < FREE_BYTES_MIN:
+        pytest.exit(
+            f"the tests need {FREE_BYTES_MIN / GIB:.0f} GiB for temporary files, and {folder} has {free / GIB:.1f} GiB free: "
+            "make room, or name another folder in TMPDIR",
+            returncode=pytest.ExitCode.USAGE_ERROR,
+        )
 
 
 @pytest.hookimpl(trylast=True)
