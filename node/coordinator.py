@@ -34,6 +34,8 @@ from node.turns import Turns
 
 FINISH_TRIES_MAX = 4
 ROUTE_PATIENCE_S = 1.0
+"""How long a newer route is waited for that is known of here only by refusals, while the registry is not followed."""
+
 LOOKS_MAX = 8
 """A read of what is being written here looks again so many times, before it stands in line with a round of its own."""
 

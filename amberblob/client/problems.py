@@ -81,7 +81,7 @@ def problem_to_error(status: int, headers: Mapping[str, str], body: bytes) -> Am
     condition, the current head's ``etag``, ``version`` and ``blob_id`` from the headers.
     """
     document = _problem(body)
-    code = document.get("type")
+    code = document.get("type") or headers.get("X-Amber-Error")  # the answer to HEAD has no document
     # A `type` may be spelt as a URI: its last part is the code.
     code = code.rstrip("/").rpartition("/")[2] if isinstance(code, str) and code != "about:blank" else None
     extra: dict[str, Any] = {name: value for name, value in document.items() if name not in _OWN_MEMBERS}

@@ -505,6 +505,7 @@ def _headers() -> Schema:
         "Last-Modified": _header("When the version was made."),
         "X-Amber-Meta": _header("As given by PUT."),
         "X-Amber-Tombstoned-At": _header("When the version was deleted, if it is.", _TIME),
+        "X-Amber-Error": _header("The problem's type, for HEAD, whose answer has no document."),
         "Retry-After": _header("Seconds.", {"type": "integer"}),
     }
 
@@ -584,7 +585,11 @@ def _common_headers() -> Schema:
 
 
 def _object_headers() -> Schema:
-    headers = {name: _ref("headers", name) for name in _headers() if name not in ("Retry-After", "X-Amber-Meta")}
+    headers = {
+        name: _ref("headers", name)
+        for name in _headers()
+        if name not in ("Retry-After", "X-Amber-Error", "X-Amber-Meta")
+    }
     return headers | {"X-Amber-Meta-*": _ref("headers", "X-Amber-Meta")}
 
 
@@ -593,7 +598,7 @@ def _problems(*statuses: str) -> Schema:
 
 
 def _problem(status: str, title: str) -> Schema:
-    headers = _common_headers()
+    headers = {**_common_headers(), "X-Amber-Error": _ref("headers", "X-Amber-Error")}
     if status == "503":
         headers["Retry-After"] = _ref("headers", "Retry-After")
     return {

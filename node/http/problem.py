@@ -14,6 +14,9 @@ from node.http.refusals import HeaderTooLarge
 from node.http.views import head_headers, head_json
 
 PROBLEM_JSON = "application/problem+json"
+ERROR_HEADER = "X-Amber-Error"
+"""The document's ``type`` once more: the answer to HEAD has no document."""
+
 RETRY_AFTER_S = 1
 
 REQUEST_LINE_BYTES_MAX = HTTP_HEADER_BYTES_MAX + 16 * KIB
@@ -37,7 +40,7 @@ def problem(error: AmberError, request_id: str) -> Answer:
         "detail": error.detail,
         "request_id": request_id,
     }
-    headers = {"Content-Type": PROBLEM_JSON}
+    headers = {"Content-Type": PROBLEM_JSON, ERROR_HEADER: error.code}
     extra = error.extra
     match error.status:
         case 401:

@@ -43,7 +43,7 @@ PATIENCE_S = 0.2
 """When those that were asked first take longer, all others are asked, too."""
 UNSURE_MAX = PARALLEL_READS
 """With more undecided paths than this in a stretch the rest of the nodes is asked, too ..."""
-ROUTE_PATIENCE_S = 2.0
+NEWS_PATIENCE_S = 2.0
 """How long newer routes are waited for that may not come: the registry is away, or copies without which there is no majority are away or
 lost. Else the news are on their way, and a listing waits for them as a read does: until its time is over."""
 ROUTE_POLL_S = 0.02
@@ -330,7 +330,7 @@ class Listing:
             try:
                 return await self._scan_by(known, request)
             except _RoutesDiffer as differ:
-                patience_s = ROUTE_PATIENCE_S if differ.for_long else self._coordinator.read_timeout_s
+                patience_s = NEWS_PATIENCE_S if differ.for_long else self._coordinator.read_timeout_s
                 if loop.time() - began_s >= patience_s:
                     raise differ.error from None
             except QuorumUnavailable:

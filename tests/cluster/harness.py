@@ -530,6 +530,7 @@ def check_answer(answer: Answer, *, head: bool = False) -> Answer:
         for member in ("type", "title", "detail"):
             assert isinstance(problem[member], str) and problem[member], problem
         assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", problem["type"]), problem
+        assert answer.headers.get("X-Amber-Error", problem["type"]) == problem["type"], answer
     return answer
 
 

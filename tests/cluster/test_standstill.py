@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.cluster.harness import DEADLINE_S, Answer, Cluster, api_of, object_url
+from tests.cluster.harness import DEADLINE_S, POLL_S, Answer, Cluster, api_of, object_url
 
 pytestmark = pytest.mark.cluster
 
@@ -70,5 +70,6 @@ async def test_what_waited_too_long_in_a_socket_is_not_begun(make_cluster: Calla
                     return answer
                 if answer.status == 504:
                     headers.pop("X-Amber-Attempt", None)
+                await asyncio.sleep(POLL_S)
 
         assert (await goes_on()).status == 204

@@ -198,6 +198,21 @@ async def test_what_is_not_there(api: Api, method: str, target: str, status: int
             assert answer.headers["Allow"]
 
 
+@pytest.mark.parametrize(
+    ("target", "code"),
+    [
+        ("/objects/never-there", "no-such-object"),
+        ("/objects/never-there?version=1", "no-such-version"),
+        ("/objects/a%2F..", "bad-path"),
+    ],
+)
+async def test_a_head_tells_which_error_it_is(api: Api, target: str, code: str) -> None:
+    for node in api.nodes:
+        refused, head = await api("GET", target, node=node), await api("HEAD", target, node=node)
+        assert (refused.problem, refused.headers["X-Amber-Error"]) == (code, code)
+        assert (head.status, head.body, head.headers["X-Amber-Error"]) == (refused.status, b"", code)
+
+
 async def test_the_request_id_of_the_client_is_given_back(api: Api) -> None:
     answer = await api("GET", "/objects/never-there", headers={"X-Amber-Request-Id": "mine-42"})
     assert answer.headers["X-Amber-Request-Id"] == "mine-42"

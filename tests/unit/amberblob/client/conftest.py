@@ -153,7 +153,7 @@ def problem(status: int, code: str, detail: str, headers: dict[str, str] | None 
     return web.json_response(
         {"type": code, "title": "T", "status": status, "detail": detail, "request_id": "r-1", **extra},
         status=status,
-        headers=headers,
+        headers={"X-Amber-Error": code, **(headers or {})},
         content_type="application/problem+json",
     )
 

@@ -181,6 +181,24 @@ async def test_what_is_one_nodes_trouble_is_taken_to_another_at_once(nodes, refu
     assert waits, "all have said so"
 
 
+@pytest.mark.parametrize("code", ["not-ready", "stale-route"])
+async def test_so_it_is_by_head_which_has_no_body(nodes, refuse, code):
+    async with AsyncClient([node.url for node in nodes]) as client:
+        await client.put("x", b"data")
+    for node in nodes[:2]:
+        node.always = refuse(503, code, headers={"Retry-After": "2"})
+    waits = []
+
+    async def sleep(seconds):
+        waits.append(seconds)
+
+    async with AsyncClient([node.url for node in nodes]) as client:
+        client._retrying()._sleep = sleep
+        nodes[2].store.objects.update(nodes[0].store.objects)
+        assert (await client.head("x")).version == 1
+    assert not waits
+
+
 async def test_giving_up_says_what_every_attempt_saw(client, nodes, refuse):
     for node in nodes:
         node.always = refuse(503, "quorum-unavailable", wanted=2, got=1)

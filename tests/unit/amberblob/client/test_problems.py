@@ -24,12 +24,22 @@ from amberblob.errors import (
     PreconditionFailed,
     QuorumUnavailable,
     RequestError,
+    StaleRoute,
 )
 
 
 def parse(status, document=None, headers=None):
     body = json.dumps(document).encode() if document is not None else b""
     return problem_to_error(status, headers or {}, body)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [("stale-route", StaleRoute), ("shutting-down", NotReady), ("unheard-of", ClusterError)]
+)
+def test_without_a_document_the_header_tells_the_code(code, kind):
+    error = parse(503, headers={"X-Amber-Error": code})
+    assert type(error) is kind and error.code == code
+    assert error.detail == f"{kind.title} (HTTP 503)"
 
 
 @pytest.mark.parametrize(

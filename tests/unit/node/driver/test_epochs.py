@@ -535,7 +535,7 @@ async def test_without_the_registry_those_who_wait_for_their_turn_are_told_toget
 
 
 async def test_without_the_registry_a_listing_says_the_same(monkeypatch):
-    monkeypatch.setattr(listings, "ROUTE_PATIENCE_S", 0.05)
+    monkeypatch.setattr(listings, "NEWS_PATIENCE_S", 0.05)
     async with cluster() as made:
         slot = made.slot("p")
         await put(made[1], "p", b"x")
@@ -551,7 +551,7 @@ async def test_without_the_registry_a_listing_says_the_same(monkeypatch):
 
 async def test_a_listing_waits_for_a_route_that_is_on_its_way(monkeypatch):
     """As reads and writes do: while the registry is reached, the news come, on a busy machine later."""
-    monkeypatch.setattr(listings, "ROUTE_PATIENCE_S", 0.0)
+    monkeypatch.setattr(listings, "NEWS_PATIENCE_S", 0.0)
     async with cluster(peer_timeout_s=600.0, request_timeout_s=600.0) as made:
         slot = made.slot("p")
         await put(made[1], "p", b"x")
