@@ -505,7 +505,7 @@ def _headers() -> Schema:
         "Last-Modified": _header("When the version was made."),
         "X-Amber-Meta": _header("As given by PUT."),
         "X-Amber-Tombstoned-At": _header("When the version was deleted, if it is.", _TIME),
-        "X-Amber-Error": _header("The problem's type, for HEAD, whose answer has no document."),
+        "X-Amber-Error": _header("The problem's type once more: HEAD's answer has no document."),
         "Retry-After": _header("Seconds.", {"type": "integer"}),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -28,6 +29,7 @@ HEADERS_MAX = 128
 assert REQUEST_LINE_BYTES_MAX != HTTP_HEADER_BYTES_MAX
 
 _RESERVED_MEMBERS = frozenset(("type", "title", "status", "detail", "request_id"))
+_CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _encode_json = msgspec.json.Encoder(enc_hook=str).encode
 
 
@@ -40,7 +42,9 @@ def problem(error: AmberError, request_id: str) -> Answer:
         "detail": error.detail,
         "request_id": request_id,
     }
-    headers = {"Content-Type": PROBLEM_JSON, ERROR_HEADER: error.code}
+    headers = {"Content-Type": PROBLEM_JSON}
+    if _CODE.fullmatch(error.code):  # it may be another node's word
+        headers[ERROR_HEADER] = error.code
     extra = error.extra
     match error.status:
         case 401:

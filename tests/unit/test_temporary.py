@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -38,7 +39,18 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
     tests.write_text(TESTS)
     temporary.mkdir(exist_ok=True)
     others = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "pytest", "-q", "-c", str(ROOT / "pyproject.toml"), *arguments, str(tests)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        str(ROOT / "pyproject.toml"),
+        *arguments,
+        str(tests),
+    ]
     given = {**others, "TMPDIR": str(temporary), **environment}
     return subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, check=False, timeout=120)
 
@@ -63,6 +75,18 @@ def test_of_failed_ones_the_last_runs_stay(tmp_path: Path):
     left = files(tmp_path)
     assert left.count("traces") == 1
     assert left.count("large") == 1  # what tests share is not removed one by one
+
+
+@pytest.fixture
+def works_in() -> Iterator[list[Path]]:
+    """As a fixture that closes what it opened in a test's folder."""
+    folders: list[Path] = []
+    yield folders
+    assert folders and all(folder.is_dir() for folder in folders)
+
+
+def test_the_folder_goes_after_what_is_open_in_it(works_in: list[Path], tmp_path: Path):
+    works_in.append(tmp_path)
 
 
 @pytest.mark.parametrize("missing", [1, 0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -105,7 +106,7 @@ def image(stages: list[Stage]) -> Iterator[Image]:
     """Both stages, carried out. Only root can make users and give files away."""
     if os.geteuid() != 0:
         missing("making users and giving files away needs root: run this test as root")
-    folder = Path(tempfile.mkdtemp(prefix="amberblob-image-"))
+    folder = Path(tempfile.mkdtemp(prefix="amberblob-image-", dir=_for_everybody()))
     folder.chmod(0o755)
     try:
         (folder / "context").mkdir()
@@ -123,6 +124,15 @@ def image(stages: list[Stage]) -> Iterator[Image]:
         pytest.skip(f"the image's packages cannot be downloaded ({REQUIRED}=1 makes that a failure): {error}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _for_everybody() -> str:
+    """A folder for temporary files in which any user gets to what is there: TMPDIR may be somebody's own."""
+    for folder in (tempfile.gettempdir(), "/var/tmp", "/tmp"):
+        at = Path(folder).resolve()
+        if all(parent.stat().st_mode & stat.S_IXOTH for parent in (at, *at.parents)):
+            return folder
+    raise AssertionError("no folder for temporary files is open to other users: name one in TMPDIR")
 
 
 def as_user(image: Image, *words: str, **environment: str) -> subprocess.Popen[bytes]:
