@@ -26,7 +26,7 @@ from node.protocol.operations import Finish, Operation
 from node.protocol.quorum import Electorate, Finding
 from node.protocol.read import NoQuorum, Read, lacks_rows
 from node.protocol.write import Applied, Rejected, Spread, WriteRound
-from node.reads import Quickness, ReadRun
+from node.reads import ROUTE_POLL_S, Quickness, ReadRun
 from node.rounds import Run
 from node.stubs import collect
 from node.transport.interface import Peers
@@ -35,6 +35,9 @@ from node.turns import Turns
 FINISH_TRIES_MAX = 4
 ROUTE_PATIENCE_S = 1.0
 """How long a newer route is waited for that is known of here only by refusals, while the registry is not followed."""
+
+NEWER_PATIENCE_S = 5.0
+"""How long one is waited for while the registry is followed, of which nothing is known but that a copy is another than the route names."""
 
 LOOKS_MAX = 8
 """A read of what is being written here looks again so many times, before it stands in line with a round of its own."""
@@ -294,6 +297,21 @@ class Coordinator:
             since_s = now_s  # what was missing then has come
         self._behind[slot] = (max(known, epoch), since_s)
         return not self.hears_routes() and now_s - since_s >= ROUTE_PATIENCE_S
+
+    async def moves_on(self, electorate: Electorate, *, told: bool) -> bool:
+        """Whether a newer route of the slot than the electorate's is known here, or soon will be.
+
+        ``told``: a copy answered that the electorate does not name. So there is a newer one, or this copy waits to be named in it.
+        Without that nothing is waited for.
+        """
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        while self.electorate(electorate.slot, electorate.epoch + 1) is None:
+            patience_s = NEWER_PATIENCE_S if self.hears_routes() else ROUTE_PATIENCE_S
+            if not told or loop.time() - began_s >= patience_s:
+                return False
+            await asyncio.sleep(ROUTE_POLL_S)
+        return True
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a request in the background; it is waited for at :meth:`close`."""

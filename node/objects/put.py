@@ -186,7 +186,9 @@ class Putting:
                         upload.manifest,
                         chunk_bytes=chunk_bytes,
                     )
-                    holders = await brought.bring(holders)
+                    holders = await brought.bring(holders, last=moves + 1 == MOVES_MAX)
+                    if not electorate.is_write_quorum(holders & electorate.voters.keys()):
+                        continue
                 if archived is not None:
                     await archived.stage(electorate)
                 # From here on the bytes may be referred to by a COMMIT that we lose sight of, also when we are cancelled.

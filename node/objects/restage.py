@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from amberblob.errors import PeerError, QuorumUnavailable
+from amberblob.errors import PeerError, QuorumUnavailable, StorageError
 from amberblob.manifest import ChunkRef, Version
 from amberblob.wire import Refused, StageClose, StagedReply, StageOpen
 from node.coordinator import Coordinator
@@ -62,32 +62,40 @@ class Restage:
         )
         self._live: dict[str, OutgoingStage] = {}
         self._out: dict[str, str] = {}
+        self._stranger = False
 
-    async def bring(self, holders: frozenset[str]) -> frozenset[str]:
-        """Have the blob on a write quorum of the voters; who has it then, ``holders`` included.
+    async def bring(self, holders: frozenset[str], *, last: bool) -> frozenset[str]:
+        """Have the blob on voters; who has it then, ``holders`` included.
 
+        That is a write quorum; or fewer, if a newer route of the slot is known meanwhile: then it is to be brought to that one's, unless
+        this was the ``last`` try.
         Raises: QuorumUnavailable: too few of them took it, or it cannot be read any more.
         """
+        staged: list[str] = []
         lacking = [node for node in self._electorate.voters if node not in holders]
         log.info("blob follows the route", slot=self._electorate.slot, blob_id=self._version.blob_id, to=lacking)
         try:
             await asyncio.gather(*map(self._begin, lacking))
             for chunk in self._chunks:
-                self._need(holders | self._live.keys())
+                if not self._enough(holders | self._live.keys()):
+                    break
                 data = await self._reading.staged(self._electorate.slot, self._version, chunk, holders=holders)
                 await asyncio.gather(*(self._write(node, data) for node in list(self._live)))
-            staged = await asyncio.gather(*map(self._finish, list(self._live)))
+            else:
+                staged = await asyncio.gather(*map(self._finish, list(self._live)))
         finally:
             for stage in self._live.values():
                 await stage.abort()
         have = holders | {node for node in staged if node}
-        self._need(have)
+        if not self._enough(have) and (
+            last or not await self._coordinator.moves_on(self._electorate, told=self._stranger)
+        ):
+            here = have & self._electorate.voters.keys()
+            raise QuorumUnavailable.of(*self._electorate.writes_short(here), self._out)
         return have
 
-    def _need(self, nodes: frozenset[str]) -> None:
-        here = nodes & self._electorate.voters.keys()
-        if not self._electorate.is_write_quorum(here):
-            raise QuorumUnavailable.of(*self._electorate.writes_short(here), self._out)
+    def _enough(self, nodes: frozenset[str]) -> bool:
+        return self._electorate.is_write_quorum(nodes & self._electorate.voters.keys())
 
     async def _begin(self, node: str) -> None:
         try:
@@ -107,10 +115,12 @@ class Restage:
         try:
             reply = await self._live[node].close(self._close, self._manifest, timeout_s=CLOSE_S)
         except PeerError as error:
+            self._stranger |= error.code == StorageError.code
             self._out[node] = error.detail
             return ""
         del self._live[node]
         if isinstance(reply, StagedReply) and self._electorate.counts(node, reply.incarnation):
             return node
+        self._stranger |= isinstance(reply, StagedReply)
         self._out[node] = f"refused: {reply.reason}" if isinstance(reply, Refused) else f"answered {reply!r}"
         return ""

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 from blake3 import blake3
 
-from amberblob.errors import AmberError, InsufficientStorage, PeerError, QuorumUnavailable
+from amberblob.errors import AmberError, InsufficientStorage, PeerError, QuorumUnavailable, StorageError
 from amberblob.manifest import ChunkRef, place_chunks
 from amberblob.wire import Discard, Refused, StageClose, StagedReply, StageOpen
 from node.coordinator import Coordinator
@@ -107,6 +107,8 @@ class Upload:
         self._live: dict[str, OutgoingStage] = {}
         self._out: dict[str, str] = {}
         self._full: set[str] = set()
+        self._stranger = False
+        """Whether it looks as if a copy is another than the route named when this began."""
         self._hasher = ChunkHasher(chunk_bytes)
         self.chunks: tuple[ChunkRef, ...] = ()
         self.close = StageClose(chunks=(), manifest_id=None)
@@ -167,9 +169,10 @@ class Upload:
         self._need_quorum()
 
     async def finish(self) -> tuple[tuple[ChunkRef, ...], str | None, int, frozenset[str]]:
-        """Make the blob durable on a write quorum: (chunks or (), manifest id, chunk count, who has it).
+        """Make the blob durable: (chunks or (), manifest id, chunk count, who has it).
 
-        Raises: QuorumUnavailable, InsufficientStorage.
+        Those who have it are a write quorum; or fewer, if a newer route of the slot is known meanwhile: they are for :class:`Restage`
+        to bring it to that one's voters. Raises: QuorumUnavailable, InsufficientStorage.
         """
         all_chunks = self._hasher.finish()
         chunks, manifest_id, manifest = place_chunks(all_chunks)
@@ -181,6 +184,7 @@ class Upload:
             try:
                 reply = await stage.close(message, manifest, timeout_s=CLOSE_S)
             except PeerError as error:
+                self._stranger |= error.code == StorageError.code  # it may have left the slot while the bytes came
                 self._out[node] = error.detail
                 return
             if isinstance(reply, StagedReply) and self._electorate.counts(node, reply.incarnation):
@@ -194,7 +198,9 @@ class Upload:
             grace_s=LAGGARD_GRACE_S,
             done=staged,
         )
-        if not self._electorate.is_write_quorum(staged):
+        if not self._electorate.is_write_quorum(staged) and not (
+            staged and await self._coordinator.moves_on(self._electorate, told=self._stranger)
+        ):
             raise self._error(staged)
         return chunks, manifest_id, len(all_chunks), frozenset(staged)
 
@@ -218,6 +224,10 @@ class Upload:
             await stage.abort()
 
     def _note_refusal(self, node: str, reply: object) -> None:
+        if isinstance(reply, StagedReply):  # it has them: abort() discards them there, too
+            self._stranger = True
+            self._out[node] = f"its copy is {reply.incarnation}, which no route known here names"
+            return
         self._live.pop(node, None)
         if isinstance(reply, Refused):
             if reply.reason == "disk-full":

@@ -617,6 +617,68 @@ async def test_a_write_whose_commit_was_sent_and_whose_route_does_not_come_is_un
             await writing
 
 
+async def anew(made: Cluster, slot: int, node: Node) -> None:
+    """The node's copy begins anew, is named so by the next route, and is filled."""
+    await node.store.begin_anew(slot, fresh=True)
+    readmit(made, slot, node)
+    assert made.table is not None
+    filled(node, slot, made.table.routes[slot].epoch)
+
+
+async def test_staged_bytes_that_a_copy_took_which_the_route_does_not_name_are_brought_by_the_next_route():
+    """n1 has not heard that n2's copy is a new one, and n3 is down: the two that are alive are enough for the write."""
+    async with cluster() as made:
+        slot = made.slot("p")
+        catch_up = lag(made, made[1])
+        await anew(made, slot, made[2])
+        made.net.down.add("n3")
+        writing = asyncio.create_task(put(made[1], "p", content(STAGED)))
+        await until(lambda: made.net.count("StageClose") >= 2)
+        await asyncio.sleep(0.1)
+        assert not writing.done(), "it waits for the route that names the copy"
+        catch_up()
+        assert (await writing).version.version == 1
+        assert await get(made[2], "p") == content(STAGED)
+
+
+async def test_so_they_are_when_that_happens_once_more_while_they_are_brought():
+    async with cluster() as made:
+        slot = made.slot("p")
+        catch_up = lag(made, made[1])
+        await anew(made, slot, made[2])
+        made.net.down.add("n3")
+        held = made.net.fault("StageClose", "hold", to="n2", skip=1, times=1)
+        writing = asyncio.create_task(put(made[1], "p", content(STAGED)))
+        await until(lambda: made.net.count("StageClose") >= 2)
+        catch_up()
+        await until(lambda: held.hits, "the bytes are on their way to the copy that is named now")
+        catch_up = lag(made, made[1])
+        await anew(made, slot, made[2])
+        held.released.set()
+        await asyncio.sleep(0.1)
+        assert not writing.done()
+        catch_up()
+        assert (await writing).version.version == 1
+        assert await get(made[2], "p") == content(STAGED)
+
+
+@pytest.mark.parametrize("heard", [True, False])
+async def test_a_route_that_names_the_copy_and_does_not_come_is_not_waited_for_for_long(heard, monkeypatch):
+    monkeypatch.setattr(coordinator, "NEWER_PATIENCE_S" if heard else "ROUTE_PATIENCE_S", 0.05)
+    monkeypatch.setattr(coordinator, "ROUTE_PATIENCE_S" if heard else "NEWER_PATIENCE_S", 600.0)
+    async with cluster() as made:
+        slot = made.slot("p")
+        lag(made, made[1])
+        await anew(made, slot, made[2])
+        made.net.down.add("n3")
+        if not heard:
+            away(made[1])
+        with pytest.raises(QuorumUnavailable, match=r"n2: its copy is .*, which no route known here names"):
+            await put(made[1], "p", content(STAGED))
+        await made.settle()
+        assert made.staged() == {}
+
+
 async def test_a_node_with_the_newer_route_brings_it_to_replicas_that_have_the_older():
     async with cluster() as made:
         slot = made.slot("p")
