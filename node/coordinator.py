@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from functools import partial
 from typing import Any, Protocol
 
@@ -18,7 +18,18 @@ from amberblob.ballot import Ballot, Register
 from amberblob.clock import HybridClock, Randomness
 from amberblob.errors import NotReady, PeerError
 from amberblob.ids import UlidMint
-from amberblob.wire import HistoryReply, Learnt, Query, QueryHistory, RegisterReply, Reply, Request
+from amberblob.wire import (
+    Failed,
+    HistoryReply,
+    Learnt,
+    Query,
+    QueryHistory,
+    Refused,
+    RegisterReply,
+    Reply,
+    Request,
+    StagedReply,
+)
 from amberblob.wire_repair import LookAtPath
 from node.learns import Learns
 from node.protocol.hold import Hold, Holds
@@ -41,6 +52,19 @@ NEWER_PATIENCE_S = 5.0
 
 LOOKS_MAX = 8
 """A read of what is being written here looks again so many times, before it stands in line with a round of its own."""
+
+
+def not_counted(reply: Reply) -> str:
+    """For people: why an answer to staged bytes or rows does not count."""
+    match reply:
+        case Refused():
+            return f"refused: {reply.reason} {reply.detail}".rstrip()
+        case StagedReply():
+            return f"its copy is {reply.incarnation}, which the route known here does not name"
+        case Failed():
+            return f"failed: {reply.detail}"
+        case _:
+            return f"answered {reply!r}"
 
 
 class Counters(Protocol):
@@ -298,20 +322,22 @@ class Coordinator:
         self._behind[slot] = (max(known, epoch), since_s)
         return not self.hears_routes() and now_s - since_s >= ROUTE_PATIENCE_S
 
-    async def moves_on(self, electorate: Electorate, *, told: bool) -> bool:
+    async def moves_on(self, electorate: Electorate, strangers: Collection[str]) -> bool:
         """Whether a newer route of the slot than the electorate's is known here, or soon will be.
 
-        ``told``: a copy answered that the electorate does not name. So there is a newer one, or this copy waits to be named in it.
-        Without that nothing is waited for.
+        ``strangers``: voters that answered with a copy which the electorate does not name. So there is a route that does not name
+        the older copy any more, or there will be. Without them nothing is waited for.
         """
         loop = asyncio.get_running_loop()
         began_s = loop.time()
-        while self.electorate(electorate.slot, electorate.epoch + 1) is None:
+        while True:
+            newer = self.electorate(electorate.slot, electorate.epoch + 1)
+            if newer is not None and any(newer.voters.get(node) != electorate.voters.get(node) for node in strangers):
+                return True
             patience_s = NEWER_PATIENCE_S if self.hears_routes() else ROUTE_PATIENCE_S
-            if not told or loop.time() - began_s >= patience_s:
-                return False
+            if not strangers or self.closed or loop.time() - began_s >= patience_s:
+                return newer is not None
             await asyncio.sleep(ROUTE_POLL_S)
-        return True
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a request in the background; it is waited for at :meth:`close`."""

@@ -24,7 +24,7 @@ from amberblob.errors import (
 )
 from amberblob.limits import MIB
 from amberblob.manifest import ChunkRef, Version
-from amberblob.wire import Discard, Refused, StagedReply
+from amberblob.wire import Discard, StagedReply
 from amberblob.wire_archive import ARCHIVED_LINES_MAX, StageArchived
 from amberblob.wire_repair import PathItem
 from archive.groups import GroupUploader
@@ -34,8 +34,8 @@ from archive.written import Written
 from node.archive.known import KnownRows
 from node.archive.metadata import Metadata
 from node.archive.reads import DOWN_PATIENCE_S
-from node.coordinator import Coordinator
-from node.objects.first import ReadBack
+from node.coordinator import Coordinator, not_counted
+from node.objects.first import MOVES_MAX, ReadBack
 from node.objects.lookup import Lookup
 from node.protocol.operations import NO_CONDITIONS, Put, Refuse, Situation, decide
 from node.protocol.quorum import Electorate
@@ -192,18 +192,25 @@ class ArchivedPut:
         self._have: frozenset[str] = frozenset()
         self._at: Electorate | None = None
 
-    async def stage(self, electorate: Electorate) -> None:
-        if not self._rows:
-            return
-        if self._at is not None:
-            self._have = electorate.still(self._have, self._at)
-        self._at = electorate
-        if electorate.is_write_quorum(self._have & electorate.voters.keys()):
-            return
-        self._have |= await self._staged(electorate, self._draft.blob_id)
+    async def stage(self, electorate: Electorate) -> Electorate:
+        for moves in range(MOVES_MAX if self._rows else 0):
+            if self._at is not None:
+                self._have = electorate.still(self._have, self._at)
+            self._at = electorate
+            if electorate.is_write_quorum(self._have & electorate.voters.keys()):
+                break
+            strangers: set[str] = set()
+            try:
+                self._have |= await self._staged(electorate, self._draft.blob_id, strangers)
+                break
+            except QuorumUnavailable:
+                if moves + 1 == MOVES_MAX or not await self._through.coordinator.moves_on(electorate, strangers):
+                    raise
+                electorate = self._through.routing.electorate(electorate.slot)
+        return electorate
 
-    async def _staged(self, electorate: Electorate, blob_id: str) -> frozenset[str]:
-        """Who has the rows now: at least a write quorum. Raises: QuorumUnavailable."""
+    async def _staged(self, electorate: Electorate, blob_id: str, strangers: set[str]) -> frozenset[str]:
+        """Who has the rows now: at least a write quorum. Raises: QuorumUnavailable; ``strangers`` took them as other copies than are named."""
         out: dict[str, str] = {}
 
         async def one(node: str) -> str:
@@ -220,8 +227,9 @@ class ArchivedPut:
                     out[node] = error.detail
                     return ""
                 if not isinstance(reply, StagedReply) or not electorate.counts(node, reply.incarnation):
-                    why = f"refused: {reply.reason} {reply.detail}".rstrip() if isinstance(reply, Refused) else ""
-                    out[node] = why or f"answered {reply!r}"
+                    out[node] = not_counted(reply)
+                    if isinstance(reply, StagedReply):
+                        strangers.add(node)
                     return ""
             return node
 
@@ -260,7 +268,7 @@ class ArchivedPut:
                 await self.stage(electorate)  # the slot may have moved meanwhile
             elif self._rows and version.etag == self._draft.etag:
                 # An earlier try of this write was applied; the archive may have got to know of it or not. The content is the same.
-                await self._staged(electorate, version.blob_id)
+                await self._staged(electorate, version.blob_id, set())
             if applied.record is None or applied.ballot is None:
                 return  # the path was deleted and forgotten since: there is nothing that could be brought back
             item = PathItem(

@@ -10,6 +10,9 @@ from node.protocol.quorum import Electorate
 from node.protocol.write import Applied
 from node.service import ObjectView, PutOptions
 
+MOVES_MAX = 4
+"""How many routes a slot may have while one upload ends."""
+
 ReadBack = Callable[[ChunkRef], Awaitable[bytes | memoryview]]
 """Gives a chunk of the body, verified."""
 
@@ -17,8 +20,11 @@ ReadBack = Callable[[ChunkRef], Awaitable[bytes | memoryview]]
 class ArchivedWrite(Protocol):
     """One write whose chunks the archive has."""
 
-    async def stage(self, electorate: Electorate) -> None:
-        """Have the archive rows on a write quorum of these voters; where they are already they stay. Raises: QuorumUnavailable."""
+    async def stage(self, electorate: Electorate) -> Electorate:
+        """Have the archive rows on a write quorum of these voters; where they are already they stay.
+
+        Returns whose voters have them: a newer route's, if one was needed and came meanwhile. Raises: QuorumUnavailable.
+        """
         ...
 
     async def give_up(self) -> None:

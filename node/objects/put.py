@@ -10,7 +10,7 @@ from amberblob.limits import INLINE_BYTES_MAX, MIB
 from amberblob.manifest import ChunkRef, Version
 from node.coordinator import Coordinator
 from node.objects.bytes import Reading
-from node.objects.first import ArchivedWrite, WriteThrough
+from node.objects.first import MOVES_MAX, ArchivedWrite, WriteThrough
 from node.objects.lookup import Lookup
 from node.objects.restage import Restage
 from node.objects.upload import Digests, Upload
@@ -21,9 +21,6 @@ from node.routing import Routing
 from node.service import ObjectView, PutOptions
 
 PIECE_BYTES = MIB
-MOVES_MAX = 4
-"""How many routes a slot may have while one upload ends."""
-
 LARGE_BYTES_MIN = MIB + 1
 LARGE_STAGING_S = 90.0
 """How long a large body that is here may take, beside its round, to be durable on the replicas (and archived, where it
@@ -105,8 +102,7 @@ class Putting:
 
         archived = await through.archive(electorate, path, draft, draft.chunks, None, read)
         try:
-            electorate = self._routing.electorate(electorate.slot)
-            await archived.stage(electorate)
+            electorate = await archived.stage(self._routing.electorate(electorate.slot))
             applied = await self._coordinator.write(
                 electorate,
                 path,
@@ -190,7 +186,9 @@ class Putting:
                     if not electorate.is_write_quorum(holders & electorate.voters.keys()):
                         continue
                 if archived is not None:
-                    await archived.stage(electorate)
+                    at = await archived.stage(electorate)
+                    if at.epoch != electorate.epoch and moves + 1 < MOVES_MAX:
+                        continue  # the bytes have to follow
                 # From here on the bytes may be referred to by a COMMIT that we lose sight of, also when we are cancelled.
                 keep = True
                 try:

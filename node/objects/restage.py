@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import structlog
 
-from amberblob.errors import PeerError, QuorumUnavailable, StorageError
+from amberblob.errors import PeerError, QuorumUnavailable
 from amberblob.manifest import ChunkRef, Version
-from amberblob.wire import Refused, StageClose, StagedReply, StageOpen
-from node.coordinator import Coordinator
+from amberblob.wire import StageClose, StagedReply, StageOpen
+from node.coordinator import Coordinator, not_counted
 from node.objects.bytes import Reading
 from node.protocol.quorum import Electorate
 from node.transport.interface import OutgoingStage
@@ -62,7 +62,7 @@ class Restage:
         )
         self._live: dict[str, OutgoingStage] = {}
         self._out: dict[str, str] = {}
-        self._stranger = False
+        self._strangers: set[str] = set()
 
     async def bring(self, holders: frozenset[str], *, last: bool) -> frozenset[str]:
         """Have the blob on voters; who has it then, ``holders`` included.
@@ -87,9 +87,7 @@ class Restage:
             for stage in self._live.values():
                 await stage.abort()
         have = holders | {node for node in staged if node}
-        if not self._enough(have) and (
-            last or not await self._coordinator.moves_on(self._electorate, told=self._stranger)
-        ):
+        if not self._enough(have) and (last or not await self._coordinator.moves_on(self._electorate, self._strangers)):
             here = have & self._electorate.voters.keys()
             raise QuorumUnavailable.of(*self._electorate.writes_short(here), self._out)
         return have
@@ -115,12 +113,12 @@ class Restage:
         try:
             reply = await self._live[node].close(self._close, self._manifest, timeout_s=CLOSE_S)
         except PeerError as error:
-            self._stranger |= error.code == StorageError.code
             self._out[node] = error.detail
             return ""
         del self._live[node]
         if isinstance(reply, StagedReply) and self._electorate.counts(node, reply.incarnation):
             return node
-        self._stranger |= isinstance(reply, StagedReply)
-        self._out[node] = f"refused: {reply.reason}" if isinstance(reply, Refused) else f"answered {reply!r}"
+        if isinstance(reply, StagedReply):
+            self._strangers.add(node)
+        self._out[node] = not_counted(reply)
         return ""

@@ -14,10 +14,10 @@ from typing import Any
 import structlog
 from blake3 import blake3
 
-from amberblob.errors import AmberError, InsufficientStorage, PeerError, QuorumUnavailable, StorageError
+from amberblob.errors import AmberError, InsufficientStorage, PeerError, QuorumUnavailable
 from amberblob.manifest import ChunkRef, place_chunks
-from amberblob.wire import Discard, Refused, StageClose, StagedReply, StageOpen
-from node.coordinator import Coordinator
+from amberblob.wire import Discard, Refused, Reply, StageClose, StagedReply, StageOpen
+from node.coordinator import Coordinator, not_counted
 from node.protocol.quorum import Electorate
 from node.transport.interface import OutgoingStage
 
@@ -107,8 +107,8 @@ class Upload:
         self._live: dict[str, OutgoingStage] = {}
         self._out: dict[str, str] = {}
         self._full: set[str] = set()
-        self._stranger = False
-        """Whether it looks as if a copy is another than the route named when this began."""
+        self._strangers: set[str] = set()
+        """Those whose copy is another one than the route named when this began."""
         self._hasher = ChunkHasher(chunk_bytes)
         self.chunks: tuple[ChunkRef, ...] = ()
         self.close = StageClose(chunks=(), manifest_id=None)
@@ -184,7 +184,6 @@ class Upload:
             try:
                 reply = await stage.close(message, manifest, timeout_s=CLOSE_S)
             except PeerError as error:
-                self._stranger |= error.code == StorageError.code  # it may have left the slot while the bytes came
                 self._out[node] = error.detail
                 return
             if isinstance(reply, StagedReply) and self._electorate.counts(node, reply.incarnation):
@@ -198,10 +197,12 @@ class Upload:
             grace_s=LAGGARD_GRACE_S,
             done=staged,
         )
-        if not self._electorate.is_write_quorum(staged) and not (
-            staged and await self._coordinator.moves_on(self._electorate, told=self._stranger)
-        ):
-            raise self._error(staged)
+        if not self._electorate.is_write_quorum(staged):
+            error = self._error(staged)
+            if isinstance(error, InsufficientStorage) or not staged:
+                raise error
+            if not await self._coordinator.moves_on(self._electorate, self._strangers):
+                raise error
         return chunks, manifest_id, len(all_chunks), frozenset(staged)
 
     async def abort(self) -> None:
@@ -223,18 +224,14 @@ class Upload:
         if stage is not None:
             await stage.abort()
 
-    def _note_refusal(self, node: str, reply: object) -> None:
-        if isinstance(reply, StagedReply):  # it has them: abort() discards them there, too
-            self._stranger = True
-            self._out[node] = f"its copy is {reply.incarnation}, which no route known here names"
-            return
+    def _note_refusal(self, node: str, reply: Reply) -> None:
+        self._out[node] = not_counted(reply)
+        if isinstance(reply, StagedReply):
+            self._strangers.add(node)
+            return  # it has the bytes: abort() discards them there, too
         self._live.pop(node, None)
-        if isinstance(reply, Refused):
-            if reply.reason == "disk-full":
-                self._full.add(node)
-            self._out[node] = f"refused: {reply.reason} {reply.detail}".strip()
-        else:
-            self._out[node] = f"answered {reply!r}"
+        if isinstance(reply, Refused) and reply.reason == "disk-full":
+            self._full.add(node)
 
     async def _each(
         self, work: dict[str, Any], *, patience_s: float, grace_s: float, done: set[str] | None = None

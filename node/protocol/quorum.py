@@ -101,10 +101,10 @@ class Electorate:
     def still(self, holders: Iterable[str], before: Electorate) -> frozenset[str]:
         """Of the nodes whose copies had something when the route was ``before``, those that have it: their copies did not begin anew.
 
-        One that is no voter any more may still have it.
+        One that is no voter any more may still have it; one that was none then and is one now may have begun anew.
         """
         now, then = self.voters, before.voters
-        return frozenset(node for node in holders if node not in now or node not in then or now[node] == then[node])
+        return frozenset(node for node in holders if node not in now or now[node] == then.get(node))
 
     # Of one set all that is given is of it: then its number is enough, and a hot path needs no more.
 

@@ -26,6 +26,7 @@ from archive.written import merged
 from node.objects.bytes import Reading
 from node.protocol.operations import Conditions
 from tests.unit.node.archive.kit import World, world
+from tests.unit.node.driver.routes_kit import anew, lag
 from tests.unit.node.healing.test_moving import member, route_is
 from tests.unit.node.objects.kit import CHUNK, PATIENCE_S, STAGED, content, delete, get, look, put, until
 
@@ -331,3 +332,29 @@ async def test_a_client_that_goes_away_while_its_body_is_archived_leaves_nothing
     await made.cluster.settle()
     assert not made.cluster.staged()
     assert all(node.store.tally(made.cluster.slot("w/a")).archive_staged == 0 for node in made.cluster)
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+@pytest.mark.parametrize("size", [5, STAGED])
+async def test_rows_that_a_copy_took_which_the_route_does_not_name_go_to_the_next_routes(tmp_path, size, when):
+    """n1 has not heard that n2's copy is a new one, and n3 is down: the two that are alive are enough for the write."""
+    async with world(tmp_path, 3, section=SECTION, slots=1) as made:
+        nodes = made.cluster
+        catch_up = lag(nodes, nodes[1])
+        held = nodes.net.fault("StageArchived", "hold", to="n2", times=1)
+        if when == "before":
+            await anew(nodes, 0, nodes[2])
+            nodes.net.down.add("n3")
+            held.released.set()
+        # The bytes of the larger one wait for the route, too.
+        writing = asyncio.create_task(put(nodes[1], "w/a", content(size)))
+        if when == "meanwhile":
+            await until(lambda: held.hits)
+            await anew(nodes, 0, nodes[2])
+            nodes.net.down.add("n3")
+            held.released.set()
+        await asyncio.sleep(0.2)
+        assert not writing.done()
+        catch_up()
+        assert (await writing).version.version == 1
+        assert await get(nodes[2], "w/a") == content(size)

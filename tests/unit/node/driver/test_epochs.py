@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import msgspec
 import pytest
 
-from amberblob.ballot import BALLOT_ZERO, Ballot
-from amberblob.errors import OutcomeUnknown, PeerError, QuorumUnavailable, StaleRoute
+from amberblob.ballot import Ballot
+from amberblob.errors import DiskFull, InsufficientStorage, OutcomeUnknown, PeerError, QuorumUnavailable, StaleRoute
 from amberblob.manifest import Record
-from amberblob.mutations import EpochSeen, Synced
+from amberblob.mutations import EpochSeen
 from amberblob.wire import (
     AcceptedReply,
     Commit,
@@ -32,10 +31,12 @@ from amberblob.wire import (
 )
 from node import coordinator
 from node.objects import listing as listings
+from node.protocol.quorum import Electorate
 from node.protocol.write import Outcome
 from node.rounds import Run
 from node.routing import Routing
 from registry.routes import Member, Route
+from tests.unit.node.driver.routes_kit import anew, away, filled, lag, raise_epoch, readmit, reroute
 from tests.unit.node.objects.kit import (
     CHUNK,
     STAGED,
@@ -54,49 +55,6 @@ from tests.unit.node.objects.kit import (
 NEW = "01BX5ZZKBKACTAV9WEVGEMMVRZ"
 STUB = Record(1, "delete", 1, None, (), (), 0, 0, None, ())
 FIRST, LATER = Ballot(1, 100, "n1", "a"), Ballot(2, 100, "n1", "a")
-
-
-def reroute(made: Cluster, slot: int, change: Callable[[Route], Route]) -> None:
-    """The registry has a newer route of the slot, and every node sees it."""
-    assert made.table is not None
-    route = change(made.table.routes[slot])
-    routes = (*made.table.routes[:slot], route, *made.table.routes[slot + 1 :])
-    made.table = msgspec.structs.replace(made.table, routes=routes)
-
-
-def raise_epoch(made: Cluster, slot: int) -> None:
-    reroute(made, slot, lambda route: msgspec.structs.replace(route, epoch=route.epoch + 1))
-
-
-def readmit(made: Cluster, slot: int, node: Node) -> None:
-    """The route names what the node's copy is now, in the next epoch."""
-
-    def change(route: Route) -> Route:
-        epoch, incarnation = route.epoch + 1, node.store.slot_state(slot).incarnation
-        voters = tuple(
-            Member(member.node, incarnation, epoch) if member.node == node.name else member for member in route.voters
-        )
-        return msgspec.structs.replace(route, epoch=epoch, voters=voters)
-
-    reroute(made, slot, change)
-
-
-def lag(made: Cluster, *nodes: Node) -> Callable[[], None]:
-    """These nodes go on with the routes of now, until what this returns is called."""
-    table = made.table
-    for node in nodes:
-        node.routing._table = lambda: table
-
-    def catch_up() -> None:
-        for node in nodes:
-            node.routing._table = lambda: made.table
-
-    return catch_up
-
-
-def filled(node: Node, slot: int, epoch: int) -> None:
-    """The copy was filled from a majority."""
-    node.store.apply(Synced(slot, epoch, BALLOT_ZERO, 0))
 
 
 async def ask(node: Node, request: Request, *, at_once: bool = False) -> Reply:
@@ -442,11 +400,6 @@ def impatient(monkeypatch) -> None:
     monkeypatch.setattr(coordinator, "ROUTE_PATIENCE_S", 0.05)
 
 
-def away(node: Node) -> None:
-    """The registry cannot be reached by this node: no route comes."""
-    node.coordinator.hears_routes = lambda: False
-
-
 async def test_without_the_registry_the_route_is_not_waited_for_until_time_is_over(impatient):
     # Who waited for it would wait longer than a test may take.
     async with cluster(peer_timeout_s=600.0, request_timeout_s=600.0) as made:
@@ -617,14 +570,6 @@ async def test_a_write_whose_commit_was_sent_and_whose_route_does_not_come_is_un
             await writing
 
 
-async def anew(made: Cluster, slot: int, node: Node) -> None:
-    """The node's copy begins anew, is named so by the next route, and is filled."""
-    await node.store.begin_anew(slot, fresh=True)
-    readmit(made, slot, node)
-    assert made.table is not None
-    filled(node, slot, made.table.routes[slot].epoch)
-
-
 async def test_staged_bytes_that_a_copy_took_which_the_route_does_not_name_are_brought_by_the_next_route():
     """n1 has not heard that n2's copy is a new one, and n3 is down: the two that are alive are enough for the write."""
     async with cluster() as made:
@@ -662,6 +607,71 @@ async def test_so_they_are_when_that_happens_once_more_while_they_are_brought():
         assert await get(made[2], "p") == content(STAGED)
 
 
+async def test_routes_that_still_name_the_older_copy_are_not_what_is_waited_for():
+    """A slot that is left and joined again takes several; each that came for itself would have the body brought once more."""
+    async with cluster() as made:
+        slot = made.slot("p")
+        lag(made, made[1])
+        for _ in range(4):
+            raise_epoch(made, slot)
+        between = made.table
+        await anew(made, slot, made[2])
+        made.net.down.add("n3")
+        writing = asyncio.create_task(put(made[1], "p", content(STAGED)))
+        await until(lambda: made.net.count("StageClose") >= 2)
+        made[1].routing._table = lambda: between
+        await asyncio.sleep(0.1)
+        assert not writing.done() and made.net.count("StageClose") == 2
+        made[1].routing._table = lambda: made.table
+        assert (await writing).version.version == 1
+        assert made.net.count("StageClose") == 3
+
+
+async def test_a_node_that_stops_waits_for_no_route(monkeypatch):
+    monkeypatch.setattr(coordinator, "NEWER_PATIENCE_S", 600.0)
+    async with cluster() as made:
+        slot = made.slot("p")
+        lag(made, made[1])
+        await anew(made, slot, made[2])
+        made.net.down.add("n3")
+        writing = asyncio.create_task(put(made[1], "p", content(STAGED)))
+        await until(lambda: made.net.count("StageClose") >= 2)
+        made[1].coordinator.closed = True
+        with pytest.raises(QuorumUnavailable):
+            await writing
+
+
+async def test_full_disks_are_told_as_such_also_when_the_route_is_a_newer_one():
+    def full(*_: object, **__: object) -> None:
+        raise DiskFull("no room")
+
+    async with cluster() as made:
+        for node in (made[2], made[3]):
+            node.store.publish = full
+        held = made.net.fault("StageClose", "hold", times=3)
+        writing = asyncio.create_task(put(made[1], "p", content(STAGED)))
+        await until(lambda: held.hits == 3)
+        raise_epoch(made, made.slot("p"))
+        held.released.set()
+        with pytest.raises(InsufficientStorage):
+            await writing
+
+
+def test_who_went_and_came_back_has_nothing_of_before():
+    """Over a route that does not name it in between: whether it is a new copy is not to be seen from two routes that follow each other."""
+
+    def of(epoch: int, **voters: str) -> Electorate:
+        return Electorate(slot=0, epoch=epoch, voters=voters, write_quorum=len(voters) // 2 + 1)
+
+    first, second, third = (
+        of(1, n1="a", n2="b", n3="c"),
+        of(2, n1="a", n3="c", n4="d"),
+        of(3, n1="a", n2="new", n3="c"),
+    )
+    assert second.still({"n1", "n2"}, first) == {"n1", "n2"}
+    assert third.still(second.still({"n1", "n2"}, first), second) == {"n1"}
+
+
 @pytest.mark.parametrize("heard", [True, False])
 async def test_a_route_that_names_the_copy_and_does_not_come_is_not_waited_for_for_long(heard, monkeypatch):
     monkeypatch.setattr(coordinator, "NEWER_PATIENCE_S" if heard else "ROUTE_PATIENCE_S", 0.05)
@@ -673,7 +683,7 @@ async def test_a_route_that_names_the_copy_and_does_not_come_is_not_waited_for_f
         made.net.down.add("n3")
         if not heard:
             away(made[1])
-        with pytest.raises(QuorumUnavailable, match=r"n2: its copy is .*, which no route known here names"):
+        with pytest.raises(QuorumUnavailable, match=r"n2: its copy is .*, which the route known here does not name"):
             await put(made[1], "p", content(STAGED))
         await made.settle()
         assert made.staged() == {}
