@@ -93,7 +93,7 @@ class Coordinator:
 
     Attributes:
         late_s: how long a request that is met now may have waited unseen (:class:`node.standstill.Standstill`).
-        hears_routes: whether news of routes come in: not while the registry is away.
+        hears_routes: whether news of routes come in: not while the registry is away, nor when this node stops.
     """
 
     def __init__(

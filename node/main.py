@@ -257,7 +257,7 @@ class Node:
         standstill.start()
         self._closers.push_async_callback(standstill.stop)
         parts.coordinator.late_s = standstill.late_s
-        parts.coordinator.hears_routes = lambda: self._watcher is None or self._watcher.registry_ok
+        parts.coordinator.hears_routes = lambda: self._watcher is None or self._watcher.follows
         status = Status(
             node=node,
             routing=routing,

@@ -121,6 +121,11 @@ class RouteWatcher:
         return self._registry_error is None
 
     @property
+    def follows(self) -> bool:
+        """Whether news of routes come in: :attr:`registry_ok`, and not before the start or since the stop."""
+        return bool(self._tasks) and self.registry_ok
+
+    @property
     def registry_error(self) -> str | None:
         """Why it does not; None when it does."""
         return self._registry_error

@@ -268,6 +268,7 @@ class ArchivedPut:
                 await self.stage(electorate)  # the slot may have moved meanwhile
             elif self._rows and version.etag == self._draft.etag:
                 # An earlier try of this write was applied; the archive may have got to know of it or not. The content is the same.
+                # No newer route is waited for: whoever is told that it is unknown sends it again.
                 await self._staged(electorate, version.blob_id, set())
             if applied.record is None or applied.ballot is None:
                 return  # the path was deleted and forgotten since: there is nothing that could be brought back

@@ -101,22 +101,28 @@ class Putting:
             return body
 
         archived = await through.archive(electorate, path, draft, draft.chunks, None, read)
+        keep = False
         try:
             electorate = await archived.stage(self._routing.electorate(electorate.slot))
-            applied = await self._coordinator.write(
-                electorate,
-                path,
-                operation,
-                write_id=options.write_id,
-                repeat=options.repeat,
-                body=body,
-                since_s=since_s,
-            )
-        except OutcomeUnknown:
-            raise
-        except AmberError:
-            await archived.give_up()
-            raise
+            keep = True  # from here on a COMMIT that we lose sight of may refer to the rows, also when we are cancelled
+            try:
+                applied = await self._coordinator.write(
+                    electorate,
+                    path,
+                    operation,
+                    write_id=options.write_id,
+                    repeat=options.repeat,
+                    body=body,
+                    since_s=since_s,
+                )
+            except OutcomeUnknown:
+                raise
+            except AmberError:
+                keep = False
+                raise
+        finally:
+            if not keep:
+                await archived.give_up()
         view = _same_content(await self._view(electorate, path, applied), draft.etag)
         await archived.confirm(applied, view)
         return view

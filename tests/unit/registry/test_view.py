@@ -86,6 +86,15 @@ async def test_it_finds_the_table_and_follows_it(world):
     assert len(seen) == 1
 
 
+async def test_no_news_come_in_once_it_has_stopped(world):
+    """A node that stops ends it first, and has requests to end still: none is to wait for a route."""
+    await world.bootstrap()
+    watcher = world.watcher()
+    await until(lambda: watcher.follows)
+    await watcher.stop()
+    assert watcher.registry_ok and not watcher.follows
+
+
 async def test_an_outage_keeps_the_table_and_is_told(world):
     table = await world.bootstrap()
     watcher = world.watcher()
@@ -93,6 +102,7 @@ async def test_an_outage_keeps_the_table_and_is_told(world):
     before_ms = watcher.registry_since_ms
     world.store.set_down(True)
     await until(lambda: not watcher.registry_ok)
+    assert not watcher.follows
     assert "down" in watcher.registry_error
     assert watcher.registry_since_ms >= before_ms
     assert watcher.table == table

@@ -23,6 +23,8 @@ from archive.reading import read_chunk
 from archive.segments import ArchivedEntry, PartReader, PathEntry, decode_cluster
 from archive.targets.memory import Fault
 from archive.written import merged
+from node import coordinator
+from node.archive import through
 from node.objects.bytes import Reading
 from node.protocol.operations import Conditions
 from tests.unit.node.archive.kit import World, world
@@ -336,8 +338,14 @@ async def test_a_client_that_goes_away_while_its_body_is_archived_leaves_nothing
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
 @pytest.mark.parametrize("size", [5, STAGED])
-async def test_rows_that_a_copy_took_which_the_route_does_not_name_go_to_the_next_routes(tmp_path, size, when):
+async def test_rows_that_a_copy_took_which_the_route_does_not_name_go_to_the_next_routes(
+    tmp_path, size, when, monkeypatch
+):
     """n1 has not heard that n2's copy is a new one, and n3 is down: the two that are alive are enough for the write."""
+    monkeypatch.setattr(
+        coordinator, "NEWER_PATIENCE_S", PATIENCE_S
+    )  # also if the machine stands still for some seconds
+    monkeypatch.setattr(through, "STAGE_S", PATIENCE_S)
     async with world(tmp_path, 3, section=SECTION, slots=1) as made:
         nodes = made.cluster
         catch_up = lag(nodes, nodes[1])
@@ -358,3 +366,16 @@ async def test_rows_that_a_copy_took_which_the_route_does_not_name_go_to_the_nex
         catch_up()
         assert (await writing).version.version == 1
         assert await get(nodes[2], "w/a") == content(size)
+
+
+@pytest.mark.parametrize("size", [5, STAGED])
+async def test_a_client_that_goes_away_while_rows_are_staged_leaves_none(made, size):
+    held = made.cluster.net.fault("StageArchived", "hold", to="n2")
+    writing = asyncio.create_task(put(made.cluster[1], "w/a", content(size)))
+    await until(lambda: held.hits)
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+    held.released.set()
+    await until(lambda: made.cluster.net.count("Discard") >= 3)
+    with pytest.raises(NotFound):
+        await look(made.cluster[3], "w/a")

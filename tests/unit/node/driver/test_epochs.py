@@ -39,6 +39,7 @@ from registry.routes import Member, Route
 from tests.unit.node.driver.routes_kit import anew, away, filled, lag, raise_epoch, readmit, reroute
 from tests.unit.node.objects.kit import (
     CHUNK,
+    PATIENCE_S,
     STAGED,
     Cluster,
     Node,
@@ -570,7 +571,13 @@ async def test_a_write_whose_commit_was_sent_and_whose_route_does_not_come_is_un
             await writing
 
 
-async def test_staged_bytes_that_a_copy_took_which_the_route_does_not_name_are_brought_by_the_next_route():
+@pytest.fixture
+def patient(monkeypatch) -> None:
+    """Also if the machine stands still for some seconds."""
+    monkeypatch.setattr(coordinator, "NEWER_PATIENCE_S", PATIENCE_S)
+
+
+async def test_staged_bytes_that_a_copy_took_which_the_route_does_not_name_are_brought_by_the_next_route(patient):
     """n1 has not heard that n2's copy is a new one, and n3 is down: the two that are alive are enough for the write."""
     async with cluster() as made:
         slot = made.slot("p")
@@ -586,7 +593,7 @@ async def test_staged_bytes_that_a_copy_took_which_the_route_does_not_name_are_b
         assert await get(made[2], "p") == content(STAGED)
 
 
-async def test_so_they_are_when_that_happens_once_more_while_they_are_brought():
+async def test_so_they_are_when_that_happens_once_more_while_they_are_brought(patient):
     async with cluster() as made:
         slot = made.slot("p")
         catch_up = lag(made, made[1])
@@ -607,7 +614,7 @@ async def test_so_they_are_when_that_happens_once_more_while_they_are_brought():
         assert await get(made[2], "p") == content(STAGED)
 
 
-async def test_routes_that_still_name_the_older_copy_are_not_what_is_waited_for():
+async def test_routes_that_still_name_the_older_copy_are_not_what_is_waited_for(patient):
     """A slot that is left and joined again takes several; each that came for itself would have the body brought once more."""
     async with cluster() as made:
         slot = made.slot("p")
