@@ -197,7 +197,7 @@ class ArchivedPut:
             if self._at is not None:
                 self._have = electorate.still(self._have, self._at)
             self._at = electorate
-            if electorate.is_write_quorum(self._have & electorate.voters.keys()):
+            if electorate.is_write_quorum_among(self._have):
                 break
             strangers: set[str] = set()
             try:

@@ -177,7 +177,7 @@ class Putting:
                 # The body took its time: the slot may have moved meanwhile. Nothing refers to the bytes yet.
                 before, electorate = electorate, self._routing.electorate(electorate.slot)
                 holders = electorate.still(holders, before)
-                if not electorate.is_write_quorum(holders & electorate.voters.keys()):
+                if not electorate.is_write_quorum_among(holders):
                     brought = Restage(
                         self._coordinator,
                         self._reading,
@@ -189,7 +189,7 @@ class Putting:
                         chunk_bytes=chunk_bytes,
                     )
                     holders = await brought.bring(holders, last=moves + 1 == MOVES_MAX)
-                    if not electorate.is_write_quorum(holders & electorate.voters.keys()):
+                    if not electorate.is_write_quorum_among(holders):
                         continue
                 if archived is not None:
                     at = await archived.stage(electorate)

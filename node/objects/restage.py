@@ -77,7 +77,7 @@ class Restage:
         try:
             await asyncio.gather(*map(self._begin, lacking))
             for chunk in self._chunks:
-                if not self._enough(holders | self._live.keys()):
+                if not self._electorate.is_write_quorum_among(holders | self._live.keys()):
                     break
                 data = await self._reading.staged(self._electorate.slot, self._version, chunk, holders=holders)
                 await asyncio.gather(*(self._write(node, data) for node in list(self._live)))
@@ -87,13 +87,11 @@ class Restage:
             for stage in self._live.values():
                 await stage.abort()
         have = holders | {node for node in staged if node}
-        if not self._enough(have) and (last or not await self._coordinator.moves_on(self._electorate, self._strangers)):
-            here = have & self._electorate.voters.keys()
-            raise QuorumUnavailable.of(*self._electorate.writes_short(here), self._out)
+        if not self._electorate.is_write_quorum_among(have) and (
+            last or not await self._coordinator.moves_on(self._electorate, self._strangers)
+        ):
+            raise QuorumUnavailable.of(*self._electorate.writes_short(have), self._out)
         return have
-
-    def _enough(self, nodes: frozenset[str]) -> bool:
-        return self._electorate.is_write_quorum(nodes & self._electorate.voters.keys())
 
     async def _begin(self, node: str) -> None:
         try:

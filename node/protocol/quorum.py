@@ -126,6 +126,10 @@ class Electorate:
             return len(nodes) >= self._one.write_quorum
         return all(each.count(nodes) >= each.write_quorum for each in self.sets)
 
+    def is_write_quorum_among(self, nodes: Iterable[str]) -> bool:
+        """The same of the voters among these nodes, of which others may be none any more."""
+        return self.is_write_quorum(self.voters.keys() & nodes)
+
     def majority_possible(self, out: Collection[str]) -> bool:
         """Whether a majority can still be had without the voters in ``out``."""
         return all(len(each.nodes) - each.count(out) >= each.majority for each in self.sets)

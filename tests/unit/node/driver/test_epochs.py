@@ -35,6 +35,7 @@ from node.protocol.quorum import Electorate
 from node.protocol.write import Outcome
 from node.rounds import Run
 from node.routing import Routing
+from node.service import ObjectView
 from registry.routes import Member, Route
 from tests.unit.node.driver.routes_kit import anew, away, filled, lag, raise_epoch, readmit, reroute
 from tests.unit.node.objects.kit import (
@@ -577,15 +578,20 @@ def patient(monkeypatch) -> None:
     monkeypatch.setattr(coordinator, "NEWER_PATIENCE_S", PATIENCE_S)
 
 
+async def staged_beside_a_stranger(made: Cluster) -> asyncio.Task[ObjectView]:
+    """n1, which has not heard of that, puts "p" while n2's copy is a new one and n3 is down; both that are alive have the bytes."""
+    await anew(made, made.slot("p"), made[2])
+    made.net.down.add("n3")
+    writing = asyncio.create_task(put(made[1], "p", content(STAGED)))
+    await until(lambda: made.net.count("StageClose") >= 2)
+    return writing
+
+
 async def test_staged_bytes_that_a_copy_took_which_the_route_does_not_name_are_brought_by_the_next_route(patient):
     """n1 has not heard that n2's copy is a new one, and n3 is down: the two that are alive are enough for the write."""
     async with cluster() as made:
-        slot = made.slot("p")
         catch_up = lag(made, made[1])
-        await anew(made, slot, made[2])
-        made.net.down.add("n3")
-        writing = asyncio.create_task(put(made[1], "p", content(STAGED)))
-        await until(lambda: made.net.count("StageClose") >= 2)
+        writing = await staged_beside_a_stranger(made)
         await asyncio.sleep(0.1)
         assert not writing.done(), "it waits for the route that names the copy"
         catch_up()
@@ -597,11 +603,8 @@ async def test_so_they_are_when_that_happens_once_more_while_they_are_brought(pa
     async with cluster() as made:
         slot = made.slot("p")
         catch_up = lag(made, made[1])
-        await anew(made, slot, made[2])
-        made.net.down.add("n3")
         held = made.net.fault("StageClose", "hold", to="n2", skip=1, times=1)
-        writing = asyncio.create_task(put(made[1], "p", content(STAGED)))
-        await until(lambda: made.net.count("StageClose") >= 2)
+        writing = await staged_beside_a_stranger(made)
         catch_up()
         await until(lambda: held.hits, "the bytes are on their way to the copy that is named now")
         catch_up = lag(made, made[1])
@@ -622,10 +625,7 @@ async def test_routes_that_still_name_the_older_copy_are_not_what_is_waited_for(
         for _ in range(4):
             raise_epoch(made, slot)
         between = made.table
-        await anew(made, slot, made[2])
-        made.net.down.add("n3")
-        writing = asyncio.create_task(put(made[1], "p", content(STAGED)))
-        await until(lambda: made.net.count("StageClose") >= 2)
+        writing = await staged_beside_a_stranger(made)
         made[1].routing._table = lambda: between
         await asyncio.sleep(0.1)
         assert not writing.done() and made.net.count("StageClose") == 2
@@ -637,12 +637,8 @@ async def test_routes_that_still_name_the_older_copy_are_not_what_is_waited_for(
 async def test_a_node_that_stops_waits_for_no_route(monkeypatch):
     monkeypatch.setattr(coordinator, "NEWER_PATIENCE_S", 600.0)
     async with cluster() as made:
-        slot = made.slot("p")
         lag(made, made[1])
-        await anew(made, slot, made[2])
-        made.net.down.add("n3")
-        writing = asyncio.create_task(put(made[1], "p", content(STAGED)))
-        await until(lambda: made.net.count("StageClose") >= 2)
+        writing = await staged_beside_a_stranger(made)
         made[1].coordinator.closed = True
         with pytest.raises(QuorumUnavailable):
             await writing
