@@ -32,7 +32,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from tests.crash.lines import Line, decode_lines
-from tests.crash.tracing import FORBIDDEN, MUTATING, OPENS, SYNCS, WRITES, Call, strings
+from tests.crash.tracing import FORBIDDEN, MUTATING, OPENS, RECORDED, SYNCS, WRITES, Call, strings
 from tests.crash.verify import Promises
 
 SECTOR_BYTES = 512
@@ -201,7 +201,7 @@ class _Player:
         """One call."""
         if call.result is None:
             # Killed within it: whether it happened is told by what is found later; see the caller.
-            if call.name in MUTATING and self._concerns(call):
+            if call.lost or call.name not in RECORDED or self._concerns(call):
                 self._recording.in_flight.append(call.name)
             return
         if call.name == "close":
@@ -226,7 +226,7 @@ class _Player:
             self._change(call)
 
     def _concerns(self, call: Call) -> bool:
-        return self._base.hex() in " ".join(call.arguments).replace("\\x", "")
+        return call.name in (*MUTATING, *OPENS) and self._base.hex() in " ".join(call.arguments).replace("\\x", "")
 
     # -- names
 

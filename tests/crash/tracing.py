@@ -28,7 +28,8 @@ GATE = "getsid"
 """A call that the store never makes: a thread that waits for its tracer makes it until it fails."""
 
 _WHOLE = re.compile(r"\A(\d+) +(\w+)\((.*)\) += (-?\d+|\?)(.*)\Z", re.S)
-_BEGUN = re.compile(r"\A(\d+) +(\w+)\((.*?)(?:,? ?)<unfinished \.\.\.>\Z", re.S)
+_BEGUN = re.compile(r"\A(\d+) +(\w+)\((.*?)(?:,? ?)<(unfinished|detached) \.\.\.>\Z", re.S)
+_LOST = re.compile(r"\A(\d+) +<\.\.\. (\w+) resumed>.*<detached \.\.\.>\Z", re.S)
 _ENDED = re.compile(r"\A(\d+) +<\.\.\. (\w+) resumed>(.*)\) += (-?\d+|\?)(.*)\Z", re.S)
 _STRING = re.compile(r'"((?:\\x[0-9a-f]{2})*)"(\.\.\.)?')
 _MARKS = re.compile(r"[][{}(),]")
@@ -55,6 +56,8 @@ class Call:
         begin: index of the log's line where it was entered.
         end: index of the line where it returned.
         injected: whether strace made it fail.
+        lost: its thread was killed while strace looked at it. What strace wrote of it may be of another thread (seen: the
+            result of another's call for a number, ``syscall_0x1108``), and whether it happened nobody knows.
     """
 
     tid: int
@@ -64,6 +67,7 @@ class Call:
     begin: int
     end: int
     injected: bool = False
+    lost: bool = False
 
     def string(self, index: int) -> bytes:
         """A string argument."""
@@ -119,9 +123,11 @@ def read_calls(text: str) -> Iterator[Call]:
             call = Call(int(tid), name, _split(arguments), _number(result), index, index, "(INJECTED)" in rest)
             calls.append(call)
         elif match := _BEGUN.match(line):
-            call = Call(int(match[1]), match[2], _split(match[3]), None, index, 1 << 60)
+            call = Call(int(match[1]), match[2], _split(match[3]), None, index, 1 << 60, lost=match[4] == "detached")
             begun[call.tid] = call
             calls.append(call)
+        elif match := _LOST.match(line):
+            begun.pop(int(match[1])).lost = True
         elif match := _ENDED.match(line):
             call = begun.pop(int(match[1]))
             assert call.name == match[2]
