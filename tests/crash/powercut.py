@@ -89,6 +89,9 @@ class Recording:
     """Everything that happened to the folder ``base``, in the order of the log's lines.
 
     More than one log may be played: a process that was killed, and the next one.
+
+    Attributes:
+        in_flight: calls of the last one that never returned, as far as known: each may have changed the folder or not.
     """
 
     base: Path
@@ -113,6 +116,7 @@ class Recording:
     def play(self, calls: Iterable[Call], lines: int) -> None:
         """Play one process's log of so many lines."""
         start = self.last_life = self.length
+        self.in_flight.clear()
         player = _Player(self, start)
         # In the order in which they returned; what never returned comes last.
         events: list[tuple[int, int, Callable[[], None]]] = []

@@ -17,6 +17,9 @@ from tests.crash.runs import Unclear, record, record_two_lives, replay
 STATES = 4000 if EVERYTHING else 250
 STATES_AFTER_A_KILL = 300 if EVERYTHING else 25
 
+UNCLEAR_MAX = 20
+"""So many recordings of one kill tell nothing only if something is wrong: at most one in eight did on a busy machine."""
+
 KILLS = ("fsync_dir:slots:5", "fsync_dir:journal:2", "rename:disk.toml:2", "fdatasync:00000002.log:3")
 """Calls before which the first of two lives is killed: what it left unsynced is not to be built upon."""
 
@@ -24,12 +27,14 @@ MORE_KILLS = tuple(str(number) for number in range(5, 420, 9)) if EVERYTHING els
 
 
 def _two_lives(folder: Path, kill: str, mutant: str | None = None) -> Recording:
-    for attempt in range(5):
+    for attempt in range(UNCLEAR_MAX):
         try:
             return record_two_lives(folder / str(attempt), die_before=kill, mutant=mutant)
         except Unclear:
             continue
-    pytest.skip("the kill always came within another thread's call, whose outcome nobody knows")
+    pytest.fail(
+        f"{UNCLEAR_MAX} kills came within another thread's call, whose outcome nobody knows: is the log read rightly?"
+    )
 
 
 def test_nothing_acknowledged_is_lost(tmp_path: Path):

@@ -18,6 +18,11 @@ OPENS = ("open", "openat", "creat")
 FORBIDDEN = ("symlink", "symlinkat", "sendfile", "copy_file_range", "splice", "msync", "sync_file_range", "sync")
 """Ways to change a disk that the model does not know: seeing one is an error of the tests."""
 
+DEATH = "kill"
+"""How a scenario ends itself. What strace tells after that is not believed: it looks at threads that are gone, and what it last
+saw of another one it shows for their results (seen: the end of a write of 4096 bytes ``= 72``) and for the numbers of
+their calls (``syscall_0x1108``); where it gets no number at all, for names (``???``)."""
+
 RECORDED = (*WRITES, *SYNCS, *NAMES, *SIZES, *OPENS, *FORBIDDEN, "close", "mmap")
 MUTATING = (*WRITES, *SYNCS, *NAMES, *SIZES)
 """The write class, beside openat with O_CREAT."""
@@ -27,10 +32,10 @@ EXTRA = ("openat",)
 GATE = "getsid"
 """A call that the store never makes: a thread that waits for its tracer makes it until it fails."""
 
-_WHOLE = re.compile(r"\A(\d+) +(\w+)\((.*)\) += (-?\d+|\?)(.*)\Z", re.S)
-_BEGUN = re.compile(r"\A(\d+) +(\w+)\((.*?)(?:,? ?)<(unfinished|detached) \.\.\.>\Z", re.S)
-_LOST = re.compile(r"\A(\d+) +<\.\.\. (\w+) resumed>.*<detached \.\.\.>\Z", re.S)
-_ENDED = re.compile(r"\A(\d+) +<\.\.\. (\w+) resumed>(.*)\) += (-?\d+|\?)(.*)\Z", re.S)
+_WHOLE = re.compile(r"\A(\d+) +(\w+|\?+)\((.*)\) += (-?\d+|\?)(.*)\Z", re.S)
+_BEGUN = re.compile(r"\A(\d+) +(\w+|\?+)\((.*?)(?:,? ?)<(unfinished|detached) \.\.\.>\Z", re.S)
+_LOST = re.compile(r"\A(\d+) +<\.\.\. (\w+|\?+) resumed>.*<detached \.\.\.>\Z", re.S)
+_ENDED = re.compile(r"\A(\d+) +<\.\.\. (\w+|\?+) resumed>(.*)\) += (-?\d+|\?)(.*)\Z", re.S)
 _STRING = re.compile(r'"((?:\\x[0-9a-f]{2})*)"(\.\.\.)?')
 _MARKS = re.compile(r"[][{}(),]")
 
@@ -56,8 +61,7 @@ class Call:
         begin: index of the log's line where it was entered.
         end: index of the line where it returned.
         injected: whether strace made it fail.
-        lost: its thread was killed while strace looked at it. What strace wrote of it may be of another thread (seen: the
-            result of another's call for a number, ``syscall_0x1108``), and whether it happened nobody knows.
+        lost: strace saw it on a thread that was being killed (:data:`DEATH`). Nobody knows which call it was.
     """
 
     tid: int
@@ -114,7 +118,7 @@ def _split(text: str) -> list[str]:
 
 
 def read_calls(text: str) -> Iterator[Call]:
-    """The calls of a log in the order in which they began."""
+    """The calls of a log in the order in which they began. What did not end before the process died has no result."""
     begun: dict[int, Call] = {}
     calls: list[Call] = []
     for index, line in enumerate(text.split("\n")):
@@ -135,7 +139,11 @@ def read_calls(text: str) -> Iterator[Call]:
             call.result, call.end, call.injected = _number(match[4]), index, "(INJECTED)" in match[5]
         else:
             assert not line or "+++" in line or "---" in line, f"cannot read: {line[:200]}"
-    return iter(calls)
+    death = next((call.begin for call in calls if call.name == DEATH and "SIGKILL" in call.arguments), 1 << 60)
+    for call in calls:
+        if call.end > death:
+            call.result, call.end, call.lost = None, 1 << 60, call.lost or call.begin > death
+    return iter([call for call in calls if call.name != DEATH])
 
 
 def _number(text: str) -> int | None:
@@ -146,7 +154,7 @@ def recording(log: Path) -> list[str]:
     """The command that records what the command after it does."""
     return [
         "strace", "-f", "--seccomp-bpf", "-o", str(log), "-xx", "-y", "-s", "4000000",
-        "-e", "signal=none", "-e", "trace=" + ",".join(f"?{name}" for name in RECORDED),
+        "-e", "signal=none", "-e", "trace=" + ",".join(f"?{name}" for name in (*RECORDED, DEATH)),
     ]  # fmt: skip
 
 
