@@ -20,6 +20,7 @@ from amberblob.errors import DiskFailed, DiskFull
 from amberblob.ids import UlidMint
 from amberblob.manifest import ChunkRef, Version, WriteMark
 from amberblob.mutations import Mutation, Synced
+from amberblob.openfiles import databases_max
 from amberblob.wire import HistoryRow
 from amberblob.wire_repair import LogLine, PathItem
 from chunkstore.applier import Applier
@@ -49,20 +50,7 @@ from chunkstore.threads import Threads
 _log = structlog.get_logger(__name__)
 
 _IO_THREADS = 4
-_OPEN_DATABASES_MAX = 256
-_FILES_PER_DATABASE = 4
-_FILES_FOR_OTHERS = 256
 _BALLAST_EVERY_S = 30.0
-
-
-def _open_max() -> int:
-    """How many databases may be open, given how many files this process may have open."""
-    import resource
-
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return _OPEN_DATABASES_MAX
-    return max(16, min(_OPEN_DATABASES_MAX, (soft - _FILES_FOR_OTHERS) // _FILES_PER_DATABASE))
 
 
 def _make_disk_folder(path: Path, ops: FileOps) -> Path:
@@ -158,7 +146,7 @@ class DiskStore:
             identity, is_new = open_identity(path, new, ops)
             space = SpaceGuard(path, ops, reserve_bytes, clock.monotonic_s, threads)
             files = BlobFiles(path, ops, mint)
-            pool = SlotPool(path, identity, ops, mint, open_max=open_databases_max or _open_max())
+            pool = SlotPool(path, identity, ops, mint, open_max=open_databases_max or databases_max())
             applier = Applier(path, pool, ops, space.release_ballast, clock.monotonic_s)
             overlay = Overlay(identity.disk_id, clean_max=registers_clean_max, body_cache_bytes=body_cache_bytes)
             database = DatabaseThread(pool.close_idle, clock=clock, threads=threads, linger_s=linger_s)

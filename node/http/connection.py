@@ -3,6 +3,7 @@
 aiohttp reads and frames the requests. Added here:
 
 - a bounded time for a request's head, so that a client that sends it byte by byte cannot hold a connection;
+- a bounded number of connections, so that clients leave the node the open files that it needs itself;
 - a bounded time without progress while an answer waits to be read;
 - a version other than HTTP/1.x refused (aiohttp would answer HTTP/2.0 as if it spoke it);
 - every error of the HTTP parser answered with a problem document, also one in the middle of a body (aiohttp
@@ -33,10 +34,14 @@ from yarl import URL
 
 from amberblob.errors import AmberError
 from amberblob.limits import DATA_FRAME_BYTES, HTTP_HEADER_BYTES_MAX
+from amberblob.openfiles import connections_max
 from node.http import aiohttp_lane
 from node.http.app import App
 from node.http.problem import HEADERS_MAX, REQUEST_LINE_BYTES_MAX, raw_response
 from node.http.refusals import RequestTimeout
+
+REFUSED_LOG_S = 60.0
+"""Connections that are refused are told of so often at most."""
 
 _NO_URL = URL("/")
 """Stands in for the URL of an absolute-form target, which aiohttp would take apart and might trip over."""
@@ -266,6 +271,13 @@ class Connection(RequestHandler):
             self._stall_timer = None
 
 
+class _Refused(asyncio.Protocol):
+    """A connection that ends at once."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+
 class ConnectionServer(Server):
     """Makes the connections of one listening socket, and closes them."""
 
@@ -275,7 +287,27 @@ class ConnectionServer(Server):
         self._timeouts = timeouts
         self._connection = connection
         self._open: set[Connection] = set()
+        self._refused_at_s = -REFUSED_LOG_S
         self._all_closed: asyncio.Future[None] | None = None
+
+    def accept(self) -> asyncio.BaseProtocol:
+        """The protocol of a new connection. One that would take files which the node needs itself ends at once.
+
+        It gets no answer: a 503 would say that nothing was applied, which nobody knows of a write that is a repeat.
+        """
+        allowed = connections_max()
+        if allowed is None or len(self._open) < allowed:
+            return self()
+        now_s = self._loop.time()
+        if now_s - self._refused_at_s >= REFUSED_LOG_S:
+            self._refused_at_s = now_s
+            _log.warning(
+                "connections_refused",
+                open=len(self._open),
+                detail="More would take open files that the node needs for its databases and peers. Clients should keep fewer "
+                "connections, or the limit of open files (LimitNOFILE, ulimit -n) should be raised.",
+            )
+        return _Refused()
 
     def __call__(self) -> RequestHandler:
         return self._connection(self, self._app, self._timeouts, self._loop)

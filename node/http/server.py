@@ -66,7 +66,7 @@ class HttpServer:
         assert self._connections is None, "started twice"
         self._connections = ConnectionServer(self._app, self._timeouts, self._connection)
         self._listener = await asyncio.get_running_loop().create_server(
-            self._connections, self._host, self._port, backlog=BACKLOG, reuse_port=self._reuse_port or None
+            self._connections.accept, self._host, self._port, backlog=BACKLOG, reuse_port=self._reuse_port or None
         )
         self._address = self._listener.sockets[0].getsockname()[:2]
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from aiohttp.streams import StreamReader
+from structlog.testing import capture_logs
 
+import node.http.connection as connection_module
 from node.http import Timeouts
 from node.http.connection import Connection
 from tests.unit.node.http.conftest import Raw, World, serving
@@ -416,6 +418,37 @@ async def test_a_client_that_does_not_read_is_let_go() -> None:
         await raw.send(b"GET /objects/a HTTP/1.1\r\nHost: x\r\n\r\n")
         await until(lambda: world.service.reads_closed == 1)
         await until(lambda: world.app.in_flight == 0)
+
+
+async def test_connections_that_would_take_the_nodes_own_files_end_at_once(
+    monkeypatch: pytest.MonkeyPatch, world: World
+) -> None:
+    monkeypatch.setattr(connection_module, "connections_max", lambda: 2)
+    healthz = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    kept = [await world.raw() for _ in range(2)]
+    for raw in kept:
+        await raw.send(healthz)
+        assert (await raw.answer()).status == 200
+    with capture_logs() as lines:
+        for _ in range(3):
+            refused = await world.raw()
+            with contextlib.suppress(ConnectionError):
+                assert await refused.reader.read() == b"", "a 503 would say of a repeat that it was not applied before"
+    assert [(line["event"], line["open"]) for line in lines] == [("connections_refused", 2)], "told once"
+    await kept[0].send(healthz)
+    assert (await kept[0].answer()).status == 200
+    kept[1].writer.close()
+
+    async def is_served() -> bool:
+        raw = await world.raw()
+        with contextlib.suppress(ConnectionError, EOFError):
+            await raw.send(healthz)
+            return (await raw.answer()).status == 200
+        return False
+
+    async with asyncio.timeout(60):
+        while not await is_served():
+            await asyncio.sleep(0.01)
 
 
 async def test_a_client_that_leaves_in_the_middle_of_a_download(world: World) -> None:
