@@ -50,6 +50,9 @@ ROUTE_PATIENCE_S = 1.0
 NEWER_PATIENCE_S = 5.0
 """How long one is waited for while the registry is followed, of which nothing is known but that a copy is another than the route names."""
 
+AGAIN_S = 1.0
+"""A read that has less time left than this asks nobody again."""
+
 LOOKS_MAX = 8
 """A read of what is being written here looks again so many times, before it stands in line with a round of its own."""
 
@@ -241,7 +244,8 @@ class Coordinator:
                 known = self._counters.peek(request.slot, request.path)
                 if known is not None and known.accepted is not None:
                     asked = msgspec.structs.replace(request, known=known.accepted)
-            left_s = max(end_s - loop.time(), 0.0)
+            asked_s = loop.time()
+            left_s = max(end_s - asked_s, 0.0)
             run = ReadRun(
                 self.peers,
                 self.quickness,
@@ -258,9 +262,20 @@ class Coordinator:
             if isinstance(result, Read):
                 return result
             if isinstance(result, NoQuorum):
-                raise result.error
+                if not self.asks_again(asked_s, end_s):
+                    raise result.error
+                continue
             electorate = result.electorate
             request = msgspec.structs.replace(request, epoch=electorate.epoch)
+
+    def asks_again(self, asked_s: float, end_s: float) -> bool:
+        """Whether voters that were asked at ``asked_s``, and too few of which answered, are asked once more.
+
+        They are if they were silent as long as they may be, and ``end_s`` leaves time for it: perhaps it is this machine that
+        stood still, and its timers rang before what had come meanwhile was read. Answers that say no are believed at once.
+        """
+        now_s = asyncio.get_running_loop().time()
+        return now_s - asked_s >= self.peer_timeout_s and end_s - now_s >= AGAIN_S
 
     def _repair(self, electorate: Electorate, path: str, read: Read, node: str, reply: Reply) -> None:
         """Tell a voter that answered with an older register what is chosen; it fetches the bytes by itself.

@@ -326,7 +326,7 @@ class Listing:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         while True:
-            known = self._routing.known()
+            known, asked_s = self._routing.known(), loop.time()
             try:
                 return await self._scan_by(known, request)
             except _RoutesDiffer as differ:
@@ -334,7 +334,10 @@ class Listing:
                 if loop.time() - began_s >= patience_s:
                     raise differ.error from None
             except QuorumUnavailable:
-                if known is self._routing.known() or loop.time() - began_s >= self._coordinator.read_timeout_s:
+                end_s = began_s + self._coordinator.read_timeout_s
+                if self._coordinator.asks_again(asked_s, end_s):
+                    continue
+                if known is self._routing.known() or loop.time() >= end_s:
                     raise
             if known is self._routing.known():
                 await asyncio.sleep(ROUTE_POLL_S)

@@ -9,16 +9,17 @@ import msgspec
 import pytest
 
 from amberblob.ballot import Ballot
-from amberblob.errors import NotReady, PeerTimeout, PeerUnreachable, PreconditionFailed
+from amberblob.errors import NotReady, PeerTimeout, PeerUnreachable, PreconditionFailed, QuorumUnavailable
 from amberblob.manifest import ChunkRef, Record, Version
 from amberblob.wire import Commit, Discard, Done, Failed, Learn, Learnt, Ping, Prepare, Query, QueryHistory, Refused
 from amberblob.wire_repair import AskHealth
 from chunkstore.interface import BlobState
 from node import learns as learns_module
+from node.coordinator import AGAIN_S
 from node.learns import Learns
 from node.protocol.operations import Conditions
 from node.protocol.write import Spread
-from tests.unit.node.objects.kit import STAGED, cluster, content, delete, get, look, put, table_of, until
+from tests.unit.node.objects.kit import STAGED, cluster, content, delete, get, listing, look, put, table_of, until
 from tests.unit.node.objects.status_kit import status_of
 
 # ---- Learns
@@ -473,6 +474,46 @@ async def test_peers_that_time_out_are_told_by_name():
         made.net.fault("Ping", "hold")
         with pytest.raises(PeerTimeout):
             await made[1].coordinator.call("n2", Ping(now_ms=0))
+
+
+READS = {
+    "Query": lambda node: get(node, "p"),
+    "QueryHistory": lambda node: node.objects.versions("p"),
+    "QueryScan": listing,
+}
+
+
+@pytest.mark.parametrize("kind", READS)
+async def test_voters_that_were_silent_are_asked_again(kind: str):
+    """A machine that stood still for the peer timeout hears its timers first, and the answers that had come after them."""
+    async with cluster(peer_timeout_s=0.2, request_timeout_s=60.0) as made:
+        await put(made[1], "p", b"x")
+        await made.settle()
+        silent = [made.net.fault(kind, "hold", to=node, times=1) for node in ("n2", "n3")]
+        assert await READS[kind](made[1])
+        assert all(rule.hits for rule in silent)
+
+
+@pytest.mark.parametrize("kind", READS)
+async def test_voters_that_are_away_are_not_asked_again(kind: str):
+    async with cluster(peer_timeout_s=30.0, request_timeout_s=60.0) as made:
+        await put(made[1], "p", b"x")
+        await made.settle()
+        away = [made.net.fault(kind, "drop", to=node) for node in ("n2", "n3")]
+        with pytest.raises(QuorumUnavailable):
+            await READS[kind](made[1])
+        assert [rule.hits for rule in away] == [1, 1]
+
+
+@pytest.mark.parametrize("kind", READS)
+async def test_voters_are_not_asked_again_for_the_last_moments(kind: str):
+    async with cluster(peer_timeout_s=0.2, request_timeout_s=0.2 + AGAIN_S) as made:
+        await put(made[1], "p", b"x")
+        await made.settle()
+        silent = [made.net.fault(kind, "hold", to=node) for node in ("n2", "n3")]
+        with pytest.raises(QuorumUnavailable):
+            await READS[kind](made[1])
+        assert [rule.hits for rule in silent] == [1, 1]
 
 
 async def test_writes_of_one_path_take_turns_on_a_node():
