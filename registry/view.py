@@ -250,9 +250,17 @@ class RouteWatcher:
         """Register this node, should the registry not know it as it is (it was down at start, or lost something).
 
         Only while the table follows it: into one that was not looked at yet, or is refused, nothing is written.
+
+        Raises: RegistryRefused when it shows less than was seen. A sign of life ends also because another registry, or an older one,
+        has come in this one's place; the watch may hear of that later, and a key put there would let the revision grow until
+        nothing was to be seen any more.
         """
         if self._registry_error is not None:
             raise RegistryUnavailable(self._registry_error)
+        revision, table = self._revision, self._table
+        snapshot = await self._registry.range(self._keys.root)
+        check_revision(revision, snapshot.revision)
+        check_picture(table, picture_of(snapshot, self._keys))
         if self._me is not None and self._table is not None:
             await register_node(self._registry, self._table.cluster, self._me, arriving=self._arriving)
 

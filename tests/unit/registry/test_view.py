@@ -263,6 +263,21 @@ async def test_a_registry_whose_revision_went_back_is_refused(world):
     assert not watcher.registry_ok
 
 
+async def test_a_sign_of_life_that_ended_does_not_come_again_into_a_registry_that_was_set_back(world):
+    """Whoever hears of that first: the watch, or the lease, which after a pause of this process may both have news."""
+    await world.bootstrap()
+    kept, revision = dict(world.store.entries), world.store.revision
+    watcher = world.watcher(me=info("n1"))
+    await until(lambda: watcher.alive == {"n1"})
+    await until(lambda: watcher._revision > revision)
+    for entries, at in ((kept, revision), ({}, revision + 100)):
+        set_back(world.store, dict(entries), at)
+        watcher._registry_error = None  # as long as nothing was heard
+        with pytest.raises(RegistryRefused):
+            await watcher._enroll()
+        assert (world.store.entries, world.store.revision) == (entries, at)
+
+
 async def test_a_registry_that_lost_a_route_is_refused(world):
     table = await world.bootstrap()
     kept = dict(world.store.entries)
