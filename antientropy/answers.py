@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from amberblob.ballot import BALLOT_ZERO, SlotState
-from amberblob.digests import BUCKETS, DIGEST_BYTES, SHORT_BYTES, bucket_of, path_key
+from amberblob.digests import BUCKETS, DIGEST_BYTES, SHORT_BYTES
 from amberblob.errors import BadRequest
 from amberblob.limits import KIB
 from amberblob.mutations import EpochSeen
@@ -31,8 +31,8 @@ from amberblob.wire_repair import (
     bitmap_of,
     slots_in,
 )
-from antientropy.mending import state_of
 from antientropy.needs import PULL_PATHS_MAX, by_few
+from antientropy.soundness import sound
 from chunkstore.interface import ReplicaStore
 
 PAGE_BYTES = 512 * KIB
@@ -132,8 +132,7 @@ async def _differing(
         if not 0 <= bucket < BUCKETS or len(pairs) % (2 * SHORT_BYTES):
             raise BadRequest("fingerprints are pairs of 8 bytes each, by bucket")
     items, next_after = await store.items_differing(request.slot, request.known, request.after, PAGE_BYTES)
-    sound = await _sound(store, request.slot, items, found_wrong)
-    return _page(store, request.slot, sound, next_after)
+    return _page(store, request.slot, await sound(store, request.slot, items, found_wrong), next_after)
 
 
 async def _paths(store: ReplicaStore, request: PullPaths, found_wrong: Callable[[int, str], None]) -> ItemsReply:
@@ -151,7 +150,7 @@ async def _paths(store: ReplicaStore, request: PullPaths, found_wrong: Callable[
             items.append(item)
             size += item_size
     if request.below is None:
-        items = await _sound(store, request.slot, items, found_wrong)
+        items = await sound(store, request.slot, items, found_wrong)
     return _page(store, request.slot, items, next_after)
 
 
@@ -165,9 +164,9 @@ async def _slot(store: ReplicaStore, request: PullSlot, found_wrong: Callable[[i
     # Also when somebody else's request brought the epoch a moment ago: it may not be on the disk yet.
     await store.durable(store.position(request.slot, request.after))
     items, next_after = await store.items_after(request.slot, request.after, PAGE_BYTES)
-    sound = {item.path: item for item in await _sound(store, request.slot, items, found_wrong)}
+    right = {item.path: item for item in await sound(store, request.slot, items, found_wrong)}
     # Whoever is filled must not think that nothing was chosen of a path that rotted here: it hears that something may have been.
-    told = [sound.get(item.path) or _in_doubt(item) for item in items]
+    told = [right.get(item.path) or _in_doubt(item) for item in items]
     return _page(store, request.slot, told, next_after)
 
 
@@ -193,37 +192,6 @@ def _page(store: ReplicaStore, slot: int, items: list[PathItem], next_after: str
         version_floor=state.version_floor,
         next_after=next_after,
     )
-
-
-async def _sound(
-    store: ReplicaStore, slot: int, items: list[PathItem], found_wrong: Callable[[int, str], None]
-) -> list[PathItem]:
-    """The items without those that rotted here: who lacks a path would take them for right, and outvote who has it."""
-    doubtful = await unlike_digest(store, slot, items)
-    if doubtful:
-        # Read again: it may have changed between the two looks.
-        paths = [item.path for item in doubtful]
-        again = {item.path: item for item in await store.items(slot, paths)}
-        gone = set(paths) - set(again)
-        items = [again.get(item.path, item) for item in items if item.path not in gone]
-        for item in await unlike_digest(store, slot, list(again.values())):
-            found_wrong(slot, item.path)
-            items.remove(item)
-    return items
-
-
-async def unlike_digest(store: ReplicaStore, slot: int, items: list[PathItem]) -> list[PathItem]:
-    """Those of the own items that are not what their digest was made of, or have changed meanwhile."""
-    whole = [item for item in items if item.more_below is None]
-    if not whole:
-        return []
-    step = 2 * SHORT_BYTES
-    states: dict[bytes, bytes] = {}
-    for pairs in (await store.fingerprints(slot, sorted({bucket_of(item.path) for item in whole}))).values():
-        for at in range(0, len(pairs), step):
-            states[pairs[at : at + SHORT_BYTES]] = pairs[at + SHORT_BYTES : at + step]
-    nothing = bytes(SHORT_BYTES)
-    return [item for item in whole if states.get(path_key(item.path), nothing) != state_of(item)]
 
 
 def _refused(state: SlotState, reason: RefusalReason) -> Refused:

@@ -30,6 +30,7 @@ from antientropy.scrubpace import (
     needed_rate,
     units_left,
 )
+from antientropy.soundness import is_wrong
 from antientropy.step import Did, Wake
 from chunkstore.interface import ReplicaStore
 
@@ -230,7 +231,7 @@ class Scrub:
     async def _see_to(self, slot: int, path: str, now_s: float) -> None:
         """Tell of a wrong path; the next time, look whether it still is wrong."""
         known, told = self._passes[slot][1], self._told.pop((slot, path), None)
-        if told is not None and not await self._is_wrong(slot, path):
+        if told is not None and not await is_wrong(self._store, slot, path):
             known.wrong.remove(path)
             self.counts.paths_mended += 1
             log.info("wrong rows were mended", slot=slot, path=path)
@@ -239,16 +240,6 @@ class Scrub:
         delay_s = RETRY_FIRST_S if told is None else min(RETRY_MAX_S, 2 * told.delay_s)
         self._told[slot, path] = _Told(now_s + delay_s, delay_s)
         self._found_wrong(slot, path)
-
-    async def _is_wrong(self, slot: int, path: str) -> bool:
-        # What comes before a path has no name; but not many paths are between it and itself without its last character.
-        after: str | None = path[:-1]
-        while after is not None and after < path:
-            page = await self._store.check_page(slot, after, PAGE_PATHS)
-            if path in page.wrong:
-                return True
-            after = page.next_after
-        return False
 
     # -- going on
 

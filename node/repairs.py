@@ -28,7 +28,8 @@ from amberblob.wire_repair import (
     ReadLog,
     slots_in,
 )
-from antientropy.answers import answer, unlike_digest
+from antientropy.answers import answer
+from antientropy.soundness import is_wrong
 from chunkstore.interface import ReplicaStore
 
 SLOTS_MAX = FRAME_BYTES_MAX // (2 * DIGEST_BYTES)
@@ -107,8 +108,7 @@ class Repairs:
     async def _look_at(self, slot: int, path: str) -> Done:
         """Have a path mended that a reader found incomplete here. Nothing that it says is believed: this copy looks itself."""
         if self._standing(slot) is None:
-            items = await self._store.items(slot, (path,))
-            if await unlike_digest(self._store, slot, items):
+            if await is_wrong(self._store, slot, path):
                 self.found_wrong(slot, path)
             else:
                 self.compare(slot)

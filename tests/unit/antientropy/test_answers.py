@@ -141,6 +141,27 @@ async def test_a_path_that_is_being_written_is_no_rotten_one(store):
     assert not wrong
 
 
+async def test_a_path_that_is_written_all_the_time_is_no_rotten_one(store):
+    """It changes between any two looks at its rows and at its digest."""
+    wrong: list[str] = []
+    original, written = store.fingerprints, []
+    await store.load(SLOT, "p/03")
+    cluster = Cluster(1)
+    cluster.replicas[0].store = store
+
+    async def fingerprints(*given):
+        written.append(ballot(99 + len(written)))
+        cluster.write("p/03", put("p/03", cluster.register(0, "p/03").record), written[-1])
+        return await original(*given)
+
+    store.fingerprints = fingerprints
+    request = PullDiffering(slot=SLOT, known=dict.fromkeys(range(256), b""))
+    reply = await answer(store, request, standing={}.get, found_wrong=lambda slot, path: wrong.append(path))
+    assert isinstance(reply, ItemsReply)
+    assert "p/03" in [item.path for item in reply.items] and len(written) == 2
+    assert not wrong
+
+
 async def test_logs(store):
     reply = await ask(store, LogHeads(slots=bitmap_of([1, SLOT])))
     assert isinstance(reply, HeadsReply)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -101,6 +102,25 @@ async def test_a_copy_without_a_voice_answers_no_comparison(why):
         (health,) = [one for one in (await ask(made, 2, AskHealth())).slots if one.slot == slot]
         assert health.unsynced
         assert type(await ask(made, 2, LookAtPath(slot=slot, path="p"))) is Done
+
+
+async def test_a_path_that_is_written_while_it_is_looked_at_is_no_damaged_one(monkeypatch: pytest.MonkeyPatch):
+    async with cluster() as made:
+        slot = await written(made)
+        store, path, wrong = made[2].store, made.path(1), []
+        real = store.fingerprints
+
+        async def fingerprints(*given):
+            await put(made[1], path, b"meanwhile")
+            await made.settle()
+            return await real(*given)
+
+        monkeypatch.setattr(store, "fingerprints", fingerprints)
+        monkeypatch.setattr(
+            made[2].parts.repairer, "_remakes", SimpleNamespace(found=lambda *found: wrong.append(found))
+        )
+        assert type(await ask(made, 2, LookAtPath(slot=slot, path=path))) is Done
+        assert not wrong
 
 
 async def test_a_page_of_all_leaves_older_epochs_and_needs_no_newer_ones():
