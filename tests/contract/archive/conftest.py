@@ -27,6 +27,13 @@ S3_KINDS = ["moto", "ceph"] if os.environ.get(CEPH_ASKED) else ["moto"]
 KINDS = ["memory", "folder", *S3_KINDS]
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """Who is cancelled looks when everything is taken back, also on a machine that stands still."""
+    monkeypatch.setattr("archive.targets.s3upload._CLEANING_S", 60.0)
+    monkeypatch.setattr("archive.targets.strands.CANCELLED_S", 60.0)
+
+
 @pytest.fixture(scope="session")
 def moto():
     with moto_server() as server:
