@@ -242,6 +242,6 @@ async def client(nodes: list[FakeNode]) -> AsyncIterator[AsyncClient]:
     async with AsyncClient(
         [node.url for node in nodes],
         retry=RetryPolicy(attempts_max=6, deadline_s=60, pause_s=0.01, pause_max_s=0.05),
-        timeouts=Timeouts(connect_s=30, idle_s=30, answer_s=30, answer_large_s=30, expect_s=0.5),
+        timeouts=Timeouts(connect_s=30, idle_s=30, answer_s=30, answer_large_s=30, expect_s=30),
     ) as opened:
         yield opened
