@@ -320,11 +320,9 @@ class Node:
 
     async def pull(self) -> None:
         """Run the puller until it is done (or gave up)."""
-        for _ in range(400):
-            if await self.puller.step() is Did.NOTHING and not self.puller.waiting and not self.puller.noting:
-                return
-            await asyncio.sleep(0)
-        raise AssertionError("the puller does not come to an end")
+        async with asyncio.timeout(WAIT_S):
+            while await self.puller.step() is not Did.NOTHING or self.puller.waiting or self.puller.noting:
+                await asyncio.sleep(0.001)
 
 
 class Cluster:
