@@ -12,6 +12,7 @@ from amberblob.limits import KIB, MIB, READ_BLOBS_BYTES_MAX, READ_BLOBS_MAX
 from amberblob.manifest import ChunkRef, Version
 from amberblob.mutations import Installed
 from amberblob.wire import ReadBlobs, ReadChunk
+from antientropy import holders
 from antientropy.failures import RETRY_MAX_S
 from antientropy.step import Did
 from antientropy.wants import SMALL_BYTES_MAX
@@ -80,13 +81,16 @@ async def test_small_ones_come_together_and_both_holders_give(tmp_path, on_disk)
 
 
 @pytest.mark.parametrize("kind", ["ReadBlobs", "ReadChunk"])
-async def test_a_dead_holder_is_passed_over_and_not_asked_again_and_again(kind):
-    async with cluster(slots=8) as made:
+async def test_a_dead_holder_is_passed_over_and_not_asked_again_and_again(kind, monkeypatch):
+    # On a machine that stands still the dead one is not spared for having been slow, and its failure is not long ago at once.
+    monkeypatch.setattr(holders, "LATEST_SHARE", 0.0)
+    monkeypatch.setattr(holders, "AVOID_FIRST_S", holders.AVOID_MAX_S)
+    async with cluster(slots=8, repair=RepairSection(pull_parallel=3)) as made:
         await lacking(made)
         rule = made.net.fault(kind, "drop", to="n1", source="n3")
         await made[3].pull()
         # At most what was under way when the first of them failed.
-        assert 1 <= rule.hits <= RepairSection().pull_parallel
+        assert 1 <= rule.hits <= 3
         await is_whole(made)
 
 
