@@ -183,8 +183,11 @@ async def test_a_replica_that_fails_in_the_middle_of_a_listing(made, monkeypatch
 async def test_a_thousand_dead_entries_before_a_live_one():
     async with cluster() as made:
         dead = [f"d/{index:04}" for index in range(1100)]
-        await asyncio.gather(*(put(made[i % 3 + 1], path) for i, path in enumerate(dead)))
-        await asyncio.gather(*(delete(made[i % 3 + 1], path) for i, path in enumerate(dead)))
+        # All of them at once would have to come to their end within the time of one write.
+        for first in range(0, len(dead), 50):
+            group = dead[first : first + 50]
+            await asyncio.gather(*(put(made[i % 3 + 1], path) for i, path in enumerate(group)))
+            await asyncio.gather(*(delete(made[i % 3 + 1], path) for i, path in enumerate(group)))
         await put(made[1], "d/live")
         await put(made[1], "e")
         await made.settle()
