@@ -62,7 +62,7 @@ def _nodes_of(folder):
 def test_both_are_measured_and_nothing_is_left(head, tmp_path):
     folder = tmp_path / "clusters"
     folder.mkdir()
-    # In a second something is answered on a busy machine, too: else there is nothing to compare.
+    # In a second something is answered on a busy machine, too; a window in which it stands still is begun again.
     process = _start(folder, "--rounds", "1", "--window", "1", "--json", str(tmp_path / "vs.json"))
     said = process.communicate()[0]
     assert process.returncode == 0, said

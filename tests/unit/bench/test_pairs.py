@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.pairs import TRIALS, Sample, Store, add_pair, in_turn, ratio, until
+from bench.load import Measured
+from bench.pairs import TRIALS, Pace, Sample, Store, add_pair, in_turn, ratio, until
 from bench.results import Recorder
 
 OURS = Store(title="AmberBlob", ports=(1,), base="/objects/", pids=())
@@ -58,6 +59,49 @@ def test_who_comes_first_changes():
         one, other = in_turn(number, measure, OURS, THEIRS)
         assert (one.rate, other.rate) == (1, 2), "whatever the order, each keeps its own"
     assert order == ["AmberBlob", "Rival 1.0", "Rival 1.0", "AmberBlob", "AmberBlob", "Rival 1.0"]
+
+
+class Windows:
+    """In the place of the load generator: windows with so many answers, and so many errors, each."""
+
+    def __init__(self, *found):
+        self.left = list(found)
+
+    def __call__(self, job, seconds, *, probe):
+        count, errors = self.left.pop(0)
+        took_us = [1000.0] * count
+        return Measured(
+            seconds=seconds,
+            latencies_us=took_us,
+            by_operation_us={"PUT": took_us},
+            ends_s=[0.1] * count,
+            statuses={},
+            errors={"status 503": errors} if errors else {},
+            retries=0,
+            unsent=0,
+            generator_cpu_s=0.0,
+            used={},
+        )
+
+
+def _put_small():
+    return TRIALS[0].measure(OURS, Pace(window_s=0.5, settle_s=0, transfers=1), 0)
+
+
+def test_a_window_in_which_the_machine_stood_still_is_begun_again(monkeypatch):
+    windows = Windows((0, 0), (0, 0), (7, 0), (9, 0))
+    monkeypatch.setattr("bench.pairs.run_load", windows)
+    assert _put_small().rate == 14
+    assert windows.left == [(9, 0)], "one that says something is enough"
+
+
+@pytest.mark.parametrize("found", [[(0, 3), (7, 0)], [(0, 0)] * 5 + [(7, 0)]], ids=["errors", "silence"])
+def test_a_store_that_answers_nothing_is_told(monkeypatch, found):
+    windows = Windows(*found)
+    monkeypatch.setattr("bench.pairs.run_load", windows)
+    with pytest.raises(RuntimeError, match="no request was answered well"):
+        _put_small()
+    assert windows.left == [(7, 0)]
 
 
 class Clock:
