@@ -64,6 +64,9 @@ LATE_S = 30.0
 SILENT_S = 2 * PING_INTERVAL_S
 """Who was silent for so long may be taken for dead, which this machine may make of us."""
 
+TRIES_MAX = 5
+"""So often a test begins again because of that."""
+
 
 def frame(kind: int, stream: int, payload: bytes = b"", length: int | None = None) -> bytes:
     return HEADER.pack(len(payload) if length is None else length, kind, stream) + payload
@@ -75,6 +78,9 @@ class Peer:
     def __init__(self, node: Victim) -> None:
         self.sock = connect(node.peer)
         self._buffer = b""
+        self._sent_s = time.monotonic()
+        self.silent_s = 0.0
+        """The longest time that passed until it had sent something."""
 
     def send(self, data: bytes) -> bool:
         """False when the other side has closed already."""
@@ -82,7 +88,16 @@ class Peer:
             self.sock.sendall(data)
         except ConnectionError:
             return False
+        finally:
+            now_s = time.monotonic()
+            self.silent_s = max(self.silent_s, now_s - self._sent_s)
+            self._sent_s = now_s
         return True
+
+    @property
+    def may_be_lost(self) -> bool:
+        """Whether it was silent for so long that the node may have taken it for dead."""
+        return self.silent_s >= SILENT_S
 
     def receive(self, limit_s: float = ANSWER_S) -> tuple[int, int, bytes] | None:
         """The next frame; None at the end. Raises AssertionError when neither comes: it hangs."""
@@ -148,7 +163,7 @@ def hello(node: Victim, **other: Any) -> bytes:
 
 def shaken(node: Victim, *, lane: Any = "control", **other: Any) -> Peer:
     """A connection whose handshake is complete. Begun again when it was not in time, as this machine may be slow."""
-    for _ in range(5):
+    for _ in range(TRIES_MAX):
         begun_s = time.monotonic()
         try:
             return _shaken(node, lane=lane, **other)
@@ -185,6 +200,17 @@ def alive(peer: Peer, replies: Counter[str] | None = None) -> bool:
             return True
         if replies is not None:
             replies[Kind(got[0]).name] += 1
+    return False
+
+
+def is_served(node: Victim) -> bool:
+    """Whether a new connection answers. Begun again when it was silent for long, as this machine may make us be."""
+    for _ in range(TRIES_MAX):
+        with shaken(node) as peer:
+            if alive(peer):
+                return True
+        if not peer.may_be_lost:
+            break
     return False
 
 
@@ -259,7 +285,7 @@ def test_strangers(node: Victim) -> None:
         shaken(node, secret=b"another secret")
     report.say(str(dict(node.counts)))
     assert node.counts["closed at once"] > 60
-    assert alive(shaken(node))
+    assert is_served(node)
     assert '\n{"event":"forged"}' not in node.log()
 
 
@@ -316,8 +342,7 @@ def test_strangers_who_stay(node: Victim) -> None:
     finally:
         for sock in socks:
             reset(sock)
-    with shaken(node) as peer:
-        assert alive(peer)
+    assert is_served(node)
 
 
 # -- peers who know the secret
@@ -425,7 +450,7 @@ def test_numbers_beyond_all_bounds(what: str) -> None:
     """One message of a peer with a number that no node ever sends. It is refused, and the node serves on."""
     with victim(hurried=True) as made:
         made.mark()
-        for _ in range(3):
+        for _ in range(TRIES_MAX):
             begun_s = time.monotonic()
             with shaken(made) as peer:
                 peer.send(frame(Kind.REQUEST, 1, pack_request("", wire.encode(BEYOND[what]))))
@@ -487,25 +512,30 @@ def test_stages_without_data(node: Victim) -> None:
     report = Report("stages")
     mint = UlidMint(HybridClock(SystemClock().wall_ms), SystemRandomness())
     count = PEER_REQUESTS_MAX + 100
-    replies: Counter[str] = Counter()
     before = node.cluster.rss(0)
-    with shaken(node, lane="bulk") as peer:
-        for stream in range(1, count + 1):
-            message = StageOpen(
-                slot=stream % 8, epoch=1, blob_id=mint.mint(), chunk_bytes=65536, size=2**40 if stream % 2 else None
-            )
-            peer.send(frame(Kind.REQUEST, stream, pack_request("", wire.encode(message))))
-        for stream in range(1, 33):
-            for _ in range(STREAM_WINDOW_BYTES // 65536):
-                peer.send(frame(Kind.DATA, stream, b"x" * 65536))
-        assert alive(peer, replies)
-        staged = len(node.cluster.staged())
-        grown = node.cluster.rss(0) - before
-        report.say(f"{count} begun, {staged} in staging, told {dict(replies)}, +{grown / MIB:.0f} MiB")
-        assert replies["REPLY"] >= 100, "those beyond the bound are refused"
-        assert grown < 96 * MIB
-        node.serves()
-    until_sync(lambda: not node.cluster.staged(), "staging is empty again", deadline_s=60)
+    for _ in range(TRIES_MAX):
+        replies: Counter[str] = Counter()
+        with shaken(node, lane="bulk") as peer:
+            for stream in range(1, count + 1):
+                message = StageOpen(
+                    slot=stream % 8, epoch=1, blob_id=mint.mint(), chunk_bytes=65536, size=2**40 if stream % 2 else None
+                )
+                peer.send(frame(Kind.REQUEST, stream, pack_request("", wire.encode(message))))
+            for stream in range(1, 33):
+                for _ in range(STREAM_WINDOW_BYTES // 65536):
+                    peer.send(frame(Kind.DATA, stream, b"x" * 65536))
+            is_there = alive(peer, replies)
+            if is_there:
+                staged = len(node.cluster.staged())
+                grown = node.cluster.rss(0) - before
+                report.say(f"{count} begun, {staged} in staging, told {dict(replies)}, +{grown / MIB:.0f} MiB")
+                assert replies["REPLY"] >= 100, "those beyond the bound are refused"
+                assert grown < 96 * MIB
+                node.serves()
+        until_sync(lambda: not node.cluster.staged(), "staging is empty again", deadline_s=60)
+        if is_there or not peer.may_be_lost:
+            break
+    assert is_there, "what is too much is refused, and does not end the connection"
     node.check(grown_bytes=96 * MIB)  # which is kept, and used again
     node.mark()
 
@@ -516,20 +546,23 @@ def test_requests_without_reading(node: Victim) -> None:
     before = node.cluster.rss(0)
     node.cluster.reset_peak(0)
     message = pack_request("", wire.encode(requests(0, "still-serves/100")[5]))
-    sent = 0
-    with shaken(node) as peer:
-        peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        with contextlib.suppress(TimeoutError):
-            while sent < 100_000:
-                peer.sock.settimeout(ANSWER_S if sent < 4000 else 3.0)
-                if not peer.send(b"".join(frame(Kind.REQUEST, sent + n, message) for n in range(1, 501))):
-                    break
-                sent += 500
-        node.serves()
-        grown = node.cluster.peak_rss(0) - before
-        report.say(f"{sent} requests, peak +{grown / MIB:.0f} MiB")
-        assert sent >= 4000
-        assert grown < 128 * MIB
+    for _ in range(TRIES_MAX):
+        sent = 0
+        with shaken(node) as peer:
+            peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            with contextlib.suppress(TimeoutError):
+                while sent < 100_000:
+                    peer.sock.settimeout(ANSWER_S if sent < 4000 else 3.0)
+                    if not peer.send(b"".join(frame(Kind.REQUEST, sent + n, message) for n in range(1, 501))):
+                        break
+                    sent += 500
+            node.serves()
+        if sent >= 4000 or not peer.may_be_lost:
+            break
+    grown = node.cluster.peak_rss(0) - before
+    report.say(f"{sent} requests, peak +{grown / MIB:.0f} MiB")
+    assert sent >= 4000
+    assert grown < 128 * MIB
 
 
 def test_many_connections_of_one_peer(node: Victim) -> None:
@@ -541,7 +574,7 @@ def test_many_connections_of_one_peer(node: Victim) -> None:
             peers.append(shaken(node, lane="bulk" if number % 2 else "control"))
         grown = node.cluster.rss(0) - before
         report.say(f"{len(peers)} connections, +{grown / MIB:.1f} MiB")
-        assert alive(peers[-1])
+        assert is_served(node), "one more"
         assert grown < 300 * MIB
     finally:
         for peer in peers:
