@@ -219,7 +219,7 @@ class EtcdServer(Server):
         def ask(channel: Any) -> None:
             rpc = _rpc()
             kv = rpc.KVStub(channel)
-            revision = kv.Range(rpc.RangeRequest(key=b"x"), CALL_S).header.revision
+            revision = kv.Range(rpc.RangeRequest(key=b"x"), CALL_S, wait_for_ready=True).header.revision
             kv.Compact(rpc.CompactionRequest(revision=revision, physical=True), CALL_S)
 
         self.call(ask)
@@ -245,7 +245,8 @@ class EtcdServer(Server):
         def ask(channel: Any) -> None:
             rpc = _rpc()
             auth = rpc.AuthStub(channel)
-            auth.UserAdd(rpc.AuthUserAddRequest(name="root", password=password), CALL_S)
+            # On a busy machine the first connection takes its time.
+            auth.UserAdd(rpc.AuthUserAddRequest(name="root", password=password), CALL_S, wait_for_ready=True)
             auth.UserGrantRole(rpc.AuthUserGrantRoleRequest(user="root", role="root"), CALL_S)
             auth.AuthEnable(rpc.AuthEnableRequest(), CALL_S)
 
