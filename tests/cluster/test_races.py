@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 
 import pytest
 
-from tests.cluster.harness import DEADLINE_S, KIB, Api, content, object_url
+from tests.cluster.harness import DEADLINE_S, KIB, Answer, Api, content, object_url
 
 pytestmark = pytest.mark.cluster
 
@@ -75,22 +76,34 @@ async def test_writers_without_conditions_all_get_versions_of_their_own(api: Api
 async def test_nobody_starves(api: Api, name: str) -> None:
     """Three that write one path again and again, each through a node of its own: each of them gets through."""
     acknowledged = [0, 0, 0]
-    statuses: list[int] = []
-    refused: list[object] = []
+    refused: list[Answer] = []
+    passed_by: list[int] = []
+    """For each refused write: how many of the three's were acknowledged meanwhile."""
+
+    def are_few() -> bool:
+        # A write that the machine kept from going on loses to its rivals until its time is over, and says so. A standstill may
+        # cost each of the three one. On a slow machine there are more, but few writes pass them by in their ten seconds.
+        starved = [count for count in passed_by if count > 200]
+        return len(starved) <= 3 and len(refused) <= 12 + sum(acknowledged) // 100
 
     async def write(node: int) -> None:
         # One whom the machine did not let go on for a while did not starve for that: it has time to catch up.
-        while sum(acknowledged) < 600 or (100 * min(acknowledged) <= sum(acknowledged) < 12_000):
+        while are_few() and (sum(acknowledged) < 600 or (100 * min(acknowledged) <= sum(acknowledged) < 12_000)):
+            before, begun_s = sum(acknowledged), time.monotonic()
             answer = await api("PUT", object_url(name), node=node, data=b"x" * 20)
-            statuses.append(answer.status)
-            acknowledged[node] += answer.status == 201
-            if answer.status != 201:
-                refused.append(answer.json)
+            if answer.status == 201:
+                acknowledged[node] += 1
+            else:
+                refused.append(answer)
+                passed_by.append(sum(acknowledged) - before)
+                # Of its ten seconds a standstill may have taken half; no node gives up a race before its time is over.
+                assert "refused: ballot" not in answer.json["detail"] or time.monotonic() - begun_s > 3, answer
+                await asyncio.sleep(1)  # as users do
 
     await asyncio.gather(*map(write, range(3)))
-    assert not refused, refused
-    print(f"acknowledged by node: {acknowledged}")
-    assert set(statuses) == {201}, {status: statuses.count(status) for status in set(statuses)}
+    print(f"acknowledged by node: {acknowledged}, refused while so many were: {passed_by}")
+    assert are_few(), (passed_by, refused)
+    assert {answer.problem for answer in refused} <= {"quorum-unavailable", "outcome-unknown"}, refused
     assert 100 * min(acknowledged) > sum(acknowledged), acknowledged
 
 
