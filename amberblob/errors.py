@@ -218,12 +218,16 @@ class QuorumUnavailable(ClusterError):
     title = "Quorum unavailable"
 
     @classmethod
-    def of(cls, wanted: int, got: int, failures: Mapping[str, str]) -> QuorumUnavailable:
-        """Build it from the evidence: replicas wanted, replicas that answered well, and why the others did not."""
+    def of(cls, wanted: int, got: int, failures: Mapping[str, str], *, raced: bool = False) -> QuorumUnavailable:
+        """Build it from the evidence: replicas wanted, replicas that answered well, and why the others did not.
+
+        ``raced``: others wrote the same path, and came first each time.
+        """
         seen = "; ".join(f"{node}: {why}" for node, why in sorted(failures.items())) or "no answer in time"
+        why = "others who write the same path came first" if raced else "look at /cluster for nodes that are down"
         return cls(
             f"{got} of the {wanted} replicas that are needed answered ({seen}). "
-            "Nothing was changed by this: try again, and look at /cluster for nodes that are down.",
+            f"Nothing was changed by this: try again, {'since' if raced else 'and'} {why}.",
             extra={"wanted": wanted, "got": got, "failures": dict(failures)},
         )
 

@@ -703,7 +703,7 @@ class WriteRound:
         if self._full and not self.electorate.write_quorum_possible(self._full):
             return self._end(Rejected(InsufficientStorage.of(self._full)))
         wanted, got = self.electorate.writes_short(self.electorate.voters.keys() - failures.keys())
-        return self._end(Rejected(QuorumUnavailable.of(wanted, got, failures)))
+        return self._end(Rejected(QuorumUnavailable.of(wanted, got, failures, raced=self._lost_race)))
 
     def _end(self, outcome: Outcome) -> list[Action]:
         self.phase = Phase.FINISHED

@@ -369,6 +369,8 @@ def test_races_are_no_sign_of_missing_replicas():
         actions = round_.answer("c", at, refuse("c", counter=10 * attempt))
         assert isinstance(actions[0], Wait)
         actions = round_.wake(actions[0].token)
+    detail = ended(round_.deadline()).error.detail
+    assert "others who write the same path came first" in detail and "/cluster" not in detail
 
 
 def test_after_a_commit_failure_is_unknown():
