@@ -126,7 +126,8 @@ class Upload:
 
         async def one(node: str) -> None:
             try:
-                stage = await self._coordinator.peers.stage(node, message, timeout_s=OPEN_S)
+                # This bounds each later wait, too: how long the stream may take to open is bounded below.
+                stage = await self._coordinator.peers.stage(node, message, timeout_s=STUCK_S)
             except PeerError as error:
                 self._out[node] = error.detail
                 return

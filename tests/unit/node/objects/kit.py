@@ -205,7 +205,11 @@ class FakeStage:
         self._stall_s = stall_s
 
     async def write(self, data: Buffer) -> None:
-        lost = await self._net.before("Data", self._source, self._to, data)
+        try:
+            async with asyncio.timeout(self._stall_s):
+                lost = await self._net.before("Data", self._source, self._to, data)
+        except TimeoutError:
+            raise PeerTimeout(f"{self._to} took no bytes of the blob for {self._stall_s:g} s") from None
         await self._inner.write(bytes(data))
         self._net.after("Data", self._source, self._to, lost)
 

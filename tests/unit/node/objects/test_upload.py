@@ -80,6 +80,21 @@ async def test_two_hung_replicas_are_an_error_and_nothing_stays(made, monkeypatc
     await nothing_left(made)
 
 
+async def test_a_machine_that_stands_still_for_some_seconds_ends_no_upload(made, monkeypatch):
+    held = [made.net.fault("Data", "hold", to=to, skip=1) for to in ("n2", "n3")]
+    data = content(BIG)
+    putting = asyncio.create_task(put(made[1], "p", data))
+    await until(lambda: all(rule.hits for rule in held))
+    loop = asyncio.get_running_loop()
+    now = loop.time
+    monkeypatch.setattr(loop, "time", lambda: now() + upload_module.OPEN_S + 1.0)
+    for _ in range(5):  # its timers ring before what the others say is read
+        await asyncio.sleep(0)
+    made.net.heal()
+    await putting
+    assert await get(made[2], "p") == data
+
+
 @pytest.mark.parametrize(
     ("size", "took_s", "begun"),
     [(STAGED, PATIENCE_S, False), (BIG, PATIENCE_S, True), (BIG, PATIENCE_S + LARGE_STAGING_S, False)],
