@@ -1,7 +1,8 @@
 """Who may have how many of the files that this process may have open (RLIMIT_NOFILE).
 
-Clients decide how many connections there are. Without a bound they could take the last descriptor, and a database that
-cannot be opened then is to the store a disk that failed.
+Clients decide how many connections and uploads there are, and strangers how many connections at the peers' port. Without
+bounds they could take the last descriptor, and a database that cannot be opened then is to the store a disk that failed.
+Each bound is asked for anew each time: the limit may change while the process runs.
 """
 
 from __future__ import annotations
@@ -11,27 +12,40 @@ import resource
 DATABASES_MAX = 256
 DATABASES_MIN = 16
 _FILES_PER_DATABASE = 4
-_OTHERS_MAX = 512
-"""For the journal, chunk files, peers, connections of the peers' port that have proved nothing yet, and the archive."""
+_OTHERS_MAX = 2048
+"""Half of them for uploads, a quarter for strangers, the rest for the journal, peers, files that are read, and the archive."""
 
 _CONNECTIONS_MIN = 16
 
 
-def databases_max() -> int:
-    """How many databases may be open: with their logs they take half of the files at most."""
+def databases_max(wanted: int = DATABASES_MAX) -> int:
+    """How many databases may be open, if so many are wanted: with their logs they take half of the files at most."""
     allowed = _allowed()
-    if allowed is None:
-        return DATABASES_MAX
-    return max(DATABASES_MIN, min(DATABASES_MAX, allowed // 2 // _FILES_PER_DATABASE))
+    return wanted if allowed is None else min(wanted, max(DATABASES_MIN, allowed // 2 // _FILES_PER_DATABASE))
 
 
-def connections_max() -> int | None:
-    """How many connections of clients may be open now; None: any number. Asked anew each time: the limit may change."""
+def connections_max(databases: int = DATABASES_MAX) -> int | None:
+    """How many connections of clients may be open, if so many databases are wanted; None: any number."""
     allowed = _allowed()
     if allowed is None:
         return None
-    others = min(_OTHERS_MAX, allowed // 4)
-    return max(_CONNECTIONS_MIN, allowed - databases_max() * _FILES_PER_DATABASE - others)
+    return max(_CONNECTIONS_MIN, allowed - databases_max(databases) * _FILES_PER_DATABASE - _others(allowed))
+
+
+def uploads_max() -> int | None:
+    """How many blobs may come in at a time: each has a file open for as long as its client likes. None: any number."""
+    allowed = _allowed()
+    return None if allowed is None else _others(allowed) // 2
+
+
+def strangers_max() -> int | None:
+    """How many connections at the peers' port may have proved nothing yet; None: any number."""
+    allowed = _allowed()
+    return None if allowed is None else _others(allowed) // 4
+
+
+def _others(allowed: int) -> int:
+    return min(_OTHERS_MAX, allowed // 4)
 
 
 def _allowed() -> int | None:

@@ -9,20 +9,24 @@ from amberblob.wire_repair import PathItem
 from antientropy.mending import state_of
 from chunkstore.interface import ReplicaStore
 
-_PATHS = 64
-"""So many are checked at once."""
-
 
 async def is_wrong(store: ReplicaStore, slot: int, path: str) -> bool:
     """Whether it is not, by rows and a digest that were read together."""
-    # What comes before a path has no name; but not many paths are between it and itself without its last character.
-    after: str | None = path[:-1]
+    after: str | None = _just_below(path)
     while after is not None and after < path:
-        page = await store.check_page(slot, after, _PATHS)
+        page = await store.check_page(slot, after, 1)
         if path in page.wrong:
             return True
         after = page.next_after
     return False
+
+
+def _just_below(path: str) -> str:
+    """A text between which and the path hardly any other path is."""
+    last = ord(path[-1])
+    if last == 0 or 0xD800 <= last - 1 <= 0xDFFF:
+        return path[:-1]
+    return path[:-1] + chr(last - 1) + chr(0x10FFFF)
 
 
 async def sound(
@@ -41,6 +45,10 @@ async def sound(
             if await is_wrong(store, slot, item.path):
                 found_wrong(slot, item.path)
                 items.remove(item)
+                continue
+            # Nor is what was read before that look to be trusted: it may have been damaged, and was replaced meanwhile.
+            fresh = await store.items(slot, (item.path,))
+            items[items.index(item) : items.index(item) + 1] = fresh
     return items
 
 

@@ -20,7 +20,7 @@ from amberblob.errors import DiskFailed, DiskFull
 from amberblob.ids import UlidMint
 from amberblob.manifest import ChunkRef, Version, WriteMark
 from amberblob.mutations import Mutation, Synced
-from amberblob.openfiles import databases_max
+from amberblob.openfiles import DATABASES_MAX, databases_max
 from amberblob.wire import HistoryRow
 from amberblob.wire_repair import LogLine, PathItem
 from chunkstore.applier import Applier
@@ -146,7 +146,7 @@ class DiskStore:
             identity, is_new = open_identity(path, new, ops)
             space = SpaceGuard(path, ops, reserve_bytes, clock.monotonic_s, threads)
             files = BlobFiles(path, ops, mint)
-            pool = SlotPool(path, identity, ops, mint, open_max=open_databases_max or databases_max())
+            pool = SlotPool(path, identity, ops, mint, open_max=databases_max(open_databases_max or DATABASES_MAX))
             applier = Applier(path, pool, ops, space.release_ballast, clock.monotonic_s)
             overlay = Overlay(identity.disk_id, clean_max=registers_clean_max, body_cache_bytes=body_cache_bytes)
             database = DatabaseThread(pool.close_idle, clock=clock, threads=threads, linger_s=linger_s)

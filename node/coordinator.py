@@ -16,7 +16,7 @@ import msgspec
 
 from amberblob.ballot import Ballot, Register
 from amberblob.clock import HybridClock, Randomness
-from amberblob.errors import NotReady, PeerError
+from amberblob.errors import NotReady, PeerError, StaleRoute
 from amberblob.ids import UlidMint
 from amberblob.wire import (
     Failed,
@@ -262,7 +262,7 @@ class Coordinator:
             if isinstance(result, Read):
                 return result
             if isinstance(result, NoQuorum):
-                if not self.asks_again(asked_s, end_s):
+                if isinstance(result.error, StaleRoute) or not self.asks_again(asked_s, end_s):
                     raise result.error
                 continue
             electorate = result.electorate
@@ -301,9 +301,10 @@ class Coordinator:
         """Let every voter forget a path of which no version is left: see :func:`node.stubs.collect`."""
         return await collect(self, electorate, path)
 
-    async def call(self, node: str, request: Request) -> Reply:
-        """One request within the peer timeout. Raises PeerError."""
-        return await self.peers.call(node, request, timeout_s=self.peer_timeout_s)
+    async def call(self, node: str, request: Request, *, within_s: float | None = None) -> Reply:
+        """One request within the peer timeout, or less. Raises PeerError."""
+        timeout_s = self.peer_timeout_s if within_s is None else min(within_s, self.peer_timeout_s)
+        return await self.peers.call(node, request, timeout_s=timeout_s)
 
     def held(self, slot: int, path: str) -> Hold | None:
         """A promise for the path's next write here, unless a rival was seen or those who promised are away."""

@@ -301,6 +301,7 @@ class Node:
             ),
             host=host,
             port=port,
+            databases=config.storage.max_open_slots,
         )
         try:
             await http.start()

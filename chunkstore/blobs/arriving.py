@@ -10,6 +10,7 @@ from pathlib import Path
 
 from amberblob.errors import StorageError
 from amberblob.mutations import Staged
+from amberblob.openfiles import uploads_max
 from chunkstore.blobs.states import BlobStates
 from chunkstore.blobs.work import BlobWork
 from chunkstore.core import DiskCore
@@ -44,6 +45,12 @@ class Arriving:
         checked_ulid(blob_id)
         assert chunk_bytes > 0
         self._work.guard(size or 0)
+        allowed = uploads_max()
+        if allowed is not None and len(self._active) >= allowed:
+            raise StorageError(
+                f"{len(self._active)} blobs are coming in here, and more would take open files that the store needs itself: try "
+                "again, and have the limit of open files (LimitNOFILE, ulimit -n) raised."
+            )
         # Never a name that was used before: an earlier try may still be being cleared away.
         folder = place = self._files.staging_folder(slot) / f"{blob_id}.{self._mint()}"
 

@@ -279,14 +279,18 @@ class _Refused(asyncio.Protocol):
 
 
 class ConnectionServer(Server):
-    """Makes the connections of one listening socket, and closes them."""
+    """Makes the connections of one listening socket, and closes them.
 
-    def __init__(self, app: App, timeouts: Timeouts, connection: type[Connection]) -> None:
+    ``databases``: so many the store would have open, see :func:`amberblob.openfiles.connections_max`.
+    """
+
+    def __init__(self, app: App, timeouts: Timeouts, connection: type[Connection], databases: int) -> None:
         super().__init__(partial(aiohttp_lane.handle, app), request_factory=self._request)
         self._app = app
         self._timeouts = timeouts
         self._connection = connection
         self._open: set[Connection] = set()
+        self._databases = databases
         self._refused_at_s = -REFUSED_LOG_S
         self._all_closed: asyncio.Future[None] | None = None
 
@@ -295,7 +299,7 @@ class ConnectionServer(Server):
 
         It gets no answer: a 503 would say that nothing was applied, which nobody knows of a write that is a repeat.
         """
-        allowed = connections_max()
+        allowed = connections_max(self._databases)
         if allowed is None or len(self._open) < allowed:
             return self()
         now_s = self._loop.time()

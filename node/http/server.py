@@ -6,6 +6,7 @@ import asyncio
 
 import structlog
 
+from amberblob.openfiles import DATABASES_MAX
 from node.http.app import App
 from node.http.connection import Connection, ConnectionServer, Timeouts
 from node.http.fast_lane import FastConnection
@@ -29,6 +30,7 @@ class HttpServer:
         reuse_port: let other processes listen on the same port (SO_REUSEPORT), the kernel spreading connections.
         timeouts: how long clients may let the server wait.
         fast_lane: answer small requests without aiohttp (rfc/0008).
+        databases: so many the store would have open; connections leave it the files for them.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class HttpServer:
         reuse_port: bool = False,
         timeouts: Timeouts | None = None,
         fast_lane: bool = True,
+        databases: int = DATABASES_MAX,
     ) -> None:
         self._app = app
         self._host = host
@@ -47,6 +50,7 @@ class HttpServer:
         self._reuse_port = reuse_port
         self._timeouts = timeouts or Timeouts()
         self._connection: type[Connection] = FastConnection if fast_lane else Connection
+        self._databases = databases
         self._connections: ConnectionServer | None = None
         self._listener: asyncio.Server | None = None
         self._address: tuple[str, int] | None = None
@@ -64,7 +68,7 @@ class HttpServer:
             OSError: the address cannot be listened on.
         """
         assert self._connections is None, "started twice"
-        self._connections = ConnectionServer(self._app, self._timeouts, self._connection)
+        self._connections = ConnectionServer(self._app, self._timeouts, self._connection, self._databases)
         self._listener = await asyncio.get_running_loop().create_server(
             self._connections.accept, self._host, self._port, backlog=BACKLOG, reuse_port=self._reuse_port or None
         )

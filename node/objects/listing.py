@@ -30,7 +30,7 @@ from amberblob.errors import NotFound, PeerError, QuorumUnavailable, StaleRoute
 from amberblob.limits import LIST_LIMIT_MAX
 from amberblob.prefixes import after_prefix, group_of
 from amberblob.wire import QueryScan, ScanEntry, ScanReply
-from node.coordinator import Coordinator
+from node.coordinator import AGAIN_S, Coordinator
 from node.objects.lookup import Lookup
 from node.protocol.quorum import Electorate, enough_of
 from node.routing import Electorates, Routing
@@ -328,21 +328,22 @@ class Listing:
         while True:
             known, asked_s = self._routing.known(), loop.time()
             try:
-                return await self._scan_by(known, request)
+                left_s = began_s + self._coordinator.read_timeout_s - asked_s
+                return await self._scan_by(known, request, max(AGAIN_S, left_s))
             except _RoutesDiffer as differ:
                 patience_s = NEWS_PATIENCE_S if differ.for_long else self._coordinator.read_timeout_s
                 if loop.time() - began_s >= patience_s:
                     raise differ.error from None
-            except QuorumUnavailable:
+            except QuorumUnavailable as error:
                 end_s = began_s + self._coordinator.read_timeout_s
-                if self._coordinator.asks_again(asked_s, end_s):
+                if not isinstance(error, StaleRoute) and self._coordinator.asks_again(asked_s, end_s):
                     continue
                 if known is self._routing.known() or loop.time() >= end_s:
                     raise
             if known is self._routing.known():
                 await asyncio.sleep(ROUTE_POLL_S)
 
-    async def _scan_by(self, known: Electorates, request: QueryScan) -> _Stretch:
+    async def _scan_by(self, known: Electorates, request: QueryScan, left_s: float) -> _Stretch:
         """The same by the routes of one moment. Raises: QuorumUnavailable, _RoutesDiffer."""
         electorates = known.distinct()
         replies: dict[str, ScanReply] = {}
@@ -350,7 +351,7 @@ class Listing:
 
         async def ask(node: str) -> None:
             try:
-                reply = await self._coordinator.call(node, request)
+                reply = await self._coordinator.call(node, request, within_s=left_s)
             except PeerError as error:
                 failures[node] = error.detail
                 return

@@ -9,6 +9,7 @@ import contextvars
 from amberblob.clock import Randomness, SystemRandomness
 from amberblob.errors import ConfigError, PeerUnreachable
 from amberblob.limits import PEER_REQUESTS_MAX
+from amberblob.openfiles import strangers_max
 from node.transport.answerer import AnswererConnection
 from node.transport.connection import PING_INTERVAL_S, Connection
 from node.transport.handshake import NONCE_BYTES, Identity
@@ -114,7 +115,9 @@ class PeerServer:
             requests_max=self._requests_max,
             ping_interval_s=self._ping_interval_s,
         )
-        if sum(not other.established for other in self._connections) >= HANDSHAKES_MAX:
+        strangers = strangers_max()
+        handshakes_max = HANDSHAKES_MAX if strangers is None else min(HANDSHAKES_MAX, strangers)
+        if sum(not other.established for other in self._connections) >= handshakes_max:
             connection.close(PeerUnreachable("too many handshakes are under way"))
             return connection
         self._connections.add(connection)

@@ -423,7 +423,7 @@ async def test_a_client_that_does_not_read_is_let_go() -> None:
 async def test_connections_that_would_take_the_nodes_own_files_end_at_once(
     monkeypatch: pytest.MonkeyPatch, world: World
 ) -> None:
-    monkeypatch.setattr(connection_module, "connections_max", lambda: 2)
+    monkeypatch.setattr(connection_module, "connections_max", lambda databases: 2)
     healthz = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     kept = [await world.raw() for _ in range(2)]
     for raw in kept:

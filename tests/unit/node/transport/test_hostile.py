@@ -224,8 +224,12 @@ async def test_half_a_handshake_is_cut_off_in_time(monkeypatch):
         await until(lambda: not c.server._connections)
 
 
-async def test_too_many_strangers(monkeypatch):
-    monkeypatch.setattr("node.transport.server.HANDSHAKES_MAX", 3)
+@pytest.mark.parametrize("bound", ["for one port", "by open files"])
+async def test_too_many_strangers(monkeypatch, bound):
+    if bound == "for one port":
+        monkeypatch.setattr("node.transport.server.HANDSHAKES_MAX", 3)
+    else:
+        monkeypatch.setattr("node.transport.server.strangers_max", lambda: 3)
     async with cluster() as c:
         raws = [await Raw.connect(c.server.port) for _ in range(3)]
         await until(lambda: len(c.server._connections) == 3)
