@@ -223,7 +223,9 @@ class QuorumUnavailable(ClusterError):
 
         ``raced``: others wrote the same path, and came first each time.
         """
-        seen = "; ".join(f"{node}: {why}" for node, why in sorted(failures.items())) or "no answer in time"
+        seen = "; ".join(f"{node}: {why}" for node, why in sorted(failures.items())) or (
+            "lost races" if raced else "no answer in time"
+        )
         why = "others who write the same path came first" if raced else "look at /cluster for nodes that are down"
         return cls(
             f"{got} of the {wanted} replicas that are needed answered ({seen}). "

@@ -12,8 +12,10 @@ import resource
 DATABASES_MAX = 256
 DATABASES_MIN = 16
 _FILES_PER_DATABASE = 4
-_OTHERS_MAX = 2048
-"""Half of them for uploads, a quarter for strangers, the rest for the journal, peers, files that are read, and the archive."""
+_UPLOADS_MAX = 4096
+_STRANGERS_MAX = 512
+_REST_MAX = 512
+"""For the journal, peers, files that are read, the index, and the archive."""
 
 _CONNECTIONS_MIN = 16
 
@@ -29,23 +31,28 @@ def connections_max(databases: int = DATABASES_MAX) -> int | None:
     allowed = _allowed()
     if allowed is None:
         return None
-    return max(_CONNECTIONS_MIN, allowed - databases_max(databases) * _FILES_PER_DATABASE - _others(allowed))
+    others = _uploads(allowed) + _strangers(allowed) + min(_REST_MAX, allowed // 16)
+    return max(_CONNECTIONS_MIN, allowed - databases_max(databases) * _FILES_PER_DATABASE - others)
 
 
 def uploads_max() -> int | None:
-    """How many blobs may come in at a time: each has a file open for as long as its client likes. None: any number."""
+    """How many blobs of clients may come in at a time: each has a file open for as long as its client likes. None: any number."""
     allowed = _allowed()
-    return None if allowed is None else _others(allowed) // 2
+    return None if allowed is None else _uploads(allowed)
 
 
 def strangers_max() -> int | None:
     """How many connections at the peers' port may have proved nothing yet; None: any number."""
     allowed = _allowed()
-    return None if allowed is None else _others(allowed) // 4
+    return None if allowed is None else _strangers(allowed)
 
 
-def _others(allowed: int) -> int:
-    return min(_OTHERS_MAX, allowed // 4)
+def _uploads(allowed: int) -> int:
+    return max(1, min(_UPLOADS_MAX, allowed // 8))
+
+
+def _strangers(allowed: int) -> int:
+    return max(1, min(_STRANGERS_MAX, allowed // 16))
 
 
 def _allowed() -> int | None:

@@ -9,12 +9,15 @@ from amberblob.wire_repair import PathItem
 from antientropy.mending import state_of
 from chunkstore.interface import ReplicaStore
 
+_PATHS = 8
+"""So many are checked at once: hardly ever more than one is looked at."""
+
 
 async def is_wrong(store: ReplicaStore, slot: int, path: str) -> bool:
     """Whether it is not, by rows and a digest that were read together."""
     after: str | None = _just_below(path)
     while after is not None and after < path:
-        page = await store.check_page(slot, after, 1)
+        page = await store.check_page(slot, after, _PATHS)
         if path in page.wrong:
             return True
         after = page.next_after
@@ -23,6 +26,8 @@ async def is_wrong(store: ReplicaStore, slot: int, path: str) -> bool:
 
 def _just_below(path: str) -> str:
     """A text between which and the path hardly any other path is."""
+    if not path:
+        return path
     last = ord(path[-1])
     if last == 0 or 0xD800 <= last - 1 <= 0xDFFF:
         return path[:-1]

@@ -21,6 +21,7 @@ import structlog
 
 from amberblob.ballot import SlotState
 from amberblob.errors import DiskFailed, DiskMismatch
+from amberblob.openfiles import databases_max
 from chunkstore.fileops import FAILED_REMEDY, FileOps, is_no_room
 from chunkstore.files import RETIRED
 from chunkstore.identity import DiskIdentity, write_identity
@@ -67,7 +68,13 @@ class SlotPool:
     """Opens, keeps and closes slot databases."""
 
     def __init__(
-        self, disk: Path, identity: DiskIdentity, ops: FileOps, mint: Callable[[], str], *, open_max: int = 256
+        self,
+        disk: Path,
+        identity: DiskIdentity,
+        ops: FileOps,
+        mint: Callable[[], str],
+        *,
+        open_max: Callable[[], int] = databases_max,
     ) -> None:
         self._disk = disk
         self._identity = identity
@@ -115,7 +122,7 @@ class SlotPool:
         if database is not None:
             self._open.move_to_end(slot)
             return database
-        while len(self._open) >= self._open_max:
+        while len(self._open) >= self._open_max():
             self._let_go(next(iter(self._open)))
         path = self.folder(slot) / DATABASE_NAME
         try:

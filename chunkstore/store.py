@@ -8,6 +8,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -146,7 +147,8 @@ class DiskStore:
             identity, is_new = open_identity(path, new, ops)
             space = SpaceGuard(path, ops, reserve_bytes, clock.monotonic_s, threads)
             files = BlobFiles(path, ops, mint)
-            pool = SlotPool(path, identity, ops, mint, open_max=databases_max(open_databases_max or DATABASES_MAX))
+            wanted = open_databases_max or DATABASES_MAX
+            pool = SlotPool(path, identity, ops, mint, open_max=partial(databases_max, wanted))
             applier = Applier(path, pool, ops, space.release_ballast, clock.monotonic_s)
             overlay = Overlay(identity.disk_id, clean_max=registers_clean_max, body_cache_bytes=body_cache_bytes)
             database = DatabaseThread(pool.close_idle, clock=clock, threads=threads, linger_s=linger_s)

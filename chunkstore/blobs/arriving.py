@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
+import structlog
+
 from amberblob.errors import StorageError
 from amberblob.mutations import Staged
 from amberblob.openfiles import uploads_max
@@ -19,6 +21,14 @@ from chunkstore.files import INCOMPLETE_NAME, BlobFiles, checked_ulid
 from chunkstore.interface import BlobState
 from chunkstore.overlay import Intent
 from chunkstore.staging import ChunkWriter, DiskStaging, settled
+
+REFUSED_LOG_S = 60.0
+"""Uploads that are refused are told of so often at most."""
+
+_MORE = "More would take open files that the store needs itself"
+_LIMIT = "the limit of open files (LimitNOFILE, ulimit -n)"
+
+_log = structlog.get_logger(__name__)
 
 
 class Arriving:
@@ -37,6 +47,7 @@ class Arriving:
         self._wall_ms = wall_ms
         self._mint = mint
         self._active: dict[Path, DiskStaging] = {}
+        self._refused_at_s = -REFUSED_LOG_S
 
     async def stage(
         self, slot: int, blob_id: str, chunk_bytes: int, size: int | None, revive: bool = False
@@ -45,12 +56,8 @@ class Arriving:
         checked_ulid(blob_id)
         assert chunk_bytes > 0
         self._work.guard(size or 0)
-        allowed = uploads_max()
-        if allowed is not None and len(self._active) >= allowed:
-            raise StorageError(
-                f"{len(self._active)} blobs are coming in here, and more would take open files that the store needs itself: try "
-                "again, and have the limit of open files (LimitNOFILE, ulimit -n) raised."
-            )
+        if not revive:  # what other nodes bring back is one at a time per blob, and no client's slowness keeps it
+            self._admit()
         # Never a name that was used before: an earlier try may still be being cleared away.
         folder = place = self._files.staging_folder(slot) / f"{blob_id}.{self._mint()}"
 
@@ -81,6 +88,17 @@ class Arriving:
             await staging.abort()
             raise
         return staging
+
+    def _admit(self) -> None:
+        """Raises StorageError when more blobs of clients are coming in than there are open files for."""
+        allowed, coming = uploads_max(), len(self._active)
+        if allowed is None or coming < allowed:
+            return
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._refused_at_s >= REFUSED_LOG_S:
+            self._refused_at_s = now_s
+            _log.warning("uploads_refused", coming=coming, detail=f"{_MORE}. Have {_LIMIT} raised.")
+        raise StorageError(f"{coming} blobs are coming in here. {_MORE}: try again, and have {_LIMIT} raised.")
 
     async def _publish(self, slot: int, blob_id: str, source: Path, *, revive: bool) -> None:
         """``Staged`` durable, then the rename, then both parents. Must not be left before it ends."""

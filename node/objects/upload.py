@@ -24,7 +24,9 @@ from node.transport.interface import OutgoingStage
 log = structlog.get_logger(__name__)
 
 STALL_S = 2.0
-STUCK_S = 20.0
+STUCK_S = 12.0
+"""Less than a client waits for its body to be taken (:class:`amberblob.client.Timeouts`, 15 s)."""
+
 OPEN_S = 5.0
 CLOSE_S = 60.0
 LAGGARD_GRACE_S = 0.5

@@ -703,7 +703,9 @@ class WriteRound:
         if self._full and not self.electorate.write_quorum_possible(self._full):
             return self._end(Rejected(InsufficientStorage.of(self._full)))
         wanted, got = self.electorate.writes_short(self.electorate.voters.keys() - failures.keys())
-        return self._end(Rejected(QuorumUnavailable.of(wanted, got, failures, raced=self._lost_race)))
+        # What is told of is this try's, or the last one's if nobody said no to this one yet.
+        raced = bool(self._tally.contested) if self._tally.out else self._lost_race
+        return self._end(Rejected(QuorumUnavailable.of(wanted, got, failures, raced=raced)))
 
     def _end(self, outcome: Outcome) -> list[Action]:
         self.phase = Phase.FINISHED

@@ -32,12 +32,12 @@ def test_together_they_take_no_more_than_there_are(monkeypatch: pytest.MonkeyPat
 
 def test_most_of_many_are_for_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     allow(monkeypatch, 65_536)
-    assert (connections_max(), databases_max(), uploads_max(), strangers_max()) == (62_464, DATABASES_MAX, 1024, 512)
+    assert (connections_max(), databases_max(), uploads_max(), strangers_max()) == (59_392, DATABASES_MAX, 4096, 512)
 
 
 def test_too_few_are_not_none(monkeypatch: pytest.MonkeyPatch) -> None:
     allow(monkeypatch, 20)
-    assert (connections_max(), databases_max()) == (16, DATABASES_MIN)
+    assert (connections_max(), databases_max(), uploads_max(), strangers_max()) == (16, DATABASES_MIN, 2, 1)
 
 
 def test_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,3 +51,24 @@ async def test_no_more_blobs_come_in_than_there_are_files_for(kit, tmp_path: Pat
     for staging in stagings:
         await staging.abort()
     assert store.failed is None
+
+
+async def test_what_other_nodes_bring_back_comes_in_beside_the_uploads_of_clients(kit, tmp_path: Path, few):
+    """A copy that could not get a record's bytes would not accept the record: the path could not be written as long as uploads last."""
+    store = await kit.open(tmp_path)
+    stagings = [await store.stage(0, kit.mint(), chunk_bytes=1 << 16, size=100) for _ in range(25)]
+    stagings.append(await store.stage(0, kit.mint(), chunk_bytes=1 << 16, size=100, revive=True))
+    for staging in stagings:
+        await staging.abort()
+
+
+async def test_a_limit_that_is_lowered_holds_for_databases_too(kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = await kit.open(tmp_path)
+    for slot in range(30):
+        await kit.put(store, slot, "p")
+    await store.settle(range(30))
+    assert open_databases(tmp_path) == 30
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (160, 160))
+    await kit.put(store, 30, "p")
+    await store.settle([30])
+    assert open_databases(tmp_path) == databases_max() == 20
