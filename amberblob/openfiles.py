@@ -19,6 +19,23 @@ _REST_MAX = 512
 
 _CONNECTIONS_MIN = 16
 
+REFUSED_LOG_S = 60.0
+"""What is refused is told of so often at most."""
+
+
+class OnceAMinute:
+    """When a refusal for want of files is told of in the log: once a minute, however many there are."""
+
+    def __init__(self) -> None:
+        self._told_at_s = -REFUSED_LOG_S
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether this one is to be told of; it counts as told then. ``now_s``: by a clock that only goes forward."""
+        if now_s - self._told_at_s < REFUSED_LOG_S:
+            return False
+        self._told_at_s = now_s
+        return True
+
 
 def databases_max(wanted: int = DATABASES_MAX) -> int:
     """How many databases may be open, if so many are wanted: with their logs they take half of the files at most."""

@@ -16,7 +16,7 @@ import msgspec
 
 from amberblob.ballot import Ballot, Register
 from amberblob.clock import HybridClock, Randomness
-from amberblob.errors import NotReady, PeerError, StaleRoute
+from amberblob.errors import NotReady, PeerError, QuorumUnavailable, StaleRoute
 from amberblob.ids import UlidMint
 from amberblob.wire import (
     Failed,
@@ -262,20 +262,21 @@ class Coordinator:
             if isinstance(result, Read):
                 return result
             if isinstance(result, NoQuorum):
-                if isinstance(result.error, StaleRoute) or not self.asks_again(asked_s, end_s):
+                if not self.asks_again(result.error, asked_s, end_s):
                     raise result.error
                 continue
             electorate = result.electorate
             request = msgspec.structs.replace(request, epoch=electorate.epoch)
 
-    def asks_again(self, asked_s: float, end_s: float) -> bool:
-        """Whether voters that were asked at ``asked_s``, and too few of which answered, are asked once more.
+    def asks_again(self, error: QuorumUnavailable, asked_s: float, end_s: float) -> bool:
+        """Whether voters that were asked at ``asked_s``, and too few of which answered (``error``), are asked once more.
 
         They are if they were silent as long as they may be, and ``end_s`` leaves time for it: perhaps it is this machine that
         stood still, and its timers rang before what had come meanwhile was read. Answers that say no are believed at once.
         """
         now_s = asyncio.get_running_loop().time()
-        return now_s - asked_s >= self.peer_timeout_s and end_s - now_s >= AGAIN_S
+        were_silent = now_s - asked_s >= self.peer_timeout_s and not isinstance(error, StaleRoute)
+        return were_silent and end_s - now_s >= AGAIN_S
 
     def _repair(self, electorate: Electorate, path: str, read: Read, node: str, reply: Reply) -> None:
         """Tell a voter that answered with an older register what is chosen; it fetches the bytes by itself.

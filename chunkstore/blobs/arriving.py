@@ -12,7 +12,7 @@ import structlog
 
 from amberblob.errors import StorageError
 from amberblob.mutations import Staged
-from amberblob.openfiles import uploads_max
+from amberblob.openfiles import OnceAMinute, uploads_max
 from chunkstore.blobs.states import BlobStates
 from chunkstore.blobs.work import BlobWork
 from chunkstore.core import DiskCore
@@ -21,9 +21,6 @@ from chunkstore.files import INCOMPLETE_NAME, BlobFiles, checked_ulid
 from chunkstore.interface import BlobState
 from chunkstore.overlay import Intent
 from chunkstore.staging import ChunkWriter, DiskStaging, settled
-
-REFUSED_LOG_S = 60.0
-"""Uploads that are refused are told of so often at most."""
 
 _MORE = "More would take open files that the store needs itself"
 _LIMIT = "the limit of open files (LimitNOFILE, ulimit -n)"
@@ -47,7 +44,7 @@ class Arriving:
         self._wall_ms = wall_ms
         self._mint = mint
         self._active: dict[Path, DiskStaging] = {}
-        self._refused_at_s = -REFUSED_LOG_S
+        self._refusals = OnceAMinute()
 
     async def stage(
         self, slot: int, blob_id: str, chunk_bytes: int, size: int | None, revive: bool = False
@@ -94,9 +91,7 @@ class Arriving:
         allowed, coming = uploads_max(), len(self._active)
         if allowed is None or coming < allowed:
             return
-        now_s = asyncio.get_running_loop().time()
-        if now_s - self._refused_at_s >= REFUSED_LOG_S:
-            self._refused_at_s = now_s
+        if self._refusals.is_due(asyncio.get_running_loop().time()):
             _log.warning("uploads_refused", coming=coming, detail=f"{_MORE}. Have {_LIMIT} raised.")
         raise StorageError(f"{coming} blobs are coming in here. {_MORE}: try again, and have {_LIMIT} raised.")
 

@@ -34,14 +34,11 @@ from yarl import URL
 
 from amberblob.errors import AmberError
 from amberblob.limits import DATA_FRAME_BYTES, HTTP_HEADER_BYTES_MAX
-from amberblob.openfiles import connections_max
+from amberblob.openfiles import OnceAMinute, connections_max
 from node.http import aiohttp_lane
 from node.http.app import App
 from node.http.problem import HEADERS_MAX, REQUEST_LINE_BYTES_MAX, raw_response
 from node.http.refusals import RequestTimeout
-
-REFUSED_LOG_S = 60.0
-"""Connections that are refused are told of so often at most."""
 
 _NO_URL = URL("/")
 """Stands in for the URL of an absolute-form target, which aiohttp would take apart and might trip over."""
@@ -291,7 +288,7 @@ class ConnectionServer(Server):
         self._connection = connection
         self._open: set[Connection] = set()
         self._databases = databases
-        self._refused_at_s = -REFUSED_LOG_S
+        self._refusals = OnceAMinute()
         self._all_closed: asyncio.Future[None] | None = None
 
     def accept(self) -> asyncio.BaseProtocol:
@@ -302,9 +299,7 @@ class ConnectionServer(Server):
         allowed = connections_max(self._databases)
         if allowed is None or len(self._open) < allowed:
             return self()
-        now_s = self._loop.time()
-        if now_s - self._refused_at_s >= REFUSED_LOG_S:
-            self._refused_at_s = now_s
+        if self._refusals.is_due(self._loop.time()):
             _log.warning(
                 "connections_refused",
                 open=len(self._open),

@@ -331,21 +331,18 @@ class Listing:
             try:
                 return await self._scan_by(known, request, max(AGAIN_S, end_s - asked_s))
             except _RoutesDiffer as differ:
-                if self._asks_again(differ.error, asked_s, end_s):
+                if self._coordinator.asks_again(differ.error, asked_s, end_s):
                     continue
                 patience_s = NEWS_PATIENCE_S if differ.for_long else self._coordinator.read_timeout_s
                 if loop.time() - began_s >= patience_s:
                     raise differ.error from None
             except QuorumUnavailable as error:
-                if self._asks_again(error, asked_s, end_s):
+                if self._coordinator.asks_again(error, asked_s, end_s):
                     continue
                 if known is self._routing.known() or loop.time() >= end_s:
                     raise
             if known is self._routing.known():
                 await asyncio.sleep(ROUTE_POLL_S)
-
-    def _asks_again(self, error: QuorumUnavailable, asked_s: float, end_s: float) -> bool:
-        return not isinstance(error, StaleRoute) and self._coordinator.asks_again(asked_s, end_s)
 
     async def _scan_by(self, known: Electorates, request: QueryScan, left_s: float) -> _Stretch:
         """The same by the routes of one moment. Raises: QuorumUnavailable, _RoutesDiffer."""
